@@ -1,0 +1,276 @@
+"""The nouns of trimtab and the laws they keep.
+
+Three nouns meet in one loop: a **model** proposes, **guides** score, a **rule** decides. Weights are shared and
+never change; everything that changes lives in a **session** with three verbs, `admit`, `advance` and `keep`.
+
+Shapes: B rows, K candidates, V vocabulary, D hidden size. Log-probabilities are natural and float32; −inf means
+*never*.
+
+The laws (`trimtab.testing` checks them on any model or guide):
+
+* reading is pure: `logprobs`, `peek` and `score` change nothing observable;
+* a row's numbers do not depend on its company (float32);
+* `admit(p + t)` equals `admit(p)` then `advance(t)`;
+* `keep(rows)` is indexing: repeats fork, absence frees;
+* scoring a subset of the candidates equals gathering from the scores of all of them;
+* what is remembered (caches) changes no number;
+* weight 0 gives the base bit for bit, even where a guide says −inf;
+* a token the base forbids stays forbidden at any weight; one that a guide of non-zero weight forbids does too;
+* a constant added to a row of a guide's scores changes nothing;
+* a seeded request gives the same tokens alone and in any company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+TokenIds: TypeAlias = Sequence[int]
+Message: TypeAlias = Mapping[str, str]
+"""A chat message: `{"role": "user", "content": "..."}`."""
+
+Prompt: TypeAlias = str | TokenIds | Sequence[Message]
+"""Raw text, token ids, or chat messages (put through the model's template)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The next tokens under consideration.
+
+    `complete` says that the candidates are the whole vocabulary in id order, so a guide that has a [B, V] table of
+    scores may return it as it is; otherwise candidates come best first by the base.
+    """
+
+    token_ids: Tensor
+    """[B, K] int64."""
+    logprobs: Tensor
+    """[B, K] base policy at temperature 1, not renormalised over the candidates."""
+    hidden: Tensor | None = None
+    """[B, K, D] base state AFTER each candidate, if a guide asks for it."""
+    context: Tensor | None = None
+    """[B, D] base state BEFORE the candidate, if a guide asks for it."""
+    complete: bool = False
+
+    def gather(self, table: Tensor) -> Tensor:
+        """The entries of a [B, V] table at the candidates: [B, K]."""
+        return table if self.complete else table.gather(1, self.token_ids)
+
+    def select(self, rows: Tensor) -> Candidates:
+        """The candidates of some rows; `rows` is [B'] int64."""
+        return Candidates(
+            self.token_ids[rows],
+            self.logprobs[rows],
+            None if self.hidden is None else self.hidden[rows],
+            None if self.context is None else self.context[rows],
+            self.complete,
+        )
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text to token ids and back; its `fingerprint` identifies the vocabulary by content."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Every known token and its id."""
+
+    def encode(self, text: str) -> list[int]:
+        """Raw text to ids, with a beginning-of-sequence token where the vocabulary has the habit."""
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Chat messages to ids through the model's template, ready for an answer; exactly one BOS."""
+
+    def decode(self, token_ids: TokenIds) -> str:
+        """Ids to text, special tokens left out."""
+
+    def token_text(self, token_id: int) -> str:
+        """One token as it should be shown to a person, special tokens included."""
+
+
+class Session(Protocol):
+    """A batch of growing sequences and what is remembered about them. Rows are numbered 0..num_rows-1."""
+
+    @property
+    def num_rows(self) -> int: ...
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        """Append one row for each prompt (non-empty lists of token ids)."""
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        """Append one token to each named row: `rows` and `token_ids` are [N] int64, rows distinct."""
+
+    def keep(self, rows: Tensor) -> None:
+        """New row i is old `rows[i]`: repeats fork a row, absence frees it."""
+
+
+class ModelSession(Session, Protocol):
+    """A session of a language model."""
+
+    def logprobs(self) -> Tensor:
+        """[B, V] float32: normalised log-probabilities of the next token."""
+
+    def peek(self, token_ids: Tensor) -> Tensor:
+        """[B, K] candidates -> [B, K, D]: the state after feeding each candidate; changes nothing observable."""
+
+    def context(self) -> Tensor:
+        """[B, D]: the state that the next token is predicted from."""
+
+
+class GuideSession(Session, Protocol):
+    """A session of a guide."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """[B, K] float32 scores in log space; changes nothing observable."""
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Something that predicts the next token. Frozen: nothing in trimtab writes to it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None for a model of bare token ids."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the width of `logprobs` (ids that no token has are −inf)."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence it can hold, prompt included; None: no limit."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where `logprobs` live."""
+
+    def open(self, beside: ModelSession | None = None) -> ModelSession:
+        """A new, empty session. With `beside`, the two may share the work of one forward pass; numbers do not change."""
+
+
+@runtime_checkable
+class Guide(Protocol):
+    """Something that scores candidates."""
+
+    @property
+    def weight(self) -> float:
+        """The strength at which it runs when a request does not say."""
+
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether `score` reads `Candidates.hidden`."""
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether `score` reads `Candidates.context`."""
+
+    @property
+    def model(self) -> LanguageModel | None:
+        """The language model inside, whose vocabulary must be the base's; None: any vocabulary will do."""
+
+    def open(self, beside: ModelSession | None = None) -> GuideSession:
+        """A new, empty session; `beside` is the base's session, whose forward pass a guide may share."""
+
+
+class Rule(Protocol):
+    """Turns base log-probabilities and mixed scores into the policy that is sampled from."""
+
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        """[B, K] log-probabilities from [B, K] weighted scores; not a sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request is decoded. Filters act on the mixed policy after the temperature, in the order given here."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Guide name -> weight. A guide left out runs at its own `weight`."""
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    """0 takes the argmax of the mixed policy."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0: all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probability reaches p."""
+    min_p: float = 0.0
+    """Drop tokens below this fraction of the most probable one's probability."""
+    plausibility: float = 0.0
+    """Before mixing: drop tokens below this fraction of the base's best probability (contrastive decoding's α)."""
+    repetition_penalty: float = 1.0
+    """Divides the probability of tokens already in the sequence: log p − ln(penalty) for each such token."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are left out of it."""
+    ignore_eos: bool = False
+    """Go on to `max_new_tokens`: for benchmarks."""
+    seed: int | None = None
+    """None draws one; the answer names the seed used."""
+    trace: bool = False
+    """Record log-probabilities, ranks and KL for each token (`Answer.trace`)."""
+    num_alternatives: int = 0
+    """With `trace`: how many of the most probable mixed and base tokens to record at each step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have been chosen at some step, with where each part put it (temperature 1, before filters)."""
+
+    token_id: int
+    base_logprob: float
+    guide_scores: Mapping[str, float]
+    """Unweighted score of each guide that ran."""
+    mixed_logprob: float
+    base_rank: int
+    """0 is the most probable."""
+    mixed_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTrace:
+    """Why a token was chosen: the token itself, its rivals, and how far the guides moved the policy."""
+
+    chosen: Alternative
+    alternatives: tuple[Alternative, ...]
+    kl: float
+    """KL(mixed ‖ base) in nats at this step, over the whole vocabulary, at the request's temperature (1 if it is 0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one decoding step did to one request."""
+
+    request_id: int
+    token_id: int | None
+    """None when the request ended without a token (an error)."""
+    text: str
+    """Text that became certain with this token; it never has to be taken back."""
+    finish_reason: str | None
+    """None while it runs; `eos`, `stop`, `length` or `error` at its end."""
+    trace: TokenTrace | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished request."""
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """Generated ids, an end-of-sequence id included."""
+    text: str
+    finish_reason: str
+    weights: Mapping[str, float]
+    """The weight of every guide, those at their own strength included."""
+    seed: int
+    trace: tuple[TokenTrace, ...] | None = None
+
+    @property
+    def kl(self) -> float | None:
+        """KL(guided ‖ base) of the response in nats: the sum over its steps; None without a trace."""
+        return None if self.trace is None else sum(step.kl for step in self.trace)

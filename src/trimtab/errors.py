@@ -1,0 +1,106 @@
+"""Everything trimtab raises, in one tree.
+
+TrimtabError
+├── InputError (ValueError)          what the caller gave is wrong
+│   ├── OptionError                  an unknown name, key or option; a value out of range
+│   ├── PromptError                  an empty prompt, or one longer than the context
+│   ├── DataError                    a malformed or empty line of data (carries path and line)
+│   └── OutputExistsError            an output file is in the way
+├── CheckpointError (ValueError)     a guide or model directory that is missing, corrupt or unsafe
+├── CompatibilityError (ValueError)  parts that do not belong together
+│   ├── VocabularyMismatchError      two vocabularies differ in content
+│   └── BaseMismatchError            an adapter was trained on another base
+├── ModelError (RuntimeError)        a model or guide misbehaved while running
+│   ├── NotFiniteError               NaN where log-probabilities should be
+│   └── DeadEndError                 every candidate is forbidden
+└── MissingExtraError (ImportError)  an optional dependency is not installed
+
+Every message says what is wrong with the value, what is accepted, and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class TrimtabError(Exception):
+    """Base of every error that trimtab raises on purpose."""
+
+
+class InputError(TrimtabError, ValueError):
+    """What the caller gave is wrong."""
+
+
+class OptionError(InputError):
+    """An unknown name, key or option, or a value out of range."""
+
+
+class PromptError(InputError):
+    """A prompt that cannot be used: empty, or longer than the context."""
+
+
+class DataError(InputError):
+    """A malformed or empty piece of data; `path` and `line` (1-based) say where, when known."""
+
+    def __init__(self, problem: str, *, path: str | Path | None = None, line: int | None = None) -> None:
+        where = "" if path is None else f"{path}{'' if line is None else f', line {line}'}: "
+        super().__init__(where + problem)
+        self.path = None if path is None else Path(path)
+        self.line = line
+
+
+class OutputExistsError(InputError):
+    """An output file is in the way."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(
+            f"{path} already exists. Give --resume to continue it, --overwrite to replace it, or another path."
+        )
+
+
+class CheckpointError(TrimtabError, ValueError):
+    """A guide or model directory that is missing, corrupt or unsafe to load."""
+
+
+class CompatibilityError(TrimtabError, ValueError):
+    """Parts that do not belong together."""
+
+
+class VocabularyMismatchError(CompatibilityError):
+    """Two vocabularies differ in content."""
+
+
+class BaseMismatchError(CompatibilityError):
+    """An adapter that was trained on another base model."""
+
+
+class ModelError(TrimtabError, RuntimeError):
+    """A model or a guide misbehaved while running."""
+
+
+class NotFiniteError(ModelError):
+    """NaN where log-probabilities or scores should be."""
+
+
+class DeadEndError(ModelError):
+    """Every candidate of a row is forbidden, so nothing can be sampled."""
+
+
+class MissingExtraError(TrimtabError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f'{purpose} needs {package}, which is not installed. Run: pip install "trimtab[{extra}]"')
+        self.package = package
+        self.extra = extra
+
+
+def unknown_name(kind: str, name: str, accepted: Iterable[str]) -> OptionError:
+    """The error for a name that is not among the accepted ones; suggests the nearest."""
+    known = sorted(accepted)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(known) if known else "none"
+    return OptionError(f"Unknown {kind} {name!r}.{hint} Accepted: {listed}.")
