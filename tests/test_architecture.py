@@ -1,0 +1,358 @@
+"""The house keeps its shape: who may import whom, what may be called what, and how large it may grow.
+
+`violations` reads a source tree without importing it; the tests run it on trimtab, where it must find nothing, and on
+small trees with one thing planted, where it must find exactly that.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeGuard
+
+import pytest
+
+import trimtab
+
+LAYERS = (
+    {"core", "errors"},
+    {"rules", "sampling", "models", "guides", "testing", "text", "prompts"},
+    {"decoding", "loading", "processor"},
+    {"training", "evaluation", "serving", "engines"},
+    {"cli"},
+)
+LAYER = {unit: depth for depth, units in enumerate(LAYERS) for unit in units}
+FOURTH = LAYERS[3]
+
+ALLOWED_IN: Mapping[str, tuple[str, ...]] = {
+    "transformers": ("models/hf.py", "loading.py", "training/"),
+    "trl": ("training/",),
+    "pydantic": ("serving/schema.py",),
+    "fastapi": ("serving/app.py",),
+    "starlette": ("serving/app.py",),
+    "uvicorn": ("serving/app.py", "cli/"),
+    "vllm": ("engines/",),
+}
+"""Third-party package -> the only places that may import it."""
+
+OPTIONAL = ("accelerate", "datasets", "gguf", "matplotlib", "peft", "psutil", "trl", "vaderSentiment")
+"""What `import trimtab` must not import: each belongs to an extra."""
+
+BANNED_NAMES = {"base", "helpers", "manager", "utils"}
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 70
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def violations(package: Path) -> list[str]:
+    """Every breach of the house's rules in a source tree, as `file:line: what is wrong`."""
+    found: list[str] = []
+    for path in sorted(package.rglob("*.py")):
+        relative = path.relative_to(package).as_posix()
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source, relative)
+        for check in (_names, _sizes, _imports, _prints, _open_ended):
+            found += [f"{relative}:{line}: {problem}" for line, problem in check(relative, source, tree)]
+    return found
+
+
+def _names(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    parts = relative.removesuffix(".py").split("/")
+    for part in parts:
+        if part.strip("_") in BANNED_NAMES or set(part.split("_")) & (BANNED_NAMES - {"base"}):
+            yield 1, f"a module named {part!r} says nothing about what it holds"
+    if parts[0] not in LAYER and relative not in ("__init__.py", "__main__.py"):
+        yield 1, f"{parts[0]!r} has no place in the layers"
+
+
+def _sizes(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    lines = len(source.splitlines())
+    if lines > MAX_FILE_LINES:
+        yield lines, f"{lines} lines; a file has at most {MAX_FILE_LINES}"
+    for node in ast.walk(tree):
+        if isinstance(node, Function):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > MAX_FUNCTION_LINES:
+                yield node.lineno, f"{node.name} has {length} lines; a function has at most {MAX_FUNCTION_LINES}"
+
+
+def _imports(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    here = relative.removesuffix(".py").split("/")[0]
+    for line, module in _imported_modules(relative, tree):
+        top, *rest = module.split(".")
+        if top != "trimtab":
+            places = ALLOWED_IN.get(top)
+            if places is not None and not relative.startswith(places):
+                yield line, f"imports {top}, which only {', '.join(places)} may"
+        elif not rest:
+            if here not in ("__init__", "__main__"):
+                yield line, "imports the public surface from inside; name the module"
+        elif here != "__init__":
+            yield from ((line, problem) for problem in _layering(here, rest[0]))
+
+
+def _layering(here: str, there: str) -> Iterator[str]:
+    if there not in LAYER:
+        yield f"imports {there!r}, which has no place in the layers"
+    elif here in LAYER and LAYER[there] > LAYER[here]:
+        yield f"{here} imports {there}, a layer above it"
+    elif here in FOURTH and there in FOURTH and here != there:
+        yield f"{here} imports {there}, its neighbour"
+    elif (here, there) == ("guides", "models"):
+        yield "guides import models; a guide is given its model"
+
+
+def _imported_modules(relative: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Every import, inside functions and `if TYPE_CHECKING` too, as a dotted absolute name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = _origin(relative, node)
+            for alias in node.names:
+                # `from trimtab import core` names a module; `from trimtab import __version__` names nothing to order.
+                if origin == "trimtab" and alias.name in LAYER:
+                    yield node.lineno, f"trimtab.{alias.name}"
+                elif not (origin == "trimtab" and alias.name == "__version__"):
+                    yield node.lineno, origin
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+            yield from ((node.lineno, arg.value) for arg in node.args[:1] if _is_text(arg))
+
+
+def _origin(relative: str, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    package = ["trimtab", *relative.split("/")[:-1]]
+    return ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+
+
+def _is_text(node: ast.expr) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _prints(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    if relative.startswith("cli/"):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield node.lineno, "prints; a library logs"
+        if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr") and ast.unparse(node.value) == "sys":
+            yield node.lineno, f"uses sys.{node.attr}; a library logs"
+
+
+def _open_ended(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for function in _public_functions(tree):
+        if function.args.kwarg is not None:
+            yield function.lineno, f"{function.name} takes **{function.args.kwarg.arg}, so it cannot refuse a typo"
+
+
+def _public_functions(scope: ast.Module | ast.ClassDef) -> Iterator[Function]:
+    for node in scope.body:
+        dunder = isinstance(node, Function) and node.name.startswith("__") and node.name.endswith("__")
+        if isinstance(node, Function | ast.ClassDef) and node.name.startswith("_") and not dunder:
+            continue
+        if isinstance(node, Function):
+            yield node
+        elif isinstance(node, ast.ClassDef):
+            yield from _public_functions(node)
+
+
+def test_the_house_keeps_its_rules() -> None:
+    package = Path(inspect.getfile(trimtab)).parent
+    assert violations(package) == []
+
+
+LONG_FUNCTION = "def f() -> int:\n" + "    x = 1\n" * MAX_FUNCTION_LINES + "    return x\n"
+
+PLANTED = {
+    "core imports a rule": ("core.py", "import trimtab.rules", "core imports rules, a layer above it"),
+    "a rule imports the decoder": ("rules.py", "from trimtab.decoding import Decoder", "rules imports decoding"),
+    "relative, upwards": ("models/hf.py", "from ..loading import load_model", "models imports loading"),
+    "relative, a module": ("models/hf.py", "from .. import loading", "models imports loading"),
+    "from the package": ("testing.py", "from trimtab import decoding", "testing imports decoding"),
+    "inside a function": ("loading.py", "def f():\n    import trimtab.training", "loading imports training"),
+    "by name": ("text.py", "import importlib\nimportlib.import_module('trimtab.cli.main')", "text imports cli"),
+    "for types only": (
+        "decoding.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trimtab.evaluation import judges",
+        "decoding imports evaluation",
+    ),
+    "sideways": ("training/arm.py", "from trimtab.evaluation import harness", "evaluation, its neighbour"),
+    "sideways, back": ("evaluation/harness.py", "import trimtab.training.arm", "training, its neighbour"),
+    "sideways, serving": ("serving/app.py", "import trimtab.engines", "engines, its neighbour"),
+    "a library uses the command line": ("evaluation/report.py", "import trimtab.cli.main", "a layer above it"),
+    "a guide imports a model": ("guides/arm.py", "from trimtab.models.hf import HFModel", "a guide is given its model"),
+    "the surface from inside": ("cli/chat.py", "from trimtab import Decoder", "imports the public surface"),
+    "an unknown room": ("cli/chat.py", "import trimtab.attic", "'attic', which has no place"),
+    "a new room": ("attic.py", "x = 1", "'attic' has no place in the layers"),
+    "transformers in the decoder": ("decoding.py", "import transformers", "imports transformers, which only"),
+    "transformers in a guide": ("guides/arm.py", "def f():\n    from transformers import AutoModel", "which only"),
+    "trl outside training": ("evaluation/harness.py", "import trl", "imports trl, which only training/"),
+    "wire types in the app": ("serving/app.py", "from pydantic import BaseModel", "imports pydantic, which only"),
+    "vllm in serving": ("serving/app.py", "import vllm.config", "imports vllm, which only engines/"),
+    "a print": ("loading.py", "print('loading')", "prints; a library logs"),
+    "stderr": ("training/arm.py", "import sys\nsys.stderr.write('x')", "uses sys.stderr"),
+    "kwargs": ("sampling.py", "def sample(logits, **options):\n    pass", "sample takes **options"),
+    "kwargs in a method": ("rules.py", "class Tilt:\n    def policy(self, **kw): ...", "policy takes **kw"),
+    "kwargs in a constructor": ("rules.py", "class Tilt:\n    def __init__(self, **kw): ...", "__init__ takes **kw"),
+    "utils": ("utils.py", "x = 1", "a module named 'utils'"),
+    "helpers below": ("training/helpers.py", "x = 1", "a module named 'helpers'"),
+    "a package of utils": ("models/hf_utils/__init__.py", "x = 1", "a module named 'hf_utils'"),
+    "base": ("guides/base.py", "x = 1", "a module named 'base'"),
+    "a long file": ("decoding.py", "x = 1\n" * (MAX_FILE_LINES + 1), "401 lines; a file has at most 400"),
+    "a long function": ("decoding.py", LONG_FUNCTION, "f has 72 lines"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_violation_is_found(name: str, tmp_path: Path) -> None:
+    relative, source, problem = PLANTED[name]
+    _write(tmp_path, {**SOUND, relative: source})
+    found = violations(tmp_path)
+    assert found, "nothing was found"
+    assert any(problem in line and line.startswith(f"{relative}:") for line in found), found
+
+
+SOUND = {
+    "__init__.py": "from trimtab.decoding import Decoder\nfrom trimtab.loading import load_model\n",
+    "core.py": "import torch\n",
+    "rules.py": "from . import core\nfrom .core import Candidates\n",
+    "testing.py": "from trimtab.models.tabular import TabularModel\n",
+    "models/hf.py": "import transformers\nfrom ..core import LanguageModel\n",
+    "loading.py": "def load_model():\n    from transformers import AutoModel\n    from trimtab.guides.arm import ARM\n",
+    "decoding.py": "from trimtab import core, errors\nfrom trimtab.rules import Tilt\n",
+    "training/arm.py": "import trl\nfrom trimtab.training import losses\nfrom trimtab.decoding import Decoder\n",
+    "sampling.py": "def _private(**options): ...\nclass _Hidden:\n    def f(self, **options): ...\n",
+    "cli/main.py": "import trimtab.cli.chat\nfrom trimtab import __version__\nprint('hello')\n",
+}
+
+
+def test_a_sound_tree_passes(tmp_path: Path) -> None:
+    _write(tmp_path, SOUND)
+    assert violations(tmp_path) == []
+
+
+def _write(root: Path, files: Mapping[str, str]) -> None:
+    for relative, source in files.items():
+        path = root / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+
+
+def test_the_public_names_are_sorted_and_complete() -> None:
+    assert trimtab.__all__ == sorted(trimtab.__all__)
+    assert len(trimtab.__all__) == len(set(trimtab.__all__))
+    imported = {name for name in _names_bound_in_init() if not name.startswith("_")} - set(LAYER)
+    assert imported == {name for name in trimtab.__all__ if not name.startswith("_")}
+    assert all(hasattr(trimtab, name) for name in trimtab.__all__)
+
+
+def _names_bound_in_init() -> Iterator[str]:
+    for node in ast.parse(inspect.getsource(trimtab)).body:
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+
+
+def test_the_surface_holds_no_logic() -> None:
+    kinds = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr)
+    others = [ast.unparse(node) for node in ast.parse(inspect.getsource(trimtab)).body if not isinstance(node, kinds)]
+    assert others == []
+
+
+@pytest.mark.parametrize("name", sorted(set(trimtab.__all__) - {"__version__"}))
+def test_a_public_name_is_documented(name: str) -> None:
+    thing = getattr(trimtab, name)
+    if not (inspect.isclass(thing) or inspect.isroutine(thing) or inspect.ismodule(thing)):
+        assert name in _documented_constants(), f"{name} has no docstring below its definition"
+        return
+    assert _has_own_docstring(thing), f"{name} has no docstring"
+    members = vars(thing).items() if inspect.isclass(thing) else ()
+    bare = [key for key, member in members if _is_public_method(key, member) and not inspect.getdoc(member)]
+    bare = [key for key in bare if not inspect.getdoc(getattr(thing, key))]
+    # A protocol's members say it all in their types unless they add something; a class that is used must explain.
+    assert not bare or getattr(thing, "_is_protocol", False), f"{name} has methods without a docstring: {bare}"
+
+
+def _has_own_docstring(thing: object) -> bool:
+    written = (getattr(thing, "__doc__", None) or "").strip()
+    # A dataclass writes its signature where no docstring was.
+    return bool(written) and not written.startswith(f"{getattr(thing, '__name__', '')}(")
+
+
+def _is_public_method(key: str, member: object) -> bool:
+    return not key.startswith("_") and isinstance(member, property | staticmethod | classmethod | type(_names))
+
+
+def _documented_constants() -> set[str]:
+    """Names assigned in core with a docstring on the next line."""
+    body = ast.parse(inspect.getsource(sys.modules["trimtab.core"])).body
+    names: set[str] = set()
+    for node, after in itertools.pairwise(body):
+        if isinstance(node, ast.AnnAssign | ast.Assign) and isinstance(after, ast.Expr):
+            names.add(ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]))
+    return names
+
+
+PROBE = """
+import json, logging, os, pathlib, random, sys, warnings
+import numpy, torch
+def state():
+    return {
+        "environment": dict(os.environ),
+        "root handlers": len(logging.getLogger().handlers),
+        "own handlers": [type(h).__name__ for h in logging.getLogger("trimtab").handlers],
+        "own level": logging.getLogger("trimtab").level,
+        "dtype": str(torch.get_default_dtype()),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "random": [hash(random.getstate()), int(torch.initial_seed() % 1000), int(numpy.random.get_state()[1][0])],
+        "directory": os.getcwd(),
+        "files": sorted(str(p) for p in pathlib.Path(os.environ["HOME"]).rglob("*")),
+    }
+before = state()
+import trimtab
+after = state()
+print(json.dumps({"changed": [k for k in before if before[k] != after[k]], "modules": sorted(sys.modules)}))
+"""
+
+
+def test_importing_trimtab_imports_nothing_optional_and_changes_nothing(tmp_path: Path) -> None:
+    result = _probe(tmp_path, PROBE)
+    loaded = set(OPTIONAL) & set(result["modules"])
+    assert not loaded, f"`import trimtab` imports {sorted(loaded)}"
+    assert result["changed"] == []
+
+
+def test_the_probe_sees_a_side_effect(tmp_path: Path) -> None:
+    guilty = "import trimtab, torch, os; os.environ['X'] = '1'; torch.set_default_dtype(torch.float64); import gguf"
+    result = _probe(tmp_path, PROBE.replace("import trimtab", guilty))
+    assert result["changed"] == ["environment", "dtype"]
+    assert "gguf" in result["modules"]
+
+
+def _probe(home: Path, program: str) -> dict[str, list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={"HOME": str(home), "PATH": "", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=home,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "importing trimtab writes to standard error"
+    result: dict[str, list[str]] = json.loads(done.stdout)
+    return result

@@ -1,0 +1,193 @@
+"""What is in the repository and in the wheel: nothing generated, nothing heavy, nothing of one machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomllib
+
+MAX_TRACKED_BYTES = 8 * 2**20
+GENERATED = re.compile(
+    r"(^|/)(__pycache__|\.venv|\.mypy_cache|\.ruff_cache|\.pytest_cache|\.hypothesis|\.ipynb_checkpoints|build|dist|runs"
+    r"|[^/]+\.egg-info)/|\.(pyc|pyo|so|o|log|tmp|orig|rej|swp|ckpt|bin|pt|pth|pkl|whl)$|(^|/)(\.DS_Store|Thumbs\.db)$"
+)
+# In pieces, so that this file does not find itself.
+MACHINE = re.compile(
+    "|".join(["/" + "work/", "/" + "root/", "/" + "opt/", "/" + "home/[a-z]", "file" + "://", "--index" + "-url"])
+)
+REGISTRY = re.compile("|".join([r"pypi" + r"\.org", r"pythonhosted" + r"\.org", r"download\.pytorch" + r"\.org"]))
+
+
+@pytest.fixture(scope="module")
+def tracked(repository: Path) -> list[str]:
+    if not (repository / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=True)
+    return [name for name in listed.stdout.split("\0") if name and (repository / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def project(repository: Path) -> dict[str, Any]:
+    return tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_no_tracked_file_is_heavy(repository: Path, tracked: list[str]) -> None:
+    heavy = {name: size for name in tracked if (size := (repository / name).stat().st_size) > MAX_TRACKED_BYTES}
+    assert heavy == {}
+
+
+def test_no_tracked_file_is_generated(tracked: list[str]) -> None:
+    assert [name for name in tracked if GENERATED.search(name)] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["src/trimtab/__pycache__/core.cpython-311.pyc", "build/lib/x.py", "src/trimtab.egg-info/PKG-INFO", "a.log"]
+)
+def test_a_generated_name_is_known(name: str) -> None:
+    assert GENERATED.search(name)
+
+
+def test_no_tracked_text_names_a_machine_or_a_registry(repository: Path, tracked: list[str]) -> None:
+    found = []
+    for name in tracked:
+        content = (repository / name).read_bytes()
+        if b"\0" in content:
+            continue
+        for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
+            if MACHINE.search(line) or REGISTRY.search(line):
+                found.append(f"{name}:{number}: {line.strip()[:100]}")
+    assert found == []
+
+
+def test_weights_are_safetensors(tracked: list[str]) -> None:
+    assert [name for name in tracked if name.endswith((".bin", ".pt", ".pth", ".pkl", ".gguf", ".npy", ".npz"))] == []
+
+
+def test_the_version_is_stated_once(project: dict[str, Any]) -> None:
+    import trimtab
+
+    assert trimtab.__version__ == metadata.version("trimtab") == project["project"]["version"]
+
+
+def test_every_requirement_is_pinned_within_its_range(repository: Path, project: dict[str, Any]) -> None:
+    pins = _pins(repository / "constraints.txt")
+    for name, bounds in _requirements(project):
+        assert name in pins, f"{name} is required but constraints.txt does not pin it"
+        for operator, bound in bounds:
+            assert _satisfies(pins[name], operator, bound), (
+                f"{name}=={pins[name]} is pinned, {operator}{bound} required"
+            )
+
+
+def test_the_environment_is_the_pinned_one(repository: Path) -> None:
+    """Otherwise a green run says nothing about the versions that the documentation names."""
+    pins = _pins(repository / "constraints.txt")
+    for name in ("torch", "transformers", "peft", "trl", "datasets", "accelerate"):
+        assert metadata.version(name).split("+")[0] == pins[name], name
+
+
+def test_a_missing_extra_names_one_that_has_the_package(repository: Path, project: dict[str, Any]) -> None:
+    extras = {extra: _expand(project, extra) for extra in project["project"]["optional-dependencies"]}
+    calls = list(_missing_extra_calls(repository / "src"))
+    assert calls, "nothing raises MissingExtraError"
+    for where, package, extra in calls:
+        assert extra in extras, f"{where}: there is no extra {extra!r}"
+        assert _normal(package) in extras[extra], f"{where}: the extra {extra!r} does not install {package}"
+
+
+def test_the_wheel_holds_every_module_and_what_ships(repository: Path, tmp_path: Path) -> None:
+    wheel = _build_wheel(repository, tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+    package = repository / "src" / "trimtab"
+    expected = {
+        f"trimtab/{path.relative_to(package).as_posix()}"
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert expected - inside == set(), "these files are in the source tree and not in the wheel"
+    assert {"trimtab/py.typed"} <= inside
+    assert not [name for name in inside if not name.startswith(("trimtab/", "trimtab-"))]
+
+
+def test_the_command_is_installed() -> None:
+    (command,) = (point for point in metadata.entry_points(group="console_scripts") if point.name == "trimtab")
+    assert callable(command.load())
+
+
+def _build_wheel(repository: Path, tmp_path: Path) -> Path:
+    # From a copy, because setuptools leaves a build directory beside what it builds.
+    copy = tmp_path / "source"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (copy / name).write_bytes((repository / name).read_bytes())
+    package = repository / "src" / "trimtab"
+    for path in package.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            target = copy / "src" / "trimtab" / path.relative_to(package)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    program = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=copy, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return next(tmp_path.glob("*.whl"))
+
+
+def _pins(path: Path) -> dict[str, str]:
+    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return {_normal(name): version for name, version in (line.split("==") for line in lines if line)}
+
+
+def _requirements(project: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    texts = list(project["project"]["dependencies"])
+    for extra in project["project"]["optional-dependencies"].values():
+        texts += [text for text in extra if not text.startswith("trimtab[")]
+    return [(_name_of(text), re.findall(r"(>=|<|==)([\d.]+)", text)) for text in texts]
+
+
+def _expand(project: dict[str, Any], extra: str) -> set[str]:
+    names: set[str] = set()
+    for text in project["project"]["optional-dependencies"][extra]:
+        if text.startswith("trimtab["):
+            for inner in text.removeprefix("trimtab[").rstrip("]").split(","):
+                names |= _expand(project, inner)
+        else:
+            names.add(_name_of(text))
+    return names
+
+
+def _name_of(requirement: str) -> str:
+    return _normal(re.split(r"[<>=!~\[; ]", requirement)[0])
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _satisfies(version: str, operator: str, bound: str) -> bool:
+    have, want = (tuple(int(part) for part in text.split(".")) for text in (version, bound))
+    return {">=": have >= want, "<": have < want, "==": have == want}[operator]
+
+
+def _missing_extra_calls(source: Path) -> list[tuple[str, str, str]]:
+    calls = []
+    for path in sorted(source.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", getattr(node.func, "attr", "")) == "MissingExtraError"
+            ):
+                texts = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
+                if len(texts) == 2:
+                    calls.append((f"{path.name}:{node.lineno}", *texts))
+    return calls
