@@ -1,0 +1,151 @@
+"""Filters on a policy, and the draw. Pure functions of [B, K] log-probabilities with one parameter a row.
+
+The order is temperature -> top-k -> top-p -> min-p -> draw; `sample` is that chain. Each filter sets what it drops to
+−inf and leaves the rest as it was: not renormalised, since no later step needs it. At least one token always survives.
+A filter that no row uses computes nothing.
+
+Ties: tokens exactly as probable as the last one kept are kept too, by top-k and top-p alike, so that no result depends
+on the order of the vocabulary or on the device's sort. transformers' top-k does the same; its top-p splits ties at
+random.
+
+Rows must be fit to sample from (`rules.bad_rows`): with a NaN, or every candidate at −inf, the result means nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from trimtab.rules import NEVER
+
+WINDOWS = (256, 4096)
+"""How many of the best tokens top-p looks at before it sorts the vocabulary, which costs as much as a small model."""
+
+
+def plausible(base_logprobs: Tensor, alpha: Tensor) -> Tensor:
+    """[B, K] bool, True = keep: tokens with at least `alpha` [B] of the best token's probability; alpha 0 keeps all.
+
+    Contrastive decoding's plausibility constraint (arXiv 2210.15097, equation 2), to be applied to the base.
+    """
+    return base_logprobs >= _fraction_of_best(base_logprobs, alpha)
+
+
+def penalise_repetition(logprobs: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Subtract ln(penalty) from tokens already in the sequence: [B, K], not renormalised.
+
+    `seen` is [B, K] bool, `penalty` [B] > 0; 1 leaves the row bit for bit. Unlike CTRL's penalty (arXiv 1909.05858),
+    which divides logits and so depends on their arbitrary zero, this divides probabilities.
+    """
+    if bool((penalty == 1).all()):
+        return logprobs
+    return torch.where(seen, logprobs - penalty.to(logprobs).log()[:, None], logprobs)
+
+
+def apply_temperature(logprobs: Tensor, temperature: Tensor) -> Tensor:
+    """π^(1/T), normalised, for temperatures [B] >= 0: [B, K].
+
+    Temperature 1 leaves a row bit for bit; temperature 0 puts everything on the most probable token, the first among
+    ties.
+    """
+    greedy, scaled = temperature == 0, (temperature != 0) & (temperature != 1)
+    result = logprobs
+    if bool(scaled.any()):
+        # The best token is moved to 0 first, so that no temperature, however small, pushes every token to −inf.
+        divisor = temperature.to(logprobs).masked_fill(~scaled, 1.0)[:, None]
+        shifted = (logprobs - logprobs.amax(dim=-1, keepdim=True)) / divisor
+        result = torch.where(scaled[:, None], torch.log_softmax(shifted, dim=-1), result)
+    if bool(greedy.any()):
+        best = torch.full_like(logprobs, NEVER).scatter_(1, logprobs.argmax(dim=-1, keepdim=True), 0.0)
+        result = torch.where(greedy[:, None], best, result)
+    return result
+
+
+def keep_top_k(logprobs: Tensor, top_k: Tensor) -> Tensor:
+    """Keep the `top_k` [B] most probable tokens of each row, ties with the last included; 0 keeps all."""
+    rows = ((top_k > 0) & (top_k < logprobs.shape[1])).nonzero().squeeze(1)
+    if rows.numel() == 0:
+        return logprobs
+    ranks = top_k[rows]
+    best = logprobs[rows].topk(int(ranks.max())).values
+    return _drop_below(logprobs, rows, best.gather(1, ranks.to(torch.int64)[:, None] - 1))
+
+
+def keep_top_p(logprobs: Tensor, top_p: Tensor) -> Tensor:
+    """Keep the smallest set of tokens whose probability reaches `top_p` [B], ties with the last included; 1 keeps all.
+
+    Nucleus sampling (arXiv 1904.09751). Probabilities are those among the tokens that are not at −inf.
+    """
+    rows = (top_p < 1).nonzero().squeeze(1)
+    if rows.numel() == 0:
+        return logprobs
+    return _drop_below(logprobs, rows, _nucleus_floor(logprobs[rows], top_p[rows].to(torch.float64)[:, None]))
+
+
+def keep_min_p(logprobs: Tensor, min_p: Tensor) -> Tensor:
+    """Drop tokens with less than `min_p` [B] of the best token's probability (arXiv 2407.01082); 0 keeps all."""
+    if not bool((min_p > 0).any()):
+        return logprobs
+    return logprobs.masked_fill(logprobs < _fraction_of_best(logprobs, min_p), NEVER)
+
+
+def draw(policy: Tensor, uniforms: Tensor) -> Tensor:
+    """One position in 0..K-1 for each row: [B] int64, by inverting the cumulative distribution at `uniforms` [B].
+
+    `policy` is [B, K] log-probabilities, normalised or not; `uniforms` float64 in [0, 1), one for each row, so that
+    a row's draw does not depend on its company. A token of probability zero is never drawn, not even at the ends.
+    """
+    masses = (policy - policy.amax(dim=-1, keepdim=True)).to(torch.float64).exp()
+    cumulative = masses.cumsum(dim=-1)
+    target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
+    position = torch.searchsorted(cumulative, target, right=True)  # the first whose cumulative mass exceeds the target
+    # With u close enough to 1 the product rounds to the whole mass, which nothing exceeds: then it is the last token
+    # that adds to the mass, the first to reach all of it.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    chosen = torch.minimum(position, last)
+    # A parallel cumulative sum (CUDA's) may rise by a rounding error over a token without mass.
+    possible = masses.gather(1, chosen) > 0
+    return torch.where(possible, chosen, policy.argmax(dim=-1, keepdim=True)).squeeze(1)
+
+
+def sample(
+    policy: Tensor, uniforms: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> Tensor:
+    """The whole chain on a policy [B, K]: one position for each row, [B] int64. Parameters are [B]."""
+    if bool((temperature == 0).all()):
+        return policy.argmax(dim=-1)
+    cooled = apply_temperature(policy, temperature)
+    return draw(keep_min_p(keep_top_p(keep_top_k(cooled, top_k), top_p), min_p), uniforms)
+
+
+def _fraction_of_best(logprobs: Tensor, fraction: Tensor) -> Tensor:
+    """[B, 1]: ln(fraction · p_max). Fractions lie in [0, 1]."""
+    return logprobs.amax(dim=-1, keepdim=True) + fraction.to(logprobs).log()[:, None]
+
+
+def _drop_below(logprobs: Tensor, rows: Tensor, floors: Tensor) -> Tensor:
+    """Put what is below floors [N, 1] in the given rows [N] at −inf; leave other rows alone."""
+    floor = logprobs.new_full((logprobs.shape[0], 1), NEVER).index_copy(0, rows, floors)
+    return logprobs.masked_fill(logprobs < floor, NEVER)
+
+
+def _nucleus_floor(logprobs: Tensor, goal: Tensor) -> Tensor:
+    """[N, 1]: the log-probability of the last token of each row's nucleus, for goals [N, 1] float64.
+
+    Looks at a few of the best tokens, then at more, and sorts everything only for rows that need it.
+    """
+    floors = torch.full_like(goal, math.nan, dtype=logprobs.dtype)
+    top = logprobs.amax(dim=-1, keepdim=True)
+    total = (logprobs - top).to(torch.float64).exp().sum(dim=-1, keepdim=True)
+    open_rows = torch.arange(len(logprobs), device=logprobs.device)
+    for width in (*(w for w in WINDOWS if w < logprobs.shape[1]), logprobs.shape[1]):
+        best = logprobs[open_rows].topk(width).values
+        mass = ((best - top[open_rows]).to(torch.float64).exp() / total[open_rows]).cumsum(dim=-1)
+        short = mass < goal[open_rows]
+        position = short.sum(dim=-1, keepdim=True).clamp(max=width - 1)
+        floors = floors.index_copy(0, open_rows, best.gather(1, position))
+        open_rows = open_rows[short[:, -1]]
+        if open_rows.numel() == 0:
+            break
+    return floors
