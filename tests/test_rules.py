@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from trimtab.core import Candidates
 from trimtab.rules import NEVER, Tilt, bad_rows, dead_end_rows, mix, not_finite_rows
 
+untimed = settings(deadline=None)
 finite = st.floats(-50, 50, width=32)
 score = st.one_of(finite, st.just(NEVER))
 weight = st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.0, 3.25])
@@ -44,6 +45,7 @@ def mixtures(draw: st.DrawFn) -> tuple[list[float], list[list[float]]]:
     return weights, draw(st.lists(column, min_size=1, max_size=5))
 
 
+@untimed
 @given(mixtures())
 def test_mix_agrees_with_a_loop_over_elements(mixture: tuple[list[float], list[list[float]]]) -> None:
     weights, columns = mixture

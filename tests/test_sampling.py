@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
@@ -24,6 +24,8 @@ from trimtab.sampling import (
     plausible,
     sample,
 )
+
+untimed = settings(deadline=None)
 
 # Halves, so that ties are common and every sum of them is exact in binary.
 halved = st.integers(0, 6).map(lambda n: -n * math.log(2))
@@ -69,6 +71,7 @@ def naive_top_p(row: list[float], p: float) -> list[int]:
     return [i for i, x in enumerate(row) if math.exp(x - max(row)) >= floor and x > NEVER]
 
 
+@untimed
 @given(tables(), st.lists(st.integers(0, 14), min_size=1, max_size=4))
 def test_top_k_agrees_with_a_sort(table: Tensor, ks: list[int]) -> None:
     top_k = per_row(table, ks).to(torch.int64)
@@ -77,6 +80,7 @@ def test_top_k_agrees_with_a_sort(table: Tensor, ks: list[int]) -> None:
     assert kept(result) == [naive_top_k(r, k) for r, k in zip(table.tolist(), top_k.tolist(), strict=True)]
 
 
+@untimed
 @given(tables(), st.lists(st.floats(0, 1), min_size=1, max_size=4), st.sampled_from([(1,), (2, 5), (256, 4096)]))
 def test_top_p_agrees_with_a_sort(table: Tensor, ps: list[float], windows: tuple[int, ...]) -> None:
     # A goal within rounding of a partial sum may fall either way: keep clear of those.
@@ -100,6 +104,7 @@ def test_top_p_reaches_its_goal_exactly() -> None:
             assert kept(keep_top_p(quarters, mass[None] + 1e-12)) == [list(range(count + 1))]
 
 
+@untimed
 @given(tables(), st.lists(st.sampled_from([0.0, 0.01, 0.25, 0.3, 0.5, 1.0]), min_size=1, max_size=4))
 def test_min_p_agrees_with_its_definition(table: Tensor, fractions: list[float]) -> None:
     # −1e-6 relative: 0.25 and 0.5 are ratios that the table holds, up to rounding of their logarithms.
@@ -111,6 +116,7 @@ def test_min_p_agrees_with_its_definition(table: Tensor, fractions: list[float])
     assert torch.equal(result.isfinite(), expected)
 
 
+@untimed
 @given(tables(), st.sampled_from([0.0, 0.1, 0.3, 1.0]))
 def test_plausible_keeps_what_min_p_would(table: Tensor, alpha: float) -> None:
     mask = plausible(table, torch.full((len(table),), alpha))
@@ -219,6 +225,7 @@ def naive_draw(row: list[float], u: float) -> int:
     return chosen
 
 
+@untimed
 @given(tables(), st.lists(st.sampled_from([0.0, 2**-60, 0.1, 0.25, 0.5, 0.7, 1 - 2**-53, 1.0]), min_size=1, max_size=4))
 def test_draw_agrees_with_a_loop(table: Tensor, us: list[float]) -> None:
     exact = (table * 8 / math.log(2)).round() / 8 * math.log(2)  # so that both ways of adding see the same numbers
