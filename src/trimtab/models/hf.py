@@ -1,0 +1,314 @@
+"""Any causal language model that transformers loads, as a `LanguageModel`.
+
+What it does not do: it never copies a model's code. It calls the stock decoder with a cache whose rows have their own
+length (`rows.RowCache`), explicit positions and an explicit mask, then the stock output head. A probe at construction
+compares this road with the model's own forward pass and refuses an architecture for which the two differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from trimtab.core import Message, ModelSession, TokenIds
+from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, PromptError
+from trimtab.models.lora import LoRA, routed
+from trimtab.models.rows import Layout, RowCache
+from trimtab.models.trunk import RowAdapter, Trunk, TrunkSession
+
+log = logging.getLogger(__name__)
+
+_PROBE_TOLERANCE = 5e-2
+
+
+class HFTokenizer:
+    """A transformers tokenizer as a `Tokenizer`. `hf` is the tokenizer itself."""
+
+    def __init__(self, hf: Any) -> None:
+        self.hf = hf
+
+    @cached_property
+    def tokens(self) -> Mapping[str, int]:
+        """Every token and its id, added ones included."""
+        return dict(self.hf.get_vocab())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all (id, token) pairs: the vocabulary by content."""
+        digest = hashlib.sha256()
+        for token, token_id in sorted(self.tokens.items(), key=lambda item: item[1]):
+            digest.update(f"{token_id}\t{token}\n".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.hf.chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        return [int(token_id) for token_id in self.hf(text)["input_ids"]]
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Messages to ids. An assistant's message at the end is continued; else a fresh answer is opened."""
+        if not self.has_chat_template:
+            raise PromptError("This model has no chat template. Give the prompt as raw text or token ids.")
+        check_messages(messages)
+        unfinished = messages[-1]["role"] == "assistant"
+        text = self.hf.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=not unfinished,
+            continue_final_message=unfinished,
+        )
+        token_ids = [int(token_id) for token_id in self.hf(text, add_special_tokens=False)["input_ids"]]
+        return self._with_one_bos(token_ids)
+
+    def _with_one_bos(self, token_ids: list[int]) -> list[int]:
+        bos = self.hf.bos_token_id
+        if bos is None:
+            return token_ids
+        start = 0
+        while token_ids[start : start + 2] == [bos, bos]:
+            start += 1
+        token_ids = token_ids[start:]
+        habit = self.encode("a")[:1] == [bos]
+        return [bos, *token_ids] if habit and token_ids[:1] != [bos] else token_ids
+
+    def decode(self, token_ids: TokenIds) -> str:
+        text: str = self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def token_text(self, token_id: int) -> str:
+        text: str = self.hf.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise PromptError unless these are chat messages with a role and a text."""
+    if not messages:
+        raise PromptError("The prompt is empty. Give at least one message.")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise PromptError(f"Message {number} is {message!r}; a message is a mapping with `role` and `content`.")
+        if not isinstance(message.get("content"), str):
+            raise PromptError(f"The content of message {number} is {message.get('content')!r}; give a string.")
+
+
+class HFModel:
+    """A frozen transformers causal language model.
+
+    `module` is the transformers model, whose weights are never written to; `tokenizer` may be left out for a model of
+    bare token ids. Raises CompatibilityError for an architecture that cannot be driven row by row.
+    """
+
+    def __init__(self, module: Any, tokenizer: Any | None = None, *, name: str = "") -> None:
+        module.eval().requires_grad_(False)
+        self.module = module
+        self.tokenizer = HFTokenizer(tokenizer) if tokenizer is not None else None
+        self.name = name or str(module.config.name_or_path)
+        self._decoder = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
+        self._output = module.get_output_embeddings()
+        self._config = module.config.get_text_config()
+        self._windows = _windows(self._config)
+        self.vocab_size = int(self._output.weight.shape[0])
+        self.eos_ids = _eos_ids(module, tokenizer)
+        self._nameless = self._nameless_ids()
+        self._probe()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.module.get_input_embeddings().weight.device)
+
+    @property
+    def max_length(self) -> int | None:
+        limit = getattr(self._config, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    def open(self, beside: ModelSession | None = None) -> ModelSession:
+        return self.open_rows(beside, None)
+
+    def open_rows(self, beside: ModelSession | None, adapter: RowAdapter | None) -> TrunkSession:
+        """A session whose rows run with `adapter`; shares the forward passes of `beside` if that is a session of ours."""
+        if isinstance(beside, TrunkSession) and beside.trunk.network is self:
+            return TrunkSession(beside.trunk, adapter)
+        return TrunkSession(Trunk(self), adapter)
+
+    @torch.inference_mode()
+    def forward(
+        self, token_ids: Tensor, layout: Layout, cache: RowCache, adapters: Sequence[tuple[RowAdapter, list[int]]]
+    ) -> Tensor:
+        """[B, Q] ids -> [B, Q, D] states after the final norm."""
+        with routed(adapters):
+            output = self._decoder(
+                input_ids=token_ids,
+                attention_mask=self._masks(layout),
+                position_ids=layout.positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    @torch.inference_mode()
+    def head(self, hidden: Tensor) -> Tensor:
+        """[N, D] states -> [N, V] float32 log-probabilities. Raises NotFiniteError for NaN."""
+        logits = self._logits(hidden).float()
+        if self._nameless is not None:
+            logits[:, self._nameless] = -torch.inf
+        return torch.log_softmax(logits, dim=-1)
+
+    def describe(self) -> dict[str, Any]:
+        """What tells this base from another: shapes, and the mean of some norm weights (the same in any dtype)."""
+        norms = [
+            round(float(weight.float().mean()), 6)
+            for name, weight in self.module.named_parameters()
+            if weight.ndim == 1 and ("norm" in name or "ln_" in name) and name.endswith("weight")
+        ]
+        return {
+            "name": self.name,
+            "architecture": type(self.module).__name__,
+            "num_layers": int(self._config.num_hidden_layers),
+            "hidden_size": int(self._config.hidden_size),
+            "vocab_size": self.vocab_size,
+            "norms": norms[:: max(1, len(norms) // 8)],
+        }
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self._output(hidden.to(self._output.weight.device))
+        if scale := getattr(self._config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if scaling := getattr(self._config, "logits_scaling", None):  # Granite
+            logits = logits / scaling
+        if cap := getattr(self._config, "final_logit_softcapping", None):  # Gemma 2
+            logits = torch.tanh(logits / cap) * cap
+        return logits.to(self.device)  # type: ignore[no-any-return]
+
+    def _masks(self, layout: Layout) -> Tensor | dict[str, Tensor]:
+        masks = {kind: layout.visible(window) for kind, window in self._windows.items()}
+        if self._config._attn_implementation == "eager":
+            lowest = torch.finfo(self.module.dtype).min
+            masks = {
+                kind: torch.zeros_like(mask, dtype=self.module.dtype).masked_fill_(~mask, lowest)
+                for kind, mask in masks.items()
+            }
+        return masks[""] if "" in masks else masks
+
+    def _nameless_ids(self) -> Tensor | None:
+        """Ids of the logits that no token has: padding, never to be sampled."""
+        if self.tokenizer is None:
+            return None
+        named = torch.zeros(self.vocab_size, dtype=torch.bool)
+        named[[token_id for token_id in self.tokenizer.tokens.values() if token_id < self.vocab_size]] = True
+        return None if bool(named.all()) else (~named).nonzero().flatten().to(self.device)
+
+    @torch.inference_mode()
+    def _probe(self) -> None:
+        """Compare our road (cache, positions, masks, head) with the model's own on a short sequence."""
+        ids = torch.arange(1, 7, device=self.device)[None] % self.vocab_size
+        theirs = self.module(input_ids=ids, use_cache=False).logits[:, -1].float().to(self.device)
+        cache = RowCache()
+        for start, width in ((0, 4), (4, 2)):
+            layout = Layout.extend([0], [start], width, self.device)
+            cache.begin(layout)
+            hidden = self.forward(ids[:, start : start + width], layout, cache, [])
+        ours = self._logits(hidden[:, -1]).float()
+        gap = float((torch.log_softmax(ours, -1) - torch.log_softmax(theirs, -1)).abs().max())
+        if gap != gap:
+            raise NotFiniteError(f"{self.name} gives NaN. Its weights are damaged, or need another dtype.")
+        precise = self.module.dtype == torch.float32
+        if gap > (1e-3 if precise else _PROBE_TOLERANCE * 20):
+            raise CompatibilityError(
+                f"{type(self.module).__name__} cannot be driven row by row: cached log-probabilities are {gap:.2g} nats "
+                "from its own. Accepted: decoder-only models with standard attention caches."
+            )
+
+
+def load_pretrained(
+    directory: Path,
+    *,
+    name: str,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    device_map: str | Mapping[str, Any] | None,
+    quantization_config: Any | None,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+) -> HFModel:
+    """An HFModel from a local directory (see `loading.load_model`). Safetensors only."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto" and torch.device(device).type == "cpu" and quantization_config is None:
+        dtype = torch.float32
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True}
+    if device_map is not None:
+        options["device_map"] = device_map
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        if attn_implementation is None and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            options["attn_implementation"] = "eager"  # the only stock attention that knows soft caps
+        module, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, config=config, output_loading_info=True, **options
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers raises a dozen kinds for a bad directory
+        raise CheckpointError(f"{directory} does not load as a causal language model: {error}") from error
+    missing = sorted(set(loaded["missing_keys"]))
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} weights (first: {missing[0]}), which would be random. "
+            "Give a complete checkpoint."
+        )
+    if device_map is None and quantization_config is None:
+        module.to(device)
+    return HFModel(module, tokenizer, name=name)
+
+
+def convert_gguf(path: Path, directory: Path) -> None:
+    """Write a GGUF file as float32 safetensors with config and tokenizer."""
+    options = {"gguf_file": path.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **options)
+    module = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, dtype=torch.float32, quantization_config=transformers.GgufConfig(dequantize=True), **options
+    )
+    module.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _windows(config: Any) -> dict[str, int | None]:
+    """Kind of attention layer -> its sliding window; the kind is "" where a model takes one mask for all layers."""
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if kinds is None:
+        return {"": int(window) if window else None}
+    known: dict[str, int | None] = {"full_attention": None, "sliding_attention": int(window) if window else None}
+    unknown = sorted(set(kinds) - set(known))
+    if unknown:
+        raise CompatibilityError(
+            f"This model has layers of kind {', '.join(unknown)}, whose memory is not one column a token. "
+            f"Accepted: {', '.join(known)}."
+        )
+    return known
+
+
+def _eos_ids(module: Any, tokenizer: Any | None) -> frozenset[int]:
+    """Every end-of-sequence id that the generation config, the config or the tokenizer names."""
+    found: set[int] = set()
+    for owner in (getattr(module, "generation_config", None), module.config, tokenizer):
+        value = getattr(owner, "eos_token_id", None)
+        if value is not None:
+            found.update([int(value)] if isinstance(value, int) else [int(item) for item in value])
+    return frozenset(found)

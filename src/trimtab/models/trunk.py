@@ -1,0 +1,275 @@
+"""Sessions of one set of weights that share their forward passes.
+
+A `Trunk` owns the rows of all sessions opened beside each other: the base's and those of guides that are adapters of
+the base (or the base itself with another prompt). `advance` only records a token; when somebody asks for numbers, one
+forward pass runs over every row that has tokens waiting, whichever session it belongs to. So a guide that is a LoRA of
+the base costs one more row, not one more model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trimtab.core import TokenIds
+from trimtab.errors import PromptError
+from trimtab.models.rows import Layout, RowCache
+
+_PREFILL_TOKENS = 4096
+"""Padded tokens of one prefill pass: bounds its activations."""
+
+
+class RowAdapter(Protocol):
+    """Low-rank updates that apply to some rows of a batch."""
+
+
+class Network(Protocol):
+    """What a trunk needs of the weights."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def vocab_size(self) -> int: ...
+    def forward(
+        self, token_ids: Tensor, layout: Layout, cache: RowCache, adapters: Sequence[tuple[RowAdapter, list[int]]]
+    ) -> Tensor:
+        """[B, Q] ids -> [B, Q, D] states after the final norm."""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """[N, D] states -> [N, V] float32 log-probabilities."""
+
+
+class Row:
+    """One growing sequence: what is in the cache, what waits to be fed, and what the last token led to."""
+
+    __slots__ = ("adapter", "hidden", "length", "moved_from", "peeked", "pending", "slot", "table")
+
+    def __init__(self, slot: int, prompt: list[int], adapter: RowAdapter | None) -> None:
+        self.slot = slot
+        self.adapter = adapter
+        self.length = 0
+        self.pending = prompt
+        self.hidden: Tensor | None = None  # [D] after the last token fed
+        self.table: tuple[Tensor, int] | None = None  # ([N, V] log-probabilities, which of them)
+        self.peeked: dict[int, tuple[int, Tensor]] = {}  # candidate -> (its column, its state [D])
+        self.moved_from: int | None = None  # the accepted candidate's column, to be moved to the row's end
+
+    @property
+    def total(self) -> int:
+        return self.length + len(self.pending)
+
+    @property
+    def num_peeked(self) -> int:
+        """How many columns past the row's end hold candidates that may still be accepted."""
+        return max((column + 1 - self.length for column, _ in self.peeked.values()), default=0)
+
+    def append(self, token_id: int) -> None:
+        known = None if self.pending else self.peeked.get(token_id)
+        self.table = None
+        self.peeked = {}
+        if known is None or self.moved_from is not None:
+            self.pending = [*self.pending, token_id]
+            self.hidden = None
+            return
+        column, self.hidden = known
+        self.moved_from = column if column != self.length else None
+        self.length += 1
+
+
+class Trunk:
+    """The rows of all sessions that share one network, and the cache they live in."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._cache = RowCache()
+        self._slots: list[Row] = []  # the row in each slot; no holes
+
+    def join(self, prompts: Sequence[TokenIds], adapter: RowAdapter | None) -> list[Row]:
+        for prompt in prompts:
+            check_length(prompt, self.network.max_length)
+        first = len(self._slots)
+        rows = [Row(first + index, list(map(int, prompt)), adapter) for index, prompt in enumerate(prompts)]
+        self._slots.extend(rows)
+        return rows
+
+    @torch.inference_mode()
+    def fork(self, row: Row) -> Row:
+        """A new row that continues where this one stands."""
+        self._settle([row])
+        twin = Row(len(self._slots), list(row.pending), row.adapter)
+        twin.length, twin.hidden, twin.table = row.length, row.hidden, row.table
+        self._slots.append(twin)
+        self._cache.copy(row.slot, twin.slot, row.length)
+        return twin
+
+    @torch.inference_mode()
+    def leave(self, row: Row) -> None:
+        """Free a row; the last slot moves into the hole, so that the rows in use stay together."""
+        last = self._slots.pop()
+        if last is row:
+            return
+        self._settle([last])
+        last.peeked = {}
+        self._cache.copy(last.slot, row.slot, last.length)
+        last.slot = row.slot
+        self._slots[row.slot] = last
+
+    @torch.inference_mode()
+    def flush(self) -> None:
+        """Feed every waiting token, then compute every missing log-probability."""
+        waiting = [row for row in self._slots if row.pending]
+        self._settle(self._slots)
+        for group in _groups(waiting):
+            self._extend(group)
+        missing = [row for row in self._slots if row.table is None]
+        if missing:
+            states = [row.hidden for row in missing]
+            table = self.network.head(torch.stack(states))  # type: ignore[arg-type]
+            for index, row in enumerate(missing):
+                row.table = (table, index)
+
+    @torch.inference_mode()
+    def peek(self, rows: Sequence[Row], token_ids: Tensor) -> Tensor:
+        """[B, K] candidates -> [B, K, D]: one pass in which each candidate sees its row's past and itself."""
+        for row in rows:
+            check_length(range(row.total + 1), self.network.max_length)
+        self._settle(self._slots)
+        for group in _groups([row for row in rows if row.pending]):
+            self._extend(group)
+        num_candidates = token_ids.shape[1]
+        order = sorted(range(len(rows)), key=lambda index: rows[index].slot)
+        batch = [rows[index] for index in order]
+        taken = [row.num_peeked for row in batch]
+        device = self.network.device
+        layout = Layout.branch(
+            [row.slot for row in batch], [row.length for row in batch], taken, num_candidates, device
+        )
+        at = torch.tensor(order, device=device)
+        ordered = token_ids.to(device)[at]
+        hidden = self._run(batch, ordered, layout)
+        for row, ids, states, used in zip(batch, ordered.tolist(), hidden, taken, strict=True):
+            for offset, token_id in enumerate(ids):
+                row.peeked.setdefault(token_id, (row.length + used + offset, states[offset]))
+        out = torch.empty_like(hidden)
+        out[at] = hidden
+        return out
+
+    def _settle(self, rows: Sequence[Row]) -> None:
+        """Move accepted candidates' columns to the ends of their rows."""
+        moved = [row for row in rows if row.moved_from is not None]
+        self._cache.shift(
+            [row.slot for row in moved],
+            [row.moved_from for row in moved if row.moved_from is not None],
+            [row.length - 1 for row in moved],
+        )
+        for row in moved:
+            row.moved_from = None
+
+    def _extend(self, rows: Sequence[Row]) -> None:
+        """One pass that feeds the waiting tokens of rows; shorter ones are padded on the right, past their end."""
+        batch = sorted(rows, key=lambda row: row.slot)
+        width = max(len(row.pending) for row in batch)
+        ids = [row.pending + [row.pending[-1]] * (width - len(row.pending)) for row in batch]
+        device = self.network.device
+        layout = Layout.extend([row.slot for row in batch], [row.length for row in batch], width, device)
+        hidden = self._run(batch, torch.tensor(ids, device=device), layout)
+        for row, states in zip(batch, hidden, strict=True):
+            row.hidden = states[len(row.pending) - 1]
+            row.length += len(row.pending)
+            row.pending = []
+            row.table, row.peeked = None, {}
+
+    def _run(self, batch: Sequence[Row], token_ids: Tensor, layout: Layout) -> Tensor:
+        self._cache.begin(layout)
+        adapters: dict[int, tuple[RowAdapter, list[int]]] = {}
+        for index, row in enumerate(batch):
+            if row.adapter is not None:
+                adapters.setdefault(id(row.adapter), (row.adapter, []))[1].append(index)
+        return self.network.forward(token_ids, layout, self._cache, list(adapters.values()))
+
+
+class TrunkSession:
+    """A model's session whose rows live in a trunk."""
+
+    def __init__(self, trunk: Trunk, adapter: RowAdapter | None = None) -> None:
+        self.trunk = trunk
+        self._adapter = adapter
+        self._rows: list[Row] = []
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        self._rows.extend(self.trunk.join(prompts, self._adapter))
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        limit = self.trunk.network.max_length
+        for index in rows.tolist():
+            check_length(range(self._rows[index].total + 1), limit)
+        for index, token_id in zip(rows.tolist(), token_ids.tolist(), strict=True):
+            self._rows[index].append(token_id)
+
+    def keep(self, rows: Tensor) -> None:
+        wanted = rows.tolist()
+        kept: list[Row] = []
+        for position, index in enumerate(wanted):
+            first = index not in wanted[:position]
+            kept.append(self._rows[index] if first else self.trunk.fork(self._rows[index]))
+        for index, row in enumerate(self._rows):
+            if index not in wanted:
+                self.trunk.leave(row)
+        self._rows = kept
+
+    def logprobs(self) -> Tensor:
+        """[B, V] float32."""
+        self.trunk.flush()
+        tables = [row.table for row in self._rows if row.table is not None]
+        if not tables:
+            return torch.empty(0, self.trunk.network.vocab_size, device=self.trunk.network.device)
+        first, start = tables[0]
+        if all(table is first for table, _ in tables):
+            indices = [index for _, index in tables]
+            if indices == list(range(start, start + len(indices))):
+                return first[start : start + len(indices)]
+            return first[torch.tensor(indices, device=first.device)]
+        return torch.stack([table[index] for table, index in tables])
+
+    def peek(self, token_ids: Tensor) -> Tensor:
+        """[B, K] -> [B, K, D]."""
+        return self.trunk.peek(self._rows, token_ids).clone()
+
+    def context(self) -> Tensor:
+        """[B, D]."""
+        self.trunk.flush()
+        return torch.stack([row.hidden for row in self._rows if row.hidden is not None]).clone()
+
+
+def check_length(token_ids: Sequence[int], limit: int | None) -> None:
+    """Raise PromptError for a sequence that is empty or longer than the model holds."""
+    if not len(token_ids):
+        raise PromptError("The prompt is empty. Give at least one token.")
+    if limit is not None and len(token_ids) > limit:
+        raise PromptError(
+            f"The sequence has {len(token_ids)} tokens; the model holds {limit}. "
+            "Shorten the prompt, or use a model with a longer context."
+        )
+
+
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that are fed together: alike in how many tokens they wait for, within a budget of padded tokens."""
+    groups: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.pending)):
+        shortest = len(groups[-1][0].pending) if groups else 0
+        width = len(row.pending)
+        fits = groups and (len(groups[-1]) + 1) * width <= max(_PREFILL_TOKENS, width)
+        if fits and (width == shortest or (shortest > 1 and width <= 2 * shortest)):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups

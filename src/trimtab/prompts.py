@@ -1,0 +1,55 @@
+"""Prompts to token ids, and whether two models speak of the same tokens."""
+
+from __future__ import annotations
+
+from trimtab.core import LanguageModel, Prompt
+from trimtab.errors import PromptError, VocabularyMismatchError
+
+
+def is_chat(prompt: Prompt) -> bool:
+    """Whether a prompt is a list of chat messages."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)
+
+
+def encode_prompt(model: LanguageModel, prompt: Prompt) -> list[int]:
+    """A prompt as token ids. Raises PromptError for an empty one, or one that the model cannot read."""
+    if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
+        token_ids = [int(item) for item in prompt]  # type: ignore[arg-type]
+        bad = [item for item in token_ids if not 0 <= item < model.vocab_size]
+        if bad:
+            raise PromptError(f"Token id {bad[0]} is outside the vocabulary of {model.vocab_size} ids.")
+    elif model.tokenizer is None:
+        raise PromptError("This model has no tokenizer. Give the prompt as a list of token ids.")
+    elif isinstance(prompt, str):
+        token_ids = model.tokenizer.encode(prompt)
+    else:
+        token_ids = model.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+    if not token_ids:
+        raise PromptError("The prompt is empty. Give at least one token.")
+    return token_ids
+
+
+def check_same_vocabulary(base: LanguageModel, guide: LanguageModel) -> None:
+    """Raise VocabularyMismatchError unless both map the same tokens to the same ids (padding of the logits aside)."""
+    if guide is base:
+        return
+    ours, theirs = base.tokenizer, guide.tokenizer
+    if ours is None or theirs is None:
+        if base.vocab_size != guide.vocab_size:
+            raise VocabularyMismatchError(
+                f"The guide has {guide.vocab_size} token ids and the base {base.vocab_size}. Without tokenizers to "
+                "compare, both must have the same number. Load both with their tokenizers."
+            )
+        return
+    if ours.fingerprint == theirs.fingerprint:
+        return
+    mine, other = dict(ours.tokens), dict(theirs.tokens)
+    different = [token for token, token_id in mine.items() if other.get(token) != token_id]
+    missing = [token for token in other if token not in mine]
+    example = (different or missing or ["?"])[0]
+    raise VocabularyMismatchError(
+        f"The guide's vocabulary differs from the base's: {len(different)} of the base's {len(mine)} tokens have "
+        f"another id or none in the guide, {len(missing)} of the guide's are unknown to the base; for example "
+        f"{example!r} is {mine.get(example)} here and {other.get(example)} there. A guide must be trained on a model "
+        "with the base's own tokenizer: train it on the base (`trimtab train arm --model BASE`)."
+    )
