@@ -22,12 +22,15 @@ The laws (`trimtab.testing` checks them on any model or guide):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from trimtab.errors import OptionError
 
 TokenIds: TypeAlias = Sequence[int]
 Message: TypeAlias = Mapping[str, str]
@@ -153,7 +156,7 @@ class LanguageModel(Protocol):
         """Where `logprobs` live."""
 
     def open(self, beside: ModelSession | None = None) -> ModelSession:
-        """A new, empty session. With `beside`, the two may share the work of one forward pass; numbers do not change."""
+        """A new, empty session. With `beside`, the two may share forward passes; numbers do not change."""
 
 
 @runtime_checkable
@@ -225,6 +228,27 @@ class SamplingParams:
     """Record log-probabilities, ranks and KL for each token (`Answer.trace`)."""
     num_alternatives: int = 0
     """With `trace`: how many of the most probable mixed and base tokens to record at each step."""
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a value out of range."""
+        for name, weight in self.weights.items():
+            _check(f"The weight of guide {name}", weight, math.isfinite(weight), "a finite number")
+        _check("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "a whole number of at least 1")
+        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "a number of at least 0")
+        _check("top_k", self.top_k, self.top_k >= 0, "a whole number of at least 0 (0: all)")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "a number above 0 and at most 1 (1: all)")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "a number from 0 to 1 (0: all)")
+        _check("plausibility", self.plausibility, 0 <= self.plausibility <= 1, "a number from 0 to 1 (0: all)")
+        penalty = self.repetition_penalty
+        _check("repetition_penalty", penalty, 0 < penalty < math.inf, "a number above 0 (1: none)")
+        _check("stop", self.stop, not isinstance(self.stop, str) and all(self.stop), "non-empty strings in a tuple")
+        _check("seed", self.seed, self.seed is None or 0 <= self.seed < 1 << 63, "None or a whole number of at least 0")
+        _check("num_alternatives", self.num_alternatives, self.num_alternatives >= 0, "a whole number of at least 0")
+
+
+def _check(name: str, value: object, good: bool, accepted: str) -> None:
+    if not good:
+        raise OptionError(f"{name} is {value!r}; give {accepted}.")
 
 
 @dataclass(frozen=True, slots=True)

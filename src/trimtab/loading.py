@@ -121,7 +121,7 @@ def load_guide(
 
 
 def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a guide as a directory that `load_guide` reads: `guide.json` and safetensors. Written whole or not at all."""
+    """Write a guide as a directory that `load_guide` reads, whole or not at all."""
     save_files = getattr(guide, "save_files", None)
     if save_files is None:
         raise OptionError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from trimtab.core import LanguageModel, Prompt
 from trimtab.errors import PromptError, VocabularyMismatchError
 
@@ -53,3 +55,13 @@ def check_same_vocabulary(base: LanguageModel, guide: LanguageModel) -> None:
         f"{example!r} is {mine.get(example)} here and {other.get(example)} there. A guide must be trained on a model "
         "with the base's own tokenizer: train it on the base (`trimtab train arm --model BASE`)."
     )
+
+
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as a list. A list of ids or of messages is one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    items = list(prompts)
+    if items and isinstance(items[0], (int, Mapping)):
+        return [prompts]  # type: ignore[list-item]
+    return items  # type: ignore[return-value]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, PromptError
-from trimtab.models.lora import LoRA, routed
+from trimtab.models.lora import routed
 from trimtab.models.rows import Layout, RowCache
 from trimtab.models.trunk import RowAdapter, Trunk, TrunkSession
 
@@ -136,7 +135,7 @@ class HFModel:
         return self.open_rows(beside, None)
 
     def open_rows(self, beside: ModelSession | None, adapter: RowAdapter | None) -> TrunkSession:
-        """A session whose rows run with `adapter`; shares the forward passes of `beside` if that is a session of ours."""
+        """A session whose rows run with `adapter`; shares forward passes with `beside` if that is one of ours."""
         if isinstance(beside, TrunkSession) and beside.trunk.network is self:
             return TrunkSession(beside.trunk, adapter)
         return TrunkSession(Trunk(self), adapter)
@@ -199,7 +198,7 @@ class HFModel:
                 kind: torch.zeros_like(mask, dtype=self.module.dtype).masked_fill_(~mask, lowest)
                 for kind, mask in masks.items()
             }
-        return masks[""] if "" in masks else masks
+        return masks.get("", masks)
 
     def _nameless_ids(self) -> Tensor | None:
         """Ids of the logits that no token has: padding, never to be sampled."""
@@ -226,8 +225,8 @@ class HFModel:
         precise = self.module.dtype == torch.float32
         if gap > (1e-3 if precise else _PROBE_TOLERANCE * 20):
             raise CompatibilityError(
-                f"{type(self.module).__name__} cannot be driven row by row: cached log-probabilities are {gap:.2g} nats "
-                "from its own. Accepted: decoder-only models with standard attention caches."
+                f"{type(self.module).__name__} cannot be driven row by row: with a cache its log-probabilities are "
+                f"{gap:.2g} nats from its own. Accepted: decoder-only models with standard attention caches."
             )
 
 

@@ -5,7 +5,7 @@ the batch that asked for it, so one batch mixes the base and any number of adapt
 rows run which adapter is thread-local and lasts for one forward pass: nothing global is switched, and an exception
 leaves nothing switched on.
 
-Where it differs from peft: no wrapping of modules, no switching; dropout, DoRA, bias and embedding adapters are refused.
+Where it differs from peft: nothing is wrapped or switched; DoRA, bias and embedding adapters are refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A key-value cache whose rows have their own length, and the batch geometry that goes with it.
 
-A row owns a slot; its keys and values fill columns 0..length-1 of that slot, wherever its neighbours end. A forward pass
-over some rows writes each row's new columns at that row's own end, and a mask built from lengths (never from token ids)
+A row owns a slot; its keys and values fill columns 0..length-1 of that slot, wherever its neighbours end. A pass over
+some rows writes each row's new columns at that row's own end, and a mask built from lengths (never from token ids)
 shows each query what it may see. So rows join, leave and fork without re-padding or prefilling the others.
 
 Stock transformers models accept `RowCache` as `past_key_values`: they only call `update`.

@@ -1,0 +1,345 @@
+"""The decoding loop: a model proposes, guides score, a rule decides. The only one in the repository.
+
+One order, for every request: base log-probabilities -> plausibility mask -> Σ weightᵢ · scoreᵢ in float32 -> rule ->
+repetition penalty -> temperature -> top-k, top-p, min-p of the mixed policy -> draw. Nothing renormalises weights: at
+weight 1 and temperature 1 the policy is exactly π_base · π_guide, normalised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.core import (
+    Answer,
+    Candidates,
+    Guide,
+    LanguageModel,
+    Prompt,
+    Rule,
+    SamplingParams,
+    Step,
+    TokenTrace,
+)
+from trimtab.errors import DeadEndError, NotFiniteError, OptionError, PromptError, TrimtabError, unknown_name
+from trimtab.prompts import as_prompts, encode_prompt
+from trimtab.requests import Columns, Request
+from trimtab.rules import Tilt, bad_rows, mix, not_finite_rows
+from trimtab.sampling import penalise_repetition, plausible, sample
+from trimtab.tracing import StepTensors, traces
+
+
+class Lane:
+    """A guide's session and the requests in its rows: only those in which it has a weight."""
+
+    def __init__(self, name: str, guide: Guide, beside: object) -> None:
+        self.name = name
+        self.guide = guide
+        self._session = guide.open(beside)  # type: ignore[arg-type]
+        self._requests: list[Request] = []
+
+    def admit(self, requests: Sequence[Request]) -> None:
+        mine = [request for request in requests if request.weights[self.name] != 0]
+        if mine:
+            self._session.admit([request.guide_ids[self.name] for request in mine])
+            self._requests.extend(mine)
+
+    def keep(self, running: set[int]) -> None:
+        rows = [row for row, request in enumerate(self._requests) if request.request_id in running]
+        if len(rows) < len(self._requests):
+            self._session.keep(torch.tensor(rows, dtype=torch.int64))
+            self._requests = [self._requests[row] for row in rows]
+
+    def advance(self, tokens: Mapping[int, int]) -> None:
+        if self._requests:
+            ids = torch.tensor([tokens[request.request_id] for request in self._requests])
+            self._session.advance(torch.arange(len(ids)), ids)
+
+    def part(self, candidates: Candidates, positions: Mapping[int, int]) -> tuple[Tensor, Tensor] | None:
+        """This guide's scores [B, K] and weights [B] for the whole batch (weight 0 where it does not run)."""
+        if not self._requests:
+            return None
+        base = candidates.logprobs
+        rows = [positions[request.request_id] for request in self._requests]
+        weights = torch.tensor([request.weights[self.name] for request in self._requests], device=base.device)
+        if rows == list(range(len(base))):
+            return self._session.score(candidates), weights
+        at = torch.tensor(rows, device=base.device)
+        scores = self._session.score(candidates.select(at))
+        return torch.zeros_like(base).index_copy(0, at, scores), base.new_zeros(len(base)).index_copy(0, at, weights)
+
+
+class Decoder:
+    """Decodes any number of requests in one batch, each with its own guides, weights, filters and seed.
+
+    `guides` maps names to guides, each bound to the model here (VocabularyMismatchError or BaseMismatchError where one
+    does not belong). At most `max_rows` requests run at a time; the others wait. A decoder belongs to one thread;
+    several decoders may share one model.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        guides: Mapping[str, Guide] | None = None,
+        *,
+        rule: Rule | None = None,
+        max_rows: int = 64,
+    ) -> None:
+        if max_rows < 1:
+            raise OptionError(f"max_rows is {max_rows}; give at least 1.")
+        self.model = model
+        self.guides = {name: guide.bind(model) for name, guide in (guides or {}).items()}
+        self.rule: Rule = rule or Tilt()
+        self.max_rows = max_rows
+        self._session = model.open()
+        self._lanes = [Lane(name, guide, self._session) for name, guide in self.guides.items()]
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._columns: Columns | None = None
+        self._next_id = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
+        """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
+        request = self._request(prompt, params or SamplingParams())
+        self._next_id += 1
+        self._waiting.append(request)
+        return request.request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Forget a request and free its row. Unknown or finished ids are ignored."""
+        self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
+        if any(request.request_id == request_id for request in self._running):
+            self._keep([request for request in self._running if request.request_id != request_id])
+
+    @torch.inference_mode()
+    def step(self) -> list[Step]:
+        """One token for each running request, new ones admitted first. Empty when there is nothing to do.
+
+        A request that fails (NaN, or every token forbidden) ends with `finish_reason` "error"; the others go on.
+        """
+        self._admit()
+        if not self._running:
+            return []
+        tensors, policy, failures = self._policy()
+        token_ids = self._sample(policy)
+        notes = self._trace(tensors, token_ids, failures)
+        steps = [
+            request.fail(failures[row]) if row in failures else request.push(token_ids[row], notes.get(row))
+            for row, request in enumerate(self._running)
+        ]
+        self._advance(token_ids)
+        return steps
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        weights: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        plausibility: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        seed: int | None = None,
+        trace: bool = False,
+        num_alternatives: int = 0,
+    ) -> Iterator[Answer]:
+        """Answer prompts, in their order, each as soon as it and those before it are done.
+
+        `weights` is one mapping for all prompts or one for each; prompt i draws from seed + i. The other options are
+        `SamplingParams`'. Everything is checked before the first answer; a request that fails later raises its error.
+        """
+        wanted = as_prompts(prompts)
+        if weights is None or isinstance(weights, Mapping):
+            weights = [weights or {}] * len(wanted)
+        if len(weights) != len(wanted):
+            raise OptionError(f"There are {len(wanted)} prompts and {len(weights)} mappings of weights; give one each.")
+        params = [
+            SamplingParams(
+                weights=weights[index],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                plausibility=plausibility,
+                repetition_penalty=repetition_penalty,
+                stop=(stop,) if isinstance(stop, str) else tuple(stop),
+                ignore_eos=ignore_eos,
+                seed=None if seed is None else seed + index,
+                trace=trace,
+                num_alternatives=num_alternatives,
+            )
+            for index in range(len(wanted))
+        ]
+        own = Decoder(self.model, self.guides, rule=self.rule, max_rows=self.max_rows)
+        return own._answers([own._enqueue(prompt, how) for prompt, how in zip(wanted, params, strict=True)])
+
+    def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        for request in requests:
+            while request.finish_reason is None:
+                self.step()
+            if request.error is not None:
+                raise request.error
+            yield request.answer()
+
+    def _enqueue(self, prompt: Prompt, params: SamplingParams) -> Request:
+        self.add(prompt, params)
+        return self._waiting[-1]
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        for name in params.weights:
+            if name not in self.guides:
+                raise unknown_name("guide", name, self.guides)
+        weights = {name: float(params.weights.get(name, guide.weight)) for name, guide in self.guides.items()}
+        prompt_ids = encode_prompt(self.model, prompt)
+        room = _room(len(prompt_ids), self.model.max_length, "the model")
+        guide_ids: dict[str, Sequence[int]] = {}
+        for name, guide in self.guides.items():
+            if weights[name] != 0:
+                guide_ids[name] = guide.prompt_ids(prompt, prompt_ids)
+                room = min(room, _room(len(guide_ids[name]), guide.max_length, f"guide {name}"))
+        limit = min(params.max_new_tokens, room)
+        return Request(self._next_id, prompt, prompt_ids, guide_ids, params, weights, int(limit), self.model)
+
+    def _admit(self) -> None:
+        free = self.max_rows - len(self._running)
+        new = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        if not new:
+            return
+        self._session.admit([request.prompt_ids for request in new])
+        for lane in self._lanes:
+            lane.admit(new)
+        self._running.extend(new)
+        self._columns = None
+
+    def _policy(self) -> tuple[StepTensors, Tensor, dict[int, TrimtabError]]:
+        """The step's tables, the policy [B, V] to sample from, and the rows that cannot go on."""
+        base = self._session.logprobs()
+        columns = self._columns = self._columns or Columns.of(self._running, base.device)
+        proposed = base
+        if any(request.params.plausibility for request in self._running):
+            proposed = base.masked_fill(~plausible(base, columns.plausibility), -torch.inf)
+        ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
+        candidates = Candidates(ids, proposed, complete=True)
+        positions = {request.request_id: row for row, request in enumerate(self._running)}
+        parts = {lane.name: part for lane in self._lanes if (part := lane.part(candidates, positions)) is not None}
+        mixed = proposed
+        if parts:
+            tilted = self.rule.policy(candidates, mix(base, list(parts.values())))
+            # A row without guides keeps the base's numbers bit for bit.
+            mixed = tilted if bool(columns.guided.all()) else torch.where(columns.guided[:, None], tilted, proposed)
+        failures = self._failures(base, mixed, parts)
+        tensors = StepTensors(
+            base,
+            mixed,
+            {name: scores for name, (scores, _) in parts.items()},
+            {name: weights != 0 for name, (_, weights) in parts.items()},
+        )
+        return tensors, self._penalised(mixed, columns), failures
+
+    def _penalised(self, policy: Tensor, columns: Columns) -> Tensor:
+        if all(request.params.repetition_penalty == 1 for request in self._running):
+            return policy
+        seen = torch.zeros_like(policy, dtype=torch.bool)
+        for row, request in enumerate(self._running):
+            if request.params.repetition_penalty != 1:
+                seen[row, torch.tensor([*request.prompt_ids, *request.token_ids], device=seen.device)] = True
+        return penalise_repetition(policy, seen, columns.repetition_penalty)
+
+    def _failures(
+        self, base: Tensor, mixed: Tensor, parts: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> dict[int, TrimtabError]:
+        rows = bad_rows(mixed).nonzero().flatten().tolist()
+        return {row: _blame(row, base, parts) for row in rows}
+
+    def _sample(self, policy: Tensor) -> list[int]:
+        columns = self._columns
+        assert columns is not None
+        uniforms = torch.tensor([request.uniform() for request in self._running], dtype=torch.float64)
+        chosen: list[int] = sample(
+            policy,
+            uniforms.to(policy.device),
+            temperature=columns.temperature,
+            top_k=columns.top_k,
+            top_p=columns.top_p,
+            min_p=columns.min_p,
+        ).tolist()
+        return chosen
+
+    def _trace(
+        self, tensors: StepTensors, token_ids: Sequence[int], failures: Mapping[int, object]
+    ) -> dict[int, TokenTrace]:
+        rows = [row for row, request in enumerate(self._running) if request.params.trace and row not in failures]
+        if not rows:
+            return {}
+        params = [self._running[row].params for row in rows]
+        notes = traces(
+            tensors,
+            [token_ids[row] for row in rows],
+            rows,
+            [how.temperature for how in params],
+            [how.num_alternatives for how in params],
+        )
+        return dict(zip(rows, notes, strict=True))
+
+    def _advance(self, token_ids: Sequence[int]) -> None:
+        tokens = {request.request_id: token for request, token in zip(self._running, token_ids, strict=True)}
+        self._keep([request for request in self._running if request.finish_reason is None])
+        if self._running:
+            ids = torch.tensor([tokens[request.request_id] for request in self._running])
+            self._session.advance(torch.arange(len(ids)), ids)
+            for lane in self._lanes:
+                lane.advance(tokens)
+
+    def _keep(self, requests: list[Request]) -> None:
+        if len(requests) == len(self._running):
+            return
+        running = {request.request_id for request in requests}
+        rows = [row for row, request in enumerate(self._running) if request.request_id in running]
+        self._session.keep(torch.tensor(rows, dtype=torch.int64))
+        for lane in self._lanes:
+            lane.keep(running)
+        self._running = requests
+        self._columns = None
+
+
+def _room(num_prompt: int, limit: int | None, whose: str) -> float:
+    """How many tokens may still be generated. Raises PromptError when there is room for none."""
+    if limit is None:
+        return math.inf
+    if num_prompt >= limit:
+        raise PromptError(
+            f"The prompt has {num_prompt} tokens; {whose} holds {limit}, one of them for the answer. "
+            "Shorten the prompt, or use a model with a longer context."
+        )
+    return limit - num_prompt
+
+
+def _blame(row: int, base: Tensor, parts: Mapping[str, tuple[Tensor, Tensor]]) -> TrimtabError:
+    """Which part is to blame for a row that cannot be sampled from."""
+    if bool(not_finite_rows(base[row : row + 1])):
+        return NotFiniteError("The model gives NaN log-probabilities. Its weights are damaged, or need another dtype.")
+    for name, (scores, weights) in parts.items():
+        if bool(weights[row] != 0) and bool(not_finite_rows(scores[row : row + 1])):
+            return NotFiniteError(f"Guide {name} gives NaN or +inf scores. Its weights are damaged; train it again.")
+    return DeadEndError(
+        "Every token is forbidden: what the base allows, the guides or filters forbid. "
+        "Lower the weights or the plausibility."
+    )

@@ -1,0 +1,122 @@
+"""One request while it is decoded, and the tensors that a batch of requests is decoded with."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.core import Answer, LanguageModel, Prompt, SamplingParams, Step, TokenTrace
+from trimtab.text import TextStream
+
+
+class Request:
+    """A prompt, how it is to be decoded, and what has come of it so far."""
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt: Prompt,
+        prompt_ids: Sequence[int],
+        guide_ids: Mapping[str, Sequence[int]],
+        params: SamplingParams,
+        weights: Mapping[str, float],
+        max_new_tokens: int,
+        model: LanguageModel,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.prompt_ids = tuple(prompt_ids)
+        self.guide_ids = guide_ids
+        self.params = params
+        self.weights = weights
+        self.max_new_tokens = max_new_tokens
+        self.token_ids: list[int] = []
+        self.trace: list[TokenTrace] = []
+        self.finish_reason: str | None = None
+        self.error: Exception | None = None
+        self.seed = secrets.randbits(31) if params.seed is None else params.seed
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._stream = TextStream(model.tokenizer, params.stop)
+        self._eos_ids = frozenset() if params.ignore_eos else model.eos_ids
+
+    @property
+    def is_guided(self) -> bool:
+        return any(weight != 0 for weight in self.weights.values())
+
+    def uniform(self) -> float:
+        """The request's next random number in [0, 1): its own stream, whatever else is in the batch."""
+        if self.params.temperature == 0:
+            return 0.0
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+    def push(self, token_id: int, trace: TokenTrace | None) -> Step:
+        """Take a sampled token; sets `finish_reason` when it is the last."""
+        self.token_ids.append(token_id)
+        if trace is not None:
+            self.trace.append(trace)
+        if token_id in self._eos_ids:
+            return self._end("eos", token_id, trace, self._stream.finish())
+        text = self._stream.push(token_id)
+        if self._stream.stopped:
+            return self._end("stop", token_id, trace, text)
+        if len(self.token_ids) >= self.max_new_tokens:
+            return self._end("length", token_id, trace, text + self._stream.finish())
+        return Step(self.request_id, token_id, text, None, trace)
+
+    def fail(self, error: Exception) -> Step:
+        """End without a token."""
+        self.finish_reason, self.error = "error", error
+        return Step(self.request_id, None, self._stream.finish(), "error", None, error)
+
+    def answer(self) -> Answer:
+        assert self.finish_reason is not None, "the request is still running"
+        return Answer(
+            prompt=self.prompt,
+            prompt_ids=self.prompt_ids,
+            token_ids=tuple(self.token_ids),
+            text=self._stream.text,
+            finish_reason=self.finish_reason,
+            weights=dict(self.weights),
+            seed=self.seed,
+            trace=tuple(self.trace) if self.params.trace else None,
+        )
+
+    def _end(self, reason: str, token_id: int, trace: TokenTrace | None, text: str) -> Step:
+        # An end-of-text flush may itself complete a stop string.
+        self.finish_reason = "stop" if self._stream.stopped else reason
+        return Step(self.request_id, token_id, text, self.finish_reason, trace)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The sampling parameters of a batch as tensors [B]; rebuilt when the batch changes."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    plausibility: Tensor
+    repetition_penalty: Tensor
+    guided: Tensor
+    """bool: rows with a guide of non-zero weight."""
+
+    @staticmethod
+    def of(requests: Sequence[Request], device: torch.device) -> Columns:
+        params = [request.params for request in requests]
+
+        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return Columns(
+            temperature=column([p.temperature for p in params]),
+            top_k=column([p.top_k for p in params], torch.int64),
+            top_p=column([p.top_p for p in params], torch.float64),
+            min_p=column([p.min_p for p in params]),
+            plausibility=column([p.plausibility for p in params]),
+            repetition_penalty=column([p.repetition_penalty for p in params]),
+            guided=column([request.is_guided for request in requests], torch.bool),
+        )

@@ -1,0 +1,96 @@
+"""Why a token was chosen: log-probabilities, ranks and KL from the tensors of one decoding step. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.core import Alternative, TokenTrace
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """One decoding step over the whole vocabulary; every table is [B, V] float32 at temperature 1."""
+
+    base: Tensor
+    mixed: Tensor
+    scores: Mapping[str, Tensor]
+    """Guide name -> unweighted scores."""
+    ran: Mapping[str, Tensor]
+    """Guide name -> [B] bool: rows that the guide scored."""
+
+
+def kl_divergence(policy: Tensor, base: Tensor, temperature: Tensor) -> Tensor:
+    """KL(policy ‖ base) in nats for each row of [B, V] tables, both taken at `temperature` [B] (> 0): [B]."""
+    if bool((temperature != 1).any()):
+        policy = torch.log_softmax(policy / temperature[:, None], dim=-1)
+        base = torch.log_softmax(base / temperature[:, None], dim=-1)
+    gap = torch.where(torch.isneginf(policy), 0.0, policy - base)
+    return (policy.exp() * gap).sum(dim=-1).clamp(min=0.0)
+
+
+def rank_of(table: Tensor, token_ids: Tensor) -> Tensor:
+    """[B] ranks of `token_ids` [B] in a [B, V] table: how many tokens are strictly better."""
+    own = table.gather(1, token_ids[:, None])
+    return (table > own).sum(dim=-1)
+
+
+def traces(
+    step: StepTensors,
+    token_ids: Sequence[int],
+    rows: Sequence[int],
+    temperatures: Sequence[float],
+    rivals: Sequence[int],
+) -> list[TokenTrace]:
+    """The trace of some rows, aligned with their tokens, temperatures and numbers of alternatives (`rivals`)."""
+    at = torch.tensor(rows, device=step.base.device)
+    picked = StepTensors(
+        step.base[at],
+        step.mixed[at],
+        {name: table[at] for name, table in step.scores.items()},
+        {name: mask[at] for name, mask in step.ran.items()},
+    )
+    chosen = torch.tensor(token_ids, device=at.device)
+    heat = torch.tensor([value or 1.0 for value in temperatures], device=at.device)
+    kls = kl_divergence(picked.mixed, picked.base, heat).tolist()
+    ranks = rank_of(picked.base, chosen).tolist(), rank_of(picked.mixed, chosen).tolist()
+    return [
+        TokenTrace(
+            _alternative(picked, row, token_ids[row], ranks[0][row], ranks[1][row]),
+            _rivals(picked, row, rivals[row]),
+            kls[row],
+        )
+        for row in range(len(rows))
+    ]
+
+
+def _rivals(step: StepTensors, row: int, count: int) -> tuple[Alternative, ...]:
+    """The most probable tokens of the mixed policy, then those of the base that are not among them."""
+    if count == 0:
+        return ()
+    count = min(count, step.base.shape[1])
+    best = step.mixed[row].topk(count).indices.tolist()
+    best += [token for token in step.base[row].topk(count).indices.tolist() if token not in best]
+    ids = torch.tensor(best, device=step.base.device)
+    width = len(best)
+    base_ranks = rank_of(step.base[row].expand(width, -1), ids).tolist()
+    mixed_ranks = rank_of(step.mixed[row].expand(width, -1), ids).tolist()
+    return tuple(
+        _alternative(step, row, token, base_ranks[index], mixed_ranks[index]) for index, token in enumerate(best)
+    )
+
+
+def _alternative(step: StepTensors, row: int, token_id: int, base_rank: int, mixed_rank: int) -> Alternative:
+    return Alternative(
+        token_id=token_id,
+        base_logprob=float(step.base[row, token_id]),
+        guide_scores={
+            name: float(table[row, token_id]) for name, table in step.scores.items() if bool(step.ran[name][row])
+        },
+        mixed_logprob=float(step.mixed[row, token_id]),
+        base_rank=base_rank,
+        mixed_rank=mixed_rank,
+    )
