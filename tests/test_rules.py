@@ -54,11 +54,15 @@ def test_mix_agrees_with_a_loop_over_elements(mixture: tuple[list[float], list[l
     torch.testing.assert_close(mixed, tensor(naive_mix(columns, weights)), rtol=1e-5, atol=1e-4)
 
 
-def test_mix_is_float32_whatever_comes_in() -> None:
-    scores = tensor([1.0, 2.0]).to(torch.bfloat16)
-    mixed = mix(tensor([0.0, 0.0]).to(torch.bfloat16), [(scores, torch.tensor([1 / 3], dtype=torch.float64))])
+wide_and_narrow = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+
+
+@wide_and_narrow
+def test_mix_is_float32_whatever_comes_in(dtype: torch.dtype) -> None:
+    scores, weights = tensor([1.0, 2.0]), torch.tensor([1 / 3])
+    mixed = mix(torch.zeros(1, 2, dtype=dtype), [(scores.to(dtype), weights.double())])
     assert mixed.dtype == torch.float32
-    assert mixed.tolist() == (tensor([1.0, 2.0]) * torch.tensor(1 / 3)).tolist()
+    assert torch.equal(mixed, scores * weights)
 
 
 @pytest.mark.parametrize("nothing", [NEVER, math.nan, math.inf, 3.4e38])
@@ -83,6 +87,18 @@ def test_a_veto_holds_at_every_weight_but_zero(w: float) -> None:
 def test_two_vetoes_at_opposite_weights_are_a_veto() -> None:
     veto = tensor([NEVER, 0.0])
     assert mix(veto, [(veto, torch.tensor([1.0])), (veto, torch.tensor([-1.0]))]).tolist() == [[NEVER, 0.0]]
+
+
+def test_a_veto_hides_another_guides_nan_in_either_order() -> None:
+    veto, broken, one = tensor([NEVER, 0.0]), tensor([math.nan, 0.0]), torch.tensor([1.0])
+    assert mix(veto, [(veto, one), (broken, one)]).tolist() == [[NEVER, 0.0]]
+    assert mix(veto, [(broken, one), (veto, one)]).tolist() == [[NEVER, 0.0]]
+
+
+def test_not_finite_rows_finds_infinities_too() -> None:
+    table = tensor([math.inf, 0.0], [math.nan, NEVER], [NEVER, 0.0], [NEVER, NEVER])
+    assert not_finite_rows(table).tolist() == [True, True, False, False]
+    assert bad_rows(table).tolist() == [True, True, False, True]
 
 
 @pytest.mark.parametrize("w", [2.0, -2.0])
@@ -117,9 +133,10 @@ def test_tilt_ignores_a_constant_even_a_large_one() -> None:
     torch.testing.assert_close(policy(base, scores + 64.0), policy(base, scores), atol=2e-5, rtol=0)
 
 
-def test_tilt_is_float32() -> None:
-    base = torch.randn(1, 9).log_softmax(1).to(torch.bfloat16)
-    scores = torch.randn(1, 9).to(torch.bfloat16)
+@wide_and_narrow
+def test_tilt_is_float32(dtype: torch.dtype) -> None:
+    base, scores = torch.randn(1, 9).log_softmax(1).to(dtype), torch.randn(1, 9).to(dtype)
+    assert policy(base, scores).dtype == torch.float32
     assert torch.equal(policy(base, scores), policy(base.float(), scores.float()))
 
 
