@@ -1,0 +1,235 @@
+"""`trimtab generate`: answer prompts, one JSON object a line.
+
+A prompt that is plain text is put to the model as a user's message, through its chat template, if the model has one:
+that is what somebody at a command line means. `--raw` continues the text as it stands (as the Python interface does
+with a string); `--chat` insists on a template. Chat messages and token ids in a file are what they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from trimtab.cli import answers, options
+from trimtab.cli.answering import Request, in_order, located
+from trimtab.cli.prompts import PromptRow, as_chat, prompts_of, read_prompts
+from trimtab.errors import OptionError, PromptError
+
+if TYPE_CHECKING:
+    from trimtab.decoding import Decoder
+    from trimtab.models.hf import HFTokenizer
+
+_SETTINGS = (
+    *("model", "revision", "dtype", "template", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+    *("plausibility", "repetition_penalty", "stop", "ignore_eos", "trace", "num_alternatives"),
+)
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command and its flags."""
+    parser = subparsers.add_parser(
+        "generate", help="answer prompts from a file or the command line", description=__doc__
+    )
+    options.add_model_options(parser)
+    source = parser.add_argument_group("prompts and answers").add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--prompts", metavar="FILE", help=".jsonl rows with a prompt, a .txt with one a line, or - (JSON lines)"
+    )
+    source.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; repeat for several")
+    template = parser.add_mutually_exclusive_group()
+    template.add_argument(
+        "--chat", dest="template", action="store_const", const="chat", help="text is a user's message"
+    )
+    template.add_argument(
+        "--raw", dest="template", action="store_const", const="raw", help="text is continued as it stands"
+    )
+    parser.set_defaults(template="auto")
+    parser.add_argument("--skip-bad-lines", action="store_true", help="go on without lines that cannot be used")
+    parser.add_argument("--out", metavar="FILE", help="where answers go, one JSON object a line (standard output)")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="continue --out exactly where it was cut")
+    existing.add_argument("--overwrite", action="store_true", help="replace --out")
+    parser.add_argument(
+        "--batch-size", type=options.whole(1), default=16, metavar="N", help="prompts at a time (%(default)s)"
+    )
+    parser.add_argument("--trace", action="store_true", help="add log-probabilities, ranks and KL for each token")
+    parser.add_argument(
+        "--num-alternatives", type=options.whole(0), default=0, metavar="N", help="with --trace: rivals of each token"
+    )
+    parser.add_argument("--json", action="store_true", help="JSON on standard output: answers, or a summary with --out")
+    options.add_sampling_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer every prompt."""
+    started = time.monotonic()
+    options.check_guide_names(args.guides)
+    _check_options(args)
+    rows = _read_rows(args)
+    plan = None if args.out is None else answers.plan(args.out, resume=args.resume, overwrite=args.overwrite)
+    seed = _first_seed(args.seed, plan)
+    settings = _settings(args, rows, seed)
+    if plan is not None:
+        plan.check(settings, rows)
+    num_done = 0 if plan is None else plan.num_done
+    num_tokens = 0
+    if num_done < len(rows):
+        todo = _requests(args, rows, seed)[num_done:]
+        num_tokens = _answer_all(args, todo, plan, settings)
+    if args.out is not None:
+        _summarise(args, len(rows), num_done, num_tokens, time.monotonic() - started)
+    return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.num_alternatives and not args.trace:
+        raise OptionError("--num-alternatives is part of a trace; give --trace with it.")
+    if (args.resume or args.overwrite) and args.out is None:
+        raise OptionError("--resume and --overwrite are about the file of answers; give --out FILE with them.")
+    if args.skip_bad_lines and args.prompts is None:
+        raise OptionError("--skip-bad-lines is about a file of prompts; give --prompts FILE with it.")
+
+
+def _read_rows(args: argparse.Namespace) -> list[PromptRow]:
+    if args.prompt is not None:
+        return prompts_of(args.prompt)
+    return read_prompts(args.prompts, options.weights_of(args.guides), skip_bad_lines=args.skip_bad_lines)
+
+
+def _first_seed(seed: int | None, plan: answers.Plan | None) -> int:
+    """The seed given, else that of the file to be continued, else a new one."""
+    if seed is not None:
+        return seed
+    if plan is not None and plan.settings is not None and isinstance(plan.settings.get("seed"), int):
+        return int(plan.settings["seed"])
+    return secrets.randbelow(2**31)
+
+
+def _settings(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) -> dict[str, Any]:
+    """Everything that an answer depends on. The batch size is not among them: it changes no answer."""
+    content = json.dumps([[row.prompt, row.weights, row.seed] for row in rows], ensure_ascii=True)
+    return {
+        **{name: getattr(args, name) for name in _SETTINGS},
+        "guides": {spec.name: {"source": _source(spec.path), "weight": spec.weight} for spec in args.guides},
+        "prompts": hashlib.sha256(content.encode()).hexdigest(),
+        "seed": seed,
+    }
+
+
+def _source(path: str) -> str:
+    """What a guide is: the content of a directory, so that one trained anew is not taken for the old; else its name."""
+    directory = Path(path)
+    if not directory.is_dir():
+        return path
+    digest = hashlib.sha256()
+    for file in sorted(directory.glob("*.json")) + sorted(directory.glob("*.safetensors")):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _requests(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) -> list[Request]:
+    weights = options.weights_of(args.guides)
+    return [
+        Request(row, {**weights, **row.weights}, seed + index if row.seed is None else row.seed)
+        for index, row in enumerate(rows)
+    ]
+
+
+def _answer_all(
+    args: argparse.Namespace, requests: list[Request], plan: answers.Plan | None, settings: Mapping[str, Any]
+) -> int:
+    """Run the requests and write each answer as soon as it and those before it are there. The number of new tokens."""
+    tokenizer, decoder = options.load_decoder(args, max_rows=args.batch_size)
+    chat = use_template(args.template, tokenizer)
+    running = _admit(args, decoder, requests, chat=chat)
+    num_tokens = 0
+    with (
+        nullcontext(sys.stdout) if plan is None else plan.open(settings) as stream,
+        _Progress(len(requests)) as progress,
+    ):
+        for request in in_order(decoder, running, requests):
+            num_tokens += len(request.token_ids)
+            _write(stream, request, args)
+            progress.advance()
+    return num_tokens
+
+
+def use_template(choice: str, tokenizer: HFTokenizer) -> bool:
+    """Whether plain text goes through the chat template; raises OptionError for `--chat` without one."""
+    if choice == "chat" and not tokenizer.has_chat_template:
+        raise OptionError("--chat: this model has no chat template. Give --raw, or a model tuned for chat.")
+    return choice != "raw" and bool(tokenizer.has_chat_template)
+
+
+def _admit(args: argparse.Namespace, decoder: Decoder, requests: list[Request], *, chat: bool) -> dict[int, Request]:
+    """Request id -> request, for every prompt, before the first token: a prompt that is too long fails here."""
+    running = {}
+    for request in requests:
+        prompt = as_chat(request.row.prompt) if chat else request.row.prompt
+        params = options.sampling_params(
+            args,
+            weights=request.weights,
+            seed=request.seed,
+            trace=args.trace,
+            num_alternatives=args.num_alternatives,
+        )
+        try:
+            running[decoder.add(prompt, params)] = request
+        except PromptError as error:
+            if not args.skip_bad_lines:
+                raise located(error, request.row) from error
+            request.refuse(error)
+    return running
+
+
+def _write(stream: TextIO, request: Request, args: argparse.Namespace) -> None:
+    row = request.as_row(trace=args.trace)
+    as_text = args.out is None and not args.json and args.prompt is not None and not args.trace
+    stream.write(f"{row['text']}\n" if as_text else json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    stream.flush()
+
+
+class _Progress:
+    """A bar on standard error, where that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        self._task = self._bar.add_task("answers", total=total)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self) -> None:
+        """One more answer."""
+        self._bar.advance(self._task)
+
+
+def _summarise(args: argparse.Namespace, num_answers: int, num_resumed: int, num_tokens: int, seconds: float) -> None:
+    summary = {
+        "out": args.out,
+        "num_answers": num_answers,
+        "num_resumed": num_resumed,
+        "num_new_tokens": num_tokens,
+        "seconds": round(seconds, 3),
+    }
+    if args.json:
+        print(json.dumps(summary))
+    options.say(f"{num_answers} answers in {args.out} ({num_resumed} of them from before), {num_tokens} new tokens")

@@ -1,0 +1,117 @@
+"""The `trimtab` command: one table of commands, and the one place where errors become exit codes.
+
+0    success
+1    an unexpected error, with its traceback, or an operating system error (a full disk, a directory without permission)
+2    what the caller gave is wrong, or a model misbehaved: one line on standard error says what, and the way out
+130  interrupted from the keyboard
+141  whoever read our output went away (`trimtab generate ... | head`)
+
+Results go to standard output, progress and logs to standard error. Nothing heavy is imported until a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn, Protocol
+
+from trimtab.cli import bench, chat, explain, generate
+from trimtab.errors import OptionError, TrimtabError, unknown_name
+
+
+class Command(Protocol):
+    """A module with one command."""
+
+    def register(self, subparsers: argparse._SubParsersAction[Any]) -> None: ...
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+COMMANDS: dict[str, Command] = {
+    "generate": generate,
+    "chat": chat,
+    "explain": explain,
+    "bench": bench,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports what it does not accept as an OptionError, with the nearest name that it would."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message}. See: {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, but an option that is not known here is refused first, and nothing is left over."""
+        given = sys.argv[1:] if args is None else list(args)
+        for argument in given:
+            if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
+                break  # what follows is no option, or a subcommand's own
+            name = argument.partition("=")[0]
+            if name.startswith("--") and name not in self._option_string_actions:
+                raise unknown_name("option", name, self._option_string_actions)
+        namespace, extras = super().parse_known_args(given, namespace)
+        if extras:
+            self.error(f"unexpected argument {extras[0]!r}")
+        return namespace, extras
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog="trimtab",
+        description="Steer a frozen language model token by token with small trained guides.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"trimtab {version('trimtab')}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, on standard error")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS.values():
+        command.register(subparsers)
+    for subparser in subparsers.choices.values():
+        subparser.allow_abbrev = False  # an abbreviation that works today is ambiguous tomorrow
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        args = build_parser().parse_args(argv)
+        _configure_logging(verbose=args.verbose)
+        code = COMMANDS[args.command].run(args)
+        sys.stdout.flush()
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes standard output at exit; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except TrimtabError as error:
+        return _complain(error, 2)
+    except OSError as error:
+        logging.getLogger(__name__).info("traceback", exc_info=True)
+        return _complain(error, 1)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return code
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"trimtab: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    return code
+
+
+def _configure_logging(*, verbose: bool) -> None:
+    logging.basicConfig(stream=sys.stderr, format="trimtab: %(message)s")
+    logging.getLogger("trimtab").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""Flags that several commands share: which model, which guides, how to sample. Importing this loads nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trimtab.errors import CheckpointError, OptionError
+
+if TYPE_CHECKING:
+    from trimtab.core import Guide, SamplingParams
+    from trimtab.decoding import Decoder
+    from trimtab.models.hf import HFModel, HFTokenizer
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_GUIDE_FORM = "NAME=PATH[:WEIGHT], for example helpful=guides/helpful:1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class GuideSpec:
+    """One `--guide`: the name it goes by, where it is, how strongly it steers."""
+
+    name: str
+    path: str
+    weight: float
+
+
+def parse_guide(text: str) -> GuideSpec:
+    """`NAME=PATH[:WEIGHT]` -> GuideSpec; without a weight it is 1.
+
+    PATH is a directory, a hub id or `builtin:NAME`, and may hold colons: what follows the last one is the weight if it
+    is a number, unless the whole is the name of something that exists. Raises OptionError.
+    """
+    name, equals, target = text.partition("=")
+    if not equals or not target:
+        raise OptionError(f"{text!r} is not a guide. Accepted: {_GUIDE_FORM}.")
+    if not _NAME.fullmatch(name):
+        raise OptionError(
+            f"{name!r} is no name for a guide; use letters, digits, '.', '_' and '-'. Form: {_GUIDE_FORM}."
+        )
+    path, weight = _split_weight(target)
+    if not path:
+        raise OptionError(f"{text!r} names no directory. Accepted: {_GUIDE_FORM}.")
+    return GuideSpec(name, path, weight)
+
+
+def _split_weight(target: str) -> tuple[str, float]:
+    path, colon, tail = target.rpartition(":")
+    if not colon or Path(target).exists():
+        return target, 1.0
+    try:
+        weight = float(tail)
+    except ValueError:
+        if tail and not Path(path).exists():
+            return target, 1.0
+        raise OptionError(f"The weight {tail!r} of {path} is not a number. Accepted: {_GUIDE_FORM}.") from None
+    if not math.isfinite(weight):
+        raise OptionError(f"The weight of {path} is {tail}; give a finite number, for example {path}:1.0.")
+    return path, weight
+
+
+def number(low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str], float]:
+    """An argparse type: a finite number from `low` (itself left out with `open_low`) to `high`."""
+    bounds = "" if low == -math.inf else f" {'above' if open_low else 'of at least'} {low:g}"
+    bounds += "" if high == math.inf else f" and at most {high:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and math.isfinite(value)) or (open_low and value == low):
+            raise argparse.ArgumentTypeError(f"{text!r} is not accepted; give a finite number{bounds}")
+        return value
+
+    return parse
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `low`, at most `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            ending = "" if high is None else f" and at most {high}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not accepted; give a whole number of at least {low}{ending}")
+        return value
+
+    return parse
+
+
+def list_of(item: Callable[[str], float]) -> Callable[[str], list[float]]:
+    """An argparse type: a comma-separated list."""
+    return lambda text: [item(part) for part in text.split(",")]
+
+
+any_number = number(-math.inf)
+MAX_SEED = 2**63 - 1
+seed_number = whole(0, MAX_SEED)
+
+
+def _guide(text: str) -> GuideSpec:
+    try:
+        return parse_guide(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None  # argparse would hide any other message
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --guide and how they are loaded."""
+    group = parser.add_argument_group("model and guides")
+    group.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help='a hub id, a directory, a .gguf file, or "demo" (SmolLM2-135M-Instruct)',
+    )
+    group.add_argument(
+        "--guide",
+        dest="guides",
+        action="append",
+        default=[],
+        type=_guide,
+        metavar="NAME=PATH[:WEIGHT]",
+        help="a guide to steer with: a directory, a hub id or builtin:NAME, and its strength (1); repeat for several",
+    )
+    group.add_argument("--dtype", default="auto", help="auto (float32 on a CPU), float32, bfloat16 or float16")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
+    group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    group.add_argument(
+        "--trust-remote-code", action="store_true", help="let the model and the guides run their own code"
+    )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, *, max_new_tokens: int = 128) -> None:
+    """Every field of SamplingParams but weights and traces."""
+    group = parser.add_argument_group("sampling")
+    fraction = number(0, 1)
+    group.add_argument("--max-new-tokens", type=whole(1), default=max_new_tokens, metavar="N", help="(%(default)s)")
+    group.add_argument(
+        "--temperature",
+        type=number(0),
+        default=1.0,
+        metavar="T",
+        help="0: the most probable token of the mixed policy (1)",
+    )
+    group.add_argument("--top-k", type=whole(0), default=0, metavar="K", help="keep the K most probable tokens; 0: all")
+    group.add_argument(
+        "--top-p",
+        type=number(0, 1, open_low=True),
+        default=1.0,
+        metavar="P",
+        help="keep tokens up to probability P (1: all)",
+    )
+    group.add_argument(
+        "--min-p",
+        type=fraction,
+        default=0.0,
+        metavar="P",
+        help="drop tokens below P times the best one's probability (0)",
+    )
+    group.add_argument(
+        "--plausibility",
+        type=fraction,
+        default=0.0,
+        metavar="A",
+        help="as --min-p, on the base, before guides are mixed in (0)",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=number(0, open_low=True),
+        default=1.0,
+        metavar="R",
+        help="divide the probability of tokens already seen by R (1)",
+    )
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end an answer here; repeat for several"
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-sequence token")
+    group.add_argument(
+        "--seed", type=seed_number, metavar="N", help="whole number; answer i uses N+i (drawn if not given)"
+    )
+
+
+def add_template_options(parser: argparse.ArgumentParser) -> None:
+    """--chat and --raw: what a prompt of plain text is."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--chat", dest="template", action="store_const", const="chat", help="text is a user's message")
+    group.add_argument(
+        "--raw", dest="template", action="store_const", const="raw", help="text is continued as it stands"
+    )
+    parser.set_defaults(template="auto")
+
+
+def check_guide_names(specs: Sequence[GuideSpec]) -> None:
+    """Raise OptionError where two guides share a name."""
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise OptionError(f"--guide names {twice[0]!r} twice; give each guide a name of its own.")
+
+
+def weights_of(specs: Sequence[GuideSpec]) -> dict[str, float]:
+    """Guide name -> the weight on the command line."""
+    return {spec.name: spec.weight for spec in specs}
+
+
+def sampling_params(
+    args: argparse.Namespace,
+    *,
+    weights: Mapping[str, float],
+    seed: int | None,
+    trace: bool = False,
+    num_alternatives: int = 0,
+) -> SamplingParams:
+    """The sampling flags as SamplingParams."""
+    from trimtab.core import SamplingParams
+
+    return SamplingParams(
+        weights=dict(weights),
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        plausibility=args.plausibility,
+        repetition_penalty=args.repetition_penalty,
+        stop=tuple(args.stop),
+        ignore_eos=args.ignore_eos,
+        seed=seed,
+        trace=trace,
+        num_alternatives=num_alternatives,
+    )
+
+
+def load_decoder(args: argparse.Namespace, *, max_rows: int) -> tuple[HFTokenizer, Decoder]:
+    """What --model and --guide name, ready to answer text. Raises CheckpointError for a model without a tokenizer."""
+    model, guides = load_parts(args)
+    from trimtab.decoding import Decoder
+
+    if model.tokenizer is None:
+        raise CheckpointError(
+            f"{args.model} has no tokenizer, so it cannot read text. Put its tokenizer's files there."
+        )
+    return model.tokenizer, Decoder(model, guides, max_rows=max_rows)
+
+
+def load_parts(args: argparse.Namespace) -> tuple[HFModel, dict[str, Guide]]:
+    """The model and the guides, saying on standard error what is being loaded."""
+    check_guide_names(args.guides)
+    say(f"loading {args.model}")
+    from trimtab.loading import load_guide, load_model
+
+    model = load_model(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+    )
+    guides: dict[str, Guide] = {}
+    for spec in args.guides:
+        say(f"loading guide {spec.name} from {spec.path}, weight {spec.weight:g}")
+        guides[spec.name] = load_guide(
+            spec.path,
+            weight=spec.weight,
+            dtype=args.dtype,
+            device=args.device,
+            trust_remote_code=args.trust_remote_code,
+        )
+    return model, guides
+
+
+def say(message: str) -> None:
+    """Progress, on standard error."""
+    print(message, file=sys.stderr, flush=True)

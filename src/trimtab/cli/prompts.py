@@ -1,0 +1,167 @@
+"""Prompts from a file or the command line, checked line by line before anything is loaded.
+
+A `.txt` file holds one prompt a line. Any other file is JSON lines: `{"prompt": text, chat messages or token ids}`, and
+where a prompt is to have its own, `"weights": {guide: number}` and `"seed"`. Other fields are somebody's columns and
+are left alone, unless their name looks like a misspelling of one of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.cli.options import MAX_SEED
+from trimtab.errors import DataError, OptionError, unknown_name
+
+if TYPE_CHECKING:
+    from trimtab.core import Prompt
+
+log = logging.getLogger(__name__)
+
+_FIELDS = ("prompt", "weights", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """One prompt and what is its own about it."""
+
+    prompt: Prompt
+    weights: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+    path: str | None = None
+    line: int | None = None
+    """1-based; None where the prompt came from the command line."""
+
+
+def read_prompts(path: str, guide_names: Iterable[str], *, skip_bad_lines: bool = False) -> list[PromptRow]:
+    """The prompts of a file (`-`: JSON lines on standard input).
+
+    Raises DataError with the line number; with `skip_bad_lines`, bad lines are left out with a warning instead.
+    """
+    names, rows, num_bad = set(guide_names), [], 0
+    for line, text in _lines(path):
+        try:
+            rows.append(_row(path, line, text, names))
+        except DataError as error:
+            if not skip_bad_lines:
+                raise DataError(f"{error} Correct it, or give --skip-bad-lines to go on without it.") from error
+            log.warning("left out: %s", error)
+            num_bad += 1
+    if not rows:
+        raise DataError(f"no prompts{f' among {num_bad} bad lines' if num_bad else ': the file is empty'}.", path=path)
+    return rows
+
+
+def _lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines without their ends; empty lines at the end of the file are not lines."""
+    lines = _read(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    yield from enumerate(lines, start=1)
+
+
+def _read(path: str) -> bytes:
+    if path == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            "there is no such file; --prompts takes a .jsonl or .txt file, or - for standard input.", path=path
+        ) from None
+    except IsADirectoryError:
+        raise DataError("this is a directory; --prompts takes a .jsonl or .txt file.", path=path) from None
+
+
+def _row(path: str, line: int, data: bytes, guide_names: set[str]) -> PromptRow:
+    def bad(problem: str) -> DataError:
+        return DataError(problem, path=path, line=line)
+
+    try:
+        text = data.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise bad(f"not UTF-8 text ({error.reason}).") from None
+    if not text:
+        raise bad("an empty line.")
+    if path.endswith(".txt"):
+        return PromptRow(text, path=path, line=line)
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise bad(f"not JSON ({error}).") from None
+    if not isinstance(fields, dict):
+        raise bad(f"a JSON {type(fields).__name__}, where an object with a prompt should be.")
+    try:
+        _check_fields(fields)
+        return PromptRow(
+            _prompt(fields["prompt"]),
+            _weights(fields.get("weights"), guide_names),
+            _seed(fields.get("seed")),
+            path,
+            line,
+        )
+    except OptionError as error:
+        raise bad(str(error)) from None
+
+
+def _check_fields(fields: Mapping[str, Any]) -> None:
+    for name in fields:
+        if name not in _FIELDS and difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=0.75):
+            raise unknown_name("field", name, _FIELDS)
+    if "prompt" not in fields:
+        raise OptionError(f'no "prompt" among the fields ({", ".join(sorted(fields)) or "none"}).')
+
+
+def _prompt(value: Any) -> Prompt:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list) and value:
+        if all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value):
+            return [int(item) for item in value]
+        if all(_is_message(item) for item in value):
+            return [dict(item) for item in value]
+    raise OptionError(
+        'the prompt is empty, or neither text nor chat messages ([{"role": "user", "content": "..."}]) nor token ids.'
+    )
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and all(isinstance(item.get(key), str) for key in ("role", "content"))
+
+
+def _weights(value: Any, guide_names: set[str]) -> dict[str, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise OptionError('"weights" is not an object of guide names and numbers.')
+    for name, weight in value.items():
+        if name not in guide_names:
+            raise unknown_name("guide", name, guide_names)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+            raise OptionError(f"the weight of {name} is {weight!r}; give a finite number.")
+    return {name: float(weight) for name, weight in value.items()}
+
+
+def _seed(value: Any) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SEED):
+        return value
+    raise OptionError(f'"seed" is {value!r}; give a whole number of at least 0.')
+
+
+def as_chat(prompt: Prompt) -> Prompt:
+    """A string as a user's message; anything else as it is."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def prompts_of(texts: Sequence[str]) -> list[PromptRow]:
+    """The rows of `--prompt`, given once or several times."""
+    if not all(texts):
+        raise OptionError("--prompt is empty; give a text.")
+    return [PromptRow(text) for text in texts]

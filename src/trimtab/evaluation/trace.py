@@ -1,0 +1,165 @@
+"""Why each token was chosen, for people and for programs: rows, coloured text, a table.
+
+Everything is in nats of log-probability at temperature 1. For each token,
+
+    mixed = base + sum of the guides' shares + rest
+
+where a guide's *share* is weight · (score − centre). A constant added to all scores of a guide changes nothing, so a
+score says something only against the others of its step: the *centre* is the mean score of the tokens recorded at that
+step (the chosen one and the alternatives), each counted by its probability under the base. A positive share means that
+the guide lifts the token above what the base was about to say. The *rest* is normalisation, the same for every token of
+a step. The filters and the repetition penalty come after all this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from trimtab.core import Alternative, TokenTrace
+
+FULL_COLOUR = 2.0
+"""The shift, in nats, that is shown in the strongest colour; a factor of 7.4 in probability."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where the base and the guides put one token at one step."""
+
+    token_id: int
+    text: str
+    base_logprob: float
+    shares: Mapping[str, float]
+    """weight · (score − centre) of each guide that ran."""
+    rest: float
+    """mixed_logprob − base_logprob − the shares."""
+    mixed_logprob: float
+    base_rank: int
+    """0 is the most probable."""
+    mixed_rank: int
+
+    @property
+    def shift(self) -> float:
+        """How far the guides moved the token's log-probability."""
+        return difference(self.mixed_logprob, self.base_logprob)
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedToken:
+    """A token of an answer, its rivals by falling mixed probability, and how far the policy moved (KL in nats)."""
+
+    chosen: Placing
+    rivals: tuple[Placing, ...]
+    kl: float
+
+
+def explain_tokens(
+    traces: Sequence[TokenTrace], weights: Mapping[str, float], token_text: Callable[[int], str]
+) -> list[ExplainedToken]:
+    """Split each recorded step into base, shares and rest; `weights` are those of the request."""
+    return [_explain(trace, weights, token_text) for trace in traces]
+
+
+def _explain(trace: TokenTrace, weights: Mapping[str, float], token_text: Callable[[int], str]) -> ExplainedToken:
+    recorded = {item.token_id: item for item in (*trace.alternatives, trace.chosen)}
+    centres = {name: _centre(name, list(recorded.values())) for name in trace.chosen.guide_scores}
+
+    def place(item: Alternative) -> Placing:
+        shares = {
+            name: weights[name] * difference(score, centres[name]) if weights[name] else 0.0
+            for name, score in item.guide_scores.items()
+        }
+        rest = difference(difference(item.mixed_logprob, item.base_logprob), sum(shares.values()))
+        text = token_text(item.token_id)
+        return Placing(
+            item.token_id, text, item.base_logprob, shares, rest, item.mixed_logprob, item.base_rank, item.mixed_rank
+        )
+
+    rivals = [item for item in recorded.values() if item.token_id != trace.chosen.token_id]
+    rivals.sort(key=lambda item: (item.mixed_rank, item.base_rank))
+    return ExplainedToken(place(trace.chosen), tuple(place(item) for item in rivals), trace.kl)
+
+
+def _centre(name: str, recorded: Sequence[Alternative]) -> float:
+    """The mean score of a guide over the recorded tokens, weighted by the base; tokens that it forbids are left out."""
+    finite = [(math.exp(item.base_logprob), item.guide_scores[name]) for item in recorded]
+    finite = [(mass, score) for mass, score in finite if mass > 0 and math.isfinite(score)]
+    total = sum(mass for mass, _ in finite)
+    return sum(mass * score for mass, score in finite) / total if total else 0.0
+
+
+def difference(left: float, right: float) -> float:
+    """left − right, where never minus never is no difference."""
+    return 0.0 if left == right else left - right
+
+
+def as_rows(tokens: Sequence[ExplainedToken]) -> list[dict[str, Any]]:
+    """The explanation as plain values: one row for each token, its rivals under `alternatives`."""
+    return [
+        {**asdict(token.chosen), "kl": token.kl, "alternatives": [asdict(rival) for rival in token.rivals]}
+        for token in tokens
+    ]
+
+
+def visible(text: str) -> str:
+    """A token as one can see it: line ends and tabs as signs, spaces at its ends as dots."""
+    inner = text.strip(" ")
+    left = len(text) - len(text.lstrip(" "))
+    dotted = "·" * left + inner + "·" * (len(text) - left - len(inner))
+    return dotted.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
+
+
+def coloured_text(tokens: Sequence[ExplainedToken]) -> Text:
+    """The answer for a terminal: blue where the guides lifted a token, orange where they held it back.
+
+    Underlined: not what the base alone had in first place.
+    """
+    text = Text()
+    for token in tokens:
+        text.append(token.chosen.text, _style(token.chosen))
+    return text
+
+
+def _style(placing: Placing) -> Style:
+    strength = min(abs(placing.shift) / FULL_COLOUR, 1.0)
+    underline = placing.base_rank > 0
+    if strength < 0.05:
+        return Style(underline=underline)
+    hue = (0, 95, 215) if placing.shift > 0 else (190, 80, 0)
+    # From dark to strong on either side, so that white letters stay readable on any terminal.
+    red, green, blue = (round(40 + (channel - 40) * strength) for channel in hue)
+    return Style(color="white", bgcolor=f"rgb({red},{green},{blue})", underline=underline)
+
+
+def as_table(tokens: Sequence[ExplainedToken]) -> Table:
+    """One line for each token: its probability under the base, each guide's share, the mixed probability, its ranks."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("token", no_wrap=True)
+    table.add_column("base", justify="right")
+    names = list(tokens[0].chosen.shares) if tokens else []
+    for name in names:
+        table.add_column(Text(name), justify="right")
+    for heading in ("mixed", "rank", "KL"):
+        table.add_column(heading, justify="right")
+    for token in tokens:
+        chosen = token.chosen
+        shares = [Text(f"{chosen.shares[name]:+.2f}", _share_style(chosen.shares[name])) for name in names]
+        ranks = f"{chosen.base_rank + 1}→{chosen.mixed_rank + 1}"
+        base, mixed = percent(chosen.base_logprob), percent(chosen.mixed_logprob)
+        table.add_row(Text(visible(chosen.text)), base, *shares, mixed, ranks, f"{token.kl:.3f}")
+    return table
+
+
+def _share_style(share: float) -> str:
+    return "" if abs(share) < 0.1 else "blue" if share > 0 else "dark_orange3"
+
+
+def percent(logprob: float) -> str:
+    """A log-probability as a percentage."""
+    return f"{math.exp(logprob):.2%}"
