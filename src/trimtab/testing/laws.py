@@ -1,0 +1,44 @@
+"""The laws by name, the error that names one, and the comparison that raises it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WELL_FORMED = "numbers are well formed"
+PURE = "reading is pure"
+ALONE = "a row's numbers do not depend on its company"
+ADMIT = "admit(p + t) equals admit(p) then advance(t)"
+KEEP = "keep(rows) is indexing"
+SUBSET = "a subset of the candidates equals gathering from all of them"
+PEEK = "peek equals the context after advance"
+REMEMBERED = "what is remembered changes no number"
+BESIDE = "a shared forward pass changes no number"
+WEIGHT_ZERO = "weight 0 gives the base"
+FORBIDDEN = "what is forbidden stays forbidden"
+CONSTANT = "a constant added to a row of scores changes nothing"
+
+TOLERANCE = 1e-4
+"""Accepted difference between float32 numbers that ought to be equal."""
+
+
+class LawViolation(AssertionError):  # noqa: N818  nothing went wrong but the law
+    """A law does not hold. `law` is its text, `evidence` the numbers."""
+
+    def __init__(self, law: str, evidence: str) -> None:
+        super().__init__(f"{law}: {evidence}")
+        self.law = law
+        self.evidence = evidence
+
+
+def same(law: str, what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Raise LawViolation with the worst pair of numbers unless two tensors agree; infinities must match exactly."""
+    found, expected = found.float().cpu(), expected.float().cpu()
+    if found.shape != expected.shape:
+        raise LawViolation(law, f"{what}: shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
+    gap = torch.where(found == expected, 0.0, (found - expected).abs() / expected.abs().clamp(min=1.0))
+    gap = torch.where(torch.isnan(gap), torch.inf, gap)
+    if gap.numel() and float(gap.max()) > tolerance:
+        where = tuple(int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
+        numbers = f"{float(found[where]):.6g} instead of {float(expected[where]):.6g}"
+        raise LawViolation(law, f"{what}: at {where} {numbers} (tolerance {tolerance:g})")

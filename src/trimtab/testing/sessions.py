@@ -1,0 +1,238 @@
+"""The laws of sessions: a model's, and a guide's beside its base."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from trimtab.core import Guide, LanguageModel, Prompt
+from trimtab.testing.laws import (
+    ADMIT,
+    ALONE,
+    BESIDE,
+    KEEP,
+    PEEK,
+    PURE,
+    REMEMBERED,
+    SUBSET,
+    TOLERANCE,
+    WELL_FORMED,
+    LawViolation,
+    same,
+)
+from trimtab.testing.subjects import GuideRows, ModelRows, Subject, choose_probe, encode_starts, longer
+
+
+def check_model(
+    model: LanguageModel,
+    prompts: Sequence[Prompt] | None = None,
+    *,
+    num_steps: int = 4,
+    num_candidates: int = 4,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> None:
+    """Run every law of a language model: sessions, `logprobs`, `peek` and `context`.
+
+    `prompts` (at least two, of unequal length; random ones if left out) are continued by up to `num_steps` random
+    tokens, for which the model needs room, and one more that is peeked at; `num_candidates` tokens are. Raises
+    LawViolation.
+    """
+    starts = [(ids, ids) for ids in encode_starts(model, prompts, num_steps, seed)]
+    probe = choose_probe(model, num_candidates, seed)
+    subject = Subject(partial(ModelRows, model, probe), starts, model.vocab_size, num_steps, tolerance, seed)
+    _check_tables(subject, "logprobs", normalised=True)
+    for law in (*_SESSION_LAWS, _check_peek, _check_remembered):
+        law(subject)
+
+
+def check_guide(
+    guide: Guide,
+    model: LanguageModel,
+    prompts: Sequence[Prompt] | None = None,
+    *,
+    num_steps: int = 4,
+    num_candidates: int = 4,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> None:
+    """Run every law of a guide that steers `model`; the other arguments are `check_model`'s. Raises LawViolation.
+
+    A guide that needs the state after each candidate is scored on `num_candidates` tokens, any other on the whole
+    vocabulary too.
+    """
+    bound = guide.bind(model)
+    starts = [(ids, tuple(bound.prompt_ids(ids, ids))) for ids in encode_starts(model, prompts, num_steps, seed)]
+    probe = choose_probe(model, num_candidates, seed)
+    subject = Subject(partial(GuideRows, bound, model, probe), starts, model.vocab_size, num_steps, tolerance, seed)
+    _check_tables(subject, subject.readings[0], normalised=False)
+    for law in (*_SESSION_LAWS, _check_subset, _check_remembered):
+        law(subject)
+
+
+def _check_tables(subject: Subject, reading: str, *, normalised: bool) -> None:
+    table = subject.fresh(subject.starts).read(reading)
+    if table.dtype != torch.float32:
+        raise LawViolation(WELL_FORMED, f"{reading} is {table.dtype}; it must be torch.float32")
+    if normalised and table.shape != (len(subject.starts), subject.vocab_size):
+        shape = (len(subject.starts), subject.vocab_size)
+        raise LawViolation(WELL_FORMED, f"{reading} has shape {tuple(table.shape)}; it must be {shape}")
+    broken = torch.isnan(table) | torch.isposinf(table)
+    if bool(broken.any()):
+        row, column = broken.nonzero()[0].tolist()
+        raise LawViolation(WELL_FORMED, f"{reading} is {table[row, column]} in row {row}, column {column}")
+    if normalised:
+        same(WELL_FORMED, "ln of the total probability", table.logsumexp(1), torch.zeros(len(table)), subject.tolerance)
+
+
+def _check_pure(subject: Subject) -> None:
+    read, unread = subject.fresh(subject.starts), subject.fresh(subject.starts)
+    first = {reading: read.read(reading) for reading in read.readings}
+    for reading in reversed(read.readings):
+        same(PURE, f"{reading} read a second time", read.read(reading), first[reading], subject.tolerance)
+    rows = list(range(len(subject.starts)))
+    for session in (read, unread):
+        session.advance(rows, subject.tokens(len(rows)))
+    subject.same(PURE, "after advance, of a session that was read before and one that was not", read, unread)
+
+
+def _check_alone(subject: Subject) -> None:
+    together = subject.fresh(subject.starts)
+    alone = [subject.fresh([start]) for start in subject.starts]
+    for step in range(subject.num_steps + 1):
+        for reading in together.readings:
+            single = torch.cat([session.read(reading) for session in alone])
+            same(
+                ALONE,
+                f"{reading} at step {step}, in a batch and alone",
+                together.read(reading),
+                single,
+                subject.tolerance,
+            )
+        rows = [row for row in range(len(alone)) if (row + step) % 3]  # not all: rows fall further apart
+        tokens = subject.tokens(len(rows), step)
+        together.advance(rows, tokens)
+        for row, token in zip(rows, tokens, strict=True):
+            alone[row].advance([0], [token])
+
+
+def _check_admit(subject: Subject) -> None:
+    rows = list(range(len(subject.starts)))
+    silent, spoken = subject.fresh(subject.starts), subject.fresh(subject.starts)
+    grown = subject.starts
+    for step in range(subject.num_steps):
+        tokens = subject.tokens(len(rows), step)
+        grown = [longer(row, token) for row, token in zip(grown, tokens, strict=True)]
+        silent.advance(rows, tokens)
+        spoken.advance(rows, tokens)
+        subject.same(ADMIT, f"after {step + 1} tokens, read at each", spoken, subject.fresh(grown))
+    subject.same(ADMIT, f"after {subject.num_steps} tokens, read at the end", silent, subject.fresh(grown))
+
+
+def _check_keep(subject: Subject) -> None:
+    last = len(subject.starts) - 1
+    for picked in ([last, 0], [0, last, 0, 0], [last]):
+        session = subject.fresh(subject.starts)
+        before = {reading: session.read(reading) for reading in session.readings}
+        session.keep(picked)
+        _count(session, len(picked), f"keep({picked})")
+        for reading, table in before.items():
+            same(KEEP, f"{reading} after keep({picked})", session.read(reading), table[picked], subject.tolerance)
+        tokens = [(subject.tokens(1)[0] + index) % subject.vocab_size for index in range(len(picked))]
+        session.advance(list(range(len(picked))), tokens)
+        grown = [longer(subject.starts[row], token) for row, token in zip(picked, tokens, strict=True)]
+        subject.same(KEEP, f"after keep({picked}) and a token of its own for each row", session, subject.fresh(grown))
+        session.keep([])
+        _count(session, 0, "keep([])")
+        session.admit(subject.starts[:1])
+        subject.same(KEEP, "of a row admitted after keep([])", session, subject.fresh(subject.starts[:1]))
+
+
+def _check_peek(subject: Subject) -> None:
+    rows = list(range(len(subject.starts)))
+    looked = subject.fresh(subject.starts)
+    assert isinstance(looked, ModelRows)
+    peeked, probe = looked.read("peek"), looked.probe.tolist()
+    for column, token_id in enumerate(probe):
+        moved = subject.fresh(subject.starts)
+        moved.advance(rows, [token_id] * len(rows))
+        same(PEEK, f"the state after token {token_id}", peeked[:, column], moved.read("context"), subject.tolerance)
+        accepted = subject.fresh(subject.starts)
+        accepted.read("peek")
+        accepted.advance(rows, [token_id] * len(rows))
+        subject.same(PEEK, f"after peeking and taking token {token_id}", accepted, moved)
+    for columns in ([len(probe) - 1], list(range(len(probe)))[::-2]):
+        some = looked.session.peek(looked.probe[columns].expand(len(rows), -1))
+        same(SUBSET, f"peek at columns {columns} of {probe}", some, peeked[:, columns], subject.tolerance)
+
+
+def _check_subset(subject: Subject) -> None:
+    session = subject.fresh(subject.starts)
+    assert isinstance(session, GuideRows)
+    whole = session.read(session.readings[0])
+    probe = session.probe
+    for size in range(1, len(probe) + 1):
+        some = probe[:size].sort().values
+        columns = some if session.readings[0] == "all" else torch.searchsorted(probe.sort().values, some)
+        expected = whole[:, columns.to(whole.device)]
+        same(SUBSET, f"the scores of tokens {some.tolist()}", session.score(some), expected, subject.tolerance)
+
+
+def _check_beside(subject: Subject) -> None:
+    """A session opened beside another, whose rows come and go, reads what one of its own reads."""
+    host, plain = subject.make(), subject.fresh(subject.starts)
+    base = host.base if isinstance(host, GuideRows) else host
+    base.admit(subject.starts[::-1])
+    guest = subject.make(beside=base.session)
+    guest.admit(subject.starts)
+    rows = list(range(len(subject.starts)))
+    for step in range(min(2, subject.num_steps)):
+        subject.same(BESIDE, f"at step {step}, of a session opened beside another", guest, plain)
+        tokens = subject.tokens(len(rows), step)
+        base.keep([base.num_rows - 1])
+        base.advance([0], tokens[:1])
+        guest.advance(rows, tokens)
+        plain.advance(rows, tokens)
+    subject.same(BESIDE, "at the end, of a session opened beside another", guest, plain)
+
+
+def _check_remembered(subject: Subject) -> None:
+    """A random walk over all verbs; whenever something is read, a session without a past must read the same."""
+    dice = random.Random(subject.seed)
+    session, rows = subject.fresh(subject.starts), list(subject.starts)
+    longest = max(len(base) for base, _ in rows) + subject.num_steps
+    told = [f"admit {len(rows)}"]
+    for _ in range(8 * subject.num_steps):
+        verb = dice.choice(["admit", "advance", "advance", "keep", "read"])
+        if verb == "admit" and len(rows) < 2 * len(subject.starts):
+            rows.append(dice.choice(subject.starts))
+            session.admit(rows[-1:])
+        elif verb == "advance":
+            picked = [row for row in range(len(rows)) if len(rows[row][0]) < longest and dice.random() < 0.7]
+            dice.shuffle(picked)
+            tokens = dice.choices(range(subject.vocab_size), k=len(picked))
+            session.advance(picked, tokens)
+            for row, token in zip(picked, tokens, strict=True):
+                rows[row] = longer(rows[row], token)
+        elif verb == "keep":
+            picked = dice.choices(range(len(rows)), k=dice.randint(1, len(subject.starts)))
+            session.keep(picked)
+            rows = [rows[row] for row in picked]
+        told.append(verb)
+        _count(session, len(rows), ", ".join(told))
+        if verb == "read":
+            reading = dice.choice(session.readings)
+            expected = subject.fresh(rows).read(reading)
+            same(REMEMBERED, f"{reading} after {', '.join(told)}", session.read(reading), expected, subject.tolerance)
+    subject.same(REMEMBERED, f"after {', '.join(told)}", session, subject.fresh(rows))
+
+
+_SESSION_LAWS = (_check_pure, _check_alone, _check_admit, _check_keep, _check_beside)
+
+
+def _count(session: ModelRows | GuideRows, expected: int, after: str) -> None:
+    if session.num_rows != expected:
+        raise LawViolation(KEEP, f"num_rows is {session.num_rows} after {after}; it must be {expected}")

@@ -1,0 +1,156 @@
+"""What the laws of sessions are checked on: rows that grow together, and what can be read from them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from trimtab.core import Candidates, Guide, GuideSession, LanguageModel, ModelSession, Prompt
+from trimtab.errors import OptionError
+from trimtab.prompts import encode_prompt
+from trimtab.testing.laws import PURE, WELL_FORMED, LawViolation, same
+
+Row: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""A sequence as the base reads it and as the guide reads it."""
+
+
+class ModelRows:
+    """A session of a model, and what can be read from it."""
+
+    readings: tuple[str, ...] = ("logprobs", "context", "peek")
+
+    def __init__(self, model: LanguageModel, probe: Tensor, beside: ModelSession | None = None) -> None:
+        self.session: ModelSession = model.open(beside)
+        self.probe = probe
+
+    @property
+    def num_rows(self) -> int:
+        return self.session.num_rows
+
+    def admit(self, rows: Sequence[Row]) -> None:
+        self.session.admit([base for base, _ in rows])
+
+    def advance(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        self.session.advance(torch.tensor(rows, dtype=torch.int64), torch.tensor(token_ids, dtype=torch.int64))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.session.keep(torch.tensor(rows, dtype=torch.int64))
+
+    def read(self, reading: str) -> Tensor:
+        if reading == "peek":
+            return self.session.peek(self.probe.expand(self.num_rows, -1)).clone()
+        return (self.session.context() if reading == "context" else self.session.logprobs()).clone()
+
+    def candidates(self, guide: Guide, probe: Tensor | None) -> Candidates:
+        """The whole vocabulary, or `probe` [K] sorted best first, with what the guide asks for."""
+        base = self.session.logprobs()
+        ids = torch.arange(base.shape[1], device=base.device) if probe is None else probe.to(base.device)
+        ids = ids.expand(len(base), -1)
+        if probe is not None:
+            ids = ids.gather(1, base.gather(1, ids).argsort(dim=1, descending=True, stable=True))
+        hidden = self.session.peek(ids) if guide.needs_hidden else None
+        context = self.session.context() if guide.needs_context else None
+        return Candidates(ids, base.gather(1, ids), hidden, context, complete=probe is None)
+
+
+class GuideRows:
+    """A guide's session and its base's, growing together. Readings: scores of all tokens, of some."""
+
+    def __init__(self, guide: Guide, model: LanguageModel, probe: Tensor, beside: ModelSession | None = None) -> None:
+        self.guide = guide
+        self.base = ModelRows(model, probe)
+        self.session: GuideSession = guide.open(beside)
+        self.probe = probe
+        self.readings: tuple[str, ...] = ("some",) if guide.needs_hidden else ("all", "some")
+
+    @property
+    def num_rows(self) -> int:
+        return self.session.num_rows
+
+    def admit(self, rows: Sequence[Row]) -> None:
+        self.base.admit(rows)
+        self.session.admit([own for _, own in rows])
+
+    def advance(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        self.base.advance(rows, token_ids)
+        self.session.advance(torch.tensor(rows, dtype=torch.int64), torch.tensor(token_ids, dtype=torch.int64))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.base.keep(rows)
+        self.session.keep(torch.tensor(rows, dtype=torch.int64))
+
+    def read(self, reading: str) -> Tensor:
+        """[B, V] or [B, K] scores, columns in the order of the ids."""
+        return self.score(None if reading == "all" else self.probe)
+
+    def score(self, probe: Tensor | None) -> Tensor:
+        candidates = self.base.candidates(self.guide, probe)
+        given = candidates.token_ids.clone(), candidates.logprobs.clone()
+        scores = self.session.score(candidates).clone()
+        if not (torch.equal(given[0], candidates.token_ids) and torch.equal(given[1], candidates.logprobs)):
+            raise LawViolation(PURE, "score wrote into the candidates it was given")
+        if scores.shape != candidates.token_ids.shape:
+            shapes = f"{tuple(scores.shape)} for candidates of shape {tuple(candidates.token_ids.shape)}"
+            raise LawViolation(WELL_FORMED, f"the scores have shape {shapes}")
+        if probe is None:
+            return scores
+        order = candidates.token_ids.argsort(dim=1)
+        return scores.gather(1, order.to(scores.device))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the session laws are checked on."""
+
+    make: Callable[..., ModelRows | GuideRows]
+    starts: list[Row]
+    vocab_size: int
+    num_steps: int
+    tolerance: float
+    seed: int
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        return self.make().readings
+
+    def fresh(self, rows: Sequence[Row]) -> ModelRows | GuideRows:
+        """A new session with these rows and no past."""
+        session = self.make()
+        session.admit(rows)
+        return session
+
+    def tokens(self, count: int, step: int = 0) -> list[int]:
+        """Random tokens, the same for the same arguments."""
+        return random.Random(f"{self.seed} {count} {step}").choices(range(self.vocab_size), k=count)
+
+    def same(self, law: str, when: str, found: ModelRows | GuideRows, expected: ModelRows | GuideRows) -> None:
+        """Raise unless two sessions read the same."""
+        for reading in found.readings:
+            same(law, f"{reading} {when}", found.read(reading), expected.read(reading), self.tolerance)
+
+
+def longer(row: Row, token_id: int) -> Row:
+    return (*row[0], token_id), (*row[1], token_id)
+
+
+def encode_starts(
+    model: LanguageModel, prompts: Sequence[Prompt] | None, num_steps: int, seed: int
+) -> list[tuple[int, ...]]:
+    if prompts is not None:
+        if len(prompts) < 2:
+            raise OptionError(f"There are {len(prompts)} prompts; give at least 2, of unequal length.")
+        return [tuple(encode_prompt(model, prompt)) for prompt in prompts]
+    room = 7 if model.max_length is None else model.max_length - num_steps - 1
+    dice = random.Random(seed)
+    return [tuple(dice.choices(range(model.vocab_size), k=max(1, min(length, room)))) for length in (3, 1, 7, 2)]
+
+
+def choose_probe(model: LanguageModel, num_candidates: int, seed: int) -> Tensor:
+    """[K] distinct ids, ascending."""
+    count = min(num_candidates, model.vocab_size)
+    return torch.tensor(sorted(random.Random(seed).sample(range(model.vocab_size), count)))
