@@ -122,7 +122,8 @@ def _print_text(answer: Answer, tokens: list[ExplainedToken]) -> None:
     console.print()
     console.print(as_table(tokens))
     console.print(
-        f"\n{len(tokens)} tokens, ended by {answer.finish_reason}; seed {answer.seed}; KL to the base {answer.kl:.2f} nats.\n"
+        f"\n{len(tokens)} tokens, ended by {answer.finish_reason}; seed {answer.seed}; "
+        f"KL to the base {answer.kl:.2f} nats.\n"
         "Shares in nats. Blue: lifted by the guides; orange: held back; underlined: not the base's first choice.",
         soft_wrap=True,
     )

@@ -137,7 +137,8 @@ function row(item, chosen) {
   if (chosen) { tr.className = "chosen"; head.append(" \\u2190 chosen"); }
   tr.append(head, cell("td", percent(item.base_logprob)), cell("td", nats(item.base_logprob)));
   for (const g of data.guides) tr.append(cell("td", signed(item.shares[g] === undefined ? 0 : item.shares[g])));
-  tr.append(cell("td", signed(item.rest)), cell("td", nats(item.mixed_logprob)), cell("td", percent(item.mixed_logprob)));
+  tr.append(cell("td", signed(item.rest)), cell("td", nats(item.mixed_logprob)));
+  tr.append(cell("td", percent(item.mixed_logprob)));
   tr.append(cell("td", `${item.base_rank + 1} \\u2192 ${item.mixed_rank + 1}`));
   return tr;
 }

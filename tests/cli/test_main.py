@@ -1,0 +1,162 @@
+"""Exit codes, and what goes to which stream."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from conftest import Run, Tiny, spawn
+
+import trimtab.cli
+from trimtab.cli import main as main_module
+from trimtab.cli.main import COMMANDS, build_parser
+from trimtab.errors import CheckpointError
+
+# Imports trimtab.cli.main as a package of that name would without the public surface in its __init__.
+LIGHT = """
+import sys, types
+package = types.ModuleType("trimtab")
+package.__path__ = [sys.argv[1]]
+sys.modules["trimtab"] = package
+import trimtab.cli.main
+trimtab.cli.main.build_parser().format_help()
+print(sorted({"torch", "transformers", "numpy", "rich", "peft", "trl"} & set(sys.modules)))
+"""
+
+
+def test_the_command_line_itself_imports_nothing_heavy() -> None:
+    package = str(Path(next(iter(trimtab.cli.__path__))).parent)
+    done = subprocess.run([sys.executable, "-c", LIGHT, package], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(run: Run, name: str) -> None:
+    outcome = run(name, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith(f"usage: trimtab {name} ")
+
+
+def test_help_lists_every_command(run: Run) -> None:
+    outcome = run("--help")
+    assert outcome.code == 0
+    assert all(f"\n    {name} " in outcome.out for name in COMMANDS)
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out == f"trimtab {version('trimtab')}\n"
+
+
+WRONG = {
+    "no command": ([], "required: COMMAND"),
+    "an unknown command": (["generat"], "invalid choice: 'generat'"),
+    "an unknown option": (
+        ["generate", "--model", "m", "--prompt", "x", "--temprature", "1"],
+        "Unknown option '--temprature'. Did you mean '--temperature'?",
+    ),
+    "an unknown option, before what is missing": (["generate", "--modle", "m"], "Did you mean '--model'?"),
+    "an unknown option of a nested command": (["bench", "decode", "--bach", "1"], "Did you mean '--batch'?"),
+    "an unknown option of trimtab": (["--verbos", "generate"], "Did you mean '--verbose'?"),
+    "an abbreviation": (["generate", "--model", "m", "--prompt", "x", "--temp", "1"], "Unknown option '--temp'"),
+    "a stray argument": (["generate", "--model", "m", "--prompt", "x", "y"], "unexpected argument 'y'"),
+    "no model": (["generate", "--prompt", "x"], "--model"),
+    "a NaN temperature": (
+        ["generate", "--model", "m", "--prompt", "x", "--temperature", "nan"],
+        "'nan' is not accepted",
+    ),
+    "a NaN weight": (["generate", "--model", "m", "--prompt", "x", "--guide", "g=d:nan"], "finite number"),
+    "a guide without a name": (["generate", "--model", "m", "--prompt", "x", "--guide", "d"], "NAME=PATH[:WEIGHT]"),
+    "two guides of one name": (
+        ["generate", "--model", "m", "--prompt", "x", "--guide", "g=d", "--guide", "g=e"],
+        "'g' twice",
+    ),
+    "two sources of prompts": (["generate", "--model", "m", "--prompt", "x", "--prompts", "p"], "not allowed with"),
+    "a NaN weight to measure": (["bench", "decode", "--model", "m", "--weights", "0,nan"], "'nan' is not accepted"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_one_line_on_standard_error(run: Run, name: str) -> None:
+    argv, problem = WRONG[name]
+    outcome = run(*argv)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("trimtab: error: ")
+    assert outcome.err.count("\n") == 1
+    assert problem in outcome.err
+
+
+class Failing:
+    """A command that raises what it is given."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+    def register(self, subparsers: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+        subparsers.add_parser("fail")
+
+    def run(self, args: argparse.Namespace) -> int:
+        if self.error is not None:
+            raise self.error
+        return 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (CheckpointError("No weights\nthere."), 2, "trimtab: error: No weights there.\n"),
+        (OSError(28, "No space left on device", "a.jsonl"), 1, "No space left on device: 'a.jsonl'\n"),
+        (ZeroDivisionError("oh"), 1, "Traceback (most recent call last)"),
+        (KeyboardInterrupt(), 130, ""),
+        (None, 3, ""),
+    ],
+)
+def test_each_kind_of_failure_has_its_exit_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException | None, code: int, message: str
+) -> None:
+    monkeypatch.setitem(main_module.COMMANDS, "fail", Failing(error))
+    outcome = run("fail")
+    assert (outcome.code, outcome.out) == (code, "")
+    assert message in outcome.err
+    assert bool(outcome.err) == bool(message)
+
+
+def test_an_abbreviation_is_refused_in_every_command() -> None:
+    (subparsers,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert [name for name, parser in subparsers.choices.items() if parser.allow_abbrev] == []
+
+
+def test_a_process_separates_results_from_progress(tiny: Tiny) -> None:
+    argv = ["generate", "--model", tiny.model, "--prompt", "Hi", "--max-new-tokens", "3", "--json", "--seed", "1"]
+    outcome = spawn(argv)
+    assert outcome.code == 0
+    assert outcome.out.startswith('{"prompt": "Hi", "text": ')
+    assert outcome.out.count("\n") == 1
+    assert f"loading {tiny.model}" in outcome.err
+
+
+def test_a_process_reports_errors_in_its_exit_code() -> None:
+    outcome = spawn(["generate", "--prompt", "x", "--model", "demo", "--top-k", "-1"])
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("trimtab: error: argument --top-k: '-1' is not accepted")
+
+
+def test_a_reader_that_goes_away_is_no_crash(tiny: Tiny) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = ["generate", "--model", tiny.model, "--prompt", "Hi", "--max-new-tokens", "3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trimtab.cli.main", *argv],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
