@@ -1,0 +1,36 @@
+"""Proxy tuning: what tuning did to a small model, done to a large one.
+
+    π(y) ∝ π_base(y) · (π_expert(y) / π_anti(y))^w
+
+Liu et al., "Tuning Language Models by Proxy" (arXiv 2401.08565), where w = 1: the expert is a small tuned model, the
+anti-expert the same model before tuning.
+
+    python examples/proxy_tuning.py BASE EXPERT ANTI_EXPERT
+"""
+
+from __future__ import annotations
+
+import sys
+
+from trimtab import Decoder, load_model
+from trimtab.core import LanguageModel
+from trimtab.guides.arm import ARM
+
+
+def proxy_tuning(
+    base: LanguageModel, expert: LanguageModel, anti_expert: LanguageModel, *, strength: float = 1.0
+) -> tuple[Decoder, dict[str, float]]:
+    """A decoder and the weights that make it a proxy-tuned model."""
+    decoder = Decoder(base, {"expert": ARM(expert), "anti-expert": ARM(anti_expert)})
+    return decoder, {"expert": strength, "anti-expert": -strength}
+
+
+def main(base: str = "demo", expert: str = "demo", anti_expert: str = "demo") -> None:
+    decoder, weights = proxy_tuning(load_model(base), load_model(expert), load_model(anti_expert))
+    question = [{"role": "user", "content": "Why is the sky blue?"}]
+    for answer in decoder.generate([question], weights=weights, max_new_tokens=64, temperature=0.7, seed=1):
+        print(answer.text)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,215 @@
+"""The documentation speaks of the code that is there: every public name, every signature, every flag, every link."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trimtab
+
+
+@pytest.fixture(scope="module")
+def reference(repository: Path) -> str:
+    return (repository / "docs" / "python.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", trimtab.__all__)
+def test_a_public_name_has_its_signature_in_the_reference(name: str, reference: str) -> None:
+    stub = _stubs(reference).get(name)
+    assert stub is not None, f"docs/python.md does not document {name}"
+    assert _differences(stub, getattr(trimtab, name)) == []
+
+
+def test_the_reference_documents_nothing_else(reference: str) -> None:
+    assert {name for name in _stubs(reference) if "." not in name} - set(trimtab.__all__) == set()
+
+
+def test_what_else_the_reference_names_has_its_signature(reference: str) -> None:
+    dotted = {name: stub for name, stub in _stubs(reference).items() if "." in name}
+    assert dotted
+    found = []
+    for name, stub in dotted.items():
+        module, _, attribute = name.rpartition(".")
+        found += _differences(stub, getattr(importlib.import_module(module), attribute))
+    assert found == []
+
+
+WRONG = {
+    "a name": "def load(path, *, weight=1.0): ...",
+    "a default": "def load(name, *, weight=2.0): ...",
+    "a kind": "def load(name, weight=1.0): ...",
+    "one too few": "def load(name): ...",
+    "a field": "class load:\n    name: str",
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_signature_is_found(what: str) -> None:
+    def load(name: str, *, weight: float = 1.0) -> None: ...
+
+    assert _differences(_stub("def load(name: str, *, weight: float = 1.0) -> None: ..."), load) == []
+    assert _differences(_stub(WRONG[what]), load)
+
+
+def test_every_command_and_flag_is_in_the_reference(repository: Path) -> None:
+    page = (repository / "docs" / "cli.md").read_text(encoding="utf-8")
+    missing = [f"{command} {flag}" for command, flag in _flags() if not _mentions(_section(page, command), flag, page)]
+    assert missing == []
+
+
+def test_the_reference_names_no_flag_that_is_not_there(repository: Path) -> None:
+    page = (repository / "docs" / "cli.md").read_text(encoding="utf-8")
+    known = {flag for _, flag in _flags()} | {"--help", "--version", "--verbose"}
+    assert set(re.findall(r"`(--[a-z][a-z-]*)", page)) - known == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/*.md"])
+def test_links_lead_somewhere(page: str, repository: Path) -> None:
+    broken = [
+        f"{path.name}: {target}"
+        for path in sorted(repository.glob(page))
+        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+        if not target.startswith(("https://", "#")) and not _leads_somewhere(path, target)
+    ]
+    assert broken == []
+
+
+def test_the_guide_of_the_guides_page_keeps_the_laws(repository: Path) -> None:
+    """The page tells readers to write theirs this way, so it has to work."""
+    import torch
+
+    from trimtab.models.tabular import TabularModel
+    from trimtab.testing import check_guide
+
+    page = (repository / "docs" / "guides.md").read_text(encoding="utf-8")
+    (source,) = (block for block in _python_blocks(page) if "class Shorter" in block)
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(compile(source, "guides.md", "exec", dont_inherit=True), names)
+    model = TabularModel.random(5, seed=0)
+    check_guide(names["Shorter"](torch.arange(5.0)), model)
+
+
+def _python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+
+
+def _stubs(page: str) -> dict[str, ast.stmt]:
+    """Name -> its signature, from blocks below a heading with the name."""
+    found = re.findall(r"^### `([\w.]+)`\n+```python\n(.*?)```", page, flags=re.DOTALL | re.MULTILINE)
+    return {name: _stub(source) for name, source in found}
+
+
+def _stub(source: str) -> ast.stmt:
+    (statement,) = ast.parse(source).body
+    return statement
+
+
+def _differences(stub: ast.stmt, thing: Any) -> list[str]:
+    """Where a signature as written differs from the object's own."""
+    if isinstance(stub, ast.FunctionDef):
+        if not inspect.isroutine(thing):
+            return [f"{stub.name} is not a function"]
+        written, real = _written(stub), _real(thing)
+        return [] if written == real else [f"{stub.name}: written {written}, is {real}"]
+    assert isinstance(stub, ast.ClassDef)
+    if not inspect.isclass(thing):
+        return [f"{stub.name} is not a class"]
+    found = []
+    for node in stub.body:
+        if isinstance(node, ast.FunctionDef):
+            found += _differences(node, getattr(thing, node.name, None))
+    fields = [_field(node) for node in stub.body if isinstance(node, ast.AnnAssign)]
+    own = _fields(thing)
+    if fields != own:
+        found.append(f"{stub.name}: fields written {fields}, are {own}")
+    documented = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    methods = {key for key, member in vars(thing).items() if inspect.isfunction(member) and not key.startswith("_")}
+    guided = {"bind", "prompt_ids", "open"} if dataclasses.is_dataclass(thing) else set()  # said under `Guide`
+    return found + [f"{stub.name}.{key} is not documented" for key in sorted(methods - documented - guided)]
+
+
+def _written(stub: ast.FunctionDef) -> list[tuple[str, str, str]]:
+    ordinary = stub.args.args
+    defaults = [None] * (len(ordinary) - len(stub.args.defaults)) + list(stub.args.defaults)
+    parameters = [(arg.arg, "ordinary", _text(value)) for arg, value in zip(ordinary, defaults, strict=True)]
+    keywords = zip(stub.args.kwonlyargs, stub.args.kw_defaults, strict=True)
+    return parameters + [(arg.arg, "keyword", _text(value)) for arg, value in keywords]
+
+
+def _real(function: Any) -> list[tuple[str, str, str]]:
+    kinds = {inspect.Parameter.KEYWORD_ONLY: "keyword"}
+    return [
+        (name, kinds.get(p.kind, "ordinary"), "" if p.default is p.empty else repr(p.default))
+        for name, p in inspect.signature(function).parameters.items()
+    ]
+
+
+def _text(value: ast.expr | None) -> str:
+    return "" if value is None else repr(ast.literal_eval(value))
+
+
+def _field(node: ast.AnnAssign) -> tuple[str, str]:
+    return ast.unparse(node.target), _text(node.value)
+
+
+def _fields(thing: Any) -> list[tuple[str, str]]:
+    if not dataclasses.is_dataclass(thing):
+        return []
+    return [(field.name, _default(field)) for field in dataclasses.fields(thing)]
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "" if field.default is dataclasses.MISSING else repr(field.default)
+
+
+def _flags() -> Iterator[tuple[str, str]]:
+    from trimtab.cli.main import build_parser
+
+    yield from _flags_of(build_parser(), "trimtab")
+
+
+def _flags_of(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, str]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for key, inner in action.choices.items():
+                yield from _flags_of(inner, f"{name} {key}")
+        elif not isinstance(action, argparse._HelpAction):
+            yield from ((name, option) for option in action.option_strings if option.startswith("--"))
+
+
+def _section(page: str, command: str) -> str:
+    """What the page says under a command's heading."""
+    match = re.search(rf"^## `{command}`$(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE)
+    return match.group(1) if match else ""
+
+
+def _mentions(section: str, flag: str, page: str) -> bool:
+    if re.search(rf"`{flag}\b(?!-)", section):
+        return True
+    # Flags that several commands share stand in a table of their own, to which the command's section links.
+    shared = re.findall(r"\(#(shared-[a-z-]+)\)", section)
+    tables = re.findall(r"^## (Shared [^\n]+)$(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE)
+    wanted = [text for title, text in tables if title.lower().replace(" ", "-") in shared]
+    return any(re.search(rf"`{flag}\b(?!-)", text) for text in wanted)
+
+
+def _leads_somewhere(page: Path, target: str) -> bool:
+    name, _, anchor = target.partition("#")
+    path = (page.parent / name).resolve() if name else page
+    if not path.exists():
+        return False
+    if not anchor:
+        return True
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
