@@ -252,7 +252,10 @@ class Decoder:
             {name: scores for name, (scores, _) in parts.items()},
             {name: weights != 0 for name, (_, weights) in parts.items()},
         )
-        return tensors, self._penalised(mixed, columns), failures
+        policy = self._penalised(mixed, columns)
+        if failures:  # these rows end in this step; give them something that can be drawn from
+            policy = policy.index_fill(0, torch.tensor(list(failures), device=policy.device), 0.0)
+        return tensors, policy, failures
 
     def _penalised(self, policy: Tensor, columns: Columns) -> Tensor:
         if all(request.params.repetition_penalty == 1 for request in self._running):

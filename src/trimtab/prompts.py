@@ -48,7 +48,7 @@ def check_same_vocabulary(base: LanguageModel, guide: LanguageModel) -> None:
     mine, other = dict(ours.tokens), dict(theirs.tokens)
     different = [token for token, token_id in mine.items() if other.get(token) != token_id]
     missing = [token for token in other if token not in mine]
-    example = (different or missing or ["?"])[0]
+    example = min(different, key=mine.__getitem__) if different else missing[0]
     raise VocabularyMismatchError(
         f"The guide's vocabulary differs from the base's: {len(different)} of the base's {len(mine)} tokens have "
         f"another id or none in the guide, {len(missing)} of the guide's are unknown to the base; for example "

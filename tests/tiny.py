@@ -1,0 +1,109 @@
+"""Tiny random models and tokenizers for tests: built in memory, nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+
+VOCAB = 61
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _SHAPE),
+    "mistral": ("MistralConfig", {**_SHAPE, "sliding_window": 5, "head_dim": 8}),
+    "qwen2": ("Qwen2Config", _SHAPE),
+    "qwen3": ("Qwen3Config", {**_SHAPE, "head_dim": 8}),
+    "gemma2": (
+        "Gemma2Config",
+        {**_SHAPE, "head_dim": 8, "sliding_window": 5, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": ("Gemma3TextConfig", {**_SHAPE, "head_dim": 8, "sliding_window": 5, "num_hidden_layers": 7}),
+    "gpt2": ("GPT2Config", {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
+}
+FAMILIES = tuple(_FAMILIES)
+
+
+def tiny_module(family: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
+    """A random transformers model, float32, with weights large enough to make peaked distributions."""
+    name, shape = _FAMILIES[family]
+    config = getattr(transformers, name)(
+        **{**shape, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, **changes}
+    )
+    if getattr(config, "attn_logit_softcapping", None):
+        config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    module = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.25)
+    return module.eval()
+
+
+def tiny_tokenizer(words: Sequence[str] | None = None, *, template: bool = True) -> Any:
+    """A whole-word tokenizer: <s> is 0, </s> is 1, then words."""
+    words = [f"w{index}" for index in range(VOCAB - 2)] if words is None else words
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *words])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    if template:
+        tokenizer.chat_template = (
+            "{{ '<s>' }}{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ ' w9' }}{% endif %}"
+        )
+    return tokenizer
+
+
+def write_lora(directory: Path, module: nn.Module, *, rank: int = 2, seed: int = 0, **config: Any) -> Path:
+    """A random adapter of a tiny model's linear layers, in peft's format."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in module.named_modules():
+        weight = getattr(layer, "weight", None)
+        if (
+            weight is None
+            or weight.ndim != 2
+            or "embed" in name
+            or name in ("lm_head", "transformer.wte", "transformer.wpe")
+        ):
+            continue
+        num_out, num_in = weight.shape if isinstance(layer, nn.Linear) else weight.shape[::-1]
+        key = f"base_model.model.{name}.lora_"
+        tensors[f"{key}A.weight"] = torch.randn(rank, num_in, generator=generator) * 0.2
+        tensors[f"{key}B.weight"] = torch.randn(num_out, rank, generator=generator) * 0.2
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "adapter_model.safetensors")
+    names = sorted({key.split(".lora_")[0].rsplit(".", 1)[-1] for key in tensors})
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 4,
+        "target_modules": names,
+        "bias": "none",
+        "fan_in_fan_out": not isinstance(
+            module.get_submodule(names and next(iter(tensors)).split("base_model.model.")[1].split(".lora_")[0]),
+            nn.Linear,
+        ),
+        **config,
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    return directory
