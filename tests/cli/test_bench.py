@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import Run, Tiny
+from .conftest import Run, Tiny
 
 SMALL = ["--num-new-tokens", "4", "--num-prompt-tokens", "5", "--num-repeats", "1"]
 KEYS = {"batch", "weight", "tokens_per_s", "base_tokens_per_s", "ratio_to_base", "peak_memory_mb"}

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import Outcome, Run, Tiny, spawn
 
 from trimtab.cli.chat import COMMANDS, HELP, Conversation
 from trimtab.core import SamplingParams, Step
 from trimtab.decoding import Decoder
 from trimtab.errors import PromptError
 from trimtab.loading import load_guide, load_model
+
+from .conftest import Outcome, Run, Tiny, spawn
 
 Chat = Callable[..., Outcome]
 

@@ -5,10 +5,11 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import Run, Tiny
 
 from trimtab.decoding import Decoder
 from trimtab.loading import load_guide, load_model
+
+from .conftest import Run, Tiny
 
 
 @pytest.fixture

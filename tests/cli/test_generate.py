@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, Run, Tiny
 
 from trimtab.core import SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.loading import load_guide, load_model
+
+from .conftest import Outcome, Run, Tiny
 
 ROWS = [
     {"prompt": "One"},

@@ -10,12 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import Run, Tiny, spawn
 
 import trimtab.cli
 from trimtab.cli import main as main_module
 from trimtab.cli.main import COMMANDS, build_parser
 from trimtab.errors import CheckpointError
+
+from .conftest import Run, Tiny, spawn
 
 # Imports trimtab.cli.main as a package of that name would without the public surface in its __init__.
 LIGHT = """
