@@ -1,0 +1,90 @@
+"""What a guide says about itself: `guide.json` for programs, `README.md` for people."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from trimtab.training.checkpoints import write_text
+
+_PACKAGES = ("trimtab", "torch", "transformers", "trl", "peft")
+
+
+def proportion_interval(num_successes: int, num_trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The score interval of a proportion (Wilson 1927): (low, high)."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = num_successes / num_trials
+    centre = share + z * z / (2 * num_trials)
+    half = z * math.sqrt(share * (1 - share) / num_trials + z * z / (4 * num_trials**2))
+    shrink = 1 + z * z / num_trials
+    return max(0.0, (centre - half) / shrink), min(1.0, (centre + half) / shrink)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what trained the guide."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def write_cards(directory: Path, card: Mapping[str, Any], *, tags: Sequence[str] = ()) -> None:
+    """Write `guide.json` and `README.md` into the guide's directory."""
+    write_text(directory / "guide.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
+    write_text(directory / "README.md", model_card(card, tags))
+
+
+def model_card(card: Mapping[str, Any], tags: Sequence[str] = ()) -> str:
+    """The model card, from the same facts as `guide.json`."""
+    front = {
+        "library_name": "peft" if card["form"] == "lora" else "transformers",
+        "tags": ["trimtab", "reward-guided-decoding", *tags],
+    }
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    base, data, metrics = card["base"], card["data"], card["metrics"]
+    what = "A LoRA adapter of" if card["form"] == "lora" else "All weights, started from"
+    lines += [
+        "# A guide for trimtab",
+        "",
+        f"{what} `{base['name']}` ({base['architecture']}), trained as an autoregressive reward model "
+        "(GenARM, arXiv 2410.08193): the log-probability it gives to a response is that response's reward. It steers "
+        "a frozen model with the same vocabulary, token by token.",
+        "",
+        "```python",
+        "import trimtab",
+        "",
+        f"model = trimtab.load_model({json.dumps(base['name'])})",
+        'guide = trimtab.load_guide("path/to/this/directory")',
+        'decoder = trimtab.Decoder(model, guides={"guide": guide})',
+        "```",
+        "",
+        "## Data",
+        "",
+        f"{data['num_pairs']} preference pairs ({', '.join(data['files']) or 'given in Python'}), "
+        f"fingerprint `{data['fingerprint'][:16]}`.",
+        "",
+        "## Measured",
+        "",
+        *_measured(metrics),
+        "",
+        "## Settings",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in card["hyperparameters"].items()),
+        "",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in card["versions"].items()) + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[str]:
+    if "eval_accuracy" not in metrics:
+        return ["No pairs were held out, so nothing was measured."]
+    return [
+        f"Accuracy on {metrics['num_eval_pairs']} pairs that were not trained on: {metrics['eval_accuracy']:.3f} "
+        f"(95 % interval {metrics['eval_accuracy_low']:.3f} to {metrics['eval_accuracy_high']:.3f}; Wilson). "
+        "It is the share of pairs whose preferred response has the higher reward; a coin gets 0.5."
+    ]

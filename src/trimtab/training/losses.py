@@ -1,0 +1,44 @@
+"""The training objective as pure functions on tensors. float32 throughout, whatever the model computes in.
+
+Source: GenARM (Xu et al., ICLR 2025, arXiv 2410.08193). An autoregressive reward model factorises the reward over
+tokens, r(x, y) = Σ_t log π_r(y_t | x, y_<t) (its equation 5), and is trained on preference pairs with
+−log σ(β_r·(log π_r(y_w | x) − log π_r(y_l | x))) (its equation 7): sums over tokens, not means, and no reference model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
+    """log π(label) at each position: `logits` [N, V] in any dtype and `labels` [N] int64 give [N] float32."""
+    # Not gather − logsumexp, whose backward pass holds two more tensors of [N, V].
+    return -torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def sequence_logprobs(logprobs: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Σ_t log π(y_t) of each sequence: the tokens' [N] log-probabilities and the row [N] that each belongs to give [R].
+
+    A row without tokens sums to 0.
+    """
+    return torch.zeros(num_rows, dtype=torch.float32, device=logprobs.device).index_add(0, rows, logprobs.float())
+
+
+def arm_loss(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float = 0.0) -> Tensor:
+    """−log σ(β_r·(Σ log π_r(y_w) − Σ log π_r(y_l)) − γ) of each pair (GenARM, equation 7, where γ is 0).
+
+    `chosen` and `rejected` are [B] summed log-probabilities of the responses; the result is [B] float32. γ is a margin
+    to be exceeded.
+    """
+    return -torch.nn.functional.logsigmoid(margins(chosen, rejected, beta=beta) - gamma)
+
+
+def margins(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
+    """β_r·(Σ log π_r(y_w) − Σ log π_r(y_l)): the log-odds that the model gives to the preference. [B], [B] -> [B]."""
+    return beta * (chosen.float() - rejected.float())
+
+
+def correct(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """[B] bool: the preferred response has the higher reward. A tie is not correct."""
+    return chosen > rejected
