@@ -39,6 +39,8 @@ def mix(base: Tensor, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 def _add(total: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
     """One more guide: scores [B, K], weights [B, 1]. A veto already in `total` (−inf) survives any finite term."""
+    if all(math.isfinite(end) for end in torch.aminmax(scores)):
+        return torch.addcmul(total, weights, scores)  # nothing to forbid: one pass over the vocabulary instead of six
     unused = weights == 0
     vetoed = (torch.isneginf(scores) & ~unused) | torch.isneginf(total)
     finite = torch.nan_to_num(scores, nan=math.nan, posinf=math.nan, neginf=0.0)
@@ -60,8 +62,11 @@ class Tilt:
         as NaN: see `dead_end_rows` and `not_finite_rows`.
         """
         base = candidates.logprobs.to(torch.float32)
-        tilted = (base + scores.to(torch.float32)).masked_fill(torch.isneginf(base), NEVER)
-        return torch.log_softmax(tilted, dim=-1).masked_fill(torch.isneginf(tilted), NEVER)
+        tilted = base + scores.to(torch.float32)
+        if not math.isfinite(base.amin()):
+            tilted = tilted.masked_fill(torch.isneginf(base), NEVER)
+        policy = torch.log_softmax(tilted, dim=-1)
+        return policy.masked_fill(dead_end_rows(tilted)[:, None], NEVER)
 
 
 def not_finite_rows(logprobs: Tensor) -> Tensor:

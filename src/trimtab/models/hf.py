@@ -191,13 +191,12 @@ class HFModel:
         return logits.to(self.device)  # type: ignore[no-any-return]
 
     def _masks(self, layout: Layout) -> Tensor | dict[str, Tensor]:
-        masks = {kind: layout.visible(window) for kind, window in self._windows.items()}
-        if self._config._attn_implementation == "eager":
-            lowest = torch.finfo(self.module.dtype).min
-            masks = {
-                kind: torch.zeros_like(mask, dtype=self.module.dtype).masked_fill_(~mask, lowest)
-                for kind, mask in masks.items()
-            }
+        """What each query may see, as numbers to be added: one conversion here instead of one in each layer."""
+        lowest = torch.finfo(self.module.dtype).min
+        masks = {
+            kind: torch.zeros_like(seen, dtype=self.module.dtype).masked_fill_(~seen, lowest)
+            for kind, seen in ((kind, layout.visible(window)) for kind, window in self._windows.items())
+        }
         return masks.get("", masks)
 
     def _nameless_ids(self) -> Tensor | None:
