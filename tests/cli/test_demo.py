@@ -1,0 +1,193 @@
+"""`trimtab demo` on tiny models: what it prints, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, Tiny
+from trimtab.cli import demo
+
+FAST = ("--prompts", "4", "--max-new-tokens", "3", "--batch-size", "4")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands write into the directory they are run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _demo(tiny: Tiny, *argv: str) -> tuple[str, ...]:
+    return ("demo", "--model", tiny.model, "--guide", tiny.lora, *FAST, *argv)
+
+
+def test_json_is_what_the_manual_says(run: Run, tiny: Tiny) -> None:
+    outcome = run(*_demo(tiny, "--json"))
+    assert outcome.code == 0, outcome.err
+    summary = json.loads(outcome.out)
+    assert list(summary) == ["strengths", "base_tokens_per_s", "report"]
+    assert [row["weight"] for row in summary["strengths"]] == [0.0, 0.5, 1.0, 2.0]
+    for row in summary["strengths"]:
+        assert list(row) == ["weight", "reward", "reward_low", "reward_high", "kl", "tokens_per_s"]
+        assert row["reward_low"] <= row["reward"] <= row["reward_high"]
+        assert row["tokens_per_s"] > 0
+    kls = [row["kl"] for row in summary["strengths"]]
+    assert kls[0] == 0.0
+    assert min(kls[1:]) > 0.0
+    assert summary["base_tokens_per_s"] > 0
+    assert Path(summary["report"]).is_file()
+
+
+def test_the_table_and_the_answers_are_shown(run: Run, tiny: Tiny) -> None:
+    outcome = run(*_demo(tiny, "--strengths", "0,1"))
+    assert outcome.code == 0, outcome.err
+    for wanted in (
+        "strength",
+        "95 % interval",
+        "KL",
+        "tokens/s",
+        "ratio to base",
+        "Describe a rainy Monday",
+        "Report: ",
+    ):
+        assert wanted in outcome.out
+    assert "loading" in outcome.err
+    assert "strengths 0, 1" in outcome.err
+    assert "loading" not in outcome.out
+
+
+def test_the_report_lies_in_a_new_directory_each_time(run: Run, tiny: Tiny) -> None:
+    reports = [json.loads(run(*_demo(tiny, "--json", "--strengths", "1")).out)["report"] for _ in range(2)]
+    assert reports == ["runs/demo/report.html", "runs/demo-2/report.html"]
+    names = ["answers.jsonl", "frontier.csv", "frontier.png", "report.html"]
+    assert [path.name for path in sorted(Path("runs/demo").iterdir())] == names
+
+
+def test_the_page_says_how_it_was_done(run: Run, tiny: Tiny) -> None:
+    run(*_demo(tiny, "--out", "here", "--seed", "5", "--strengths", "1"))
+    page = Path("here/report.html").read_text(encoding="utf-8")
+    for wanted in ("at most 3 new tokens", "seed 5 + i", "VADER", "4 of our own", "its own card says", "BCa"):
+        assert wanted in page
+    assert "labelled the pairs" not in page  # nobody knows what this guide was trained on
+
+
+def test_the_same_seed_gives_the_same_answers(run: Run, tiny: Tiny) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        run(*_demo(tiny, "--out", name, "--seed", seed, "--strengths", "1"))
+    first, again, other = (Path(name, "answers.jsonl").read_text() for name in "abc")
+    assert first == again
+    assert first != other
+
+
+def test_an_existing_directory_is_kept(run: Run, tiny: Tiny) -> None:
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("keep me")
+    outcome = run(*_demo(tiny, "--out", "mine"))
+    assert outcome.code == 2
+    assert "mine already exists" in outcome.err
+    assert run(*_demo(tiny, "--out", "mine", "--overwrite", "--strengths", "1")).code == 0
+    assert Path("mine/notes.txt").read_text() == "keep me"
+    assert Path("mine/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (("--train", "--guide", "x"), "leave --guide out"),
+        (("--resume",), "--resume continues a training"),
+        (("--train", "--resume"), "--resume continues a training"),
+        (("--overwrite",), "give --out DIR with it"),
+        (("--train", "--out", "x", "--resume", "--overwrite"), "not allowed with"),
+        (("--prompts", "1"), "at least 2"),
+        (("--prompts", "65"), "at most 64"),
+        (("--strengths", "0,nan"), "'nan' is not accepted"),
+        (("--strengths", ""), "'' is not accepted"),
+        (("--scorer", "sentimant"), "Did you mean 'sentiment'"),
+        (("--out", "file"), "is a file"),
+        (("--strenghts", "1"), "--strengths"),
+    ],
+)
+def test_what_is_refused_is_refused_before_anything_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], problem: str
+) -> None:
+    monkeypatch.setattr("trimtab.loading.load_model", lambda *_, **__: pytest.fail("loaded a model"))
+    Path("file").write_text("")
+    before = sorted(Path().rglob("*"))
+    outcome = run("demo", *argv)
+    assert outcome.code == 2
+    assert problem in outcome.err
+    assert outcome.out == ""
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(("missing", "argv"), [("matplotlib", ()), ("trl", ("--train",))])
+def test_a_missing_extra_is_named_before_anything_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch, missing: str, argv: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("trimtab.loading.load_model", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else object())
+    outcome = run("demo", *argv)
+    assert outcome.code == 2
+    assert f"needs {missing}" in outcome.err
+
+
+def test_a_guide_that_does_not_fit_leaves_nothing_behind(run: Run, tiny: Tiny) -> None:
+    outcome = run("demo", "--model", tiny.model, "--guide", "nowhere", *FAST, "--out", "new")
+    assert outcome.code == 2
+    assert "nowhere" in outcome.err
+    assert not Path("new").exists()
+
+
+def test_training_goes_the_whole_road_and_can_be_resumed(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scorer counts characters, of which random models give different numbers."""
+    from trimtab.evaluation import prompts
+    from trimtab.training import preferences
+
+    Path("spread.py").write_text(
+        "def score(prompts, texts):\n    return [len(text) + ord((text + 'a')[0]) % 7 for text in texts]\n"
+    )
+    monkeypatch.syspath_prepend(Path.cwd())
+    monkeypatch.delitem(sys.modules, "spread", raising=False)
+    chats = prompts.training_prompts()[:8]
+    monkeypatch.setattr(prompts, "training_prompts", lambda: chats)
+    monkeypatch.setattr(demo, "NUM_HELD_OUT_PROMPTS", 3)
+    monkeypatch.setattr(preferences, "whole_sentences", lambda text: text)
+    argv = (
+        "demo",
+        "--train",
+        "--model",
+        tiny.model,
+        "--scorer",
+        "spread:score",
+        *FAST,
+        "--strengths",
+        "0,1",
+        "--out",
+        "road",
+    )
+    outcome = run(*argv, "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["strengths"][1]["kl"] > 0
+    assert "accuracy on" in outcome.err
+    road = Path("road")
+    pairs, held_out = (
+        {json.loads(line)["prompt"][0]["content"] for line in (road / name).read_text().splitlines()}
+        for name in ("pairs.jsonl", "held_out.jsonl")
+    )
+    assert pairs <= {chat[0]["content"] for chat in chats[:5]}
+    assert held_out <= {chat[0]["content"] for chat in chats[5:]}
+    card = json.loads((road / "guide" / "guide.json").read_text())
+    assert card["metrics"]["num_eval_pairs"] == len((road / "held_out.jsonl").read_text().splitlines())
+    page = (road / "report.html").read_text(encoding="utf-8")
+    assert "labelled the pairs that the guide was trained on" in page
+    assert "held-out pairs" in page
+
+    answers = (road / "answers.jsonl").read_bytes()
+    monkeypatch.setattr("trimtab.training.preferences.sample_answers", lambda *_, **__: iter(()))  # all are there
+    assert run(*argv, "--resume").code == 0
+    assert (road / "answers.jsonl").read_bytes() == answers
+    assert run(*argv).code == 2
