@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, Rule
-from trimtab.rules import NEVER, mix
+from trimtab.errors import OptionError
+from trimtab.rules import NEVER
 from trimtab.testing.laws import (
     ALONE,
     CONSTANT,
@@ -23,14 +24,16 @@ from trimtab.testing.laws import (
 
 
 def check_rule(rule: Rule, *, num_candidates: int = 16, tolerance: float = TOLERANCE, seed: int = 0) -> None:
-    """Run every law of a rule on random candidates, some of them forbidden. Raises LawViolation."""
+    """Run every law of a rule on random candidates, up to three a row of them forbidden. Raises LawViolation."""
+    if num_candidates < 5:
+        raise OptionError(f"num_candidates is {num_candidates}; give at least 5, as some of them are forbidden.")
     generator = torch.Generator().manual_seed(seed)
-    base = torch.randn(8, num_candidates, generator=generator).log_softmax(1).sort(1, descending=True).values
+    base = torch.randn(8, num_candidates, generator=generator).log_softmax(1)
+    for row in range(8):
+        base[row, : row % 4] = NEVER
     scores = torch.randn(8, num_candidates, generator=generator) * 3
-    for row in range(1, 8):
-        base[row, torch.randperm(num_candidates, generator=generator)[: row % 4]] = NEVER
-    case = _RuleCase(rule, base, scores, tolerance)
-    for law in (_check_policy, _check_weight_zero, _check_forbidden, _check_constant, _check_rows_of_a_policy):
+    case = _RuleCase(rule, base.sort(1, descending=True).values, scores, tolerance)
+    for law in (_check_policy, _check_alone, _check_weight_zero, _check_forbidden, _check_constant):
         law(case)
 
 
@@ -62,13 +65,17 @@ def _check_policy(case: _RuleCase) -> None:
     _check_total(WELL_FORMED, policy, case.tolerance)
 
 
+def _check_alone(case: _RuleCase) -> None:
+    together = case.policy(case.scores)
+    for row in range(len(together)):
+        one = slice(row, row + 1)
+        alone = case.policy(case.scores[one], one)
+        same(ALONE, f"the policy of row {row}, in a batch and alone", together[one], alone, case.tolerance)
+
+
 def _check_weight_zero(case: _RuleCase) -> None:
     unguided = case.policy(torch.zeros_like(case.scores))
     same(WEIGHT_ZERO, "the policy of no scores", unguided, case.base.log_softmax(1), case.tolerance)
-    hostile = case.scores.masked_fill(case.scores < 0, NEVER)
-    silenced = case.policy(mix(case.base, [(hostile, torch.zeros(len(case.base)))]))
-    if not torch.equal(silenced, unguided):
-        same(WEIGHT_ZERO, "the policy of a guide at weight 0, bit for bit", silenced, unguided, 0.0)
 
 
 def _check_forbidden(case: _RuleCase) -> None:
@@ -94,11 +101,3 @@ def _check_constant(case: _RuleCase) -> None:
     shift = torch.linspace(-20, 20, len(case.base))[:, None]
     shifted = case.policy(case.scores + shift)
     same(CONSTANT, "the policy with and without", shifted, case.policy(case.scores), case.tolerance)
-
-
-def _check_rows_of_a_policy(case: _RuleCase) -> None:
-    together = case.policy(case.scores)
-    for row in range(len(together)):
-        one = slice(row, row + 1)
-        alone = case.policy(case.scores[one], one)
-        same(ALONE, f"the policy of row {row}, in a batch and alone", together[one], alone, case.tolerance)

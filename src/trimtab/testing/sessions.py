@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeAlias
 
 import torch
 
@@ -23,7 +24,9 @@ from trimtab.testing.laws import (
     LawViolation,
     same,
 )
-from trimtab.testing.subjects import GuideRows, ModelRows, Subject, choose_probe, encode_starts, longer
+from trimtab.testing.subjects import GuideRows, ModelRows, Row, Subject, choose_probe, encode_starts, longer
+
+NUM_WALKS = 4
 
 
 def check_model(
@@ -145,10 +148,17 @@ def _check_keep(subject: Subject) -> None:
         session.advance(list(range(len(picked))), tokens)
         grown = [longer(subject.starts[row], token) for row, token in zip(picked, tokens, strict=True)]
         subject.same(KEEP, f"after keep({picked}) and a token of its own for each row", session, subject.fresh(grown))
+        swapped = [len(picked) - 1, *range(1, len(picked) - 1), 0][: len(picked)]
+        session.keep(swapped)  # forks of one row, equal in length: only their last tokens tell them apart
+        expected = subject.fresh([grown[row] for row in swapped])
+        subject.same(KEEP, f"after keep({picked}), a token and keep({swapped})", session, expected)
         session.keep([])
         _count(session, 0, "keep([])")
         session.admit(subject.starts[:1])
         subject.same(KEEP, "of a row admitted after keep([])", session, subject.fresh(subject.starts[:1]))
+        session.admit(subject.starts)
+        session.keep([1])  # before anything was read of the new rows
+        subject.same(KEEP, "of a row admitted and kept unread", session, subject.fresh(subject.starts[:1]))
 
 
 def _check_peek(subject: Subject) -> None:
@@ -200,34 +210,56 @@ def _check_beside(subject: Subject) -> None:
 
 
 def _check_remembered(subject: Subject) -> None:
-    """A random walk over all verbs; whenever something is read, a session without a past must read the same."""
-    dice = random.Random(subject.seed)
-    session, rows = subject.fresh(subject.starts), list(subject.starts)
-    longest = max(len(base) for base, _ in rows) + subject.num_steps
-    told = [f"admit {len(rows)}"]
-    for _ in range(8 * subject.num_steps):
-        verb = dice.choice(["admit", "advance", "advance", "keep", "read"])
-        if verb == "admit" and len(rows) < 2 * len(subject.starts):
-            rows.append(dice.choice(subject.starts))
-            session.admit(rows[-1:])
-        elif verb == "advance":
-            picked = [row for row in range(len(rows)) if len(rows[row][0]) < longest and dice.random() < 0.7]
-            dice.shuffle(picked)
-            tokens = dice.choices(range(subject.vocab_size), k=len(picked))
-            session.advance(picked, tokens)
-            for row, token in zip(picked, tokens, strict=True):
-                rows[row] = longer(rows[row], token)
-        elif verb == "keep":
-            picked = dice.choices(range(len(rows)), k=dice.randint(1, len(subject.starts)))
-            session.keep(picked)
-            rows = [rows[row] for row in picked]
-        told.append(verb)
-        _count(session, len(rows), ", ".join(told))
-        if verb == "read":
-            reading = dice.choice(session.readings)
-            expected = subject.fresh(rows).read(reading)
-            same(REMEMBERED, f"{reading} after {', '.join(told)}", session.read(reading), expected, subject.tolerance)
-    subject.same(REMEMBERED, f"after {', '.join(told)}", session, subject.fresh(rows))
+    """Random walks over all verbs; whatever is read on the way, a session without a past must read the same."""
+    for walk in range(NUM_WALKS):
+        dice = random.Random(f"{subject.seed} {walk}")
+        session, rows, told = subject.fresh(subject.starts), list(subject.starts), ["admit"]
+        longest = max(len(base) for base, _ in rows) + subject.num_steps
+        for _ in range(4 * subject.num_steps):
+            verb = dice.choice([_walk_admit, _walk_advance, _walk_advance, _walk_keep])
+            rows, said = verb(session, rows, subject, longest, dice)
+            told.append(said)
+            _count(session, len(rows), ", ".join(told))
+            if dice.random() < 0.5:
+                reading = dice.choice(session.readings)
+                found, expected = session.read(reading), subject.fresh(rows).read(reading)
+                same(REMEMBERED, f"{reading} after {', '.join(told)}", found, expected, subject.tolerance)
+                told.append(reading)
+
+
+Rows: TypeAlias = ModelRows | GuideRows
+
+
+def _walk_admit(
+    session: Rows, rows: list[Row], subject: Subject, longest: int, dice: random.Random
+) -> tuple[list[Row], str]:
+    if len(rows) > 2 * len(subject.starts):
+        return rows, "nothing"
+    new = dice.choice(subject.starts)
+    session.admit([new])
+    return [*rows, new], "admit"
+
+
+def _walk_advance(
+    session: Rows, rows: list[Row], subject: Subject, longest: int, dice: random.Random
+) -> tuple[list[Row], str]:
+    picked = [row for row in range(len(rows)) if len(rows[row][0]) < longest and dice.random() < 0.7]
+    dice.shuffle(picked)
+    peeked: list[int] = session.probe.tolist()
+    choices = peeked if dice.random() < 0.5 else range(subject.vocab_size)  # a token that was peeked at is special
+    tokens = dict(zip(picked, dice.choices(choices, k=len(picked)), strict=True))
+    session.advance(picked, list(tokens.values()))
+    return [longer(row, tokens[i]) if i in tokens else row for i, row in enumerate(rows)], f"advance {tokens}"
+
+
+def _walk_keep(
+    session: Rows, rows: list[Row], subject: Subject, longest: int, dice: random.Random
+) -> tuple[list[Row], str]:
+    picked = dice.sample(range(len(rows)), len(rows))  # an order, then perhaps something lost and something twice
+    if dice.random() < 0.5:
+        picked = dice.choices(picked, k=dice.randint(1, len(subject.starts)))
+    session.keep(picked)
+    return [rows[row] for row in picked], f"keep {picked}"
 
 
 _SESSION_LAWS = (_check_pure, _check_alone, _check_admit, _check_keep, _check_beside)

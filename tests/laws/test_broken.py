@@ -1,0 +1,420 @@
+"""Every checker rejects what breaks its law: one thing broken on purpose at a time, as neighbours' code broke it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from trimtab.core import Candidates, ModelSession, TokenIds
+from trimtab.guides.arm import ARM, ARMSession
+from trimtab.models.tabular import TabularModel, TabularSession
+from trimtab.rules import NEVER, Tilt
+from trimtab.testing import LawViolation, check_guide, check_model, check_rule, laws
+
+V = 6
+SOUND = TabularModel.random(V, seed=0)
+
+
+class Unnormalised(TabularSession):
+    def logprobs(self) -> Tensor:
+        return super().logprobs() + 0.01
+
+
+class Wide(TabularSession):
+    def logprobs(self) -> Tensor:
+        return super().logprobs().double()
+
+
+class NotANumber(TabularSession):
+    def logprobs(self) -> Tensor:
+        return super().logprobs().masked_fill(torch.arange(V) == 3, torch.nan)
+
+
+class PeekStays(TabularSession):
+    """A cache mutated in place by a candidate's forward."""
+
+    def peek(self, token_ids: Tensor) -> Tensor:
+        states = super().peek(token_ids)
+        self.advance(torch.arange(self.num_rows), token_ids[:, -1])
+        return states
+
+
+class LeftPadded(TabularSession):
+    """Shorter rows are padded, and the padding is attended."""
+
+    def logprobs(self) -> Tensor:
+        width = max(len(row) for row in self._rows)
+        return torch.stack([self._model.next_logprobs((0,) * (width - len(row)) + row) for row in self._rows])
+
+
+class ForgetsWhatItDecodes(TabularSession):
+    """The mask covers the prompt only."""
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        super().admit(prompts)
+        self._seen = [*getattr(self, "_seen", []), *(len(prompt) for prompt in prompts)]
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._seen = [self._seen[row] for row in rows.tolist()]
+
+    def logprobs(self) -> Tensor:
+        rows = zip(self._rows, self._seen, strict=True)
+        return torch.stack([self._model.next_logprobs(row[:seen]) for row, seen in rows])
+
+
+class KeepsInOrder(TabularSession):
+    """Rows are dropped but never reordered or repeated."""
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows.unique())
+
+
+class ForksShare(TabularSession):
+    """The two halves of a fork write into one row."""
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._shared = rows.tolist()
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        super().advance(rows, token_ids)
+        shared = getattr(self, "_shared", [])
+        self._rows = [self._rows[shared.index(shared[i])] if i < len(shared) else r for i, r in enumerate(self._rows)]
+
+
+class HostsRows(TabularSession):
+    """A shared forward pass that reads its host's first row."""
+
+    host: TabularSession | None = None
+
+    def logprobs(self) -> Tensor:
+        own = super().logprobs()
+        return own if self.host is None else torch.cat([self.host.logprobs()[:1], own[1:]])
+
+
+class PeeksBefore(TabularSession):
+    """The state before the candidate."""
+
+    def peek(self, token_ids: Tensor) -> Tensor:
+        return self.context()[:, None].expand(-1, token_ids.shape[1], -1)
+
+
+class LoneCandidate(TabularSession):
+    """The first chunk of a search, one candidate, lands a column too far."""
+
+    def peek(self, token_ids: Tensor) -> Tensor:
+        return super().peek((token_ids + 1) % V if token_ids.shape[1] == 1 else token_ids)
+
+
+class PeekNotReordered(TabularSession):
+    """Keeps the states it peeked at, and does not reorder them when rows are."""
+
+    def __init__(self, model: TabularModel) -> None:
+        super().__init__(model)
+        self._peeked: dict[tuple[int, int], Tensor] = {}
+        self._accepted: dict[int, Tensor] = {}
+
+    def peek(self, token_ids: Tensor) -> Tensor:
+        states = super().peek(token_ids)
+        for row, (ids, found) in enumerate(zip(token_ids.tolist(), states, strict=True)):
+            self._peeked.update({(row, token): state for token, state in zip(ids, found, strict=True)})
+        return states
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        super().advance(rows, token_ids)
+        for row, token in zip(rows.tolist(), token_ids.tolist(), strict=True):
+            self._accepted.pop(row, None)
+            if (row, token) in self._peeked:
+                self._accepted[row] = self._peeked[row, token]
+            self._peeked = {key: state for key, state in self._peeked.items() if key[0] != row}
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._accepted = {new: self._accepted[old] for new, old in enumerate(rows.tolist()) if old in self._accepted}
+
+    def context(self) -> Tensor:
+        own = super().context()
+        return torch.stack([self._accepted.get(row, state) for row, state in enumerate(own)])
+
+
+class BrokenModel(TabularModel):
+    """The sound model with a broken session."""
+
+    def __init__(self, session: type[TabularSession]) -> None:
+        super().__init__(SOUND._logits, V)
+        self._session = session
+
+    def open(self, beside: ModelSession | None = None) -> ModelSession:
+        session = self._session(self)
+        if isinstance(session, HostsRows) and isinstance(beside, TabularSession):
+            session.host = beside
+        return session
+
+
+MODELS: dict[type[TabularSession], str] = {
+    Unnormalised: laws.WELL_FORMED,
+    Wide: laws.WELL_FORMED,
+    NotANumber: laws.WELL_FORMED,
+    PeekStays: laws.PURE,
+    LeftPadded: laws.ALONE,
+    ForgetsWhatItDecodes: laws.ADMIT,
+    KeepsInOrder: laws.KEEP,
+    ForksShare: laws.KEEP,
+    HostsRows: laws.BESIDE,
+    PeeksBefore: laws.PEEK,
+    LoneCandidate: laws.SUBSET,
+    PeekNotReordered: laws.REMEMBERED,
+}
+
+
+@pytest.mark.parametrize("session", MODELS, ids=lambda session: session.__name__)
+def test_a_broken_model_is_rejected(session: type[TabularSession]) -> None:
+    with pytest.raises(LawViolation) as caught:
+        check_model(BrokenModel(session), num_steps=12)
+    assert caught.value.law == MODELS[session]
+
+
+def test_the_sound_model_passes() -> None:
+    check_model(BrokenModel(TabularSession), num_steps=12)
+
+
+class Shapeless(ARMSession):
+    def score(self, candidates: Candidates) -> Tensor:
+        return super().score(candidates)[:, :1]
+
+
+class InfiniteScore(ARMSession):
+    def score(self, candidates: Candidates) -> Tensor:
+        return super().score(candidates).masked_fill(candidates.token_ids == 2, torch.inf)
+
+
+class ScoreStays(ARMSession):
+    """Scoring feeds the best candidate."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        scores = super().score(candidates)
+        self.advance(torch.arange(self.num_rows), scores.argmax(1))
+        return scores
+
+
+class WritesIntoCandidates(ARMSession):
+    def score(self, candidates: Candidates) -> Tensor:
+        candidates.logprobs.add_(super().score(candidates))
+        return candidates.logprobs
+
+
+class BatchNormalised(ARMSession):
+    def score(self, candidates: Candidates) -> Tensor:
+        scores = super().score(candidates)
+        return scores - scores.mean(0)
+
+
+class DropsAToken(ARMSession):
+    """The first generated token is never fed: it was sampled before the guide was opened."""
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        super().admit(prompts)
+        self._fed = [*getattr(self, "_fed", []), *(False for _ in prompts)]
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._fed = [self._fed[row] for row in rows.tolist()]
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        fed = torch.tensor([self._fed[row] for row in rows.tolist()], dtype=torch.bool)
+        super().advance(rows[fed], token_ids[fed])
+        self._fed = [fed or row in rows.tolist() for row, fed in enumerate(self._fed)]
+
+
+class NotReordered(ARMSession):
+    """The guide's cache is cut to size but not reordered when rows are."""
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(torch.arange(len(rows)) % max(1, self.num_rows))
+
+
+class SharedRows(ARMSession):
+    """Opened beside the base, it takes the base's numbers for its own."""
+
+    shares = False
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.logprobs.clone() if self.shares else super().score(candidates)
+
+
+class NormalisedOverCandidates(ARMSession):
+    def score(self, candidates: Candidates) -> Tensor:
+        return super().score(candidates).log_softmax(1)
+
+
+class RemembersByLength(ARMSession):
+    """Takes rows for unchanged while their lengths are."""
+
+    def __init__(self, session: ModelSession) -> None:
+        super().__init__(session)
+        self._known: dict[tuple[int, ...], Tensor] = {}
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        super().advance(rows, token_ids)
+        self._known = {}
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        super().admit(prompts)
+        self._known = {}
+
+    def score(self, candidates: Candidates) -> Tensor:
+        assert isinstance(self._session, TabularSession)
+        key = (candidates.token_ids.shape[1], *(len(row) for row in self._session._rows))
+        if key not in self._known:
+            self._known[key] = self._session.logprobs()
+        return candidates.gather(self._known[key])
+
+
+class LosesWhatWaits(ARMSession):
+    """Tokens wait until a score is asked for; those that wait when a row joins are lost."""
+
+    def __init__(self, session: ModelSession) -> None:
+        super().__init__(session)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        self._waiting.append((rows, token_ids))
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        self._waiting = []
+        super().admit(prompts)
+
+    def keep(self, rows: Tensor) -> None:
+        self._feed()
+        super().keep(rows)
+
+    def score(self, candidates: Candidates) -> Tensor:
+        self._feed()
+        return super().score(candidates)
+
+    def _feed(self) -> None:
+        for rows, token_ids in self._waiting:
+            super().advance(rows, token_ids)
+        self._waiting = []
+
+
+@dataclass(frozen=True)
+class BrokenGuide(ARM):
+    """A sound guide with a broken session."""
+
+    session: type[ARMSession] = ARMSession
+
+    def open(self, beside: ModelSession | None = None) -> ARMSession:
+        session = self.session(self.model.open(beside))
+        if isinstance(session, SharedRows):
+            session.shares = beside is not None
+        return session
+
+
+GUIDES: dict[type[ARMSession], str] = {
+    Shapeless: laws.WELL_FORMED,
+    InfiniteScore: laws.WELL_FORMED,
+    ScoreStays: laws.PURE,
+    WritesIntoCandidates: laws.PURE,
+    BatchNormalised: laws.ALONE,
+    DropsAToken: laws.ADMIT,
+    NotReordered: laws.KEEP,
+    SharedRows: laws.BESIDE,
+    NormalisedOverCandidates: laws.SUBSET,
+    RemembersByLength: laws.KEEP,
+    LosesWhatWaits: laws.REMEMBERED,
+}
+
+
+@pytest.mark.parametrize("session", GUIDES, ids=lambda session: session.__name__)
+def test_a_broken_guide_is_rejected(session: type[ARMSession]) -> None:
+    with pytest.raises(LawViolation) as caught:
+        check_guide(BrokenGuide(TabularModel.random(V, seed=1), session=session), SOUND, num_steps=12)
+    assert caught.value.law == GUIDES[session]
+
+
+def test_the_sound_guide_passes() -> None:
+    check_guide(BrokenGuide(TabularModel.random(V, seed=1)), SOUND, num_steps=12)
+
+
+class Logits(Tilt):
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        return super().policy(candidates, scores) + scores.mean()
+
+
+class HalfPrecision(Tilt):
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        return super().policy(candidates, scores).half()
+
+
+class InPlace(Tilt):
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        return super().policy(candidates, scores.add_(1.0))
+
+
+class RenormalisedWeights(Tilt):
+    """Divides by 1 + the sum of the weights, so that the temperature changes."""
+
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        return (super().policy(candidates, scores) / 2).log_softmax(1)
+
+
+class BareAddition(Tilt):
+    """−inf + inf and −inf + NaN are NaN."""
+
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        return (candidates.logprobs + scores).log_softmax(1)
+
+
+class Softened(Tilt):
+    """A large finite number for −inf."""
+
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        return (
+            (candidates.logprobs + scores.clamp(min=-30))
+            .masked_fill(candidates.logprobs == NEVER, NEVER)
+            .log_softmax(1)
+        )
+
+
+class Capped(Tilt):
+    """Scores are clipped, so their level matters."""
+
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        return super().policy(candidates, scores.clamp(max=8.0))
+
+
+class ScaledByTheBatch(Tilt):
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        finite = scores[scores.isfinite()]
+        spread = (finite.max() - finite.min()).clamp(min=1.0) if len(scores) > 1 else 1.0
+        return super().policy(candidates, (scores - scores.amax(1, keepdim=True)) / spread)
+
+
+RULES: dict[type[Tilt], str] = {
+    Logits: laws.WELL_FORMED,
+    HalfPrecision: laws.WELL_FORMED,
+    InPlace: laws.PURE,
+    RenormalisedWeights: laws.WEIGHT_ZERO,
+    BareAddition: laws.FORBIDDEN,
+    Softened: laws.FORBIDDEN,
+    Capped: laws.CONSTANT,
+    ScaledByTheBatch: laws.ALONE,
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_broken_rule_is_rejected(rule: type[Tilt]) -> None:
+    with pytest.raises(LawViolation) as caught:
+        check_rule(rule())
+    assert caught.value.law == RULES[rule]
+
+
+def test_every_law_is_shown_to_reject_something() -> None:
+    named = {value for name, value in vars(laws).items() if name.isupper() and isinstance(value, str)}
+    assert named == {*MODELS.values(), *GUIDES.values(), *RULES.values()}
