@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, chat, explain, generate
+from trimtab.cli import bench, chat, demo, explain, generate, train
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
 
@@ -32,6 +32,8 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, Command] = {
+    "demo": demo,
+    "train": train,
     "generate": generate,
     "chat": chat,
     "explain": explain,
