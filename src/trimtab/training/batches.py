@@ -55,9 +55,10 @@ def _epoch(
     for chunk in chunks:
         window.append(chunk)
         if sum(map(len, window)) >= _WINDOW * step_size:
-            order += _sorted_steps(pairs, window, step_size, rng)
-            window = []
-    return order + _sorted_steps(pairs, window, step_size, rng)
+            whole, window = _steps(pairs, window, step_size, micro_size, rng)
+            order += whole
+    whole, window = _steps(pairs, window, step_size, micro_size, rng)
+    return [*order, *whole, *(i for chunk in window for i in chunk)]
 
 
 def _chunks(pairs: Sequence[TokenPair], size: int, rng: random.Random) -> list[list[int]]:
@@ -77,14 +78,24 @@ def _groups(pairs: Sequence[TokenPair]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _sorted_steps(pairs: Sequence[TokenPair], chunks: list[list[int]], step_size: int, rng: random.Random) -> list[int]:
-    """A window by length, cut into steps, the steps shuffled; an unfinished step stays last."""
-    chunks = sorted(chunks, key=lambda chunk: max(pairs[i].length for i in chunk))
-    flat = [i for chunk in chunks for i in chunk]
-    whole = len(flat) // step_size * step_size
-    steps = [flat[start : start + step_size] for start in range(0, whole, step_size)]
+def _steps(
+    pairs: Sequence[TokenPair], chunks: list[list[int]], step_size: int, micro_size: int, rng: random.Random
+) -> tuple[list[int], list[list[int]]]:
+    """A window as whole steps of batches of like length, the steps shuffled; and what is left over."""
+
+    def length(batch: list[int]) -> int:
+        return max(pairs[i].length for i in batch)
+
+    loose = [i for chunk in sorted(chunks, key=length) if len(chunk) < micro_size for i in chunk]
+    whole = len(loose) // micro_size * micro_size
+    batches = [chunk for chunk in chunks if len(chunk) == micro_size]
+    batches += [loose[start : start + micro_size] for start in range(0, whole, micro_size)]
+    batches.sort(key=length)
+    size = step_size // micro_size
+    steps = [batches[start : start + size] for start in range(0, len(batches) // size * size, size)]
+    rest = [*batches[len(steps) * size :], *([loose[whole:]] if loose[whole:] else [])]
     rng.shuffle(steps)
-    return [i for step in steps for i in step] + flat[whole:]
+    return [i for step in steps for batch in step for i in batch], rest
 
 
 class PairCollator:

@@ -22,7 +22,9 @@ def proportion_interval(num_successes: int, num_trials: int, confidence: float =
     centre = share + z * z / (2 * num_trials)
     half = z * math.sqrt(share * (1 - share) / num_trials + z * z / (4 * num_trials**2))
     shrink = 1 + z * z / num_trials
-    return max(0.0, (centre - half) / shrink), min(1.0, (centre + half) / shrink)
+    # At 0 and at n the bound is 0 or 1 exactly; rounding must not put the estimate outside.
+    low = 0.0 if num_successes == 0 else (centre - half) / shrink
+    return low, 1.0 if num_successes == num_trials else (centre + half) / shrink
 
 
 def versions() -> dict[str, str]:

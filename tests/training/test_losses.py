@@ -1,0 +1,61 @@
+"""The loss against numbers worked out by hand, and its gradient against the formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from trimtab.training.losses import arm_loss, correct, margins, sequence_logprobs, token_logprobs
+
+
+def test_token_logprobs_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [2.0, 2.0]])
+    found = token_logprobs(logits, torch.tensor([1, 0]))
+    assert found.tolist() == pytest.approx([math.log(3 / 4), math.log(1 / 2)])
+
+
+def test_token_logprobs_are_float32_whatever_the_model_computes_in() -> None:
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.arange(5)
+    found = token_logprobs(logits, labels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, logits.double().log_softmax(-1)[range(5), labels].float())
+
+
+def test_a_sequence_is_the_sum_of_its_tokens_and_not_their_mean() -> None:
+    found = sequence_logprobs(torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([0, 0, 2]), 4)
+    assert found.tolist() == [-3.0, 0.0, -4.0, 0.0]
+
+
+def test_the_loss_by_hand() -> None:
+    chosen, rejected = torch.tensor([-10.0, -30.0]), torch.tensor([-30.0, -10.0])
+    found = arm_loss(chosen, rejected, beta=0.05)
+    assert found.tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))])
+
+
+def test_gamma_is_a_margin_to_be_exceeded() -> None:
+    chosen, rejected = torch.tensor([-10.0]), torch.tensor([-30.0])
+    assert arm_loss(chosen, rejected, beta=0.05, gamma=1.0).item() == pytest.approx(math.log(2))
+
+
+def test_the_gradient_is_that_of_the_formula() -> None:
+    chosen = torch.tensor([-3.0, -8.0, -1.0], requires_grad=True)
+    rejected = torch.tensor([-5.0, -2.0, -1.0], requires_grad=True)
+    arm_loss(chosen, rejected, beta=0.5, gamma=0.25).sum().backward()
+    # d/dx of −log σ(β(x − y) − γ) is −β·σ(γ − β(x − y)).
+    expected = -0.5 * torch.sigmoid(0.25 - 0.5 * (chosen - rejected)).detach()
+    torch.testing.assert_close(chosen.grad, expected)
+    torch.testing.assert_close(rejected.grad, -expected)
+
+
+def test_a_hopeless_margin_has_a_finite_loss() -> None:
+    found = arm_loss(torch.tensor([-1e5]), torch.tensor([0.0]), beta=0.05)
+    assert found.item() == pytest.approx(5000.0)
+
+
+def test_margins_and_accuracy() -> None:
+    chosen, rejected = torch.tensor([-1.0, -4.0, -2.0]), torch.tensor([-3.0, -2.0, -2.0])
+    assert margins(chosen, rejected, beta=0.5).tolist() == [1.0, -1.0, 0.0]
+    assert correct(chosen, rejected).tolist() == [True, False, False], "a tie is not correct"
