@@ -72,6 +72,28 @@ def test_the_reference_names_no_flag_that_is_not_there(repository: Path) -> None
     assert set(re.findall(r"`(--[a-z][a-z-]*)", page)) - known == set()
 
 
+def test_the_defaults_of_training_are_those_of_the_parser(repository: Path) -> None:
+    """In tables of three columns: flag, default, meaning."""
+    section = _section((repository / "docs" / "cli.md").read_text(encoding="utf-8"), "trimtab train arm")
+    written = dict(re.findall(r"^\| `(--[a-z-]+) [NX]` \| ([\d.e-]+) \|", section, flags=re.MULTILINE))
+    assert len(written) > 20
+    defaults = {action.option_strings[-1]: action.default for action in _parser("train", "arm")._actions}
+    assert {flag: float(value) for flag, value in written.items()} == {flag: defaults[flag] for flag in written}
+
+
+def test_the_paper_index_gives_the_settings_that_are_set(repository: Path) -> None:
+    from trimtab.training.settings import ArmSettings
+
+    page = (repository / "docs" / "paper_index.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| setting \| value \| source \|\n(.*?)\n\n", page, flags=re.DOTALL | re.MULTILINE)
+    written: dict[str, float] = {}
+    for row in table.splitlines()[1:]:
+        names, values = re.findall(r"`(\w+)`", row.split("|")[1]), re.findall(r"[\d.]+(?:e-\d+)?", row.split("|")[2])
+        written.update(zip(names, map(float, values[: len(names)]), strict=True))
+    assert len(written) >= 10
+    assert written == {name: getattr(ArmSettings(), name) for name in written}
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/*.md"])
 def test_links_lead_somewhere(page: str, repository: Path) -> None:
     broken = [
@@ -173,10 +195,18 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return "" if field.default is dataclasses.MISSING else repr(field.default)
 
 
-def _flags() -> Iterator[tuple[str, str]]:
+def _parser(*commands: str) -> argparse.ArgumentParser:
     from trimtab.cli.main import build_parser
 
-    yield from _flags_of(build_parser(), "trimtab")
+    parser = build_parser()
+    for command in commands:
+        (choices,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = choices[command]
+    return parser
+
+
+def _flags() -> Iterator[tuple[str, str]]:
+    yield from _flags_of(_parser(), "trimtab")
 
 
 def _flags_of(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, str]]:
