@@ -35,7 +35,7 @@ class LetterTokenizer:
         if len(ordinary) > len(_LETTERS):
             raise OptionError(
                 f"There are {len(ordinary)} tokens and {len(_LETTERS)} letters. Give a smaller vocabulary, or a model "
-                "of bare token ids: tokenizer=None."
+                "of bare token ids: has_tokenizer=False."
             )
         self._special_ids = frozenset(special_ids)
         self._texts = {token_id: f"<{token_id}>" for token_id in range(vocab_size)}
