@@ -5,14 +5,17 @@
 Liu et al., "Tuning Language Models by Proxy" (arXiv 2401.08565), where w = 1: the expert is a small tuned model, the
 anti-expert the same model before tuning.
 
-    python examples/proxy_tuning.py BASE EXPERT ANTI_EXPERT
+    python examples/proxy_tuning.py [BASE EXPERT ANTI_EXPERT]
+
+Without arguments, the tuned model is the demo model with the guide that ships, and base and anti-expert are the demo
+model itself.
 """
 
 from __future__ import annotations
 
 import sys
 
-from trimtab import Decoder, load_model
+from trimtab import Decoder, load_guide, load_model
 from trimtab.core import LanguageModel
 from trimtab.guides.arm import ARM
 
@@ -25,10 +28,15 @@ def proxy_tuning(
     return decoder, {"expert": strength, "anti-expert": -strength}
 
 
-def main(base: str = "demo", expert: str = "demo", anti_expert: str = "demo") -> None:
-    decoder, weights = proxy_tuning(load_model(base), load_model(expert), load_model(anti_expert))
-    question = [{"role": "user", "content": "Why is the sky blue?"}]
-    for answer in decoder.generate([question], weights=weights, max_new_tokens=64, temperature=0.7, seed=1):
+def main(*names: str) -> None:
+    if names:
+        base, expert, anti_expert = (load_model(name) for name in names)
+    else:
+        base = anti_expert = load_model("demo")
+        expert = load_guide("builtin:sentiment").bind(base).model
+    decoder, weights = proxy_tuning(base, expert, anti_expert)
+    question = [{"role": "user", "content": "Describe a rainy Monday morning."}]
+    for answer in decoder.generate([question], weights=weights, max_new_tokens=48, seed=1):
         print(answer.text)
 
 
