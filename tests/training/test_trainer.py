@@ -1,0 +1,163 @@
+"""The seam: rewards and gradients of a batch against one sequence at a time through the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("trl")
+
+from trimtab.errors import OptionError
+from trimtab.training.losses import arm_loss
+from trimtab.training.settings import ArmSettings
+from trimtab.training.tokens import TokenData, TokenPair
+from trimtab.training.trainer import ArmTrainer, build_trainer, head_at, trainer_config
+
+PAIRS = (
+    TokenPair((1, 40, 41), (50, 51, 3), (60, 61, 62, 63, 3)),
+    TokenPair((1, 40, 41), (50, 51, 3), (70, 3)),
+    TokenPair((1, *range(80, 110)), (52, 53, 3), (50, 3)),
+    TokenPair((1, 42), (60, 3), (50, 51, 3)),
+)
+SETTINGS = ArmSettings(batch_size=4, gradient_accumulation=1, beta=0.5, gamma=0.1, warmup_share=0.0)
+
+
+@pytest.fixture
+def make(host: Callable[[str], Any], tmp_path: Path) -> Callable[..., ArmTrainer]:
+    def build(model: str, settings: ArmSettings = SETTINGS, pairs: tuple[TokenPair, ...] = PAIRS) -> ArmTrainer:
+        data = TokenData(pairs, 0, 0, 0)
+        config = trainer_config(settings, tmp_path / "work")
+        return build_trainer(host(model), data, data, settings, config, None)
+
+    return build
+
+
+def sum_of_logprobs(model: Any, prompt: tuple[int, ...], response: tuple[int, ...]) -> Tensor:
+    """One sequence, no padding, every logit."""
+    ids = torch.tensor([[*prompt, *response]])
+    logprobs = model(input_ids=ids).logits.float().log_softmax(-1)[0]
+    return torch.stack([logprobs[len(prompt) - 1 + t, token] for t, token in enumerate(response)]).sum()
+
+
+def batch(trainer: ArmTrainer, pairs: tuple[TokenPair, ...] = PAIRS) -> dict[str, Tensor]:
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return dict(trainer.data_collator([{name: list(getattr(pair, name)) for name in names} for pair in pairs]))
+
+
+@pytest.mark.parametrize("family", ["tiny", "gemma"])
+@pytest.mark.parametrize("full", [False, True])
+def test_loss_and_gradient_are_those_of_one_sequence_at_a_time(
+    family: str, full: bool, make: Callable[..., ArmTrainer], request: pytest.FixtureRequest
+) -> None:
+    trainer = make(request.getfixturevalue(family), ArmSettings(full=full, beta=0.5, gamma=0.1))
+    model = trainer.model
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    inputs = batch(trainer)
+    assert len(inputs["input_ids"]) == 7, "a response that two pairs share is one row; another prompt makes another"
+
+    trainer.compute_loss(model, inputs).backward()
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    chosen = torch.stack([sum_of_logprobs(model, pair.prompt_ids, pair.chosen_ids) for pair in PAIRS])
+    rejected = torch.stack([sum_of_logprobs(model, pair.prompt_ids, pair.rejected_ids) for pair in PAIRS])
+    loss = arm_loss(chosen, rejected, beta=0.5, gamma=0.1).mean()
+    loss.backward()
+
+    torch.testing.assert_close(trainer.compute_loss(model, inputs), loss, rtol=1e-5, atol=1e-5)
+    assert found
+    for name, weight in model.named_parameters():
+        if name in found:
+            torch.testing.assert_close(found[name], weight.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_padding_and_company_change_no_reward(tiny: str, make: Callable[..., ArmTrainer]) -> None:
+    trainer = make(tiny)
+    together = trainer.compute_loss(trainer.model, batch(trainer), return_outputs=True)[1]
+    for index, pair in enumerate(PAIRS):
+        alone = trainer.compute_loss(trainer.model, batch(trainer, (pair,)), return_outputs=True)[1]
+        torch.testing.assert_close(together["chosen"][index], alone["chosen"][0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(together["rejected"][index], alone["rejected"][0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_head_runs_where_a_response_is_predicted_and_nowhere_else(
+    tiny: str, make: Callable[..., ArmTrainer]
+) -> None:
+    trainer = make(tiny)
+    seen = []
+    head = trainer.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    inputs = batch(trainer)
+    trainer.compute_loss(trainer.model, inputs)
+    assert seen == [(int(inputs["response_mask"].sum()), 262)]
+
+
+def test_the_head_is_whole_again_afterwards_even_after_an_error() -> None:
+    head = torch.nn.Linear(3, 5)
+    hidden = torch.randn(2, 4, 3)
+    with head_at(head, torch.ones(2, 4, dtype=torch.bool)):
+        assert head(hidden).shape == (8, 5)
+    with pytest.raises(IndexError), head_at(head, torch.ones(3, 9, dtype=torch.bool)):
+        head(hidden)
+    assert head(hidden).shape == (2, 4, 5)
+
+
+def test_there_is_no_reference_model_and_only_the_adapter_learns(tiny: str, make: Callable[..., ArmTrainer]) -> None:
+    trainer = make(tiny)
+    assert not hasattr(trainer, "ref_model")
+    learns = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
+    assert learns
+    assert all("lora_" in name for name in learns)
+    assert not any("lm_head" in name for name in learns)
+
+
+def test_only_the_last_blocks_are_adapted_on_request(tiny: str, make: Callable[..., ArmTrainer]) -> None:
+    trainer = make(tiny, ArmSettings(lora_last_layers=1))
+    learns = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
+    assert learns
+    assert all(".layers.1." in name for name in learns)
+    with pytest.raises(OptionError, match="has 2 blocks"):
+        make(tiny, ArmSettings(lora_last_layers=3))
+
+
+def test_layers_that_do_not_exist_are_refused(tiny: str, make: Callable[..., ArmTrainer]) -> None:
+    with pytest.raises(OptionError, match="lora_targets query_key_value"):
+        make(tiny, ArmSettings(lora_targets=("query_key_value",)))
+
+
+def test_what_trl_asks_of_a_config_does_not_stay(tiny: str, make: Callable[..., ArmTrainer]) -> None:
+    config = make(tiny, ArmSettings(full=True)).model.config
+    assert config.num_labels == 2
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1}
+
+
+def test_gradient_accumulation_changes_nothing(tiny: str, make: Callable[..., ArmTrainer]) -> None:
+    curves = [_curve(make, tiny, batch_size, accumulation) for batch_size, accumulation in ((4, 1), (2, 2), (1, 4))]
+    assert curves[0][-1] < curves[0][0]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    assert curves[2] == pytest.approx(curves[0], rel=1e-4)
+
+
+def _curve(make: Callable[..., ArmTrainer], model: str, batch_size: int, accumulation: int) -> list[float]:
+    settings = ArmSettings(
+        batch_size=batch_size,
+        gradient_accumulation=accumulation,
+        beta=0.5,
+        epochs=3,
+        logging_steps=1,
+        save_steps=0,
+        learning_rate=0.05,
+        warmup_share=0,
+    )
+    trainer = make(model, settings)
+    Path(trainer.args.output_dir).mkdir(exist_ok=True)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert [line["num_pairs"] for line in lines] == [4, 4, 4]
+    return [line["loss"] for line in lines]
