@@ -184,7 +184,8 @@ class TabularSession:
 
     def logprobs(self) -> Tensor:
         """[B, V] float32."""
-        return _stack([self._model.next_logprobs(prefix) for prefix in self._rows], self._model.vocab_size)
+        known = {prefix: self._model.next_logprobs(prefix) for prefix in set(self._rows)}
+        return _stack([known[prefix] for prefix in self._rows], self._model.vocab_size)
 
     def peek(self, token_ids: Tensor) -> Tensor:
         """[B, K] -> [B, K, D]."""
