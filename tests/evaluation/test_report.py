@@ -112,6 +112,8 @@ def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
     assert outside(page) == []
     assert "<script" not in page
     assert "default-src 'none'" in page
+    assert page.lower().count("<!doctype") == 1
+    assert "<?xml" not in page
 
 
 @pytest.mark.parametrize(

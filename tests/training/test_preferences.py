@@ -88,7 +88,9 @@ def test_only_what_the_limit_cut_is_cut_back() -> None:
     assert sample.answers == ("One.", "One. Tw")
 
 
-def test_the_guides_of_the_decoder_do_not_speak() -> None:
+def test_the_guides_of_the_decoder_do_not_speak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preferences, "whole_sentences", lambda text: text)
+
     def sampled(decoder: Decoder) -> list[Samples]:
         return list(preferences.sample_answers(decoder, PROMPTS, SamplingSettings(num_answers=2, max_new_tokens=4)))
 
