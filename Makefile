@@ -60,7 +60,7 @@ lint: $(STAMP)
 	@$(BIN)/mypy --strict src
 
 bench: $(STAMP)
-	@HF_HUB_OFFLINE=1 $(BIN)/trimtab bench decode --model demo --batch 1,4,16
+	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/decode.py
 
 clean:
 	@rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
