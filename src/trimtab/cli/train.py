@@ -39,6 +39,10 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "batch_size": (_count, "pairs in one forward pass of a process"),
     "gradient_accumulation": (_count, "forward passes in one step"),
     "max_pairs": (_count_or_none, "train on a random sample of so many pairs; 0: all"),
+    "max_prompts_per_response": (
+        _count_or_none,
+        "leave out pairs with a response that answers more different prompts than this; 0: keep all",
+    ),
     "max_length": (_count, "tokens of prompt and response; what is longer is cut and counted"),
     "max_prompt_length": (_count, "tokens of the prompt, cut from the left"),
     "eval_share": (_below_one, "share of the prompts held out where there is no --eval-data; 0: none"),

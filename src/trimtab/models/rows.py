@@ -106,16 +106,17 @@ class RowCache:
             buffer = new.new_zeros(self._num_slots, self._num_columns, heads, width)
             buffers[layer] = buffer
         new = new.transpose(1, 2)
-        if self._rows is None:
-            rows = buffer[layout.slots[0] : layout.slots[-1] + 1, : layout.horizon]
-            if layout.uniform:
-                end = layout.horizon
-                rows[:, end - new.shape[1] :].copy_(new)
-            else:
-                rows[torch.arange(len(new), device=new.device)[:, None], layout.columns] = new
-            return rows.transpose(1, 2)
-        buffer[self._rows[:, None], layout.columns] = new
-        return buffer[self._rows, : layout.horizon].transpose(1, 2)
+        columns = layout.columns.to(new.device)  # a model may be spread over devices
+        if self._rows is not None:
+            slots = self._rows.to(new.device)
+            buffer[slots[:, None], columns] = new
+            return buffer[slots, : layout.horizon].transpose(1, 2)
+        rows = buffer[layout.slots[0] : layout.slots[-1] + 1, : layout.horizon]
+        if layout.uniform:
+            rows[:, layout.horizon - new.shape[1] :].copy_(new)
+        else:
+            rows[torch.arange(len(new), device=new.device)[:, None], columns] = new
+        return rows.transpose(1, 2)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` columns of a slot into another, for a fork or a move."""

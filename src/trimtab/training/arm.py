@@ -26,7 +26,7 @@ import safetensors
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError
 from trimtab.loading import DEMO_HUB_ID, load_model, new_directory, read_guide_card
 from trimtab.training import card, checkpoints
-from trimtab.training.data import PairData, PreferencePair, fingerprint, hold_out, sample
+from trimtab.training.data import PairData, PreferencePair, fingerprint, hold_out, sample, without_stock
 from trimtab.training.settings import ArmSettings, TrainProgress
 from trimtab.training.tokens import TokenData, tokenise
 
@@ -110,10 +110,13 @@ class _Data:
         eval_pairs: Sequence[PreferencePair] | PairData | None,
         settings: ArmSettings,
     ) -> None:
-        train = list(_plain(pairs))
-        held: Sequence[PreferencePair] = []
+        limit = settings.max_prompts_per_response
+        train = without_stock(_plain(pairs), limit)
+        self.num_stock = len(_plain(pairs)) - len(train)
+        held: list[PreferencePair] = []
         if eval_pairs is not None:
-            held = list(_plain(eval_pairs))
+            held = without_stock(_plain(eval_pairs), limit)
+            self.num_stock += len(_plain(eval_pairs)) - len(held)
         elif settings.eval_share > 0:
             train, held = hold_out(train, settings.eval_share, seed=settings.seed)
         self.train = sample(train, settings.max_pairs or len(train), seed=settings.seed)
@@ -249,6 +252,7 @@ def _account(trainer: ArmTrainer, train: TokenData, data: _Data, seconds: float)
         "num_responses_cut": train.num_responses_cut,
         "num_dropped": train.num_dropped,
         "num_skipped": data.num_skipped,
+        "num_stock": data.num_stock,
     }
 
 

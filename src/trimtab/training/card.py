@@ -65,7 +65,7 @@ def model_card(card: Mapping[str, Any], tags: Sequence[str] = ()) -> str:
         "## Data",
         "",
         f"{data['num_pairs']} preference pairs ({', '.join(data['files']) or 'given in Python'}), "
-        f"fingerprint `{data['fingerprint'][:16]}`.",
+        f"fingerprint `{data['fingerprint'][:16]}`.{_left_out(metrics)}",
         "",
         "## Measured",
         "",
@@ -80,6 +80,16 @@ def model_card(card: Mapping[str, Any], tags: Sequence[str] = ()) -> str:
         "Versions: " + ", ".join(f"{name} {version}" for name, version in card["versions"].items()) + ".",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _left_out(metrics: Mapping[str, Any]) -> str:
+    counts = {
+        "num_skipped": "lines that could not be used",
+        "num_stock": "pairs with a response that answers many different prompts",
+        "num_dropped": "pairs whose responses became the same when cut",
+    }
+    parts = [f"{metrics[name]} {what}" for name, what in counts.items() if metrics.get(name)]
+    return f" Left out: {'; '.join(parts)}." if parts else ""
 
 
 def _measured(metrics: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from trimtab.training.formats import (
     detect,
 )
 
-__all__ = ["FORMATS", "PairData", "PreferencePair", "fingerprint", "hold_out", "read_pairs", "sample"]
+__all__ = ["FORMATS", "PairData", "PreferencePair", "fingerprint", "hold_out", "read_pairs", "sample", "without_stock"]
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,35 @@ def sample(pairs: Sequence[PreferencePair], num_pairs: int, *, seed: int) -> lis
     if num_pairs >= len(pairs):
         return list(pairs)
     return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), num_pairs))]
+
+
+def without_stock(pairs: Sequence[PreferencePair], max_prompts: int) -> list[PreferencePair]:
+    """The pairs whose responses answer at most `max_prompts` different prompts each; 0 keeps all.
+
+    A text that is preferred whatever was asked (a stock phrase, or an attack on the judge that labelled the data, as in
+    Zheng et al., arXiv 2410.07137) teaches the text, not what makes an answer good.
+    """
+    if max_prompts == 0:
+        return list(pairs)
+    prompts: dict[str, set[str]] = {}
+    for pair in pairs:
+        for response in (pair.chosen, pair.rejected):
+            prompts.setdefault(response, set()).add(prompt_key(pair))
+    stock = {response for response, asked in prompts.items() if len(asked) > max_prompts}
+    kept = [pair for pair in pairs if pair.chosen not in stock and pair.rejected not in stock]
+    if stock:
+        worst = max(stock, key=lambda response: len(prompts[response]))
+        log.warning(
+            "%d of %d pairs are left out: %d responses answer more than %d different prompts each. The most frequent "
+            "answers %d and begins %r",
+            *(len(pairs) - len(kept), len(pairs), len(stock), max_prompts, len(prompts[worst]), worst[:60]),
+        )
+    if not kept:
+        raise DataError(
+            f"Every pair has a response that answers more than {max_prompts} different prompts. Check the data, or "
+            "keep such pairs: --max-prompts-per-response 0."
+        )
+    return kept
 
 
 def hold_out(

@@ -41,6 +41,8 @@ class ArmSettings:
     epochs: float = 1.0
     max_pairs: int = 0
     """Train on a random sample of so many pairs; 0: all."""
+    max_prompts_per_response: int = 10
+    """Leave out (and count) pairs with a response that answers more different prompts than this; 0: keep all."""
     max_length: int = 1024
     """Tokens of prompt and response; what is longer is cut and counted."""
     max_prompt_length: int = 512
@@ -100,7 +102,16 @@ _POSITIVE = (
     *("epochs", "max_length", "max_prompt_length", "logging_steps"),
 )
 _NOT_NEGATIVE = (
-    *("warmup_share", "weight_decay", "lora_dropout", "lora_last_layers", "max_pairs", "eval_share", "seed"),
+    *(
+        "warmup_share",
+        "weight_decay",
+        "lora_dropout",
+        "lora_last_layers",
+        "max_pairs",
+        "max_prompts_per_response",
+        "eval_share",
+        "seed",
+    ),
     *("eval_steps", "save_steps"),
 )
 

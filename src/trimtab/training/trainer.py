@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PrinterCallback
+from transformers.pytorch_utils import Conv1D
 from trl import RewardConfig, RewardTrainer
 
 from trimtab.errors import NotFiniteError, OptionError
@@ -131,6 +133,11 @@ def uses_bfloat16(settings: ArmSettings) -> bool:
 
 def trainer_config(settings: ArmSettings, workspace: Path) -> RewardConfig:
     """TRL's configuration. Order and number of pairs are in the data set, so one sequential epoch is all."""
+    with _spared_renamings():
+        return _config(settings, workspace)
+
+
+def _config(settings: ArmSettings, workspace: Path) -> RewardConfig:
     return RewardConfig(
         output_dir=str(workspace),
         per_device_train_batch_size=settings.batch_size,
@@ -165,6 +172,14 @@ def trainer_config(settings: ArmSettings, workspace: Path) -> RewardConfig:
     )
 
 
+@contextmanager
+def _spared_renamings() -> Iterator[None]:
+    """Inside, no warnings about TRL's use of options that transformers is renaming: a user cannot act on them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
+        yield
+
+
 def processes(config: RewardConfig) -> PartialState:
     """The process group that the configuration has joined."""
     state = config.distributed_state
@@ -194,31 +209,39 @@ def build_trainer(
         seed=settings.seed,
         share_rows=settings.share_rows,
     )
-    labels = module.config.id2label
-    module.config.num_labels = 1  # what TRL asks of a reward model: one number a sequence, which ours is
     assert host.tokenizer is not None
     tokenizer = host.tokenizer.hf
     try:
-        trainer = ArmTrainer(
-            model=module,
-            args=config,
-            data_collator=PairCollator(tokenizer.pad_token_id or 0),
-            train_dataset=_dataset([train.pairs[i] for i in order]),
-            eval_dataset=_dataset([held.pairs[i] for i in evaluation_order(held.pairs)]) if held.pairs else None,
-            processing_class=tokenizer,
-            peft_config=None if settings.full else _adapter(host, settings),
-            callbacks=[curve(progress)],
-        )
+        with _as_reward_model(module.config), _spared_renamings():
+            trainer = ArmTrainer(
+                model=module,
+                args=config,
+                data_collator=PairCollator(tokenizer.pad_token_id or 0),
+                train_dataset=_dataset([train.pairs[i] for i in order]),
+                eval_dataset=_dataset([held.pairs[i] for i in evaluation_order(held.pairs)]) if held.pairs else None,
+                processing_class=tokenizer,
+                peft_config=None if settings.full else _adapter(host, settings),
+                callbacks=[curve(progress)],
+            )
     except ValueError as error:
         if "arget modules" not in str(error):
             raise
         raise OptionError(f"lora_targets {', '.join(settings.lora_targets)}: {error}") from error
-    finally:
-        module.config.id2label = labels
-        module.config.label2id = {label: index for index, label in (labels or {}).items()}
     trainer.remove_callback(PrinterCallback)  # it prints on standard output
     trainer.set_objective(beta=settings.beta, gamma=settings.gamma)
     return trainer
+
+
+@contextmanager
+def _as_reward_model(config: Any) -> Iterator[None]:
+    """Inside, the configuration is what TRL asks of a reward model: one number a sequence, which ours gives."""
+    labels = config.id2label
+    config.num_labels = 1
+    try:
+        yield
+    finally:
+        config.id2label = labels
+        config.label2id = {label: index for index, label in (labels or {}).items()}
 
 
 def _dataset(pairs: Sequence[TokenPair]) -> Dataset:
@@ -229,9 +252,11 @@ def _dataset(pairs: Sequence[TokenPair]) -> Dataset:
 def _adapter(host: HFModel, settings: ArmSettings) -> LoraConfig:
     num_layers = int(host.describe()["num_layers"])
     last = settings.lora_last_layers
-    targets = "all-linear" if settings.lora_targets == ("all-linear",) else list(settings.lora_targets)
     if last > num_layers:
         raise OptionError(f"lora_last_layers is {last}; {host.name} has {num_layers} blocks.")
+    targets: str | list[str] = list(settings.lora_targets)
+    if settings.lora_targets == ("all-linear",):
+        targets = _linear_names(host.module) if last else "all-linear"
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_rank,
@@ -240,3 +265,11 @@ def _adapter(host: HFModel, settings: ArmSettings) -> LoraConfig:
         target_modules=targets,
         layers_to_transform=list(range(num_layers - last, num_layers)) if last else None,
     )
+
+
+def _linear_names(module: nn.Module) -> list[str]:
+    """What peft's "all-linear" stands for, which it does not take together with a choice of blocks."""
+    parts: Mapping[str, nn.Module] = dict(module.named_modules())
+    head: Any = module.get_output_embeddings  # an nn.Module's attributes are of no known type
+    linear = {name for name, part in parts.items() if isinstance(part, nn.Linear | Conv1D) and part is not head()}
+    return sorted({name.rsplit(".", 1)[-1] for name in linear})
