@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,15 +109,17 @@ def host() -> Callable[[str], Any]:
     return load
 
 
-def vowel_pairs(count: int, *, start: int = 0) -> list[PreferencePair]:
+def vowel_pairs(count: int, *, seed: int = 0) -> list[PreferencePair]:
     """Answers of vowels are preferred to answers of consonants; lengths say nothing."""
-    pairs = []
-    for number in range(start, start + count):
-        vowels = "".join("aeiou"[(number * 7 + i) % 5] for i in range(3 + number % 5))
-        consonants = "".join("bcdfg"[(number * 3 + i) % 5] for i in range(3 + (number * 2) % 5))
-        prompt = ({"role": "user", "content": f"say {number}"},)
-        pairs.append(PreferencePair(prompt, vowels, consonants))
-    return pairs
+    rng = random.Random(seed)
+    return [
+        PreferencePair(
+            ({"role": "user", "content": f"say {rng.randrange(10**6)}"},),
+            "".join(rng.choices("aeiou", k=rng.randint(6, 10))),
+            "".join(rng.choices("bcdfg", k=rng.randint(6, 10))),
+        )
+        for _ in range(count)
+    ]
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.errors import DataError, OptionError
-from trimtab.training.data import PreferencePair, fingerprint, hold_out, read_pairs, sample
+from trimtab.training.data import PreferencePair, fingerprint, hold_out, read_pairs, sample, without_stock
 
 from .conftest import vowel_pairs, write_rows
 
@@ -128,6 +128,29 @@ def test_prompts_are_held_out_whole() -> None:
 def test_one_prompt_cannot_be_held_out() -> None:
     with pytest.raises(DataError, match="share one prompt"):
         hold_out([PreferencePair("p", "a", "b")], 0.5, seed=0)
+
+
+STOCK = [PreferencePair(f"p{i}", "I win.", f"bad {i}") for i in range(5)]
+
+
+def test_a_response_to_many_prompts_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    rivals = [PreferencePair("p", "good", f"bad {i}") for i in range(20)]
+    turned = [PreferencePair("q", "good too", "I win.")]
+    with caplog.at_level("WARNING", logger="trimtab"):
+        assert without_stock([*STOCK, *rivals, *turned], 5) == rivals, "many rivals to one prompt are in order"
+    assert "6 of 26 pairs are left out" in caplog.text
+    assert "begins 'I win.'" in caplog.text
+
+
+def test_a_response_to_few_prompts_stays(caplog: pytest.LogCaptureFixture) -> None:
+    assert without_stock(STOCK, 5) == STOCK
+    assert without_stock(STOCK, 0) == STOCK
+    assert not caplog.text
+
+
+def test_nothing_but_stock_responses_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"--max-prompts-per-response 0"):
+        without_stock(STOCK, 4)
 
 
 def test_a_sample_is_seeded_and_keeps_the_order() -> None:

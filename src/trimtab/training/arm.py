@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 
-from trimtab.errors import CheckpointError, MissingExtraError, OptionError
+from trimtab.errors import CheckpointError, DataError, MissingExtraError, OptionError
 from trimtab.loading import DEMO_HUB_ID, load_model, new_directory, read_guide_card
 from trimtab.training import card, checkpoints
 from trimtab.training.data import PairData, PreferencePair, fingerprint, hold_out, sample, without_stock
@@ -110,6 +110,9 @@ class _Data:
         eval_pairs: Sequence[PreferencePair] | PairData | None,
         settings: ArmSettings,
     ) -> None:
+        for given in (pairs, eval_pairs):
+            if given is not None and not _plain(given):
+                raise DataError("There is no preference pair. Give at least one.")
         limit = settings.max_prompts_per_response
         train = without_stock(_plain(pairs), limit)
         self.num_stock = len(_plain(pairs)) - len(train)

@@ -85,7 +85,7 @@ def without_stock(pairs: Sequence[PreferencePair], max_prompts: int) -> list[Pre
     A text that is preferred whatever was asked (a stock phrase, or an attack on the judge that labelled the data, as in
     Zheng et al., arXiv 2410.07137) teaches the text, not what makes an answer good.
     """
-    if max_prompts == 0:
+    if max_prompts == 0 or not pairs:
         return list(pairs)
     prompts: dict[str, set[str]] = {}
     for pair in pairs:
