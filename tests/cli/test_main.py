@@ -13,7 +13,7 @@ import pytest
 
 import trimtab.cli
 from trimtab.cli import main as main_module
-from trimtab.cli.main import COMMANDS, build_parser
+from trimtab.cli.main import COMMANDS
 from trimtab.errors import CheckpointError
 
 from .conftest import Run, Tiny, spawn
@@ -124,11 +124,6 @@ def test_each_kind_of_failure_has_its_exit_code(
     assert (outcome.code, outcome.out) == (code, "")
     assert message in outcome.err
     assert bool(outcome.err) == bool(message)
-
-
-def test_an_abbreviation_is_refused_in_every_command() -> None:
-    (subparsers,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert [name for name, parser in subparsers.choices.items() if parser.allow_abbrev] == []
 
 
 def test_a_process_separates_results_from_progress(tiny: Tiny) -> None:

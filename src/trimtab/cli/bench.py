@@ -21,9 +21,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the command and its flags."""
     parser = subparsers.add_parser("bench", help="measure speed and memory", description="Measure speed and memory.")
     benches = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
-    decode = benches.add_parser(
-        "decode", help="guided decoding against the unguided base", description=__doc__, allow_abbrev=False
-    )
+    decode = benches.add_parser("decode", help="guided decoding against the unguided base", description=__doc__)
     options.add_model_options(decode)
     decode.add_argument(
         "--batch", type=options.list_of(options.whole(1)), default=[1, 16], metavar="N,N,...", help="batch sizes (1,16)"

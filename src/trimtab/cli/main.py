@@ -48,7 +48,10 @@ class Parser(argparse.ArgumentParser):
         raise OptionError(f"{message}. See: {self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse, but an option that is not known here is refused first, and nothing is left over."""
+        """As argparse, but an option that is not known here is refused first, and nothing is left over.
+
+        Abbreviations are not known: one that works today is ambiguous tomorrow.
+        """
         given = sys.argv[1:] if args is None else list(args)
         for argument in given:
             if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
@@ -67,15 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="trimtab",
         description="Steer a frozen language model token by token with small trained guides.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"trimtab {version('trimtab')}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, on standard error")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more, on standard error")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS.values():
         command.register(subparsers)
-    for subparser in subparsers.choices.values():
-        subparser.allow_abbrev = False  # an abbreviation that works today is ambiguous tomorrow
     return parser
 
 
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrimtabError as error:
         return _complain(error, 2)
     except OSError as error:
-        logging.getLogger(__name__).info("traceback", exc_info=True)
+        logging.getLogger(__name__).debug("traceback", exc_info=True)
         return _complain(error, 1)
     except Exception:
         traceback.print_exc()
@@ -112,7 +112,7 @@ def _complain(error: Exception, code: int) -> int:
 
 def _configure_logging(*, verbose: bool) -> None:
     logging.basicConfig(stream=sys.stderr, format="trimtab: %(message)s")
-    logging.getLogger("trimtab").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("trimtab").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; mar
 dt, .note, legend { color: var(--soft); } dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .note { font-size: .9rem; } #caption { margin: 0 0 .3rem; }
 fieldset { border: 0; padding: 0; margin: .6rem 0; } legend { float: left; margin-right: .8rem; }
-label { margin-right: .8rem; }
+label { margin-right: .8rem; white-space: nowrap; }
 .key { display: inline-block; padding: 0 .4rem; border-radius: .2rem; color: var(--ink); }
 #answer { line-height: 2; overflow-wrap: anywhere; margin: .5rem 0 1rem; }
 .t { font: inherit; color: inherit; border: 0; border-radius: .2rem; padding: .1rem 0; margin: 0; cursor: pointer;
