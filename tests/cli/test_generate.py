@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -285,6 +286,23 @@ def test_a_killed_process_leaves_whole_lines_and_is_continued(run: Run, argv: li
     assert continued.startswith(torn[: torn.rindex(b"\n") + 1])
     assert run(*argv, *slow, "--overwrite").code == 0
     assert out.read_bytes() == continued
+
+
+def test_a_full_disk_says_how_to_go_on(run: Run, argv: list[str], tmp_path: Path) -> None:
+    """No file may grow beyond this length: the nearest thing to a full disk that a test can have."""
+    assert run(*argv).code == 0
+    whole = (tmp_path / "answers.jsonl").read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) - 20, limit[1]))
+    try:
+        outcome = run(*argv, "--overwrite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "answers.jsonl" in outcome.err
+    assert "--resume continues it" in outcome.err
+    assert run(*argv, "--resume").code == 0
+    assert (tmp_path / "answers.jsonl").read_bytes() == whole
 
 
 def test_outcome_is_plain(run: Run, argv: list[str]) -> None:

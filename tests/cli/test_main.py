@@ -13,7 +13,7 @@ import pytest
 
 import trimtab.cli
 from trimtab.cli import main as main_module
-from trimtab.cli.main import COMMANDS
+from trimtab.cli.main import COMMANDS, build_parser
 from trimtab.errors import CheckpointError
 
 from .conftest import Run, Tiny, spawn
@@ -89,6 +89,11 @@ def test_what_is_wrong_is_one_line_on_standard_error(run: Run, name: str) -> Non
     assert outcome.err.startswith("trimtab: error: ")
     assert outcome.err.count("\n") == 1
     assert problem in outcome.err
+
+
+def test_a_text_may_begin_like_an_option() -> None:
+    args = build_parser().parse_args(["generate", "--model", "m", "--prompt", "-- What follows", "--stop=--end"])
+    assert (args.prompt, args.stop) == (["-- What follows"], ["--end"])
 
 
 class Failing:

@@ -52,7 +52,7 @@ class Plan:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.settings is None:
             self.path.unlink(missing_ok=True)  # first: an old file must never stand beside new settings
-            _write_whole(settings_path(self.path), json.dumps(settings, indent=1, sort_keys=True) + "\n")
+            write_whole(settings_path(self.path), json.dumps(settings, indent=1, sort_keys=True) + "\n")
         else:
             os.truncate(self.path, self.num_bytes)
         return self.path.open("a", encoding="utf-8", newline="\n")
@@ -106,7 +106,7 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
 from trimtab.cli.answering import plain
-from trimtab.cli.generate import use_template
-from trimtab.cli.prompts import as_chat
+from trimtab.cli.answers import write_whole
+from trimtab.cli.prompts import as_chat, use_template
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _write_page(args: argparse.Namespace, answer: Answer, tokens: list[Explained
     page = trace_page(tokens, prompt=args.prompt, model=args.model, weights=answer.weights, seed=answer.seed)
     path = Path(args.html)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     options.say(f"page: {path}")
 
 

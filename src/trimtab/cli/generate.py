@@ -13,19 +13,17 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from trimtab.cli import answers, options
 from trimtab.cli.answering import Request, in_order, located
-from trimtab.cli.prompts import PromptRow, as_chat, prompts_of, read_prompts
+from trimtab.cli.prompts import PromptRow, as_chat, prompts_of, read_prompts, use_template
 from trimtab.errors import OptionError, PromptError
 
 if TYPE_CHECKING:
     from trimtab.decoding import Decoder
-    from trimtab.models.hf import HFTokenizer
 
 _SETTINGS = (
     *("model", "revision", "dtype", "template", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
@@ -153,23 +151,25 @@ def _answer_all(
     tokenizer, decoder = options.load_decoder(args, max_rows=args.batch_size)
     chat = use_template(args.template, tokenizer)
     running = _admit(args, decoder, requests, chat=chat)
+    answered = in_order(decoder, running, requests)
+    if plan is None:
+        return _write_all(args, answered, len(requests), sys.stdout)
+    try:
+        with plan.open(settings) as stream:
+            return _write_all(args, answered, len(requests), stream)
+    except OSError as error:
+        reason = f"{error.strerror}. Whole answers stay in the file; --resume continues it"
+        raise OSError(error.errno, reason, args.out) from error
+
+
+def _write_all(args: argparse.Namespace, answered: Iterator[Request], total: int, stream: TextIO) -> int:
     num_tokens = 0
-    with (
-        nullcontext(sys.stdout) if plan is None else plan.open(settings) as stream,
-        _Progress(len(requests)) as progress,
-    ):
-        for request in in_order(decoder, running, requests):
+    with _Progress(total, shown=args.out is not None) as progress:
+        for request in answered:
             num_tokens += len(request.token_ids)
             _write(stream, request, args)
             progress.advance()
     return num_tokens
-
-
-def use_template(choice: str, tokenizer: HFTokenizer) -> bool:
-    """Whether plain text goes through the chat template; raises OptionError for `--chat` without one."""
-    if choice == "chat" and not tokenizer.has_chat_template:
-        raise OptionError("--chat: this model has no chat template. Give --raw, or a model tuned for chat.")
-    return choice != "raw" and bool(tokenizer.has_chat_template)
 
 
 def _admit(args: argparse.Namespace, decoder: Decoder, requests: list[Request], *, chat: bool) -> dict[int, Request]:
@@ -201,13 +201,13 @@ def _write(stream: TextIO, request: Request, args: argparse.Namespace) -> None:
 
 
 class _Progress:
-    """A bar on standard error, where that is a terminal."""
+    """A bar on standard error, where that is a terminal and answers do not go there too."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, *, shown: bool) -> None:
         from rich.console import Console
         from rich.progress import Progress
 
-        self._bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        self._bar = Progress(console=Console(stderr=True), disable=not (shown and sys.stderr.isatty()), transient=True)
         self._task = self._bar.add_task("answers", total=total)
 
     def __enter__(self) -> _Progress:

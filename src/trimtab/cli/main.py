@@ -57,7 +57,8 @@ class Parser(argparse.ArgumentParser):
             if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
                 break  # what follows is no option, or a subcommand's own
             name = argument.partition("=")[0]
-            if name.startswith("--") and name not in self._option_string_actions:
+            # A text with a space in it is never an option, as in argparse: --prompt "-- What follows".
+            if name.startswith("--") and " " not in argument and name not in self._option_string_actions:
                 raise unknown_name("option", name, self._option_string_actions)
         namespace, extras = super().parse_known_args(given, namespace)
         if extras:

@@ -22,6 +22,7 @@ from trimtab.errors import DataError, OptionError, unknown_name
 
 if TYPE_CHECKING:
     from trimtab.core import Prompt
+    from trimtab.models.hf import HFTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -165,3 +166,10 @@ def prompts_of(texts: Sequence[str]) -> list[PromptRow]:
     if not all(texts):
         raise OptionError("--prompt is empty; give a text.")
     return [PromptRow(text) for text in texts]
+
+
+def use_template(choice: str, tokenizer: HFTokenizer) -> bool:
+    """Whether plain text goes through the chat template; raises OptionError for `--chat` without one."""
+    if choice == "chat" and not tokenizer.has_chat_template:
+        raise OptionError("--chat: this model has no chat template. Give --raw, or a model tuned for chat.")
+    return choice != "raw" and bool(tokenizer.has_chat_template)
