@@ -374,21 +374,22 @@ train_arm(model, read(pairs), eval_pairs=read(held), out=out, settings=ArmSettin
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_curve_of_one(tiny: str, tmp_path: Path) -> None:
+def test_two_processes_draw_the_curve_of_one(tiny: str, tmp_path: Path, repository: Path) -> None:
     held = HELD[:-1]  # an odd number: the last batch of the evaluation is padded with repeats
     one = dataclasses.replace(SETTINGS, lora_dropout=0.0)
-    two = dataclasses.replace(one, gradient_accumulation=1)
+    two = dataclasses.replace(one, gradient_accumulation=1)  # of each process
     train_arm(tiny, PAIRS, eval_pairs=held, out=tmp_path / "one", settings=one)
     rows = [[[pair.prompt, pair.chosen, pair.rejected] for pair in pairs] for pairs in (PAIRS, held)]
     (tmp_path / "run.py").write_text(TOGETHER)
-    launch = (*(sys.executable, "-m", "accelerate.commands.launch", "--cpu"), *("--num_processes", "2"))
+    config = repository / "recipes" / "two_processes_cpu.yaml"
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config))
     told = json.dumps([tiny, str(tmp_path / "two"), dataclasses.asdict(two), *rows])
     done = subprocess.run(
         [*launch, str(tmp_path / "run.py"), told],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     for ours, theirs in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):

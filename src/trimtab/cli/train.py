@@ -1,8 +1,8 @@
 """`trimtab train`: make a guide from preference data.
 
 `trimtab train arm` trains an autoregressive reward model (GenARM): a LoRA adapter of the model, or all of its weights
-with --full. Interrupted, it goes on with --resume exactly where its last checkpoint stands. On several processes:
-`accelerate launch --num_processes 2 -m trimtab.cli.main train arm ...`.
+with --full. Interrupted, it goes on with --resume exactly where its last checkpoint stands. On several GPUs:
+`accelerate launch --multi_gpu -m trimtab.cli.main train arm ...`.
 """
 
 from __future__ import annotations

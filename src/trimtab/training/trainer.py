@@ -140,6 +140,7 @@ def trainer_config(settings: ArmSettings, workspace: Path) -> RewardConfig:
 def _config(settings: ArmSettings, workspace: Path) -> RewardConfig:
     return RewardConfig(
         output_dir=str(workspace),
+        use_cpu=not torch.accelerator.is_available(),  # said aloud, or several processes would not find each other
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=2 * settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
