@@ -5,6 +5,7 @@ from trimtab.decoding import Decoder
 from trimtab.errors import TrimtabError
 from trimtab.guides.arm import ARM
 from trimtab.loading import load_guide, load_model, save_guide
+from trimtab.processor import GuidanceProcessor
 from trimtab.rules import Tilt
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Answer",
     "Candidates",
     "Decoder",
+    "GuidanceProcessor",
     "Guide",
     "LanguageModel",
     "Rule",

@@ -1,6 +1,6 @@
 """Guides inside transformers' own `generate`: a logits processor whose guides keep caches of their own.
 
-    processor = GuidanceProcessor(model, {"helpful": guide}, weights={"helpful": 1.0}, attention_mask=inputs["attention_mask"])
+    processor = GuidanceProcessor(model, {"helpful": guide}, attention_mask=inputs["attention_mask"])
     model.module.generate(**inputs, logits_processor=[processor], do_sample=True)
 
 Greedy search, sampling and beam search work, on left-padded batches too. transformers calls a processor with the ids so
@@ -76,7 +76,7 @@ class GuidanceProcessor:
         """[N] weights of a guide: one a prompt, repeated for its beams."""
         values = [row[name] for row in self._weights]
         if num_rows % len(values):
-            raise OptionError(f"There are weights for {len(values)} prompts and {num_rows} rows; give one mapping each.")
+            raise OptionError(f"There are weights for {len(values)} prompts and {num_rows} rows; give one for each.")
         return torch.tensor(values, device=base.device).repeat_interleave(num_rows // len(values))
 
     def _sources(self, rows: list[list[int]]) -> list[int] | None:
