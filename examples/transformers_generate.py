@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from trimtab import load_guide, load_model
+from trimtab import GuidanceProcessor, load_guide, load_model
 from trimtab.core import Guide
 from trimtab.models.hf import HFModel
-from trimtab.processor import GuidanceProcessor
 
 
 def generate(
