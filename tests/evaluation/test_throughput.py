@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trimtab.decoding import Decoder
+from trimtab.errors import OptionError
 from trimtab.evaluation import throughput
 from trimtab.evaluation.throughput import Workload
 from trimtab.guides.arm import ARM
@@ -87,6 +88,11 @@ def test_a_run_that_stopped_early_is_no_measurement(model: HFModel, monkeypatch:
     monkeypatch.setattr(throughput, "base_arm", lambda *_: lambda num_new_tokens: num_new_tokens - 1)
     with pytest.raises(RuntimeError, match="means nothing"):
         throughput.measure(model, {}, batches=[1], weights=[], workload=Workload(num_new_tokens=5))
+
+
+def test_a_workload_beyond_the_context_is_refused(model: HFModel) -> None:
+    with pytest.raises(OptionError, match=r"make 65; .* holds 64"):
+        throughput.measure(model, {}, batches=[1], weights=[], workload=Workload(60, 5))
 
 
 def test_the_memory_mark_sees_what_was_held_and_let_go() -> None:

@@ -30,6 +30,7 @@ import torch
 
 from trimtab.core import Guide, SamplingParams, TokenIds
 from trimtab.decoding import Decoder
+from trimtab.errors import OptionError
 from trimtab.models.hf import HFModel
 
 WARM_UP_TOKENS = 4
@@ -80,7 +81,13 @@ def measure(
     workload: Workload,
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """The table: for each batch size, the decoder without guides and with all guides at each of the weights."""
+    """The table: for each batch size, the decoder without guides and with all guides at each of the weights.
+
+    Raises OptionError where prompt and new tokens do not fit into the model.
+    """
+    length = workload.num_prompt_tokens + workload.num_new_tokens
+    if model.max_length is not None and length > model.max_length:
+        raise OptionError(f"Prompt and new tokens make {length}; {model.name} holds {model.max_length}. Ask for fewer.")
     rows: list[Row] = []
     for batch in batches:
         prompts = benchmark_prompts(model, batch, workload.num_prompt_tokens)
