@@ -158,7 +158,7 @@ def test_three_prompts_are_shown_at_every_strength(page: str) -> None:
     assert re.findall(r"<h3>(.*?)</h3>", page) == ["Prompt 0?", "Prompt 2?", "Prompt 4?"]
     assert page.count("<article>") == 9
     assert "Prompts 1, 3 and 5 of 6" in page
-    assert page.count("At 0.5. …") == 1  # prompt 0 ran into the limit, the others did not
+    assert page.count("At 0.5.&nbsp;…") == 1  # prompt 0 ran into the limit, the others did not
     assert page.count("At 0.5.") == 3
 
 

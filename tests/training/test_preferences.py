@@ -32,13 +32,13 @@ def length(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[f
 
 def test_the_best_is_paired_with_the_worst() -> None:
     samples = [Samples(PROMPTS[0], ("ccc", "a", "ddddddd", "bb", "eeeee"))]
-    pairs = preferences.label_pairs(samples, length, LabelSettings(min_margin=1, max_pairs=9))
+    pairs = preferences.label_pairs(samples, length, LabelSettings(min_margin=1, max_pairs=9, min_length_ratio=0))
     assert [(pair.chosen, pair.rejected, pair.margin) for pair in pairs] == [("ddddddd", "a", 6), ("eeeee", "bb", 3)]
 
 
 def test_no_more_pairs_than_asked_for() -> None:
     samples = [Samples(prompt, ("a", "bb", "ccc", "dddd")) for prompt in PROMPTS[:2]]
-    pairs = preferences.label_pairs(samples, length, LabelSettings(min_margin=1, max_pairs=1))
+    pairs = preferences.label_pairs(samples, length, LabelSettings(min_margin=1, max_pairs=1, min_length_ratio=0))
     assert [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs] == [
         (prompt, "dddd", "a") for prompt in PROMPTS[:2]
     ]
@@ -46,12 +46,24 @@ def test_no_more_pairs_than_asked_for() -> None:
 
 def test_ties_and_narrow_differences_are_no_preference() -> None:
     samples = [Samples(PROMPTS[0], ("aa", "bb", "cc")), Samples(PROMPTS[1], ("a", "bb"))]
-    assert preferences.label_pairs(samples, length, LabelSettings(min_margin=1.5)) == []
+    assert preferences.label_pairs(samples, length, LabelSettings(min_margin=1.5, min_length_ratio=0)) == []
 
 
 def test_empty_and_repeated_answers_are_left_out() -> None:
     samples = [Samples(PROMPTS[0], ("", "aaaa", "aaaa", "")), Samples(PROMPTS[1], ("", ""))]
-    assert preferences.label_pairs(samples, length, LabelSettings()) == []
+    assert preferences.label_pairs(samples, length, LabelSettings(min_length_ratio=0)) == []
+
+
+def test_answers_of_unlike_length_are_not_paired() -> None:
+    def first(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[float]:
+        return [float(ord(text[0])) for text in texts]
+
+    samples = [Samples(PROMPTS[0], ("z", "ybbbb", "daaaaa", "ccc"))]
+    pairs = preferences.label_pairs(samples, first, LabelSettings(min_margin=1, min_length_ratio=0.6))
+    # z is worth most and c least, but 1, 3 and 5 letters are no match; 5 and 3 are, at a ratio of exactly 0.6.
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("ybbbb", "ccc")]
+    pairs = preferences.label_pairs(samples, first, LabelSettings(min_margin=1, min_length_ratio=0.61))
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("ybbbb", "daaaaa")]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +186,8 @@ def test_no_pairs_is_an_error(tmp_path: Path) -> None:
         (LabelSettings, "min_margin", 0.0),
         (LabelSettings, "min_margin", float("nan")),
         (LabelSettings, "max_pairs", 0),
+        (LabelSettings, "min_length_ratio", 1.1),
+        (LabelSettings, "min_length_ratio", -0.1),
     ],
 )
 def test_settings_out_of_range(kind: type, field: str, value: float) -> None:

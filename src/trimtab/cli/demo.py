@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
 
     out = _directory(args)
     scorer = load_scorer(args.scorer)
-    say(f"loading {args.model}")
+    once = " (the first time it is converted, which takes about half a minute)" if args.model == "demo" else ""
+    say(f"loading {args.model}{once}")
     from trimtab.loading import load_model
 
     model = load_model(args.model)
@@ -157,13 +158,14 @@ def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) 
 
 
 def _arm_settings(seed: int, context: int) -> ArmSettings:
-    """GenARM's settings for a small corpus of short answers: small steps, one pass."""
+    """GenARM's settings, but for smaller batches and a lower rate: there are a few hundred short pairs."""
     from trimtab.training.arm import ArmSettings
 
     length = min(192, context)
     return ArmSettings(
+        learning_rate=4e-4,
         batch_size=8,
-        gradient_accumulation=2,
+        gradient_accumulation=1,
         epochs=1,
         max_length=length,
         max_prompt_length=length // 2,

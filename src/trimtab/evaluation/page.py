@@ -86,7 +86,7 @@ def _sample(points: Sequence[Point], index: int) -> str:
     answers = "\n".join(
         f"<article><h4>strength {point.weight:g}<span>reward {signed(point.rewards[index])}</span></h4>"
         f"<p>{html.escape(point.answers[index].text.strip()) or '<i>(nothing)</i>'}"
-        f"{' …' if point.answers[index].finish_reason == 'length' else ''}</p></article>"
+        f"{'&nbsp;…' if point.answers[index].finish_reason == 'length' else ''}</p></article>"
         for point in points
     )
     prompt = html.escape(prompt_text(points[0].answers[index].prompt))

@@ -1,4 +1,4 @@
-"""Preference pairs from a model's own answers: sample several to each prompt, score them, pair the best with the worst.
+"""Preference pairs from a model's own answers: sample several to each prompt, score them, pair good with bad.
 
 Pairs of one model's answers differ in what the scorer sees and in little else, so the guide learns the preference and
 not the style of another writer. What this does not know: whether the scorer is right.
@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, permutations
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,12 @@ class SamplingSettings:
 class LabelSettings:
     """What counts as a preference."""
 
-    min_margin: float = 0.5
+    min_margin: float = 0.4
     """The least difference in reward."""
-    max_pairs: int = 2
-    """Pairs from one prompt, at most: best with worst, second best with second worst, and so on."""
+    max_pairs: int = 3
+    """Pairs from one prompt, at most. No answer is in two of them."""
+    min_length_ratio: float = 0.6
+    """The shorter answer of a pair has at least this share of the longer one's characters."""
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
@@ -58,6 +60,8 @@ class LabelSettings:
             raise OptionError(f"min_margin is {self.min_margin}; give a number above 0, for a tie is no preference.")
         if self.max_pairs < 1:
             raise OptionError(f"max_pairs is {self.max_pairs}; give at least 1.")
+        if not 0 <= self.min_length_ratio <= 1:
+            raise OptionError(f"min_length_ratio is {self.min_length_ratio}; give a share from 0 to 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +145,32 @@ def whole_sentences(text: str) -> str:
 
 
 def label_pairs(samples: Iterable[Samples], score: Score, settings: LabelSettings) -> list[Pair]:
-    """Pairs of answers to one prompt whose rewards differ clearly. Prompts whose answers are all alike give none."""
+    """Pairs of answers to one prompt whose rewards differ clearly, those that differ most first.
+
+    Answers of unlike length are not paired. A reward that is a sum over tokens would otherwise be taught mostly that
+    one of them is longer. Prompts whose answers are all alike give no pair.
+    """
     pairs = []
     for sample in samples:
         texts = sorted({text for text in sample.answers if text})
-        rewards = score([sample.prompt] * len(texts), texts)
-        ranked = sorted(zip(rewards, texts, strict=True), reverse=True)
-        for rank in range(min(settings.max_pairs, len(ranked) // 2)):
-            (high, chosen), (low, rejected) = ranked[rank], ranked[-1 - rank]
-            if high - low >= settings.min_margin:
-                pairs.append(Pair(sample.prompt, chosen, rejected, high - low))
+        rewards = dict(zip(texts, score([sample.prompt] * len(texts), texts), strict=True))
+        possible = [
+            Pair(sample.prompt, chosen, rejected, rewards[chosen] - rewards[rejected])
+            for chosen, rejected in permutations(texts, 2)
+            if rewards[chosen] - rewards[rejected] >= settings.min_margin
+            and min(len(chosen), len(rejected)) >= settings.min_length_ratio * max(len(chosen), len(rejected))
+        ]
+        pairs += _disjoint(sorted(possible, key=lambda pair: -pair.margin))[: settings.max_pairs]
     return pairs
+
+
+def _disjoint(pairs: Iterable[Pair]) -> list[Pair]:
+    """The first pair, and each later one that shares no answer with those before it."""
+    kept: list[Pair] = []
+    for pair in pairs:
+        if not {pair.chosen, pair.rejected} & {text for other in kept for text in (other.chosen, other.rejected)}:
+            kept.append(pair)
+    return kept
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
