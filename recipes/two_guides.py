@@ -26,7 +26,8 @@ from sklearn.linear_model import LogisticRegression
 
 from trimtab import Decoder, load_guide, load_model
 from trimtab.evaluation.statistics import difference_interval, mean_interval
-from trimtab.training.data import PairData, read_pairs
+from trimtab.training.data import PreferencePair, read_pairs, without_stock
+from trimtab.training.settings import ArmSettings
 
 SETTINGS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0))
 """Weights of (helpful, harmless)."""
@@ -35,9 +36,9 @@ SETTINGS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0))
 class Judge:
     """Bradley-Terry on word features: reward(answer) = w · features(answer), log-odds of winning = difference."""
 
-    def __init__(self, pairs: PairData) -> None:
-        chosen = [pair.chosen for pair in pairs.pairs]
-        rejected = [pair.rejected for pair in pairs.pairs]
+    def __init__(self, pairs: list[PreferencePair]) -> None:
+        chosen = [pair.chosen for pair in pairs]
+        rejected = [pair.rejected for pair in pairs]
         self._words = TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True).fit(chosen + rejected)
         difference = self._features(chosen) - self._features(rejected)
         both = np.vstack([difference, -difference])
@@ -49,10 +50,8 @@ class Judge:
         values: list[float] = (self._features(answers) @ self._model.coef_[0]).tolist()
         return values
 
-    def accuracy(self, pairs: PairData) -> float:
-        gaps = np.subtract(
-            self.reward([pair.chosen for pair in pairs.pairs]), self.reward([pair.rejected for pair in pairs.pairs])
-        )
+    def accuracy(self, pairs: list[PreferencePair]) -> float:
+        gaps = np.subtract(self.reward([pair.chosen for pair in pairs]), self.reward([pair.rejected for pair in pairs]))
         return float((gaps > 0).mean())
 
     def _features(self, answers: list[str]) -> Any:
@@ -60,12 +59,17 @@ class Judge:
         return np.hstack([self._words.transform(answers).toarray(), lengths])
 
 
+def _pairs(path: Path) -> list[PreferencePair]:
+    """The pairs that a guide is trained on: responses that answer many prompts left out."""
+    return without_stock(read_pairs([path]).pairs, ArmSettings().max_prompts_per_response)
+
+
 def main() -> int:
     args = _arguments()
     judges, accuracies = {}, {}
     for name in ("helpful", "harmless"):
-        judges[name] = Judge(read_pairs([args.data / name / "train.jsonl"]))
-        accuracies[name] = judges[name].accuracy(read_pairs([args.data / name / "validation.jsonl"]))
+        judges[name] = Judge(_pairs(args.data / name / "train.jsonl"))
+        accuracies[name] = judges[name].accuracy(_pairs(args.data / name / "validation.jsonl"))
         print(f"judge of {name}: accuracy {accuracies[name]:.3f} on validation pairs", file=sys.stderr)
     model = load_model(args.model)
     decoder = Decoder(model, {"helpful": load_guide(args.helpful), "harmless": load_guide(args.harmless)})
