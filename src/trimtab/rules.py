@@ -38,20 +38,20 @@ def mix(base: Tensor, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _add(total: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
-    """One more guide: scores [B, K], weights [B, 1]. A veto already in `total` (−inf) survives any finite term."""
-    if all(math.isfinite(end) for end in torch.aminmax(scores)):
-        return torch.addcmul(total, weights, scores)  # nothing to forbid: one pass over the vocabulary instead of six
+    """One more guide, added to `total` in place: scores [B, K], weights [B, 1]."""
+    if bool(torch.isfinite(scores.sum())):  # then every score is
+        return total.add_(scores * weights)
     unused = weights == 0
-    vetoed = (torch.isneginf(scores) & ~unused) | torch.isneginf(total)
-    finite = torch.nan_to_num(scores, nan=math.nan, posinf=math.nan, neginf=0.0)
-    return (total + (weights * finite).masked_fill(unused, 0.0)).masked_fill(vetoed, NEVER)
+    vetoed = torch.isneginf(scores).logical_and_(~unused).logical_or_(torch.isneginf(total))
+    term = torch.nan_to_num(scores, nan=math.nan, posinf=math.nan, neginf=0.0).mul_(weights)
+    return total.add_(term.masked_fill_(unused, 0.0)).masked_fill_(vetoed, NEVER)
 
 
 @dataclass(frozen=True, slots=True)
 class Tilt:
     """π(y) ∝ π_base(y) · exp(Σᵢ weightᵢ · scoreᵢ(y)), normalised over the candidates.
 
-    With an autoregressive reward model as the guide this is equation 7 of GenARM (arXiv 2410.08193) at weight 1/β.
+    With an autoregressive reward model at weight 1/β as the guide, this is how GenARM decodes (arXiv 2410.08193).
     """
 
     def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
@@ -63,10 +63,12 @@ class Tilt:
         """
         base = candidates.logprobs.to(torch.float32)
         tilted = base + scores.to(torch.float32)
-        if not math.isfinite(base.amin()):
-            tilted = tilted.masked_fill(torch.isneginf(base), NEVER)
+        if bool(not_finite_rows(scores).any()):  # −inf plus anything else is −inf already
+            tilted.masked_fill_(torch.isneginf(base), NEVER)
         policy = torch.log_softmax(tilted, dim=-1)
-        return policy.masked_fill(dead_end_rows(tilted)[:, None], NEVER)
+        if bool(bad_rows(tilted).any()):  # log_softmax makes NaN of every entry of such a row
+            policy.masked_fill_(torch.isneginf(tilted), NEVER)
+        return policy
 
 
 def not_finite_rows(logprobs: Tensor) -> Tensor:

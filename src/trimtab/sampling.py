@@ -55,7 +55,8 @@ def apply_temperature(logprobs: Tensor, temperature: Tensor) -> Tensor:
         # The best token is moved to 0 first, so that no temperature, however small, pushes every token to −inf.
         divisor = temperature.to(logprobs).masked_fill(~scaled, 1.0)[:, None]
         shifted = (logprobs - logprobs.amax(dim=-1, keepdim=True)) / divisor
-        result = torch.where(scaled[:, None], torch.log_softmax(shifted, dim=-1), result)
+        cooled = torch.log_softmax(shifted, dim=-1)
+        result = cooled if bool(scaled.all()) else torch.where(scaled[:, None], cooled, result)
     if bool(greedy.any()):
         best = torch.full_like(logprobs, NEVER).scatter_(1, logprobs.argmax(dim=-1, keepdim=True), 0.0)
         result = torch.where(greedy[:, None], best, result)
@@ -96,7 +97,7 @@ def draw(policy: Tensor, uniforms: Tensor) -> Tensor:
     `policy` is [B, K] log-probabilities, normalised or not; `uniforms` float64 in [0, 1), one for each row, so that
     a row's draw does not depend on its company. A token of probability zero is never drawn, not even at the ends.
     """
-    masses = (policy - policy.amax(dim=-1, keepdim=True)).to(torch.float64).exp()
+    masses = (policy - policy.amax(dim=-1, keepdim=True)).to(torch.float64).exp_()
     cumulative = masses.cumsum(dim=-1)
     target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
     position = torch.searchsorted(cumulative, target, right=True)  # the first whose cumulative mass exceeds the target
