@@ -208,6 +208,33 @@ def test_the_guide_is_pushed_on_request(tiny: str, tmp_path: Path, monkeypatch: 
     assert "adapter_model.safetensors" in calls[1][1][1]
 
 
+def test_the_curve_reaches_a_tracker(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    logged: list[dict[str, float]] = []
+
+    class Tracker(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            logged.append(dict(logs))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["wandb"])
+    settings = dataclasses.replace(SHORT, report_to=("wandb",))
+    train_arm(tiny, PAIRS, eval_pairs=HELD, out=tmp_path / "g", settings=settings)
+    assert {"loss", "accuracy", "margin"} <= logged[0].keys()
+    assert any({"eval_loss", "eval_accuracy", "eval_margin"} <= logs.keys() for logs in logged)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("tensorbord", "Did you mean 'tensorboard'"), ("neptune", "not installed")]
+)
+def test_a_tracker_that_cannot_be_had_is_refused(name: str, problem: str, tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=problem):
+        train_arm(tiny, PAIRS, out=tmp_path / "g", settings=dataclasses.replace(SHORT, report_to=(name,)))
+    assert not list(tmp_path.iterdir())
+
+
 # Refusals. Each comes before anything is written.
 
 

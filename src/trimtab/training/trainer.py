@@ -21,10 +21,11 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PrinterCallback
+from transformers.integrations import integration_utils
 from transformers.pytorch_utils import Conv1D
 from trl import RewardConfig, RewardTrainer
 
-from trimtab.errors import NotFiniteError, OptionError
+from trimtab.errors import NotFiniteError, OptionError, unknown_name
 from trimtab.training.batches import PairCollator, evaluation_order, training_order
 from trimtab.training.curve import curve
 from trimtab.training.losses import arm_loss, correct, margins, sequence_logprobs, token_logprobs
@@ -85,8 +86,8 @@ class ArmTrainer(RewardTrainer):  # type: ignore[misc]  # TRL carries no types
             measured = self._measures(torch.cat(parts), prefix)
             if not math.isfinite(measured[f"{prefix}loss"]):
                 raise NotFiniteError(
-                    f"The loss is {measured[f'{prefix}loss']} at step {self.state.global_step}. Lower --learning-rate "
-                    "or --beta, or train in float32; the last checkpoint is still good (--resume)."
+                    f"The loss is {measured[f'{prefix}loss']} at step {self.state.global_step}. "
+                    "Start anew (--overwrite) with a lower --learning-rate or --beta, or in float32."
                 )
             logs.update(measured)
         super().log(logs, start_time)
@@ -132,9 +133,22 @@ def uses_bfloat16(settings: ArmSettings) -> bool:
 
 
 def trainer_config(settings: ArmSettings, workspace: Path) -> RewardConfig:
-    """TRL's configuration. Order and number of pairs are in the data set, so one sequential epoch is all."""
+    """TRL's configuration. Order and number of pairs are in the data set, so one sequential epoch is all.
+
+    Raises OptionError for a tracker that is unknown or not installed.
+    """
+    _check_trackers(settings.report_to)
     with _spared_renamings():
         return _config(settings, workspace)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raise OptionError for a tracker that transformers does not know, or that is not installed."""
+    for name in names:
+        if name not in integration_utils.INTEGRATION_TO_CALLBACK:
+            raise unknown_name("tracker", name, integration_utils.INTEGRATION_TO_CALLBACK)
+        if name not in integration_utils.get_available_reporting_integrations():
+            raise OptionError(f"The tracker {name} is not installed. Install it, or leave it out of --report-to.")
 
 
 def _config(settings: ArmSettings, workspace: Path) -> RewardConfig:
