@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,24 @@ def test_the_environment_is_the_pinned_one(repository: Path) -> None:
         assert metadata.version(name).split("+")[0] == pins[name], name
 
 
+def test_every_import_is_of_something_that_is_required(repository: Path, project: dict[str, Any]) -> None:
+    """On a machine where somebody installed more by hand, nothing else would notice."""
+    required = {name for name, _ in _requirements(project)} | {"trimtab"}
+    core = {_name_of(text) for text in project["project"]["dependencies"]} | {"trimtab"}
+    missing = []
+    for folder, accepted in (("src", required), ("tests", required), ("examples", core), ("benchmarks", core)):
+        for path in sorted((repository / folder).rglob("*.py")):
+            missing += [f"{path.name}: {name}" for name in _imported(path) if _distribution(name) not in accepted]
+    assert missing == []
+
+
+def test_an_import_of_something_else_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text("import os.path\nfrom yaml import load\nfrom . import other\nfrom tests.tiny import tiny_module\n")
+    assert _imported(path) == {"yaml"}
+    assert _distribution("yaml") == "pyyaml"
+
+
 def test_a_missing_extra_names_one_that_has_the_package(repository: Path, project: dict[str, Any]) -> None:
     extras = {extra: _expand(project, extra) for extra in project["project"]["optional-dependencies"]}
     calls = list(_missing_extra_calls(repository / "src"))
@@ -175,6 +195,26 @@ def _normal(name: str) -> str:
 def _satisfies(version: str, operator: str, bound: str) -> bool:
     have, want = (tuple(int(part) for part in text.split(".")) for text in (version, bound))
     return {">=": have >= want, "<": have < want, "==": have == want}[operator]
+
+
+def _imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, less the standard library's and the tests' own."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"tests"}
+
+
+def _distribution(package: str) -> str:
+    return _normal(_installed().get(package, [package])[0])
+
+
+@functools.cache
+def _installed() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 def _missing_extra_calls(source: Path) -> list[tuple[str, str, str]]:
