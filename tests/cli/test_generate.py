@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trimtab.cli import answering, generate
 from trimtab.core import SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.loading import load_guide, load_model
@@ -265,6 +267,21 @@ def test_an_unknown_guide_directory_is_an_error_and_writes_nothing(run: Run, arg
     assert outcome.code == 2
     assert "nowhere" in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_each_answer_is_on_disk_before_the_next_is_worked_on(
+    run: Run, argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    def spy(decoder: Decoder, running: Any, requests: Any) -> Iterator[Any]:
+        for request in answering.in_order(decoder, running, requests):
+            found.append((tmp_path / "answers.jsonl").read_bytes().count(b"\n"))
+            yield request
+
+    monkeypatch.setattr(generate, "in_order", spy)
+    assert run(*argv).code == 0
+    assert found == [0, 1, 2, 3, 4]
 
 
 def test_a_killed_process_leaves_whole_lines_and_is_continued(run: Run, argv: list[str], tmp_path: Path) -> None:
