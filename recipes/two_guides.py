@@ -31,6 +31,8 @@ from trimtab.training.settings import ArmSettings
 
 SETTINGS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0))
 """Weights of (helpful, harmless)."""
+SHARPENED = (1.0, 2.0)
+"""Controls: the base raised to the power 1 + w, which is what an untrained guide of weight w would do."""
 
 
 class Judge:
@@ -75,17 +77,27 @@ def main() -> int:
     decoder = Decoder(model, {"helpful": load_guide(args.helpful), "harmless": load_guide(args.harmless)})
     lines = args.prompts.read_text(encoding="utf-8").splitlines()[: args.num_prompts]
     prompts = [json.loads(line)["prompt"] for line in lines]
-    rows, reference = [], {}
-    for helpful, harmless in SETTINGS:
-        weights = {"helpful": helpful, "harmless": harmless}
+    rows: list[dict[str, Any]] = []
+    reference: dict[str, list[float]] = {}
+    runs = [({"helpful": helpful, "harmless": harmless}, 1.0) for helpful, harmless in SETTINGS]
+    runs += [({"helpful": 0.0, "harmless": 0.0}, 1 / (1 + weight)) for weight in SHARPENED]
+    for weights, temperature in runs:
         answers = list(
-            decoder.generate(prompts, weights=weights, max_new_tokens=args.max_new_tokens, seed=0, trace=True)
+            decoder.generate(
+                prompts,
+                weights=weights,
+                max_new_tokens=args.max_new_tokens,
+                temperature=temperature,
+                seed=0,
+                trace=True,
+            )
         )
-        row: dict[str, Any] = {"weights": weights, "kl": mean_interval([answer.kl or 0.0 for answer in answers]).value}
+        row: dict[str, Any] = {"weights": weights, "temperature": temperature}
+        if temperature == 1:  # the trace's KL takes both policies at the request's temperature
+            row["kl"] = mean_interval([answer.kl or 0.0 for answer in answers]).value
         for name, judge in judges.items():
             rewards = judge.reward([answer.text for answer in answers])
-            reference.setdefault(name, rewards)
-            gain = difference_interval(rewards, reference[name])
+            gain = difference_interval(rewards, reference.setdefault(name, rewards))
             row[name] = {"gain": gain.value, "low": gain.low, "high": gain.high}
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
