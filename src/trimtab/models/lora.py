@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors
 import safetensors.torch
@@ -29,9 +29,6 @@ from torch import Tensor, nn
 from trimtab.core import LanguageModel, ModelSession
 from trimtab.errors import BaseMismatchError, CheckpointError, VocabularyMismatchError
 from trimtab.models.trunk import RowAdapter
-
-if TYPE_CHECKING:
-    from trimtab.models.hf import HFModel
 
 _active = threading.local()
 _hooked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -43,6 +40,21 @@ _REFUSED = {
     "trainable_token_indices": "trained token embeddings",
 }
 _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight$")
+
+
+@runtime_checkable
+class AdaptableModel(LanguageModel, Protocol):
+    """A language model whose layers can be adapted row by row; `models.hf.HFModel` is one."""
+
+    @property
+    def module(self) -> Any:
+        """The network, an `nn.Module` whose modules' names adapters refer to."""
+
+    def describe(self) -> dict[str, Any]:
+        """What tells this base from another."""
+
+    def open_rows(self, beside: ModelSession | None, adapter: RowAdapter | None) -> ModelSession:
+        """A session whose rows run with `adapter`."""
 
 
 class LoRA:
@@ -87,9 +99,7 @@ class LoRA:
 
     def on(self, base: LanguageModel) -> AdaptedModel:
         """The adapted model. Raises BaseMismatchError or VocabularyMismatchError where it does not fit."""
-        from trimtab.models.hf import HFModel
-
-        if not isinstance(base, HFModel):
+        if not isinstance(base, AdaptableModel):
             raise BaseMismatchError(
                 f"A LoRA adapter changes the weights of a transformers model; this base is a {type(base).__name__}. "
                 "Give the model it was trained on: load_guide(path, model=load_model(...))."
@@ -97,7 +107,7 @@ class LoRA:
         self._check(base)
         return AdaptedModel(base, self)
 
-    def _check(self, base: HFModel) -> None:
+    def _check(self, base: AdaptableModel) -> None:
         own, theirs = self.base, base.describe()
         where = f"Load it on its own base: load_guide(path, model=load_model({own.get('name', 'BASE')!r}))."
         for key in ("architecture", "num_layers", "hidden_size"):
@@ -123,7 +133,7 @@ class LoRA:
             )
         self._check_shapes(base, where)
 
-    def _check_shapes(self, base: HFModel, where: str) -> None:
+    def _check_shapes(self, base: AdaptableModel, where: str) -> None:
         modules = dict(base.module.named_modules())
         for name, (down, up) in self.pairs.items():
             module = modules.get(name)
@@ -141,7 +151,7 @@ class LoRA:
 class AdaptedModel:
     """A base with a LoRA adapter: a language model of its own that shares the base's weights and forward passes."""
 
-    def __init__(self, base: HFModel, adapter: LoRA) -> None:
+    def __init__(self, base: AdaptableModel, adapter: LoRA) -> None:
         self._base = base
         self.tokenizer = base.tokenizer
         self.vocab_size = base.vocab_size
