@@ -120,6 +120,8 @@ class RowCache:
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` columns of a slot into another, for a fork or a move."""
+        if length == 0:  # a row that was never fed may have no slot in the buffers yet
+            return
         if target >= self._num_slots:
             self._resize(target + 1, self._num_columns)
         for buffer in self._buffers():
