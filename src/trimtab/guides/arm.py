@@ -1,7 +1,7 @@
 """An autoregressive reward model: a language model whose log-probabilities are the scores.
 
-GenARM (Xu et al., ICLR 2025, arXiv 2410.08193), equation 7, with w = 1/β:
-π(y_t | x, y_<t) ∝ π_base(y_t | x, y_<t) · π_r(y_t | x, y_<t)^w. Several guides multiply (equation 9).
+GenARM (Xu et al., ICLR 2025, arXiv 2410.08193), with w = 1/β:
+π(y_t | x, y_<t) ∝ π_base(y_t | x, y_<t) · π_r(y_t | x, y_<t)^w. Several guides multiply.
 
 The same object with other weights is proxy tuning (expert +w, anti-expert −w; arXiv 2401.08565), contrastive decoding
 (the amateur at a negative weight with a plausibility mask; arXiv 2210.15097), decoding-time realignment (aligned model

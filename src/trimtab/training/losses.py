@@ -2,7 +2,7 @@
 
 Source: GenARM (Xu et al., ICLR 2025, arXiv 2410.08193). An autoregressive reward model factorises the reward over
 tokens, r(x, y) = Σ_t log π_r(y_t | x, y_<t) (its equation 5), and is trained on preference pairs with
-−log σ(β_r·(log π_r(y_w | x) − log π_r(y_l | x))) (its equation 7): sums over tokens, not means, and no reference model.
+−log σ(β_r·(log π_r(y_w | x) − log π_r(y_l | x))): sums over tokens, not means, and no reference model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def sequence_logprobs(logprobs: Tensor, rows: Tensor, num_rows: int) -> Tensor:
 
 
 def arm_loss(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float = 0.0) -> Tensor:
-    """−log σ(β_r·(Σ log π_r(y_w) − Σ log π_r(y_l)) − γ) of each pair (GenARM, equation 7, where γ is 0).
+    """−log σ(β_r·(Σ log π_r(y_w) − Σ log π_r(y_l)) − γ) of each pair (GenARM, where γ is 0).
 
     `chosen` and `rejected` are [B] summed log-probabilities of the responses; the result is [B] float32. γ is a margin
     to be exceeded.
