@@ -125,6 +125,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "no rejected": ("preference", {"prompt": "p", "chosen": "a"}, "`rejected` is missing"),
     "empty response": ("preference", {"prompt": "p", "chosen": " ", "rejected": "b"}, "chosen response is empty"),
     "the same twice": ("preference", {"prompt": "p", "chosen": "a", "rejected": "a"}, "are the same text"),
+    "the same messages twice": (
+        "preference",
+        {"chosen": [USER, LEFT], "rejected": [USER, LEFT]},
+        "are the same text",
+    ),
     "nothing shared": ("preference", {"chosen": "left it is", "rejected": "right it is"}, "there is no prompt"),
     "a prompt of messages, text": ("preference", {"prompt": [USER], "chosen": "a", "rejected": "b"}, "not text though"),
     "no role": ("preference", {"prompt": [{"content": "x"}], "chosen": [LEFT], "rejected": [RIGHT]}, "has a role"),

@@ -53,7 +53,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--prompts", type=whole(2, NUM_PROMPTS), default=NUM_PROMPTS, metavar="N", help="how many of the %(default)s"
     )
     parser.add_argument("--max-new-tokens", type=whole(1), default=32, metavar="N", help="(%(default)s)")
-    parser.add_argument("--batch-size", type=whole(1), default=32, metavar="N", help="answers at once (%(default)s)")
+    parser.add_argument("--batch-size", type=whole(1), default=64, metavar="N", help="answers at once (%(default)s)")
     parser.add_argument("--seed", type=seed_number, default=0, metavar="N", help="prompt i uses N+i (%(default)s)")
     parser.add_argument("--out", metavar="DIR", help="where the report goes (a new directory under runs)")
     existing = parser.add_mutually_exclusive_group()
