@@ -74,6 +74,14 @@ def test_rivals_of_one_response_stand_together() -> None:
     assert sum(len({RIVALS[i].chosen_ids for i in apart[start : start + 4]}) for start in range(0, 80, 4)) > 55
 
 
+def test_batches_of_rivals_are_sorted_by_length_too() -> None:
+    lengths = [(7 * group) % 31 + 1 for group in range(24)]
+    rivals = [TokenPair((group,), (7,) * lengths[group], (8, i)) for group in range(24) for i in range(4)]
+    found = order(rivals)
+    gaps = [abs(rivals[found[start]].length - rivals[found[start + 4]].length) for start in range(0, 96, 8)]
+    assert max(gaps) <= 2, "the two batches of a step are of like length"
+
+
 def test_evaluation_sees_every_pair_once_the_longest_first() -> None:
     found = evaluation_order(MANY)
     assert sorted(found) == list(range(100))
