@@ -94,6 +94,25 @@ def test_the_paper_index_gives_the_settings_that_are_set(repository: Path) -> No
     assert written == {name: getattr(ArmSettings(), name) for name in written}
 
 
+def test_the_readme_gives_no_figure_that_the_pages_do_not(repository: Path) -> None:
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    pages = "".join(
+        (repository / "docs" / name).read_text(encoding="utf-8") for name in ("results.md", "performance.md")
+    )
+    (measured,) = re.findall(r"^## Measured$(.*?)^## ", readme, flags=re.DOTALL | re.MULTILINE)
+    rows = [line.split("|")[1:4] for line in measured.splitlines() if re.match(r"\| \d", line)]
+    assert len(rows) >= 4
+    assert [row for row in rows if not _row_in(pages, row)] == []
+    prose = re.sub(r"^\|.*$", "", measured, flags=re.MULTILINE)
+    assert [figure for figure in re.findall(r"\d\.\d+", prose) if f" {figure} " not in pages] == []
+
+
+def _row_in(pages: str, cells: list[str]) -> bool:
+    """Whether a table of the pages has a row that begins with the first cell and holds the others."""
+    lines = [line for line in pages.splitlines() if line.startswith(f"|{cells[0]}|")]
+    return any(all(f"|{cell}|" in line for cell in cells[1:]) for line in lines)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/*.md"])
 def test_links_lead_somewhere(page: str, repository: Path) -> None:
     broken = [
