@@ -61,7 +61,8 @@ class ArmTrainer(RewardTrainer):  # type: ignore[misc]  # TRL carries no types
         gather = self.accelerator.gather if training else self.accelerator.gather_for_metrics
         self._sums[training].append(gather(torch.stack([chosen, rejected, loss], dim=1).detach()).cpu())
         self._num_tokens += int(inputs["attention_mask"].sum())
-        return (loss.mean(), {"chosen": chosen, "rejected": rejected}) if return_outputs else loss.mean()
+        mean = loss.mean()
+        return (mean, {"chosen": chosen, "rejected": rejected}) if return_outputs else mean
 
     def _rewards(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Σ_t log π_r(y_t | x, y_<t) of both responses of each pair: [B], [B] float32."""
