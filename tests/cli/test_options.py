@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
 from trimtab.cli.options import GuideSpec, check_guide_names, list_of, number, parse_guide, whole
+from trimtab.core import Prompt, SamplingParams
+from trimtab.decoding import Decoder
 from trimtab.errors import OptionError
+
+from .conftest import Run, Tiny
 
 
 @pytest.mark.parametrize(
@@ -85,3 +92,46 @@ def test_an_open_bound_is_left_out() -> None:
 def test_whole_numbers_out_of_range_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="whole number of at least 1 and at most 8"):
         whole(1, 8)(text)
+
+
+SAMPLING = [
+    *("--max-new-tokens", "3", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--min-p", "0.01"),
+    *("--plausibility", "0.001", "--repetition-penalty", "1.1", "--stop", "x", "--stop", "yz", "--ignore-eos"),
+    *("--seed", "6"),
+]
+
+
+@pytest.mark.parametrize("command", [("generate", "--prompt", "Hi"), ("explain", "--prompt", "Hi"), ("chat",)])
+def test_every_sampling_flag_reaches_the_decoder(
+    run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    asked: list[SamplingParams] = []
+    add = Decoder.add
+
+    def spy(self: Decoder, prompt: Prompt, params: SamplingParams | None = None) -> int:
+        assert params is not None
+        asked.append(params)
+        return add(self, prompt, params)
+
+    monkeypatch.setattr(Decoder, "add", spy)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    outcome = run(*command, "--model", tiny.model, *SAMPLING)
+    assert outcome.code == 0, outcome.err
+    (params,) = asked
+    expected = SamplingParams(
+        max_new_tokens=3,
+        temperature=0.5,
+        top_k=7,
+        top_p=0.9,
+        min_p=0.01,
+        plausibility=0.001,
+        repetition_penalty=1.1,
+        stop=("x", "yz"),
+        ignore_eos=True,
+        seed=6,
+    )
+    assert dataclasses.replace(params, trace=False, num_alternatives=0) == expected
+    unset = {
+        f.name for f in dataclasses.fields(expected) if getattr(expected, f.name) == getattr(SamplingParams(), f.name)
+    }
+    assert unset == {"weights", "trace", "num_alternatives"}, "a parameter without a flag, or a test without it"

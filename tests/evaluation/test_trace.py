@@ -62,9 +62,9 @@ def test_a_constant_added_to_a_guides_scores_changes_no_share() -> None:
 
 
 def test_the_chosen_token_is_not_its_own_rival() -> None:
-    (token,) = _explained(1)
-    assert token.chosen.token_id == 1
-    assert [rival.token_id for rival in token.rivals] == [0, 2], "by falling mixed probability"
+    (token,) = _explained(0)
+    assert token.chosen.token_id == 0
+    assert [rival.token_id for rival in token.rivals] == [2, 1], "by falling mixed probability"
 
 
 def test_without_alternatives_the_chosen_token_is_its_own_centre() -> None:
