@@ -13,6 +13,7 @@ from torch import Tensor
 pytest.importorskip("trl")
 
 from trimtab.errors import OptionError
+from trimtab.training.batches import training_order
 from trimtab.training.losses import arm_loss
 from trimtab.training.settings import ArmSettings
 from trimtab.training.tokens import TokenData, TokenPair
@@ -135,6 +136,29 @@ def test_what_trl_asks_of_a_config_does_not_stay(tiny: str, make: Callable[..., 
     config = make(tiny, ArmSettings(full=True)).model.config
     assert config.num_labels == 2
     assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1}
+
+
+def test_pairs_come_in_the_order_of_training(tiny: str, make: Callable[..., ArmTrainer]) -> None:
+    pairs = tuple(TokenPair((1,), (40 + i,), (90, 3)) for i in range(40))
+    settings = ArmSettings(batch_size=4, gradient_accumulation=2)
+    batches = list(make(tiny, settings, pairs).get_train_dataloader())
+    found = [int(row[1]) - 40 for batch in batches for row in batch["input_ids"][batch["chosen_rows"]]]
+    assert found == training_order(pairs, num_pairs=40, step_size=8, micro_size=4, seed=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_adapter_drops_out_when_asked_to_and_the_base_never(
+    dropout: float, make: Callable[..., ArmTrainer], tiny: str
+) -> None:
+    trainer = make(tiny, ArmSettings(lora_dropout=dropout))
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    trainer.model.train()
+    losses = {float(trainer.compute_loss(trainer.model, batch(trainer)).detach()) for _ in range(4)}
+    assert (len(losses) > 1) == (dropout > 0)
+    chances = {part.p for part in trainer.model.modules() if isinstance(part, torch.nn.Dropout)}
+    assert chances <= {dropout}
 
 
 def test_gradient_accumulation_changes_nothing(tiny: str, make: Callable[..., ArmTrainer]) -> None:
