@@ -19,7 +19,7 @@ import peft
 import torch
 
 from trimtab import load_model
-from trimtab.evaluation.statistics import wilson_interval
+from trimtab.statistics import wilson_interval
 from trimtab.training.batches import PairCollator, evaluation_order
 from trimtab.training.data import read_pairs, without_stock
 from trimtab.training.losses import sequence_logprobs, token_logprobs

@@ -25,7 +25,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from trimtab import Decoder, load_guide, load_model
-from trimtab.evaluation.statistics import difference_interval, mean_interval
+from trimtab.statistics import difference_interval, mean_interval
 from trimtab.training.data import PreferencePair, read_pairs, without_stock
 from trimtab.training.settings import ArmSettings
 

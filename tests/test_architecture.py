@@ -24,8 +24,9 @@ from trimtab import core
 
 LAYERS = (
     {"core", "errors"},
-    {"rules", "sampling", "models", "guides", "testing", "text", "prompts", "requests", "tracing"},
-    {"decoding", "loading", "processor"},
+    {"rules", "sampling", "selecting", "models", "guides", "testing", "text", "prompts", "requests", "tracing"}
+    | {"statistics"},
+    {"decoding", "lanes", "loading", "processor"},
     {"training", "evaluation", "serving", "engines"},
     {"cli"},
 )

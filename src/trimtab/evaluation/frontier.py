@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from trimtab.core import Answer, Prompt
 from trimtab.decoding import Decoder
 from trimtab.evaluation.scorers import Scorer
-from trimtab.evaluation.statistics import NUM_RESAMPLES, Interval, difference_interval, mean_interval
+from trimtab.statistics import NUM_RESAMPLES, Interval, difference_interval, mean_interval
 
 
 @dataclass(frozen=True, slots=True)

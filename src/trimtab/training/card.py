@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
+from trimtab.statistics import wilson_interval
 from trimtab.training.checkpoints import write_text
 
 _PACKAGES = ("trimtab", "torch", "transformers", "trl", "peft")
 
 
-def proportion_interval(num_successes: int, num_trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The score interval of a proportion (Wilson 1927): (low, high)."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = num_successes / num_trials
-    centre = share + z * z / (2 * num_trials)
-    half = z * math.sqrt(share * (1 - share) / num_trials + z * z / (4 * num_trials**2))
-    shrink = 1 + z * z / num_trials
-    # At 0 and at n the bound is 0 or 1 exactly; rounding must not put the estimate outside.
-    low = 0.0 if num_successes == 0 else (centre - half) / shrink
-    return low, 1.0 if num_successes == num_trials else (centre + half) / shrink
+def proportion_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion: (low, high)."""
+    interval = wilson_interval(num_successes, num_trials)
+    return interval.low, interval.high
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trimtab.errors import InputError, OptionError
-from trimtab.evaluation.statistics import difference_interval, mean_interval, wilson_interval
+from trimtab.statistics import difference_interval, mean_interval, wilson_interval
 
 SKEWED = [0.1, 0.2, 0.2, 0.4, 0.9, 1.7, 3.0, 7.5]
 
