@@ -34,7 +34,7 @@ LAYER = {unit: depth for depth, units in enumerate(LAYERS) for unit in units}
 FOURTH = LAYERS[3]
 
 ALLOWED_IN: Mapping[str, tuple[str, ...]] = {
-    "transformers": ("models/hf.py", "loading.py", "training/"),
+    "transformers": ("models/", "loading.py", "training/"),
     "trl": ("training/",),
     "pydantic": ("serving/schema.py",),
     "fastapi": ("serving/app.py",),

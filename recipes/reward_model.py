@@ -1,0 +1,193 @@
+"""A small Bradley-Terry reward model from preference pairs, on a CPU in minutes: a frozen base and a fitted head.
+
+    python recipes/reward_model.py --model demo --data DATA/harmless/train.jsonl \
+        --eval-data DATA/harmless/validation.jsonl --out rewards/harmless
+
+The loss is Ouyang et al.'s (arXiv 2203.02155, equation 1), −log σ(r(chosen) − r(rejected)), over the last state of the
+base at the end of prompt and answer. The base is frozen, so each state is computed once, and what is left is a logistic
+regression without intercept on differences of states. It differs from the paper in that: only the head learns, so what
+the base does not already tell apart, the reward model does not either. The strength of the L2 penalty is chosen by the
+loss on held-out training prompts; the evaluation pairs choose nothing.
+
+Writes a sequence-classification model (bfloat16 safetensors, tokenizer) that transformers and `trimtab` load, and
+`reward.json`: what was measured, with which data and settings. What is measured is the model as it is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from trimtab.loading import new_directory, resolve_model
+from trimtab.models.reward import RewardModel
+from trimtab.statistics import wilson_interval
+from trimtab.training.data import PreferencePair, fingerprint, hold_out, read_pairs, sample, without_stock
+from trimtab.training.settings import ArmSettings
+
+STRENGTHS = tuple(10 ** (power / 2) for power in range(-6, 3))
+"""L2 penalties tried, on standardised features and the mean loss."""
+HELD_OUT_SHARE = 0.2
+SLICE = 256
+NEWTON_STEPS = 50
+
+
+def load_base(name: str, max_length: int) -> RewardModel:
+    """The base with a head that is still random, in float32, its weights already as bfloat16 writes them."""
+    directory = resolve_model(name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_max_length = max_length  # so that whoever loads the model cuts where it was trained to
+    module = transformers.AutoModelForSequenceClassification.from_pretrained(
+        directory, num_labels=1, dtype=torch.bfloat16, pad_token_id=tokenizer.pad_token_id
+    )
+    return RewardModel(module.float(), tokenizer, name=name)
+
+
+def pair_states(model: RewardModel, pairs: Sequence[PreferencePair], what: str) -> tuple[Tensor, Tensor]:
+    """[N, D] float64 last states of the chosen and of the rejected answers."""
+    prompts = [pair.prompt for pair in pairs for _ in range(2)]
+    answers = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    # Long texts with long ones: batches are sorted again inside, but only within a slice.
+    order = sorted(range(len(answers)), key=lambda index: len(str(prompts[index])) + len(answers[index]))
+    states = [torch.empty(0)] * len(answers)
+    begin = time.perf_counter()
+    for start in range(0, len(order), SLICE):
+        part = order[start : start + SLICE]
+        found = model.states([prompts[index] for index in part], [answers[index] for index in part])
+        for index, state in zip(part, found, strict=True):
+            states[index] = state
+        done = start + len(part)
+        say(f"{what}: {done} of {len(order)} answers, {time.perf_counter() - begin:.0f} s")
+    stacked = torch.stack(states).double()
+    return stacked[0::2], stacked[1::2]
+
+
+def fit(differences: Tensor, strength: float) -> Tensor:
+    """[D] weights w that minimise mean softplus(−w·d) + strength/2·|w|², by Newton's method with halved steps."""
+    weights = torch.zeros(differences.shape[1], dtype=torch.float64)
+    eye = torch.eye(len(weights), dtype=torch.float64)
+
+    def objective(candidate: Tensor) -> float:
+        return float(loss(differences @ candidate) + strength / 2 * candidate.square().sum())
+
+    for _ in range(NEWTON_STEPS):
+        wrong = torch.sigmoid(-(differences @ weights))
+        gradient = strength * weights - differences.T @ wrong / len(differences)
+        hessian = (differences.T * (wrong * (1 - wrong))) @ differences / len(differences) + strength * eye
+        step = torch.linalg.solve(hessian, gradient)
+        size, before = 1.0, objective(weights)
+        while objective(weights - size * step) > before and size > 1e-6:
+            size /= 2
+        weights = weights - size * step
+        if float(gradient.abs().max()) < 1e-8:
+            break
+    return weights
+
+
+def loss(margins: Tensor) -> Tensor:
+    """Mean −log σ(margin): [N] -> scalar."""
+    return softplus(-margins).mean()
+
+
+def fit_head(
+    pairs: Sequence[PreferencePair], chosen: Tensor, rejected: Tensor, seed: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """The head on raw states, [D], and how the penalty was chosen."""
+    scale = torch.cat([chosen, rejected]).std(0).clamp_min(1e-6)
+    differences = (chosen - rejected) / scale
+    held = {id(pair) for pair in hold_out(pairs, HELD_OUT_SHARE, seed=seed)[1]}
+    is_held = torch.tensor([id(pair) in held for pair in pairs])
+    tried = {}
+    for strength in STRENGTHS:
+        margins = differences[is_held] @ fit(differences[~is_held], strength)
+        tried[strength] = {"loss": float(loss(margins)), "accuracy": float((margins > 0).double().mean())}
+        say(f"L2 {strength:.3g}: held-out loss {tried[strength]['loss']:.4f}, {tried[strength]['accuracy']:.3f} right")
+    best = min(tried, key=lambda strength: tried[strength]["loss"])
+    head = fit(differences, best) / scale
+    found = [{"l2": strength, **values} for strength, values in tried.items()]
+    return head, {"l2": best, "num_held_out_pairs": int(is_held.sum()), "l2_tried": found}
+
+
+def accuracy(chosen: Tensor, rejected: Tensor, head: Tensor) -> dict[str, Any]:
+    """Share of pairs whose chosen answer has the higher reward, with its 95 % Wilson interval."""
+    margins = (chosen - rejected) @ head
+    found = wilson_interval(int((margins > 0).sum()), len(margins))
+    return {
+        "num_pairs": len(margins),
+        "accuracy": found.value,
+        "low": found.low,
+        "high": found.high,
+        "loss": float(loss(margins)),
+    }
+
+
+def clean_pairs(path: Path, max_pairs: int, seed: int) -> list[PreferencePair]:
+    """The pairs of a file, without responses that answer many prompts."""
+    pairs = without_stock(read_pairs([path]).pairs, ArmSettings().max_prompts_per_response)
+    return sample(pairs, max_pairs, seed=seed) if max_pairs else pairs
+
+
+def main() -> int:
+    args = _arguments()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with new_directory(args.out, overwrite=args.overwrite) as directory:
+        begin = time.perf_counter()
+        pairs = clean_pairs(args.data, args.max_pairs, args.seed)
+        model = load_base(args.model, args.max_length)
+        chosen, rejected = pair_states(model, pairs, "training")
+        head, report = fit_head(pairs, chosen, rejected, args.seed)
+        head = head.bfloat16().double()
+        rewards = torch.cat([chosen, rejected]) @ head
+        report |= {"train": accuracy(chosen, rejected, head)}
+        report |= {"reward": {"mean": float(rewards.mean()), "std": float(rewards.std())}}
+        if args.eval_data:
+            evaluation = clean_pairs(args.eval_data, 0, args.seed)
+            report |= {"eval": accuracy(*pair_states(model, evaluation, "evaluation"), head)}
+            report |= {"eval_fingerprint": fingerprint(evaluation)}
+        report |= {"seconds": time.perf_counter() - begin, "num_cut": model.num_cut, "fingerprint": fingerprint(pairs)}
+        settings = ("model", "max_pairs", "max_length", "seed")
+        report |= {"settings": {name: getattr(args, name) for name in settings}, "data": args.data.name}
+        write(model, head, report, directory)
+    print(json.dumps({name: report.get(name) for name in ("train", "eval", "l2", "seconds", "num_cut")}, indent=1))
+    return 0
+
+
+def write(model: RewardModel, head: Tensor, report: dict[str, Any], directory: Path) -> None:
+    """The model with its head, its tokenizer, and the report, into a directory."""
+    model.module.score.weight.data.copy_(head[None])
+    model.module.bfloat16().save_pretrained(directory)
+    model.tokenizer.save_pretrained(directory)
+    (directory / "reward.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--data", type=Path, required=True, help="preference pairs, as `trimtab train arm` reads them")
+    parser.add_argument("--eval-data", type=Path, help="pairs to measure on; they choose nothing")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true", help="replace what lies in --out")
+    parser.add_argument("--max-pairs", type=int, default=0, help="a random sample of so many pairs; 0: all")
+    parser.add_argument("--max-length", type=int, default=192, help="tokens of prompt and answer, cut from the left")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
