@@ -1,0 +1,163 @@
+"""What can be set about the training of an accept-reject agent, checked before anything is loaded.
+
+The defaults are MARA's (arXiv 2505.19743): those of the paper, or of its released training scripts where the paper
+does not say. `max_new_tokens` differs: the scripts generate 512 tokens for each answer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from trimtab.core import Prompt
+from trimtab.errors import OptionError
+
+BASE = "base"
+"""The `baseline` that is the reward of the base's own greedy answer."""
+
+STATE_DTYPES = ("float32", "float16")
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+class ScoreAnswers(Protocol):
+    """Something that rewards answers: one number for each, higher is better; NaN where it has none to give."""
+
+    def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReward:
+    """One term of the reward: R = Σ multiplier · score."""
+
+    name: str
+    source: str | ScoreAnswers
+    """A scorer's name as in `trimtab.scorers.load_scorer` (a directory of a reward model, `module:function`, ...), or
+    a function of prompts and texts."""
+    multiplier: float = 1.0
+    """Negative for a cost."""
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a name or multiplier that cannot be used."""
+        if not _NAME.fullmatch(self.name):
+            raise OptionError(
+                f"{self.name!r} is no name for a reward; use letters, digits, '.', '_' and '-', such as helpful."
+            )
+        if not math.isfinite(self.multiplier) or self.multiplier == 0:
+            raise OptionError(
+                f"The multiplier of reward {self.name} is {self.multiplier:g}; give a finite number other than 0, "
+                "negative for a cost."
+            )
+
+
+def check_rewards(rewards: Sequence[AgentReward]) -> None:
+    """Raise OptionError where there is no reward, or two of one name."""
+    if not rewards:
+        raise OptionError("There is no reward to train for. Give at least one.")
+    names = [reward.name for reward in rewards]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise OptionError(f"Two rewards are named {twice[0]!r}; give each a name of its own.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """How an accept-reject agent is trained."""
+
+    episodes: int = 2000
+    """Answers to learn from; 21,000 in the paper."""
+    rollout_batch: int = 16
+    """Episodes of a round: rolled out together with the same actor, then learnt from."""
+    max_new_tokens: int = 128
+    top_k: int = 40
+    top_p: float = 0.95
+    temperature: float = 0.8
+    """Of the base's probabilities in the KL reward."""
+    hidden_dim: int = 1024
+    """Width of the networks' first hidden layer; the second has a quarter of it."""
+    actor_learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4
+    alpha_learning_rate: float = 3e-4
+    alpha_init: float = 0.01
+    """The entropy's weight to begin with; tuned so that the entropy reaches its target."""
+    target_entropy_share: float = 0.6
+    """Target entropy as a share of ln 2."""
+    max_grad_norm: float = 0.5
+    batch_size: int = 1024
+    """Transitions in one update."""
+    buffer_size: int = 1_000_000
+    """Transitions remembered."""
+    warmup_batches: int = 64
+    """Updates begin once the buffer holds so many batches."""
+    updates_per_episode: int = 10
+    gamma: float = 0.99
+    tau: float = 0.005
+    """How far the target critics go towards the critics after each episode's updates (Polyak)."""
+    kl_weight: float = 0.1
+    baseline: float | str = 0.0
+    """Subtracted from the reward: a number, or "base": the reward of the base's own greedy answer to the prompt."""
+    reward_scale: float = 1.0
+    """Multiplies the reward less its baseline."""
+    postback: bool = True
+    """Whether earlier transitions get the reward too, discounted by gamma for each accepted token."""
+    state_dtype: str = "float32"
+    """Of the states in the buffer; float16 halves its memory."""
+    seed: int = 0
+    logging_episodes: int = 32
+    """Episodes between lines of the curve."""
+    save_episodes: int = 256
+    """Episodes between checkpoints; 0: none."""
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a value out of range."""
+        _check(self, _COUNTS, lambda value: value >= 1, "a whole number of at least 1")
+        _check(self, ("warmup_batches", "save_episodes", "seed"), lambda value: value >= 0, "a whole number from 0")
+        _check(self, _POSITIVE, lambda value: value > 0, "a finite number above 0")
+        _check(self, ("kl_weight",), lambda value: value >= 0, "a finite number of at least 0")
+        _check(self, ("target_entropy_share", "gamma"), lambda value: 0 <= value <= 1, "a number from 0 to 1")
+        _check(self, ("top_p", "tau"), lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+        if isinstance(self.baseline, str) and self.baseline != BASE:
+            raise OptionError(f"baseline is {self.baseline!r}; give a finite number, or {BASE!r}.")
+        if not isinstance(self.baseline, str):
+            _check(self, ("baseline",), lambda value: True, f"a finite number, or {BASE!r}")
+        if self.state_dtype not in STATE_DTYPES:
+            raise OptionError(f"state_dtype is {self.state_dtype!r}; accepted: {', '.join(STATE_DTYPES)}.")
+        if self.hidden_dim < 4:
+            raise OptionError(
+                f"hidden_dim is {self.hidden_dim}; give at least 4: the second layer has a quarter of it."
+            )
+        if self.warmup > self.buffer_size:
+            raise OptionError(
+                f"Updates would never begin: they wait for {self.warmup} transitions (warmup_batches × batch_size), "
+                f"and the buffer holds {self.buffer_size}. Give a larger buffer_size or smaller batches."
+            )
+
+    @property
+    def warmup(self) -> int:
+        """Transitions that the buffer holds when updates begin."""
+        return max(1, self.warmup_batches * self.batch_size)
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of `rollout_batch` episodes; the last may be shorter."""
+        return -(-self.episodes // self.rollout_batch)
+
+
+_COUNTS = (
+    *("episodes", "rollout_batch", "max_new_tokens", "top_k", "hidden_dim", "batch_size", "buffer_size"),
+    *("updates_per_episode", "logging_episodes"),
+)
+_POSITIVE = (
+    *("temperature", "actor_learning_rate", "critic_learning_rate", "alpha_learning_rate", "alpha_init"),
+    *("max_grad_norm", "reward_scale"),
+)
+
+
+def _check(settings: AgentSettings, names: Sequence[str], accepts: Callable[[float], bool], what: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and accepts(value)):
+            raise OptionError(f"{name} is {value}; give {what}.")
