@@ -41,6 +41,7 @@ class Scores:
     weight = 1.0
     needs_hidden = False
     needs_context = False
+    selection = None
     max_length = None
 
     def __init__(self, scores: Sequence[float]) -> None:

@@ -59,6 +59,7 @@ class Head:
     needs_context: bool
     weight: float = 1.0
     max_length: int | None = None
+    selection: None = None
 
     def bind(self, base: LanguageModel) -> Head:
         return self

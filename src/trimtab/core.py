@@ -57,6 +57,9 @@ class Candidates:
     context: Tensor | None = None
     """[B, D] base state BEFORE the candidate, if a guide asks for it."""
     complete: bool = False
+    rows: Tensor | None = None
+    """[B] int64: which rows of the guide's session these are; None: all of them, in order. Only guides that select are
+    asked about some rows."""
 
     def gather(self, table: Tensor) -> Tensor:
         """The entries of a [B, V] table at the candidates: [B, K]."""
@@ -119,8 +122,11 @@ class ModelSession(Session, Protocol):
     def logprobs(self) -> Tensor:
         """[B, V] float32: normalised log-probabilities of the next token."""
 
-    def peek(self, token_ids: Tensor) -> Tensor:
-        """[B, K] candidates -> [B, K, D]: the state after feeding each candidate; changes nothing observable."""
+    def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[N, K] candidates -> [N, K, D]: the state after feeding each candidate; changes nothing observable.
+
+        `rows` [N] says which rows they continue, each at most once; None: all, in order.
+        """
 
     def context(self) -> Tensor:
         """[B, D]: the state that the next token is predicted from."""
@@ -144,6 +150,10 @@ class LanguageModel(Protocol):
     @property
     def vocab_size(self) -> int:
         """V, the width of `logprobs` (ids that no token has are −inf)."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the states that `peek` and `context` give."""
 
     @property
     def eos_ids(self) -> frozenset[int]: ...
@@ -179,6 +189,11 @@ class Guide(Protocol):
     def max_length(self) -> int | None:
         """The longest sequence it can hold, prompt included; None: no limit."""
 
+    @property
+    def selection(self) -> Selection | None:
+        """None: the guide tilts, so its weighted scores are added to the others'. Else it selects: its rule decides
+        among a few candidates, after all tilts. A request runs at most one guide that selects."""
+
     def bind(self, base: LanguageModel) -> Guide:
         """The guide made ready to steer `base` (itself, if it already is).
 
@@ -199,19 +214,60 @@ class Rule(Protocol):
         """[B, K] log-probabilities from [B, K] weighted scores; not a sample."""
 
 
+class SelectingRule(Rule, Protocol):
+    """A rule that picks among candidates; what it weighs is one guide's scores."""
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the first candidate with a weighted score above 0 decides, so that later ones need no look."""
+
+    def check_weight(self, weight: float) -> None:
+        """Raise OptionError for a weight that means nothing to this rule."""
+
+    def weigh(self, scores: Tensor, weights: Tensor) -> Tensor:
+        """[B, K] scores and [B, 1] non-zero weights -> the weighted scores [B, K] that `policy` reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """How a guide that selects does so: its rule, and the candidates that it is asked about.
+
+    Candidates are the tilted policy's top-k, of these the top-p (both at temperature 1), best first. A single survivor
+    is not asked about. The three numbers hold where a request does not say; theirs are MARA's (arXiv 2505.19743).
+    """
+
+    rule: SelectingRule
+    temperature: float = 0.8
+    """Of the rule's policy, and of the candidates' probabilities in training."""
+    top_k: int = 40
+    top_p: float = 0.95
+    looks: tuple[int, ...] = (8, 64)
+    """Candidates evaluated in successive forward passes, over all rows that still look; the last number repeats. Empty:
+    all at once. A lazy rule is the faster for it; no rule's answer changes."""
+
+    def width(self, look: int, num_rows: int) -> int | None:
+        """Candidates a row in one pass (numbered from 0) over so many rows; None: all that are left."""
+        if not (self.looks and self.rule.lazy):
+            return None
+        return max(1, self.looks[min(look, len(self.looks) - 1)] // num_rows)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How one request is decoded. Filters act on the mixed policy after the temperature, in the order given here."""
+    """How one request is decoded. Filters act on the mixed policy after the temperature, in the order given here.
+
+    Where a guide that selects runs, top-k, top-p and min-p choose its candidates, at temperature 1 (`Selection`).
+    """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     """Guide name -> weight. A guide left out runs at its own `weight`."""
     max_new_tokens: int = 128
-    temperature: float = 1.0
-    """0 takes the argmax of the mixed policy."""
-    top_k: int = 0
-    """Keep the k most probable tokens; 0: all."""
-    top_p: float = 1.0
-    """Keep the smallest set of tokens whose probability reaches p."""
+    temperature: float | None = None
+    """0 takes the argmax of the mixed policy. None: 1, or what the guide that selects asks for."""
+    top_k: int | None = None
+    """Keep the k most probable tokens; 0: all. None: 0, or what the guide that selects asks for."""
+    top_p: float | None = None
+    """Keep the smallest set of tokens whose probability reaches p. None: 1, or what the guide that selects asks for."""
     min_p: float = 0.0
     """Drop tokens below this fraction of the most probable one's probability."""
     plausibility: float = 0.0
@@ -234,9 +290,10 @@ class SamplingParams:
         for name, weight in self.weights.items():
             _check(f"The weight of guide {name}", weight, math.isfinite(weight), "a finite number")
         _check("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "a whole number of at least 1")
-        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "a number of at least 0")
-        _check("top_k", self.top_k, self.top_k >= 0, "a whole number of at least 0 (0: all)")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "a number above 0 and at most 1 (1: all)")
+        heat, top_k, top_p = self.temperature, self.top_k, self.top_p
+        _check("temperature", heat, heat is None or 0 <= heat < math.inf, "a number of at least 0")
+        _check("top_k", top_k, top_k is None or top_k >= 0, "a whole number of at least 0 (0: all)")
+        _check("top_p", top_p, top_p is None or 0 < top_p <= 1, "a number above 0 and at most 1 (1: all)")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "a number from 0 to 1 (0: all)")
         _check("plausibility", self.plausibility, 0 <= self.plausibility <= 1, "a number from 0 to 1 (0: all)")
         penalty = self.repetition_penalty
@@ -266,13 +323,42 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate that a guide that selects had before it."""
+
+    token_id: int
+    logprob: float
+    """Under the tilted policy, at temperature 1, over the whole vocabulary."""
+    score: float | None
+    """The guide's score (an agent's log-odds of acceptance); None: it was not looked at."""
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a guide that selects came to a token."""
+
+    guide: str
+    trials: tuple[Trial, ...]
+    """Every candidate, best first."""
+    index: int
+    """Of the chosen one among them."""
+    reason: str
+    """`accepted`; `only`: a single candidate, not asked about; `none`: no candidate was accepted, so the rule's
+    fall-back."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenTrace:
     """Why a token was chosen: the token itself, its rivals, and how far the guides moved the policy."""
 
     chosen: Alternative
     alternatives: tuple[Alternative, ...]
     kl: float
-    """KL(mixed ‖ base) in nats at this step, over the whole vocabulary, at the request's temperature (1 if it is 0)."""
+    """KL(policy ‖ base) in nats at this step, over the whole vocabulary, at the request's temperature (1 if it is 0).
+    Of a guide that selects one token for sure it is −log π_base of that token."""
+    choice: Choice | None = None
+    """Where a guide that selects ran."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,9 @@
 One order, for every request: base log-probabilities -> plausibility mask -> Σ weightᵢ · scoreᵢ in float32 -> rule ->
 repetition penalty -> temperature -> top-k, top-p, min-p of the mixed policy -> draw. Nothing renormalises weights: at
 weight 1 and temperature 1 the policy is exactly π_base · π_guide, normalised.
+
+Where a guide that selects runs (an accept-reject agent), top-k, top-p and min-p of the tilted policy choose its
+candidates at temperature 1, and its rule makes the policy that the temperature and the draw act on.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,51 +30,12 @@ from trimtab.core import (
     TokenTrace,
 )
 from trimtab.errors import DeadEndError, NotFiniteError, OptionError, PromptError, TrimtabError, unknown_name
+from trimtab.lanes import Lane, SelectingLane
 from trimtab.prompts import as_prompts, encode_prompt
 from trimtab.requests import Columns, Request
-from trimtab.rules import Tilt, bad_rows, mix, not_finite_rows
+from trimtab.rules import NEVER, Tilt, bad_rows, mix, not_finite_rows
 from trimtab.sampling import penalise_repetition, plausible, sample
 from trimtab.tracing import StepTensors, traces
-
-
-class Lane:
-    """A guide's session and the requests in its rows: only those in which it has a weight."""
-
-    def __init__(self, name: str, guide: Guide, beside: object) -> None:
-        self.name = name
-        self.guide = guide
-        self._session = guide.open(beside)  # type: ignore[arg-type]
-        self._requests: list[Request] = []
-
-    def admit(self, requests: Sequence[Request]) -> None:
-        mine = [request for request in requests if request.weights[self.name] != 0]
-        if mine:
-            self._session.admit([request.guide_ids[self.name] for request in mine])
-            self._requests.extend(mine)
-
-    def keep(self, running: set[int]) -> None:
-        rows = [row for row, request in enumerate(self._requests) if request.request_id in running]
-        if len(rows) < len(self._requests):
-            self._session.keep(torch.tensor(rows, dtype=torch.int64))
-            self._requests = [self._requests[row] for row in rows]
-
-    def advance(self, tokens: Mapping[int, int]) -> None:
-        if self._requests:
-            ids = torch.tensor([tokens[request.request_id] for request in self._requests])
-            self._session.advance(torch.arange(len(ids)), ids)
-
-    def part(self, candidates: Candidates, positions: Mapping[int, int]) -> tuple[Tensor, Tensor] | None:
-        """This guide's scores [B, K] and weights [B] for the whole batch (weight 0 where it does not run)."""
-        if not self._requests:
-            return None
-        base = candidates.logprobs
-        rows = [positions[request.request_id] for request in self._requests]
-        weights = torch.tensor([request.weights[self.name] for request in self._requests], device=base.device)
-        if rows == list(range(len(base))):
-            return self._session.score(candidates), weights
-        at = torch.tensor(rows, device=base.device)
-        scores = self._session.score(candidates.select(at))
-        return torch.zeros_like(base).index_copy(0, at, scores), base.new_zeros(len(base)).index_copy(0, at, weights)
 
 
 class Decoder:
@@ -96,7 +61,19 @@ class Decoder:
         self.rule: Rule = rule or Tilt()
         self.max_rows = max_rows
         self._session = model.open()
-        self._lanes = [Lane(name, guide, self._session) for name, guide in self.guides.items()]
+        self._tilting: list[Lane] = []
+        self._selecting: list[SelectingLane] = []
+        for name, guide in self.guides.items():
+            if guide.selection is None:
+                if guide.needs_hidden:
+                    raise OptionError(
+                        f"Guide {name} tilts the whole vocabulary and needs the state after each token of it, which "
+                        "would be a forward pass a token. Give it a selection (see trimtab.core.Selection)."
+                    )
+                self._tilting.append(Lane(name, guide, self._session))
+            else:
+                self._selecting.append(SelectingLane(name, guide, guide.selection, self._session))
+        self._lanes: list[Lane] = [*self._tilting, *self._selecting]
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._columns: Columns | None = None
@@ -148,9 +125,9 @@ class Decoder:
         *,
         weights: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
         max_new_tokens: int = 128,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         min_p: float = 0.0,
         plausibility: float = 0.0,
         repetition_penalty: float = 1.0,
@@ -208,6 +185,7 @@ class Decoder:
             if name not in self.guides:
                 raise unknown_name("guide", name, self.guides)
         weights = {name: float(params.weights.get(name, guide.weight)) for name, guide in self.guides.items()}
+        params = self._resolved(params, weights)
         prompt_ids = encode_prompt(self.model, prompt)
         room = _room(len(prompt_ids), self.model.max_length, "the model")
         guide_ids: dict[str, Sequence[int]] = {}
@@ -217,6 +195,23 @@ class Decoder:
                 room = min(room, _room(len(guide_ids[name]), guide.max_length, f"guide {name}"))
         limit = min(params.max_new_tokens, room)
         return Request(self._next_id, prompt, prompt_ids, guide_ids, params, weights, int(limit), self.model)
+
+    def _resolved(self, params: SamplingParams, weights: Mapping[str, float]) -> SamplingParams:
+        """The parameters with what the guide that selects asks for, or the usual defaults, where they say nothing."""
+        active = [lane for lane in self._selecting if weights[lane.name] != 0]
+        if len(active) > 1:
+            names = " and ".join(lane.name for lane in active[:2])
+            raise OptionError(f"Guides {names} both select the token; give all but one of them weight 0.")
+        for lane in active:
+            lane.selection.rule.check_weight(weights[lane.name])
+        asked = active[0].selection if active else None
+        heat, top_k, top_p = (asked.temperature, asked.top_k, asked.top_p) if asked else (1.0, 0, 1.0)
+        return replace(
+            params,
+            temperature=heat if params.temperature is None else params.temperature,
+            top_k=top_k if params.top_k is None else params.top_k,
+            top_p=top_p if params.top_p is None else params.top_p,
+        )
 
     def _admit(self) -> None:
         free = self.max_rows - len(self._running)
@@ -237,25 +232,54 @@ class Decoder:
         if any(request.params.plausibility for request in self._running):
             proposed = base.masked_fill(~plausible(base, columns.plausibility), -torch.inf)
         ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
-        candidates = Candidates(ids, proposed, complete=True)
+        context = self._session.context() if any(lane.guide.needs_context for lane in self._tilting) else None
+        candidates = Candidates(ids, proposed, context=context, complete=True)
         positions = {request.request_id: row for row, request in enumerate(self._running)}
-        parts = {lane.name: part for lane in self._lanes if (part := lane.part(candidates, positions)) is not None}
+        parts = {lane.name: part for lane in self._tilting if (part := lane.part(candidates, positions)) is not None}
         mixed = proposed
         if parts:
             tilted = self.rule.policy(candidates, mix(base, list(parts.values())))
             # A row without guides keeps the base's numbers bit for bit.
-            mixed = tilted if bool(columns.guided.all()) else torch.where(columns.guided[:, None], tilted, proposed)
+            guided = torch.stack([weights != 0 for _, weights in parts.values()]).any(dim=0)
+            mixed = tilted if bool(guided.all()) else torch.where(guided[:, None], tilted, proposed)
         failures = self._failures(base, mixed, parts)
+        policy = self._penalised(mixed, columns)
         tensors = StepTensors(
             base,
             mixed,
             {name: scores for name, (scores, _) in parts.items()},
             {name: weights != 0 for name, (_, weights) in parts.items()},
         )
-        policy = self._penalised(mixed, columns)
+        if self._selecting:
+            tensors, policy = self._select(tensors, policy, columns, positions, failures)
         if failures:  # these rows end in this step; give them something that can be drawn from
             policy = policy.index_fill(0, torch.tensor(list(failures), device=policy.device), 0.0)
         return tensors, policy, failures
+
+    def _select(
+        self,
+        tensors: StepTensors,
+        policy: Tensor,
+        columns: Columns,
+        positions: Mapping[int, int],
+        failures: dict[int, TrimtabError],
+    ) -> tuple[StepTensors, Tensor]:
+        """The step with the rows in which a guide selects decided by its rule; adds to `failures`."""
+        mixed, choices = tensors.mixed, {}
+        for lane in self._selecting:
+            selected = lane.select(policy, columns, positions, failures)
+            if selected is None:
+                continue
+            rows, found, chosen = selected
+            table = policy.new_full((len(rows), policy.shape[1]), NEVER)
+            table.scatter_reduce_(1, found.candidates.token_ids, chosen, "amax")
+            policy, mixed = policy.index_copy(0, rows, table), mixed.index_copy(0, rows, table)
+            for index, row in enumerate(rows.tolist()):
+                if bool(found.broken[index]):
+                    failures[row] = _broken_guide(lane.name)
+                elif self._running[row].params.trace:
+                    choices[row] = (lane.name, found, index)
+        return replace(tensors, mixed=mixed, choices=choices), policy
 
     def _penalised(self, policy: Tensor, columns: Columns) -> Tensor:
         if all(request.params.repetition_penalty == 1 for request in self._running):
@@ -297,7 +321,7 @@ class Decoder:
             tensors,
             [token_ids[row] for row in rows],
             rows,
-            [how.temperature for how in params],
+            [how.temperature or 0.0 for how in params],
             [how.num_alternatives for how in params],
         )
         return dict(zip(rows, notes, strict=True))
@@ -341,8 +365,12 @@ def _blame(row: int, base: Tensor, parts: Mapping[str, tuple[Tensor, Tensor]]) -
         return NotFiniteError("The model gives NaN log-probabilities. Its weights are damaged, or need another dtype.")
     for name, (scores, weights) in parts.items():
         if bool(weights[row] != 0) and bool(not_finite_rows(scores[row : row + 1])):
-            return NotFiniteError(f"Guide {name} gives NaN or +inf scores. Its weights are damaged; train it again.")
+            return _broken_guide(name)
     return DeadEndError(
         "Every token is forbidden: what the base allows, the guides or filters forbid. "
         "Lower the weights or the plausibility."
     )
+
+
+def _broken_guide(name: str) -> NotFiniteError:
+    return NotFiniteError(f"Guide {name} gives NaN or +inf scores. Its weights are damaged; train it again.")

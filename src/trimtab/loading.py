@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,9 @@ def load_guide(
     name: str | Path,
     *,
     model: LanguageModel | None = None,
-    weight: float = 1.0,
+    weight: float | None = None,
     prompt: Prompt | Callable[[Prompt], Prompt] | None = None,
+    rule: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
@@ -103,8 +105,9 @@ def load_guide(
     """Load a guide from a directory, a hub id, or `builtin:NAME`.
 
     A LoRA adapter runs on the model that it will steer, whose weights it shares; give `model` to run it on another
-    one (a small guide beside a large base). `weight` is its strength where a request does not say; `prompt` replaces
-    the request's prompt for the guide (see `guides.arm.ARM`).
+    one (a small guide beside a large base). `weight` is its strength where a request does not say (left out: 1, and
+    for an accept-reject agent its threshold, ½); `prompt` replaces the request's prompt for the guide (see
+    `guides.arm.ARM`); `rule` says how an agent's verdicts choose: `first`, `random` or `most` accepted.
     """
     directory = _guide_directory(name, revision)
     card = read_guide_card(directory)
@@ -115,9 +118,22 @@ def load_guide(
             f"{directory} holds a guide of kind {kind!r}, which this version does not know. "
             f"Known: {', '.join(sorted(GUIDE_KINDS))}. Update trimtab."
         )
-    if not math.isfinite(weight):
+    if weight is not None and not math.isfinite(weight):
         raise OptionError(f"The weight of guide {name} is {weight}; give a finite number.")
-    return build(directory, card, model, weight, prompt, dtype, device, trust_remote_code)
+    return build(directory, card, GuideOptions(model, weight, prompt, rule, dtype, device, trust_remote_code))
+
+
+@dataclass(frozen=True, slots=True)
+class GuideOptions:
+    """What `load_guide` was asked for; a kind of guide refuses what means nothing to it."""
+
+    model: LanguageModel | None = None
+    weight: float | None = None
+    prompt: Prompt | Callable[[Prompt], Prompt] | None = None
+    rule: str | None = None
+    dtype: str | torch.dtype = "auto"
+    device: str | torch.device | None = None
+    trust_remote_code: bool = False
 
 
 def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) -> Path:
@@ -125,8 +141,8 @@ def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) 
     save_files = getattr(guide, "save_files", None)
     if save_files is None:
         raise OptionError(
-            f"A {type(guide).__name__} has no files of its own to save. Accepted: guides that load_guide returned for "
-            "an adapter; save a plain language model with transformers."
+            f"A {type(guide).__name__} has no files of its own to save. Accepted: agents, and guides that load_guide "
+            "returned for an adapter; save a plain language model with transformers."
         )
     with new_directory(Path(directory), overwrite=overwrite) as temporary:
         save_files(temporary)
@@ -175,30 +191,41 @@ def read_guide_card(directory: Path) -> dict[str, Any]:
     return card
 
 
-def _build_arm(
-    directory: Path,
-    card: Mapping[str, Any],
-    model: LanguageModel | None,
-    weight: float,
-    prompt: Prompt | Callable[[Prompt], Prompt] | None,
-    dtype: str | torch.dtype,
-    device: str | torch.device | None,
-    trust_remote_code: bool,
-) -> Guide:
+def _build_arm(directory: Path, card: Mapping[str, Any], options: GuideOptions) -> Guide:
     from trimtab.guides.arm import ARM, AdapterARM
 
+    if options.rule is not None:
+        raise OptionError(f"{directory} tilts, so it takes no rule; leave {options.rule!r} out.")
+    weight = 1.0 if options.weight is None else options.weight
     if (directory / "adapter_config.json").exists():
         from trimtab.models.lora import LoRA
 
-        adapter = AdapterARM(LoRA.load(directory, card), weight=weight, prompt=prompt)
-        return adapter if model is None else adapter.bind(model)
-    if model is not None:
+        adapter = AdapterARM(LoRA.load(directory, card), weight=weight, prompt=options.prompt)
+        return adapter if options.model is None else adapter.bind(options.model)
+    if options.model is not None:
         raise OptionError(f"{directory} is a whole language model, not an adapter; leave `model` out.")
-    own = load_model(directory, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    return ARM(own, weight=weight, prompt=prompt)
+    own = load_model(directory, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code)
+    return ARM(own, weight=weight, prompt=options.prompt)
 
 
-GUIDE_KINDS: dict[str, Callable[..., Guide]] = {"arm": _build_arm}
+def _build_agent(directory: Path, card: Mapping[str, Any], options: GuideOptions) -> Guide:
+    from trimtab.guides.agent import Agent
+
+    if options.prompt is not None:
+        raise OptionError(f"{directory} reads the model's states, so it has no prompt of its own; leave `prompt` out.")
+    agent = Agent.of_directory(directory, card)
+    if options.rule is not None:
+        agent = agent.ruled_by(options.rule)
+    if options.weight is not None:
+        agent.selection.rule.check_weight(options.weight)
+        agent = replace(agent, weight=options.weight)
+    return agent if options.model is None else agent.bind(options.model)
+
+
+GUIDE_KINDS: dict[str, Callable[[Path, Mapping[str, Any], GuideOptions], Guide]] = {
+    "agent": _build_agent,
+    "arm": _build_arm,
+}
 """The one table from a guide's kind to what builds it."""
 
 

@@ -40,6 +40,12 @@ class GuidanceProcessor:
     ) -> None:
         self._model = model
         self._guides = {name: guide.bind(model) for name, guide in guides.items()}
+        for name, guide in self._guides.items():
+            if guide.selection is not None or guide.needs_hidden or guide.needs_context:
+                raise OptionError(
+                    f"Guide {name} reads the model's states, which transformers does not show to a logits processor. "
+                    "Use trimtab's Decoder."
+                )
         self._attention_mask = None if attention_mask is None else attention_mask.bool().cpu()
         rows = [weights or {}] if weights is None or isinstance(weights, Mapping) else list(weights)
         self._weights = [self._full_weights(row) for row in rows]

@@ -43,10 +43,6 @@ class Request:
         self._stream = TextStream(model.tokenizer, params.stop)
         self._eos_ids = frozenset() if params.ignore_eos else model.eos_ids
 
-    @property
-    def is_guided(self) -> bool:
-        return any(weight != 0 for weight in self.weights.values())
-
     def uniform(self) -> float:
         """The request's next random number in [0, 1): its own stream, whatever else is in the batch."""
         if self.params.temperature == 0:
@@ -101,14 +97,12 @@ class Columns:
     min_p: Tensor
     plausibility: Tensor
     repetition_penalty: Tensor
-    guided: Tensor
-    """bool: rows with a guide of non-zero weight."""
 
     @staticmethod
     def of(requests: Sequence[Request], device: torch.device) -> Columns:
         params = [request.params for request in requests]
 
-        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        def column(values: Sequence[float | None], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
         return Columns(
@@ -118,5 +112,4 @@ class Columns:
             min_p=column([p.min_p for p in params]),
             plausibility=column([p.plausibility for p in params]),
             repetition_penalty=column([p.repetition_penalty for p in params]),
-            guided=column([request.is_guided for request in requests], torch.bool),
         )

@@ -10,13 +10,14 @@ weight would turn a guide's veto into a certainty.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trimtab.core import Candidates
+from trimtab.errors import OptionError, unknown_name
 
 NEVER = -math.inf
 """The log-probability of what cannot happen."""
@@ -69,6 +70,103 @@ class Tilt:
         if bool(bad_rows(tilted).any()):  # log_softmax makes NaN of every entry of such a row
             policy.masked_fill_(torch.isneginf(tilted), NEVER)
         return policy
+
+
+class _ByThreshold:
+    """What the rules that accept or reject share: the weight is a probability, to be exceeded by a candidate's own."""
+
+    __slots__ = ()
+
+    def check_weight(self, weight: float) -> None:
+        if not 0 <= weight < 1:
+            raise OptionError(
+                f"{weight:g} is no acceptance threshold; the weight of a guide that accepts or rejects is the "
+                "probability that a candidate has to exceed: give at least 0 (off) and less than 1."
+            )
+
+    def weigh(self, scores: Tensor, weights: Tensor) -> Tensor:
+        """Log-odds [B, K] less those of the thresholds [B, 1]: above 0 where a probability exceeds its threshold."""
+        return scores.to(torch.float32) - torch.logit(weights.to(scores.device, torch.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class FirstAccepted(_ByThreshold):
+    """The first candidate that is accepted, surely; where none is, the `fallback`: the first, or the last.
+
+    MARA's decoding (arXiv 2505.19743), `top1` in its released code; its training falls back on the last candidate.
+    """
+
+    fallback: str = "first"
+
+    lazy = True
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for an unknown fallback."""
+        if self.fallback not in ("first", "last"):
+            raise unknown_name("fallback", self.fallback, ("first", "last"))
+
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        """[B, K] float32 log-probabilities: 0 at the chosen candidate, −inf elsewhere. Accepted: score > 0."""
+        accepted = _accepted(candidates, scores)
+        first = accepted.long().argmax(dim=-1)  # the first of the largest
+        return _certain(candidates, torch.where(accepted.any(dim=-1), first, _fallback(candidates, self.fallback)))
+
+
+@dataclass(frozen=True, slots=True)
+class RandomAccepted(_ByThreshold):
+    """One of the accepted candidates, each as likely; the first candidate where none is. `random` in MARA's code."""
+
+    lazy = False
+
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        """[B, K] float32 log-probabilities."""
+        accepted = _accepted(candidates, scores)
+        number = accepted.sum(dim=-1, keepdim=True)
+        even = (-number.to(torch.float32).log()).expand_as(scores).masked_fill(~accepted, NEVER)
+        return torch.where(number > 0, even, _certain(candidates, _fallback(candidates, "first")))
+
+
+@dataclass(frozen=True, slots=True)
+class MostAccepted(_ByThreshold):
+    """The candidate that is accepted with the highest score, surely; the first where none is accepted.
+
+    `max_prob` in MARA's code. Of equal scores the first wins.
+    """
+
+    lazy = False
+
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        """[B, K] float32 log-probabilities: 0 at the chosen candidate, −inf elsewhere."""
+        accepted = _accepted(candidates, scores)
+        best = scores.masked_fill(~accepted, NEVER).argmax(dim=-1)
+        return _certain(candidates, torch.where(accepted.any(dim=-1), best, _fallback(candidates, "first")))
+
+
+ACCEPTING_RULES: Mapping[str, type[FirstAccepted] | type[RandomAccepted] | type[MostAccepted]] = {
+    "first": FirstAccepted,
+    "random": RandomAccepted,
+    "most": MostAccepted,
+}
+"""Name -> rule, for agents that accept or reject."""
+
+
+def _accepted(candidates: Candidates, scores: Tensor) -> Tensor:
+    """[B, K] bool; what the base forbids is never accepted, whatever its score."""
+    return (scores > 0) & ~torch.isneginf(candidates.logprobs)
+
+
+def _fallback(candidates: Candidates, which: str) -> Tensor:
+    """[B]: the first or the last candidate that the base does not forbid."""
+    possible = ~torch.isneginf(candidates.logprobs)
+    if which == "first":
+        return possible.long().argmax(dim=-1)
+    return possible.shape[1] - 1 - possible.flip(-1).long().argmax(dim=-1)
+
+
+def _certain(candidates: Candidates, index: Tensor) -> Tensor:
+    """[B, K]: all probability on `index` [B], none where the base forbids it."""
+    sure = torch.full_like(candidates.logprobs, NEVER, dtype=torch.float32).scatter_(1, index[:, None], 0.0)
+    return sure.masked_fill_(torch.isneginf(candidates.logprobs), NEVER)
 
 
 def not_finite_rows(logprobs: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from trimtab.core import Alternative, TokenTrace
+from trimtab.core import Alternative, Choice, TokenTrace, Trial
+from trimtab.selecting import Walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,8 @@ class StepTensors:
     """Guide name -> unweighted scores."""
     ran: Mapping[str, Tensor]
     """Guide name -> [B] bool: rows that the guide scored."""
+    choices: Mapping[int, tuple[str, Walk, int]] = field(default_factory=dict)
+    """Row -> the guide that selected there, its walk, and the row's place in it."""
 
 
 def kl_divergence(policy: Tensor, base: Tensor, temperature: Tensor) -> Tensor:
@@ -62,9 +65,25 @@ def traces(
             _alternative(picked, row, token_ids[row], ranks[0][row], ranks[1][row]),
             _rivals(picked, row, rivals[row]),
             kls[row],
+            _choice(*step.choices[rows[row]], token_ids[row]) if rows[row] in step.choices else None,
         )
         for row in range(len(rows))
     ]
+
+
+def _choice(guide: str, walk: Walk, row: int, token_id: int) -> Choice:
+    """What a walk found in one of its rows."""
+    count = int(walk.counts[row])
+    ids = walk.candidates.token_ids[row, :count].tolist()
+    logprobs = walk.candidates.logprobs[row, :count].tolist()
+    scores, weighted = walk.scores[row, :count].tolist(), walk.weighted[row, :count].tolist()
+    trials = tuple(
+        Trial(token, logprob, None if score != score else score, margin > 0)
+        for token, logprob, score, margin in zip(ids, logprobs, scores, weighted, strict=True)
+    )
+    index = ids.index(token_id)
+    reason = "only" if count == 1 else "accepted" if trials[index].accepted else "none"
+    return Choice(guide, trials, index, reason)
 
 
 def _rivals(step: StepTensors, row: int, count: int) -> tuple[Alternative, ...]:

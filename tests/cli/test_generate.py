@@ -190,7 +190,7 @@ def _other_prompts(argv: list[str]) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (["--temperature", "0.5"], "temperature was 1.0, is 0.5"),
+        (["--temperature", "0.5"], "temperature was null, is 0.5"),
         (["--seed", "12"], "seed was 11, is 12"),
         (["--raw"], 'template was "auto", is "raw"'),
         (["--stop", "x"], "stop was [], is"),

@@ -19,17 +19,17 @@ from .conftest import Run, Tiny
 @pytest.mark.parametrize(
     ("text", "path", "weight"),
     [
-        ("g=guides/helpful", "guides/helpful", 1.0),
+        ("g=guides/helpful", "guides/helpful", None),
         ("g=guides/helpful:0.5", "guides/helpful", 0.5),
         ("g=guides/helpful:-2", "guides/helpful", -2.0),
         ("g=guides/helpful:1e-3", "guides/helpful", 0.001),
-        ("g=org/name", "org/name", 1.0),
+        ("g=org/name", "org/name", None),
         ("g=org/name:.7", "org/name", 0.7),
-        ("g=builtin:sentiment", "builtin:sentiment", 1.0),
+        ("g=builtin:sentiment", "builtin:sentiment", None),
         ("g=builtin:sentiment:1.5", "builtin:sentiment", 1.5),
         ("g=a=b:2", "a=b", 2.0),
         ("g=C:\\guides\\helpful:0.5", "C:\\guides\\helpful", 0.5),
-        ("g=C:\\guides\\helpful", "C:\\guides\\helpful", 1.0),
+        ("g=C:\\guides\\helpful", "C:\\guides\\helpful", None),
     ],
 )
 def test_a_guide_is_a_name_a_path_and_a_weight(text: str, path: str, weight: float) -> None:
@@ -38,7 +38,7 @@ def test_a_guide_is_a_name_a_path_and_a_weight(text: str, path: str, weight: flo
 
 def test_a_directory_whose_name_ends_like_a_weight_is_a_directory(tmp_path: Path) -> None:
     (tmp_path / "run:2").mkdir()
-    assert parse_guide(f"g={tmp_path}/run:2") == GuideSpec("g", f"{tmp_path}/run:2", 1.0)
+    assert parse_guide(f"g={tmp_path}/run:2") == GuideSpec("g", f"{tmp_path}/run:2", None)
     assert parse_guide(f"g={tmp_path}/run:2:0.5") == GuideSpec("g", f"{tmp_path}/run:2", 0.5)
     assert parse_guide(f"g={tmp_path}/run:2.0") == GuideSpec("g", f"{tmp_path}/run", 2.0)
 
@@ -69,7 +69,7 @@ def test_a_weight_that_is_no_number_is_named_where_the_directory_exists(tmp_path
 
 def test_two_guides_of_one_name_are_refused() -> None:
     with pytest.raises(OptionError, match="'a' twice"):
-        check_guide_names([GuideSpec("a", "x", 1.0), GuideSpec("b", "y", 1.0), GuideSpec("a", "z", 1.0)])
+        check_guide_names([GuideSpec("a", "x", None), GuideSpec("b", "y", 1.0), GuideSpec("a", "z", 1.0)])
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-0.1", "1.1", "much", ""])

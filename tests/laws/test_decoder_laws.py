@@ -181,7 +181,6 @@ def leaking(self: decoding.Lane, *args: Any) -> tuple[Tensor, Tensor] | None:
 
 def test_the_checker_rejects_guidance_that_leaks_to_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
     model, guides = tabular_world()
-    monkeypatch.setattr(requests.Request, "is_guided", True)
     monkeypatch.setattr(decoding.Lane, "part", leaking)
     with pytest.raises(LawViolation) as caught:
         check_weight_zero(Decoder(model, {**guides, "hostile": Hostile(model)}))

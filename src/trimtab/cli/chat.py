@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"{args.model} has no chat template. Use a model tuned for chat, or trimtab generate --raw.")
     conversation = Conversation(
         decoder,
-        options.sampling_params(args, weights=options.weights_of(args.guides), seed=args.seed),
+        options.sampling_params(
+            args, weights={name: guide.weight for name, guide in decoder.guides.items()}, seed=args.seed
+        ),
         system=args.system,
         json=args.json,
         interactive=sys.stdin.isatty(),

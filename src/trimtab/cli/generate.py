@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = (
     *("model", "revision", "dtype", "template", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
-    *("plausibility", "repetition_penalty", "stop", "ignore_eos", "trace", "num_alternatives"),
+    *("rule", "plausibility", "repetition_penalty", "stop", "ignore_eos", "trace", "num_alternatives"),
 )
 
 
@@ -99,7 +99,8 @@ def _check_options(args: argparse.Namespace) -> None:
 def _read_rows(args: argparse.Namespace) -> list[PromptRow]:
     if args.prompt is not None:
         return prompts_of(args.prompt)
-    return read_prompts(args.prompts, options.weights_of(args.guides), skip_bad_lines=args.skip_bad_lines)
+    names = [spec.name for spec in args.guides]
+    return read_prompts(args.prompts, names, skip_bad_lines=args.skip_bad_lines)
 
 
 def _first_seed(seed: int | None, plan: answers.Plan | None) -> int:
@@ -137,11 +138,7 @@ def _source(path: str) -> str:
 
 
 def _requests(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) -> list[Request]:
-    weights = options.weights_of(args.guides)
-    return [
-        Request(row, {**weights, **row.weights}, seed + index if row.seed is None else row.seed)
-        for index, row in enumerate(rows)
-    ]
+    return [Request(row, row.weights, seed + index if row.seed is None else row.seed) for index, row in enumerate(rows)]
 
 
 def _answer_all(
@@ -175,7 +172,9 @@ def _write_all(args: argparse.Namespace, answered: Iterator[Request], total: int
 def _admit(args: argparse.Namespace, decoder: Decoder, requests: list[Request], *, chat: bool) -> dict[int, Request]:
     """Request id -> request, for every prompt, before the first token: a prompt that is too long fails here."""
     running = {}
+    own = {name: guide.weight for name, guide in decoder.guides.items()}
     for request in requests:
+        request.weights = {**own, **request.weights}
         prompt = as_chat(request.row.prompt) if chat else request.row.prompt
         params = options.sampling_params(
             args,

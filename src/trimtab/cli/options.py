@@ -28,11 +28,12 @@ class GuideSpec:
 
     name: str
     path: str
-    weight: float
+    weight: float | None = None
+    """None: the guide's own (1; an agent's ½)."""
 
 
 def parse_guide(text: str) -> GuideSpec:
-    """`NAME=PATH[:WEIGHT]` -> GuideSpec; without a weight it is 1.
+    """`NAME=PATH[:WEIGHT]` -> GuideSpec.
 
     PATH is a directory, a hub id or `builtin:NAME`, and may hold colons: what follows the last one is the weight if it
     is a number, unless the whole is the name of something that exists. Raises OptionError.
@@ -50,15 +51,15 @@ def parse_guide(text: str) -> GuideSpec:
     return GuideSpec(name, path, weight)
 
 
-def _split_weight(target: str) -> tuple[str, float]:
+def _split_weight(target: str) -> tuple[str, float | None]:
     path, colon, tail = target.rpartition(":")
     if not colon or Path(target).exists():
-        return target, 1.0
+        return target, None
     try:
         weight = float(tail)
     except ValueError:
         if tail and not Path(path).exists():
-            return target, 1.0
+            return target, None
         raise OptionError(f"The weight {tail!r} of {path} is not a number. Accepted: {_GUIDE_FORM}.") from None
     if not math.isfinite(weight):
         raise OptionError(f"The weight of {path} is {tail}; give a finite number, for example {path}:1.0.")
@@ -131,7 +132,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_guide,
         metavar="NAME=PATH[:WEIGHT]",
-        help="a guide to steer with: a directory, a hub id or builtin:NAME, and its strength (1); repeat for several",
+        help="a guide to steer with: a directory, a hub id or builtin:NAME, and its strength (1; an agent's threshold: "
+        "0.5); repeat for several",
+    )
+    group.add_argument(
+        "--rule",
+        choices=("first", "random", "most"),
+        help="which accepted candidate an agent takes: the first, a random one, or the one it accepts most (first)",
     )
     group.add_argument("--dtype", default="auto", help="auto (float32 on a CPU), float32, bfloat16 or float16")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
@@ -149,17 +156,17 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, max_new_tokens: int
     group.add_argument(
         "--temperature",
         type=number(0),
-        default=1.0,
         metavar="T",
-        help="0: the most probable token of the mixed policy (1)",
+        help="0: the most probable token of the mixed policy (1; with an agent what it asks for, 0.8)",
     )
-    group.add_argument("--top-k", type=whole(0), default=0, metavar="K", help="keep the K most probable tokens; 0: all")
+    group.add_argument(
+        "--top-k", type=whole(0), metavar="K", help="keep the K most probable tokens; 0: all (0; with an agent 40)"
+    )
     group.add_argument(
         "--top-p",
         type=number(0, 1, open_low=True),
-        default=1.0,
         metavar="P",
-        help="keep tokens up to probability P (1: all)",
+        help="keep tokens up to probability P (1: all; with an agent 0.95)",
     )
     group.add_argument(
         "--min-p",
@@ -207,11 +214,6 @@ def check_guide_names(specs: Sequence[GuideSpec]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise OptionError(f"--guide names {twice[0]!r} twice; give each guide a name of its own.")
-
-
-def weights_of(specs: Sequence[GuideSpec]) -> dict[str, float]:
-    """Guide name -> the weight on the command line."""
-    return {spec.name: spec.weight for spec in specs}
 
 
 def sampling_params(
@@ -269,15 +271,26 @@ def load_parts(args: argparse.Namespace) -> tuple[HFModel, dict[str, Guide]]:
     )
     guides: dict[str, Guide] = {}
     for spec in args.guides:
-        say(f"loading guide {spec.name} from {spec.path}, weight {spec.weight:g}")
-        guides[spec.name] = load_guide(
+        guide = guides[spec.name] = load_guide(
             spec.path,
             weight=spec.weight,
             dtype=args.dtype,
             device=args.device,
             trust_remote_code=args.trust_remote_code,
         )
-    return model, guides
+        say(f"loaded guide {spec.name} from {spec.path}, weight {guide.weight:g}")
+    return model, _ruled(guides, args.rule)
+
+
+def _ruled(guides: dict[str, Guide], rule: str | None) -> dict[str, Guide]:
+    """The guides, those that accept or reject under the rule that was asked for."""
+    from trimtab.guides.agent import Agent
+
+    if rule is None:
+        return guides
+    if not any(isinstance(guide, Agent) for guide in guides.values()):
+        raise OptionError(f"--rule {rule} is about accept-reject agents, and none of the guides is one.")
+    return {name: guide.ruled_by(rule) if isinstance(guide, Agent) else guide for name, guide in guides.items()}
 
 
 def say(message: str) -> None:

@@ -43,6 +43,7 @@ class ARM:
 
     needs_hidden = False
     needs_context = False
+    selection = None
 
     @property
     def max_length(self) -> int | None:
@@ -112,6 +113,7 @@ class AdapterARM:
 
     needs_hidden = False
     needs_context = False
+    selection = None
     max_length = None
 
     def bind(self, base: LanguageModel) -> ARM:

@@ -118,6 +118,7 @@ class HFModel:
         self._config = module.config.get_text_config()
         self._windows = _windows(self._config)
         self.vocab_size = int(self._output.weight.shape[0])
+        self.hidden_size = int(self._config.hidden_size)
         self.eos_ids = _eos_ids(module, tokenizer)
         self._nameless = self._nameless_ids()
         self._probe()
@@ -175,7 +176,7 @@ class HFModel:
             "name": self.name,
             "architecture": type(self.module).__name__,
             "num_layers": int(self._config.num_hidden_layers),
-            "hidden_size": int(self._config.hidden_size),
+            "hidden_size": self.hidden_size,
             "vocab_size": self.vocab_size,
             "norms": norms[:: max(1, len(norms) // 8)],
         }

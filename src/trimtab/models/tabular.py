@@ -187,11 +187,12 @@ class TabularSession:
         known = {prefix: self._model.next_logprobs(prefix) for prefix in set(self._rows)}
         return _stack([known[prefix] for prefix in self._rows], self._model.vocab_size)
 
-    def peek(self, token_ids: Tensor) -> Tensor:
-        """[B, K] -> [B, K, D]."""
+    def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[N, K] -> [N, K, D]."""
+        prefixes = self._rows if rows is None else [self._rows[row] for row in rows.tolist()]
         states = [
             self._model.state((*prefix, token))
-            for prefix, row in zip(self._rows, token_ids.tolist(), strict=True)
+            for prefix, row in zip(prefixes, token_ids.tolist(), strict=True)
             for token in row
         ]
         return _stack(states, self._model.hidden_size).view(*token_ids.shape, self._model.hidden_size)

@@ -240,9 +240,10 @@ class TrunkSession:
             return first[torch.tensor(indices, device=first.device)]
         return torch.stack([table[index] for table, index in tables])
 
-    def peek(self, token_ids: Tensor) -> Tensor:
-        """[B, K] -> [B, K, D]."""
-        return self.trunk.peek(self._rows, token_ids).clone()
+    def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[N, K] -> [N, K, D]."""
+        some = self._rows if rows is None else [self._rows[row] for row in rows.tolist()]
+        return self.trunk.peek(some, token_ids).clone()
 
     def context(self) -> Tensor:
         """[B, D]."""
