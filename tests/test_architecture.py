@@ -26,7 +26,7 @@ LAYERS = (
     {"core", "errors"},
     {"rules", "sampling", "selecting", "models", "guides", "testing", "text", "prompts", "requests", "tracing"}
     | {"statistics"},
-    {"decoding", "lanes", "loading", "processor"},
+    {"decoding", "lanes", "loading", "scorers", "processor"},
     {"training", "evaluation", "serving", "engines"},
     {"cli"},
 )
@@ -44,7 +44,17 @@ ALLOWED_IN: Mapping[str, tuple[str, ...]] = {
 }
 """Third-party package -> the only places that may import it."""
 
-OPTIONAL = ("accelerate", "datasets", "gguf", "matplotlib", "peft", "psutil", "trl", "vaderSentiment")
+OPTIONAL = (
+    "accelerate",
+    "datasets",
+    "gguf",
+    "matplotlib",
+    "peft",
+    "profanity_check",
+    "psutil",
+    "trl",
+    "vaderSentiment",
+)
 """What `import trimtab` must not import: each belongs to an extra."""
 
 BANNED_NAMES = {"base", "helpers", "manager", "utils"}

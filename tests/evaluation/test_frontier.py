@@ -11,9 +11,9 @@ import torch
 from trimtab.core import Prompt
 from trimtab.decoding import Decoder
 from trimtab.evaluation.frontier import Point, Sweep
-from trimtab.evaluation.scorers import Scorer
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
+from trimtab.scorers import Scorer
 
 PROMPTS = ["ab", "ba", "aab", "bba", "b", "a"]
 

@@ -21,8 +21,8 @@ from trimtab.errors import MissingExtraError, OptionError, OutputExistsError
 if TYPE_CHECKING:
     from trimtab.evaluation.frontier import Point, Sweep
     from trimtab.evaluation.report import Study
-    from trimtab.evaluation.scorers import Scorer
     from trimtab.models.hf import HFModel
+    from trimtab.scorers import Scorer
     from trimtab.training.arm import ArmSettings
 
 SHIPPED_GUIDE = "builtin:sentiment"
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, load, perhaps train, steer, report."""
     _check(args)
     from trimtab.evaluation.report import write_report
-    from trimtab.evaluation.scorers import load_scorer
+    from trimtab.scorers import load_scorer
 
     out = _directory(args)
     scorer = load_scorer(args.scorer)

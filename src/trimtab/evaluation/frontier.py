@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from trimtab.core import Answer, Prompt
 from trimtab.decoding import Decoder
-from trimtab.evaluation.scorers import Scorer
+from trimtab.scorers import Scorer
 from trimtab.statistics import NUM_RESAMPLES, Interval, difference_interval, mean_interval
 
 
