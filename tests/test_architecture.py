@@ -36,6 +36,9 @@ FOURTH = LAYERS[3]
 ALLOWED_IN: Mapping[str, tuple[str, ...]] = {
     "transformers": ("models/", "loading.py", "training/"),
     "trl": ("training/",),
+    "torchrl": ("training/",),
+    "tensordict": ("training/",),
+    "ray": ("training/",),
     "pydantic": ("serving/schema.py",),
     "fastapi": ("serving/app.py",),
     "starlette": ("serving/app.py",),
@@ -52,6 +55,9 @@ OPTIONAL = (
     "peft",
     "profanity_check",
     "psutil",
+    "ray",
+    "tensordict",
+    "torchrl",
     "trl",
     "vaderSentiment",
 )
