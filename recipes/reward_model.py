@@ -142,6 +142,8 @@ def clean_pairs(path: Path, max_pairs: int, seed: int) -> list[PreferencePair]:
 def main() -> int:
     args = _arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    transformers.logging.set_verbosity_error()  # it warns that the head is new, which is the point
+    transformers.logging.disable_progress_bar()
     with new_directory(args.out, overwrite=args.overwrite) as directory:
         begin = time.perf_counter()
         pairs = clean_pairs(args.data, args.max_pairs, args.seed)

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from trimtab.core import Message, Prompt
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, OptionError, PromptError
 from trimtab.models.hf import check_messages
-from trimtab.prompts import is_chat
 
 log = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 4096
-_PROBE_TOLERANCE = 5e-2
+_PROBE_TOLERANCE = 0.2
+_ACCEPTED = "Accepted: encoders with an attention mask, and decoders with a linear `score` on the last token."
 
 
 class RewardModel:
@@ -99,18 +99,20 @@ class RewardModel:
         return isinstance(getattr(self.module, "score", None), nn.Module)
 
     def _map(
-        self, forward: Callable[[Sequence[list[int]]], Tensor], prompts: Sequence[Prompt], answers: Sequence[str]
+        self, forward: Callable[[Tensor, Tensor], Tensor], prompts: Sequence[Prompt], answers: Sequence[str]
     ) -> list[Tensor]:
         """`forward` of every text in length-sorted batches, in the order of the texts."""
         if len(prompts) != len(answers):
             raise PromptError(f"There are {len(prompts)} prompts and {len(answers)} answers; give one of each.")
-        rows = self._fitted([self._text.encode(*pair) for pair in zip(prompts, answers, strict=True)])
-        if [] in rows:
-            raise PromptError(f"Prompt and answer {rows.index([])} give no token at all. Give some text.")
+        texts = [self._text.encode(*pair) for pair in zip(prompts, answers, strict=True)]
+        for index, (_, body, _) in enumerate(texts):
+            if not body:
+                raise PromptError(f"Prompt and answer {index} give no token at all. Give some text.")
+        rows = self._fitted(texts)
         found: dict[int, Tensor] = {}
         for batch in _batches([len(row) for row in rows], self._batch_tokens):
-            values = forward([rows[index] for index in batch]).float().cpu()
-            found.update(zip(batch, values, strict=True))
+            token_ids, mask = self._padded([rows[index] for index in batch], self._text.pad_id)
+            found.update(zip(batch, forward(token_ids, mask).float().cpu(), strict=True))
         return [found[index] for index in range(len(rows))]
 
     def _fitted(self, texts: Sequence[tuple[list[int], list[int], list[int]]]) -> list[list[int]]:
@@ -130,54 +132,50 @@ class RewardModel:
         return rows
 
     @torch.inference_mode()
-    def _rewards_of(self, rows: Sequence[list[int]]) -> Tensor:
-        """[B] rewards of token ids."""
+    def _rewards_of(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """[B] rewards of [B, T] ids with their [B, T] mask."""
         if self._reads_last_token:
-            score: Tensor = self.module.score(self._last_states(rows))
+            score: Tensor = self.module.score(self._last_states(token_ids, mask))
         else:
-            token_ids, mask = self._padded(rows)
             score = self.module(input_ids=token_ids, attention_mask=mask).logits
         return score[:, 0]
 
     @torch.inference_mode()
-    def _last_states(self, rows: Sequence[list[int]]) -> Tensor:
+    def _last_states(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """[B, D] states of each row's last token."""
-        token_ids, mask = self._padded(rows)
-        states: Tensor = self.module.base_model(
-            input_ids=token_ids, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        last = torch.tensor([len(row) - 1 for row in rows], device=states.device)
-        return states[torch.arange(len(rows), device=states.device), last]
+        output = self.module.base_model(input_ids=token_ids, attention_mask=mask, use_cache=False)
+        states: Tensor = output.last_hidden_state
+        rows = torch.arange(len(states), device=states.device)
+        return states[rows, mask.sum(1).to(states.device) - 1]
 
-    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """[B, T] ids, padded on the right, and [B, T] int64, 1 where a token is."""
+    def _padded(self, rows: Sequence[list[int]], filler: int) -> tuple[Tensor, Tensor]:
+        """[B, T] ids, filled up on the right, and [B, T] int64, 1 where a token is."""
         width = max(map(len, rows))
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        token_ids = torch.tensor([[*row, *[self._text.pad_id] * (width - len(row))] for row in rows])
-        mask = torch.arange(width, device=self.device) < lengths[:, None]
-        return token_ids.to(self.device), mask.long()
+        token_ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], device=self.device)
+        return token_ids, (torch.arange(width, device=self.device) < lengths[:, None]).long()
 
     @torch.inference_mode()
     def _probe(self) -> None:
-        """Compare our road, in a padded batch, with the model's own on one row."""
+        """Compare our road, in a batch filled up with a token like any other, with the model's own on one row."""
         size = int(self.module.get_input_embeddings().weight.shape[0])
-        short, long = ([i % size for i in range(1, n + 9) if i % size != self._text.pad_id][:n] for n in (4, 7))
-        if not short or not long:
-            return
-        theirs = self.module(input_ids=torch.tensor([short], device=self.device)).logits[0, 0].float()
+        token_ids = [token_id for token_id in range(1, min(size, 9)) if token_id != self._text.pad_id]
+        short, long = token_ids[:4], token_ids
         try:
-            ours = self._rewards_of([short, long])[0].float()
-        except ValueError as error:  # transformers: no batches without a padding token
-            raise CompatibilityError(f"{self.name} does not take a batch ({error}).") from error
+            theirs = self.module(input_ids=torch.tensor([short], device=self.device)).logits[0, 0].float()
+            ours = self._rewards_of(*self._padded([short, long], filler=short[0]))[0].float()
+        except Exception as error:  # each architecture has its own for what it cannot do
+            raise CompatibilityError(
+                f"{type(self.module).__name__} does not take a batch of plain token ids ({error}). {_ACCEPTED}"
+            ) from error
         gap = float((ours - theirs).abs())
         if gap != gap:
             raise NotFiniteError(f"{self.name} gives NaN. Its weights are damaged, or need another dtype.")
         tolerance = 1e-4 if self.module.dtype == torch.float32 else _PROBE_TOLERANCE
         if gap > tolerance * (1 + float(theirs.abs())):
             raise CompatibilityError(
-                f"{type(self.module).__name__} gives a text in a padded batch a reward that is {gap:.2g} from what it "
-                "gives the text alone. Accepted: encoders with an attention mask, and decoders with a linear `score` "
-                "on the last token."
+                f"{type(self.module).__name__} gives a text in a batch a reward that is {gap:.2g} from what it gives "
+                f"the text alone: it looks at the padding. {_ACCEPTED}"
             )
 
 
@@ -281,7 +279,7 @@ def _conversation(prompt: Prompt, answer: str) -> list[Message]:
     """The prompt's messages and the answer's; an assistant's message at the end of the prompt is continued."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    if not is_chat(prompt):
+    if len(prompt) > 0 and isinstance(prompt[0], int):
         raise PromptError(
             f"A reward model reads text with its own tokenizer, and the prompt is {len(prompt)} token ids. "
             "Give it as text or as chat messages."
@@ -289,8 +287,7 @@ def _conversation(prompt: Prompt, answer: str) -> list[Message]:
     messages: list[Message] = list(prompt)  # type: ignore[arg-type]
     check_messages(messages)
     if messages[-1]["role"] == "assistant":
-        begun = messages.pop()["content"]
-        answer = begun + answer
+        answer = messages.pop()["content"] + answer
     return [*messages, {"role": "assistant", "content": answer}]
 
 
