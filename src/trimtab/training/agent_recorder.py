@@ -1,0 +1,245 @@
+"""What an accept-reject agent sees and does while it learns, written down from within the decoder.
+
+The actor takes part as a guide that selects: it looks at all candidates of a step at once, draws accept or reject for
+each, and the first accepted is the token (the last, where it accepts none: MARA's training, arXiv 2505.19743). What it
+was asked up to that token becomes transitions. A step with a single candidate is not asked about and leaves none.
+
+An episode's random numbers come from (seed, episode) alone, so whom it shares a batch with changes nothing but the last
+bits of its states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, Selection, TokenIds
+from trimtab.errors import NotFiniteError
+from trimtab.guides.agent import AgentNetwork
+from trimtab.rules import FirstAccepted
+from trimtab.training.agent_rewards import (
+    base_logprobs,
+    conditional_logprobs,
+    decision_entropy,
+    kl_rewards,
+    step_kl,
+)
+from trimtab.training.agent_settings import AgentSettings
+
+_SMALLEST = 1e-12
+"""Uniform numbers stay so far from 0 and 1, so that their log-odds are finite."""
+
+
+def seed_of(seed: int, purpose: str, index: int) -> int:
+    """A seed of its own for one purpose and index of a run."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One answer and its T transitions in order; T is 0 where every step had a single candidate."""
+
+    index: int
+    text: str
+    num_tokens: int
+    states: Tensor
+    """[T, D]."""
+    actions: Tensor
+    """[T] uint8: 1 for each token that was chosen, forced ones included."""
+    kl_rewards: Tensor
+    """[T] float32."""
+    num_forced: int
+    """Steps in which no candidate was accepted, so that the last was taken."""
+    kl: float
+    """KL(π_agent ‖ π_base) over the candidates, summed over the steps that were asked about, in nats."""
+    entropy: float
+    """Of the decisions, summed over the transitions, in nats."""
+
+    @property
+    def num_asked(self) -> int:
+        """Steps in which the actor was asked."""
+        return int(self.actions.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What one step's questions left: N rows, M transitions over all rows."""
+
+    tapes: Tensor
+    """[N] which episodes."""
+    counts: Tensor
+    """[N] transitions of each."""
+    states: Tensor
+    """[M, D], row after row."""
+    actions: Tensor
+    kl_rewards: Tensor
+    forced: Tensor
+    """[N] bool."""
+    kl: Tensor
+    """[N]."""
+    entropy: Tensor
+    """[N] summed over each row's transitions."""
+
+    @staticmethod
+    def of_nothing(hidden_size: int, dtype: torch.dtype) -> _Asked:
+        """No row and no transition."""
+        count, mark, number = (torch.zeros(0, dtype=kind) for kind in (torch.int64, torch.uint8, torch.float32))
+        states = torch.zeros(0, hidden_size, dtype=dtype)
+        return _Asked(count, count, states, mark, number, torch.zeros(0, dtype=torch.bool), number, number)
+
+
+class Recorder:
+    """The actor as a guide that selects by drawing, and writes down what it was asked.
+
+    A guide's scores are otherwise functions of what they are asked about; these are drawn, once for each step.
+    Requests must be added in the order of `episodes`.
+    """
+
+    needs_hidden = True
+    needs_context = False
+    max_length = None
+    weight = 0.5
+
+    def __init__(self, network: AgentNetwork, settings: AgentSettings, indices: Sequence[int]) -> None:
+        self._network = network
+        self._settings = settings
+        self._indices = indices
+        self.selection = Selection(
+            FirstAccepted(fallback="last"), settings.temperature, settings.top_k, settings.top_p, looks=()
+        )
+        self.seconds = 0.0
+        """Time in the actor and in recording."""
+        self._asked: list[_Asked] = []
+        seeds = [seed_of(settings.seed, "episode", index) for index in indices]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def bind(self, base: LanguageModel) -> Recorder:
+        return self
+
+    def prompt_ids(self, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
+        return base_ids
+
+    def open(self, beside: ModelSession | None = None) -> GuideSession:
+        return _RecorderSession(self)
+
+    def decide(self, tapes: Sequence[int], candidates: Candidates) -> Tensor:
+        """[N, K] margins: log-odds of acceptance less those of a uniform number, so above 0 with the probability p."""
+        hidden = candidates.hidden
+        assert hidden is not None
+        if hidden.is_cuda:
+            torch.cuda.synchronize(hidden.device)  # the base's time is not the actor's
+        started = time.perf_counter()
+        logits = self._network(hidden)
+        log_odds = logits[..., 1] - logits[..., 0]
+        real = _real(candidates.token_ids).to(log_odds.device)
+        margins: Tensor = log_odds - self._noise(tapes, real).to(log_odds)
+        self._record(tapes, candidates, log_odds, real, margins)
+        self.seconds += time.perf_counter() - started
+        return margins
+
+    def _noise(self, tapes: Sequence[int], real: Tensor) -> Tensor:
+        """[N, K] logits of uniform numbers, each row from its own episode's stream; 0 in padding."""
+        noise = torch.zeros(real.shape, dtype=torch.float64)
+        for row, (tape, count) in enumerate(zip(tapes, real.sum(-1).tolist(), strict=True)):
+            drawn = torch.rand(count, generator=self._generators[tape], dtype=torch.float64)
+            noise[row, :count] = torch.logit(drawn, eps=_SMALLEST)
+        return noise
+
+    def _record(
+        self, tapes: Sequence[int], candidates: Candidates, log_odds: Tensor, real: Tensor, margins: Tensor
+    ) -> None:
+        assert candidates.hidden is not None
+        accepted = (margins > 0) & real
+        any_accepted = accepted.any(dim=-1)
+        chosen = torch.where(any_accepted, accepted.long().argmax(dim=-1), real.sum(dim=-1) - 1)
+        columns = torch.arange(real.shape[1], device=real.device)
+        taken, actions = columns <= chosen[:, None], columns == chosen[:, None]
+        agent = conditional_logprobs(log_odds, real)
+        base = base_logprobs(candidates.logprobs.to(log_odds), real, self._settings.temperature)
+        rewards = kl_rewards(agent, base, self._settings.kl_weight)
+        dtype: torch.dtype = getattr(torch, self._settings.state_dtype)
+        asked = _Asked(
+            tapes=torch.tensor(tapes),
+            counts=chosen + 1,
+            states=candidates.hidden[taken.to(candidates.hidden.device)].to(dtype),
+            actions=actions[taken].to(torch.uint8),
+            kl_rewards=rewards[taken],
+            forced=~any_accepted,
+            kl=step_kl(agent, base),
+            entropy=(decision_entropy(log_odds) * taken).sum(dim=-1),
+        )
+        self._asked.append(replace(asked, **{name: getattr(asked, name).cpu() for name in _Asked.__slots__}))
+
+    def episodes(self, answers: Sequence[tuple[str, int]]) -> tuple[Episode, ...]:
+        """The episodes, given each one's text and number of tokens."""
+        dtype: torch.dtype = getattr(torch, self._settings.state_dtype)
+        nothing = _Asked.of_nothing(self._network.hidden_size, dtype)
+        joined = _joined([nothing, *self._asked])
+        if not bool(torch.isfinite(joined.states).all()):
+            raise NotFiniteError(
+                f"A state of the base is not finite as {self._settings.state_dtype}. Give state_dtype float32, or a "
+                "base whose weights are sound."
+            )
+        owner = joined.tapes.repeat_interleave(joined.counts)
+        return tuple(
+            _episode(index, text, num_tokens, joined, owner == tape, joined.tapes == tape)
+            for tape, (index, (text, num_tokens)) in enumerate(zip(self._indices, answers, strict=True))
+        )
+
+
+def _joined(asked: Sequence[_Asked]) -> _Asked:
+    return _Asked(**{name: torch.cat([getattr(step, name) for step in asked]) for name in _Asked.__slots__})
+
+
+def _episode(index: int, text: str, num_tokens: int, asked: _Asked, mine: Tensor, steps: Tensor) -> Episode:
+    """One episode of many: `mine` [M] are its transitions and `steps` [N] its steps, in the order of recording."""
+    return Episode(
+        index=index,
+        text=text,
+        num_tokens=num_tokens,
+        states=asked.states[mine],
+        actions=asked.actions[mine],
+        kl_rewards=asked.kl_rewards[mine],
+        num_forced=int(asked.forced[steps].sum()),
+        kl=asked.kl[steps].double().sum().item(),
+        entropy=asked.entropy[steps].double().sum().item(),
+    )
+
+
+class _RecorderSession:
+    """Which rows of a batch are which episodes, by order of admission."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._rows: list[int] = []
+        self._num_admitted = 0
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        self._rows.extend(range(self._num_admitted, self._num_admitted + len(prompts)))
+        self._num_admitted += len(prompts)
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        pass
+
+    def keep(self, rows: Tensor) -> None:
+        self._rows = [self._rows[row] for row in rows.tolist()]
+
+    def score(self, candidates: Candidates) -> Tensor:
+        rows = range(self.num_rows) if candidates.rows is None else candidates.rows.tolist()
+        return self._recorder.decide([self._rows[row] for row in rows], candidates)
+
+
+def _real(token_ids: Tensor) -> Tensor:
+    """[N, K] bool: False for the repeats of the last candidate that fill up a shorter row (`selecting`)."""
+    first = torch.ones_like(token_ids[:, :1], dtype=torch.bool)
+    return torch.cat([first, token_ids[:, 1:] != token_ids[:, :-1]], dim=1)
