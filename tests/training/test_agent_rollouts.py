@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from trimtab.core import LanguageModel
+from trimtab.decoding import Decoder
 from trimtab.errors import CheckpointError, NotFiniteError, PromptError
 from trimtab.guides.agent import AgentNetwork
 from trimtab.models.tabular import TabularModel
-from trimtab.training.agent_recorder import Episode, seed_of
+from trimtab.training.agent_recorder import Episode, Recorder, seed_of
 from trimtab.training.agent_settings import AgentSettings
 from trimtab.training.rollouts import LocalRollouts, Plan, Rollout, split
 
@@ -111,6 +112,14 @@ def test_an_episode_does_not_depend_on_its_company() -> None:
     alone = [episode for plan in plans() for episode in roll([plan]).episodes]
     assert_same(together, alone)
     assert_same(together, roll(plans(), parts=3).episodes)
+
+
+def test_rows_that_come_later_are_the_later_episodes() -> None:
+    network = AgentNetwork(MODEL.hidden_size, SETTINGS.hidden_dim)
+    network.load_state_dict(weights())
+    recorder = Recorder(network, SETTINGS, range(len(PROMPTS)))
+    narrow = Decoder(MODEL, {"agent": recorder}, max_rows=2).generate(PROMPTS, max_new_tokens=7)
+    assert_same(recorder.episodes([(answer.text, len(answer.token_ids)) for answer in narrow]), roll(plans()).episodes)
 
 
 def test_the_same_prompt_is_answered_anew_in_another_episode() -> None:
