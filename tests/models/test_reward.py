@@ -142,10 +142,10 @@ class TestWhatItReads:
     def test_an_answer_that_was_begun_is_continued(self) -> None:
         model = tiny_reward_model()
         seen = _rows(model)
-        prompt = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 "}]
-        model.rewards([prompt], ["w3"])
-        assert seen == [_ids(tiny_tokenizer(), "<s> w1 w2 w3")]
-        assert prompt[-1]["content"] == "w2 ", "the caller's messages were changed"
+        prompt = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+        model.rewards([prompt], ["3 w4"])
+        assert seen == [_ids(tiny_tokenizer(), "<s> w1 w23 w4")]
+        assert prompt[-1]["content"] == "w2", "the caller's messages were changed"
 
     @pytest.mark.parametrize(
         ("habit", "template", "expected"),
