@@ -1,0 +1,292 @@
+"""`train_agent`: an accept-reject agent from rewards (MARA, IJCAI 2025, arXiv 2505.19743).
+
+A small network reads the base's state after each candidate token and accepts or rejects it (`guides.agent`). It is
+trained by discrete soft actor-critic on its own answers: an episode is one answer, each decision a transition, rewarded
+by a KL term to the base at once and by the rewards of the whole answer at the end.
+
+Where it differs from the released code, beside what `agent_rewards`, `sac` and `replay` say of the formulas, the losses
+and the buffer:
+
+* Rounds: `rollout_batch` episodes are decoded together with one actor, then learnt from, each worth the same updates as
+  theirs. Theirs are decoded one at a time by workers whose actor may lag behind. `rollout_batch` 1 is theirs.
+* Workers hand a round's episodes back in order, so a run does not depend on who was faster.
+* Every end-of-sequence token ends an answer; an episode in which nothing was asked is counted and leaves nothing.
+* A reward that is not finite drops its episode.
+* Network and initial weights are torch's own defaults, as theirs; the seed decides them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trimtab.core import LanguageModel, Prompt, Selection
+from trimtab.errors import DataError, MissingExtraError, OptionError
+from trimtab.guides.agent import Agent
+from trimtab.loading import load_model, new_directory, read_guide_card
+from trimtab.rules import FirstAccepted
+from trimtab.training import checkpoints
+from trimtab.training.agent_card import agent_card, versions
+from trimtab.training.agent_scoring import Rater, source_of
+from trimtab.training.agent_settings import AgentReward, AgentSettings, check_rewards
+from trimtab.training.settings import TrainProgress
+
+if TYPE_CHECKING:
+    from trimtab.training.agent_run import AgentRun
+    from trimtab.training.rollouts import BaseFacts, Rollouts
+
+__all__ = ["AgentResult", "AgentReward", "AgentSettings", "TrainProgress", "train_agent"]
+
+log = logging.getLogger(__name__)
+
+TEMPLATES = ("auto", "chat", "raw")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """A finished run."""
+
+    out: Path
+    num_episodes: int
+    num_updates: int
+    num_dropped: int
+    """Episodes left out because a reward was not finite."""
+    num_empty: int
+    """Episodes in which nothing was ever asked."""
+    num_lost_workers: int
+    """Workers that died; their episodes were rolled out by others."""
+    reward: float | None
+    """Mean Σ multiplier · score of the last window of the curve; None where no episode in it had one."""
+    metrics: Mapping[str, Any]
+    """As in `guide.json`: the last line of the curve, counts and seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """How a model is loaded, here or by a worker; the arguments of `loading.load_model`."""
+
+    name: str
+    dtype: str
+    device: str | None
+    trust_remote_code: bool
+    revision: str | None
+
+    def load(self) -> LanguageModel:
+        """Load it."""
+        return load_model(
+            self.name,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+        )
+
+
+def train_agent(
+    model: str | Path | LanguageModel,
+    prompts: Sequence[Prompt],
+    rewards: Sequence[AgentReward],
+    *,
+    out: str | Path,
+    settings: AgentSettings | None = None,
+    template: str = "raw",
+    prompt_files: Sequence[str] = (),
+    workers: int = 0,
+    ray_address: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> AgentResult:
+    """Train an agent on a model's own answers to prompts and write a guide's directory that `load_guide` reads.
+
+    `model` is a name as in `load_model`, or a model that is loaded (then without workers). `template` says what a
+    prompt of text is: "raw", text to go on with; "chat", a user's message; "auto", a message where the model has a chat
+    template. `prompt_files` are names for the model card. With `workers`, so many Ray actors roll out, each with a
+    model of its own, on this machine or on the cluster at `ray_address`; the learner stays here. `out` must not exist
+    unless `overwrite`, or `resume`, which continues an interrupted run exactly where its last whole checkpoint stands.
+
+    Raises OptionError, DataError and PromptError for what the caller gave, OutputExistsError, CheckpointError (also
+    where the disk is full: the last checkpoint survives), ModelError where rewards are never finite or all workers
+    died, NotFiniteError where the losses diverge.
+    """
+    out, settings = Path(out), settings or AgentSettings()
+    _check(model, prompts, rewards, template, workers, ray_address)
+    checkpoints.check_output(out, resume=resume, overwrite=overwrite)
+    told = _told(prompts, rewards, settings, template, prompt_files)
+    if resume and not checkpoints.workspace_of(out).exists() and out.exists():
+        return _finished(out, told)
+    rater = Rater(rewards, settings)
+    source = ModelSource(str(model), dtype, device, trust_remote_code, revision)
+    rollouts = _rollouts(model, source, settings, workers, ray_address)
+    try:
+        ready = templated(prompts, template, rollouts.facts)
+        rollouts.check(ready)
+        description = {"format": 1, "kind": "agent", **rollouts.facts.card, **told}
+        workspace = checkpoints.open_workspace(out, _identity(description), resume=resume)
+        return _run(rollouts, ready, rater, settings, workspace, out, description, progress)
+    finally:
+        rollouts.close()
+
+
+def templated(prompts: Sequence[Prompt], template: str, facts: BaseFacts) -> list[Prompt]:
+    """Text as a user's message where that is wanted; other prompts as they are. Raises OptionError."""
+    if template == "chat" and not facts.has_chat_template:
+        raise OptionError("template is chat, and the model has no chat template. Give raw, or a model tuned for chat.")
+    if template == "raw" or not facts.has_chat_template:
+        return list(prompts)
+    return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def _check(
+    model: str | Path | LanguageModel,
+    prompts: Sequence[Prompt],
+    rewards: Sequence[AgentReward],
+    template: str,
+    workers: int,
+    ray_address: str | None,
+) -> None:
+    """Raise for what can be seen to be wrong before anything is loaded."""
+    for package in ("torchrl", "tensordict"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "agent", "Training an agent")
+    if isinstance(prompts, str) or not prompts:
+        raise DataError("There is no prompt to train on. Give a list of at least one.")
+    check_rewards(rewards)
+    if template not in TEMPLATES:
+        raise OptionError(f"template is {template!r}; accepted: {', '.join(TEMPLATES)}.")
+    if workers < 0:
+        raise OptionError(f"workers is {workers}; give a whole number of at least 0 (0: roll out in this process).")
+    if ray_address is not None and not workers:
+        raise OptionError("A ray_address is of no use without workers; give how many.")
+    if workers and not isinstance(model, str | Path):
+        raise OptionError("Workers load the model themselves; give its name or directory, not a loaded model.")
+    if workers and importlib.util.find_spec("ray") is None:
+        raise MissingExtraError("ray", "ray", "Rolling out on workers")
+
+
+def _rollouts(
+    model: str | Path | LanguageModel,
+    source: ModelSource,
+    settings: AgentSettings,
+    workers: int,
+    ray_address: str | None,
+) -> Rollouts:
+    if workers:
+        from trimtab.training.workers import RayRollouts
+
+        return RayRollouts(source, settings, workers, address=ray_address)
+    from trimtab.training.rollouts import LocalRollouts
+
+    return LocalRollouts(source.load() if isinstance(model, str | Path) else model, settings)
+
+
+def _told(
+    prompts: Sequence[Prompt],
+    rewards: Sequence[AgentReward],
+    settings: AgentSettings,
+    template: str,
+    prompt_files: Sequence[str],
+) -> dict[str, Any]:
+    """What the caller decides of a run, as in `guide.json`; a resumed run must share it."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(prompt, sort_keys=True).encode() + b"\n")
+    return {
+        "hyperparameters": dataclasses.asdict(settings),
+        "rewards": [
+            {"name": reward.name, "source": source_of(reward), "multiplier": reward.multiplier} for reward in rewards
+        ],
+        "data": {
+            "fingerprint": digest.hexdigest(),
+            "files": list(prompt_files),
+            "num_prompts": len(prompts),
+            "template": template,
+        },
+    }
+
+
+def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run this run, one name for each thing that could differ."""
+    data = {f"prompt_{name}": value for name, value in description["data"].items()}
+    rewards = [f"{term['name']}={term['source']}:{term['multiplier']:g}" for term in description["rewards"]]
+    facts = {name: description[name] for name in ("kind", "base", "vocabulary")}
+    return {**facts, **data, **description["hyperparameters"], "rewards": rewards}
+
+
+def _run(
+    rollouts: Rollouts,
+    prompts: Sequence[Prompt],
+    rater: Rater,
+    settings: AgentSettings,
+    workspace: Path,
+    out: Path,
+    description: Mapping[str, Any],
+    progress: Callable[[TrainProgress], None] | None,
+) -> AgentResult:
+    from trimtab.training.agent_run import AgentRun
+
+    started = time.monotonic()
+    run = AgentRun(rollouts, prompts, rater, settings, workspace, progress)
+    before = run.num_episodes
+    run.run()
+    metrics = {
+        **{name: value for name, value in run.last_line.items() if name != "step"},
+        "num_episodes": run.num_episodes,
+        "last_window": settings.logging_episodes,
+        "seconds": round(time.monotonic() - started, 1),
+        "num_resumed": before,
+    }
+    with new_directory(out, overwrite=True) as temporary:
+        _write(temporary, run, settings, {**description, "metrics": metrics, "versions": versions()})
+        shutil.copy2(workspace / "metrics.jsonl", temporary / "metrics.jsonl")
+    shutil.rmtree(workspace)
+    return _result(out, metrics)
+
+
+def _write(directory: Path, run: AgentRun, settings: AgentSettings, card: Mapping[str, Any]) -> None:
+    """The guide's files into an empty directory."""
+    selection = Selection(FirstAccepted(), settings.temperature, settings.top_k, settings.top_p)
+    base = card["base"]["name"]
+    agent = Agent(run.learner.actor.eval(), selection=selection, trained_on=base, card=card)
+    with torch.no_grad():
+        agent.save_files(directory)
+    (directory / "README.md").write_text(agent_card(card), encoding="utf-8")
+
+
+def _finished(out: Path, told: Mapping[str, Any]) -> AgentResult:
+    """The result of a run that came to its end before."""
+    card = read_guide_card(out)
+    now = json.loads(json.dumps(told))
+    other = sorted(key for key in now if card.get(key) != now[key])
+    if other:
+        raise OptionError(
+            f"{out} is a finished guide with other {' and '.join(other)}, so there is nothing to continue. "
+            "Give --overwrite to replace it, or another path."
+        )
+    log.info("%s is finished; nothing is left to do", out)
+    return _result(out, card["metrics"])
+
+
+def _result(out: Path, metrics: Mapping[str, Any]) -> AgentResult:
+    counts = ("num_episodes", "num_updates", "num_dropped", "num_empty", "num_lost_workers")
+    return AgentResult(
+        out=out,
+        **{name: int(metrics[name]) for name in counts},
+        reward=metrics.get("reward"),
+        metrics=dict(metrics),
+    )
