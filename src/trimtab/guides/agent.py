@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -219,9 +218,9 @@ def read_released(path: Path, hidden_size: int) -> Agent:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError, ImportError) as error:
+    except Exception as error:  # the unpickler raises a dozen kinds for what is no checkpoint
         raise CheckpointError(
-            f"{path} holds more than weights, or is no checkpoint ({str(error).splitlines()[0]}). Code in a pickle is "
+            f"{path} holds more than weights, or is no checkpoint ({next(iter(str(error).splitlines()), type(error).__name__)}). Code in a pickle is "
             "never run: save the actor's state_dict() where you trust the file."
         ) from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
