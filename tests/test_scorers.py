@@ -55,7 +55,7 @@ def test_a_directory_is_a_reward_model(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_no_reward_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no safetensors"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path.name} holds no safetensors"):
         load_scorer(str(tmp_path))
 
 
