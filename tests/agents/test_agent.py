@@ -273,3 +273,14 @@ def test_a_guide_that_tilts_cannot_ask_for_the_state_after_every_token() -> None
 
     with pytest.raises(OptionError, match="would be a forward pass a token"):
         Decoder(model, {"agent": Tilting(network, selection=None)})  # type: ignore[arg-type]
+
+
+def test_a_single_survivor_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, network = world("llama")
+    monkeypatch.setattr(AgentSession, "score", lambda self, candidates: pytest.fail("asked"))
+    decoder = Decoder(model, {"agent": Agent(network)})
+    (answer,) = decoder.generate([PROMPTS[0]], max_new_tokens=4, ignore_eos=True, top_k=1, trace=True)
+    greedy = Decoder(model).generate([PROMPTS[0]], max_new_tokens=4, ignore_eos=True, temperature=0)
+    assert answer.token_ids == next(greedy).token_ids
+    choices = [step.choice for step in answer.trace or ()]
+    assert [(choice.reason, choice.trials[0].score) for choice in choices if choice] == [("only", None)] * 4

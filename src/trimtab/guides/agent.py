@@ -219,9 +219,10 @@ def read_released(path: Path, hidden_size: int) -> Agent:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # the unpickler raises a dozen kinds for what is no checkpoint
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path} holds more than weights, or is no checkpoint ({next(iter(str(error).splitlines()), type(error).__name__)}). Code in a pickle is "
-            "never run: save the actor's state_dict() where you trust the file."
+            f"{path} holds more than weights, or is no checkpoint ({reason}). Code in a pickle is never run: save the "
+            "actor's state_dict() where you trust the file."
         ) from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} holds a {type(weights).__name__}, not a state dict of tensors.")
