@@ -28,7 +28,7 @@ from trimtab.training.rollouts import BaseFacts, Plan, Roller, Rollout, merged, 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
-LOAD_TIMEOUT_S = 1800.0
+START_TIMEOUT_S = 300.0
 
 _DEATHS = (
     ray.exceptions.RayActorError,
@@ -128,13 +128,14 @@ class RayRollouts:
 
     def _load(self) -> BaseFacts:
         """Every worker loads its model; what they say of it."""
-        loading = [worker.load.remote() for worker in self._workers]
-        ready, _ = ray.wait(loading, num_returns=len(loading), timeout=LOAD_TIMEOUT_S)
-        if len(ready) < len(loading):
+        starting = [worker.process_id.remote() for worker in self._workers]
+        _, waiting = ray.wait(starting, num_returns=len(starting), timeout=START_TIMEOUT_S)
+        if waiting:
             raise ModelError(
-                f"{len(loading) - len(ready)} of {len(loading)} workers have not loaded the model within "
-                f"{LOAD_TIMEOUT_S:g} seconds. Give fewer workers, or see the cluster's own logs."
+                f"{len(waiting)} of {len(starting)} workers have not started within {START_TIMEOUT_S:g} seconds: "
+                "others may use the cluster's CPUs or GPUs. Give fewer workers."
             )
+        loading = [worker.load.remote() for worker in self._workers]
         answered = self._ask(list(zip(list(self._workers), loading, strict=True)))
         if not answered:
             raise self._all_dead()
