@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Alternative, Choice, TokenTrace, Trial
+from trimtab.rules import NEVER
 from trimtab.selecting import Walk
 
 
@@ -87,11 +88,15 @@ def _choice(guide: str, walk: Walk, row: int, token_id: int) -> Choice:
 
 
 def _rivals(step: StepTensors, row: int, count: int) -> tuple[Alternative, ...]:
-    """The most probable tokens of the mixed policy, then those of the base that are not among them."""
+    """The most probable tokens of the mixed policy, then those of the base that are not among them.
+
+    A token that cannot happen is no rival, and a guide that selects leaves few.
+    """
     if count == 0:
         return ()
     count = min(count, step.base.shape[1])
-    best = step.mixed[row].topk(count).indices.tolist()
+    mixed = step.mixed[row].topk(count)
+    best = mixed.indices[mixed.values > NEVER].tolist()
     best += [token for token in step.base[row].topk(count).indices.tolist() if token not in best]
     ids = torch.tensor(best, device=step.base.device)
     width = len(best)

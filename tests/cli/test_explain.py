@@ -96,3 +96,66 @@ def test_kl_is_the_sum_over_tokens(run: Run, argv: list[str]) -> None:
     report = json.loads(run(*argv, "--json").out)
     assert report["kl"] == pytest.approx(math.fsum(token["kl"] for token in report["tokens"]))
     assert report["kl"] > 0
+
+
+@pytest.fixture
+def agent(tiny: Tiny, tmp_path: Path) -> str:
+    import torch
+
+    from trimtab.guides.agent import Agent, AgentNetwork
+    from trimtab.loading import save_guide
+
+    torch.manual_seed(3)
+    network = AgentNetwork(32, 16)
+    torch.nn.init.normal_(network.output_linear.weight, std=3.0)
+    return str(save_guide(Agent(network), tmp_path / "agent"))
+
+
+def test_the_choice_of_an_agent_is_told(run: Run, tiny: Tiny, agent: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    argv = [
+        "explain",
+        "--model",
+        tiny.model,
+        "--guide",
+        f"agent={agent}:0.9",
+        "--prompt",
+        "Hi",
+        "--max-new-tokens",
+        "12",
+    ]
+    outcome = run(*argv, "--ignore-eos", "--json", "--html", str(page))
+    assert outcome.code == 0, outcome.err
+    tokens = json.loads(outcome.out)["tokens"]
+    for token in tokens:
+        choice = token["choice"]
+        assert (choice["guide"], choice["threshold"]) == ("agent", 0.9)
+        taken = choice["candidates"][choice["index"]]
+        assert taken["token_id"] == token["token_id"]
+        assert all(rival["base_rank"] < 10 for rival in token["alternatives"]), "a token that cannot happen as a rival"
+        if choice["reason"] == "accepted":
+            assert taken["accept_probability"] > 0.9
+            before = choice["candidates"][: choice["index"]]
+            assert all(one["accept_probability"] <= 0.9 and not one["accepted"] for one in before)
+    assert any(token["choice"]["index"] > 0 for token in tokens)
+    assert '"reason":"accepted"' in page.read_text()
+    text = run(*argv, "--ignore-eos").out
+    assert "passed over" in text
+    assert "seen" in text
+
+
+def test_rules_are_for_agents(run: Run, tiny: Tiny, agent: str) -> None:
+    argv = ["generate", "--model", tiny.model, "--prompt", "Hi", "--max-new-tokens", "8", "--ignore-eos", "--seed", "1"]
+    texts = {}
+    for rule in ("first", "random", "most"):
+        outcome = run(*argv, "--guide", f"agent={agent}", "--rule", rule, "--json")
+        assert outcome.code == 0, outcome.err
+        texts[rule] = json.loads(outcome.out)["token_ids"]
+        assert json.loads(outcome.out)["weights"] == {"agent": 0.5}
+    assert len({tuple(ids) for ids in texts.values()}) > 1
+    refused = run(*argv, "--guide", f"a={tiny.lora}", "--rule", "most")
+    assert refused.code == 2
+    assert "none of the guides is one" in refused.err
+    threshold = run(*argv, "--guide", f"agent={agent}:1.5")
+    assert threshold.code == 2
+    assert "no acceptance threshold" in threshold.err

@@ -94,7 +94,7 @@ def test_rows_are_plain_values() -> None:
     assert json.loads(json.dumps(row)) == row
     assert set(row) == {
         *("token_id", "text", "base_logprob", "shares", "rest", "mixed_logprob", "base_rank", "mixed_rank"),
-        *("kl", "alternatives"),
+        *("kl", "alternatives", "choice"),
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from trimtab.core import Candidates, ModelSession, TokenIds
 from trimtab.guides.arm import ARM, ARMSession
 from trimtab.models.tabular import TabularModel, TabularSession
-from trimtab.rules import NEVER, Tilt
+from trimtab.rules import NEVER, FirstAccepted, Tilt
 from trimtab.testing import LawViolation, check_guide, check_model, check_rule, laws
 
 V = 6
@@ -396,7 +396,15 @@ class ScaledByTheBatch(Tilt):
         return super().policy(candidates, (scores - scores.amax(1, keepdim=True)) / spread)
 
 
-RULES: dict[type[Tilt], str] = {
+class LastAccepted(FirstAccepted):
+    """Says that the first acceptance decides, and takes the last."""
+
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        flipped = Candidates(candidates.token_ids, candidates.logprobs.flip(1))
+        return super().policy(flipped, scores.flip(1)).flip(1)
+
+
+RULES: dict[type[Tilt] | type[FirstAccepted], str] = {
     Logits: laws.WELL_FORMED,
     HalfPrecision: laws.WELL_FORMED,
     InPlace: laws.PURE,
@@ -405,11 +413,12 @@ RULES: dict[type[Tilt], str] = {
     Softened: laws.FORBIDDEN,
     Capped: laws.CONSTANT,
     ScaledByTheBatch: laws.ALONE,
+    LastAccepted: laws.LAZY,
 }
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_a_broken_rule_is_rejected(rule: type[Tilt]) -> None:
+def test_a_broken_rule_is_rejected(rule: type[Tilt] | type[FirstAccepted]) -> None:
     with pytest.raises(LawViolation) as caught:
         check_rule(rule())
     assert caught.value.law == RULES[rule]

@@ -5,6 +5,9 @@ and the alternatives), each counted by its probability under the base. base + sh
 rest is normalisation, the same for all tokens of a step; filters and the repetition penalty come after. Plain text is
 put to the model as a user's message if it has a chat template; --raw continues it as it stands. In --json, ranks count
 from 0.
+
+Where an accept-reject agent chose, the table says how likely it accepted the token, how many candidates were seen of
+how many, and which were passed over; --json and the page list every candidate with its verdict.
 """
 
 from __future__ import annotations

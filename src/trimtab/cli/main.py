@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, chat, demo, explain, generate, train
+from trimtab.cli import bench, chat, convert, demo, explain, generate, train
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
 
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "generate": generate,
     "chat": chat,
     "explain": explain,
+    "convert": convert,
     "bench": bench,
 }
 

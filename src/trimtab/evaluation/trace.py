@@ -9,6 +9,9 @@ score says something only against the others of its step: the *centre* is the me
 step (the chosen one and the alternatives), each counted by its probability under the base. A positive share means that
 the guide lifts the token above what the base was about to say. The *rest* is normalisation, the same for every token of
 a step. The filters and the repetition penalty come after all this.
+
+Where a guide selects (an accept-reject agent), mixed is what its rule makes of the candidates: everything on the chosen
+one, as a rule, so that the rest holds the choice too. What was seen, accepted and passed over is told beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.core import Alternative, TokenTrace
+from trimtab.core import Alternative, Choice, TokenTrace
+
+PASSED_OVER = 4
+"""How many candidates that were not taken a line of the table names."""
 
 FULL_COLOUR = 2.0
 """The shift, in nats, that is shown in the strongest colour; a factor of 7.4 in probability."""
@@ -51,12 +57,43 @@ class Placing:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A candidate of a guide that selects, and its verdict."""
+
+    token_id: int
+    text: str
+    logprob: float
+    """Of the tilted policy."""
+    accept_probability: float | None
+    """None: not looked at."""
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedChoice:
+    """What a guide that selects saw, best first, and which it took."""
+
+    guide: str
+    threshold: float
+    candidates: tuple[Candidate, ...]
+    index: int
+    reason: str
+    """`accepted`, `only` (a single candidate, not asked about) or `none` (none was accepted)."""
+
+    @property
+    def num_seen(self) -> int:
+        """How many candidates were looked at."""
+        return sum(candidate.accept_probability is not None for candidate in self.candidates)
+
+
+@dataclass(frozen=True, slots=True)
 class ExplainedToken:
     """A token of an answer, its rivals by falling mixed probability, and how far the policy moved (KL in nats)."""
 
     chosen: Placing
     rivals: tuple[Placing, ...]
     kl: float
+    choice: ExplainedChoice | None = None
 
 
 def explain_tokens(
@@ -83,7 +120,27 @@ def _explain(trace: TokenTrace, weights: Mapping[str, float], token_text: Callab
 
     rivals = [item for item in recorded.values() if item.token_id != trace.chosen.token_id]
     rivals.sort(key=lambda item: (item.mixed_rank, item.base_rank))
-    return ExplainedToken(place(trace.chosen), tuple(place(item) for item in rivals), trace.kl)
+    choice = None if trace.choice is None else _explain_choice(trace.choice, weights, token_text)
+    return ExplainedToken(place(trace.chosen), tuple(place(item) for item in rivals), trace.kl, choice)
+
+
+def _explain_choice(choice: Choice, weights: Mapping[str, float], token_text: Callable[[int], str]) -> ExplainedChoice:
+    candidates = tuple(
+        Candidate(
+            trial.token_id,
+            token_text(trial.token_id),
+            trial.logprob,
+            None if trial.score is None else acceptance(trial.score),
+            trial.accepted,
+        )
+        for trial in choice.trials
+    )
+    return ExplainedChoice(choice.guide, weights[choice.guide], candidates, choice.index, choice.reason)
+
+
+def acceptance(log_odds: float) -> float:
+    """The probability with these log-odds."""
+    return 1 / (1 + math.exp(-log_odds)) if log_odds >= 0 else math.exp(log_odds) / (1 + math.exp(log_odds))
 
 
 def _centre(name: str, recorded: Sequence[Alternative]) -> float:
@@ -102,7 +159,12 @@ def difference(left: float, right: float) -> float:
 def as_rows(tokens: Sequence[ExplainedToken]) -> list[dict[str, Any]]:
     """The explanation as plain values: one row for each token, its rivals under `alternatives`."""
     return [
-        {**asdict(token.chosen), "kl": token.kl, "alternatives": [asdict(rival) for rival in token.rivals]}
+        {
+            **asdict(token.chosen),
+            "kl": token.kl,
+            "alternatives": [asdict(rival) for rival in token.rivals],
+            "choice": None if token.choice is None else asdict(token.choice),
+        }
         for token in tokens
     ]
 
@@ -147,13 +209,33 @@ def as_table(tokens: Sequence[ExplainedToken]) -> Table:
         table.add_column(Text(name), justify="right")
     for heading in ("mixed", "rank", "KL"):
         table.add_column(heading, justify="right")
+    chosen_by = any(token.choice for token in tokens)
+    if chosen_by:
+        table.add_column("accepted", justify="right")
+        table.add_column("seen", justify="right")
+        table.add_column("passed over")
     for token in tokens:
         chosen = token.chosen
         shares = [Text(f"{chosen.shares[name]:+.2f}", _share_style(chosen.shares[name])) for name in names]
         ranks = f"{chosen.base_rank + 1}→{chosen.mixed_rank + 1}"
         base, mixed = percent(chosen.base_logprob), percent(chosen.mixed_logprob)
-        table.add_row(Text(visible(chosen.text)), base, *shares, mixed, ranks, f"{token.kl:.3f}")
+        verdict = _verdict(token.choice) if chosen_by else ()
+        table.add_row(Text(visible(chosen.text)), base, *shares, mixed, ranks, f"{token.kl:.3f}", *verdict)
     return table
+
+
+def _verdict(choice: ExplainedChoice | None) -> tuple[str | Text, ...]:
+    """How likely the chosen candidate was accepted, how many were seen of how many, which were passed over."""
+    if choice is None or choice.reason == "only":
+        return ("", "", Text("the only candidate" if choice else "", "dim"))
+    seen = f"{choice.num_seen} of {len(choice.candidates)}"
+    taken = choice.candidates[choice.index].accept_probability
+    if choice.reason == "none":
+        return (f"{taken or 0.0:.0%}", seen, Text("none accepted: the rule's fall-back", "dim"))
+    before = choice.candidates[: choice.index]
+    shown = ", ".join(f"{visible(one.text)} {one.accept_probability or 0.0:.0%}" for one in before[:PASSED_OVER])
+    more = f" and {len(before) - PASSED_OVER} more" if len(before) > PASSED_OVER else ""
+    return (f"{taken or 0.0:.0%}", seen, Text(shown + more))
 
 
 def _share_style(share: float) -> str:

@@ -20,6 +20,8 @@ def trace_page(
     tokens: Sequence[ExplainedToken], *, prompt: Prompt, model: str, weights: Mapping[str, float], seed: int
 ) -> str:
     """The page as text. Whatever comes from outside is escaped, and a content policy lets the page load nothing."""
+    selecting = {token.choice.guide for token in tokens if token.choice}
+    tilting = [name for name in weights if name not in selecting]
     kl = sum(token.kl for token in tokens)
     moved = sum(token.chosen.base_rank > 0 for token in tokens)
     fields = {
@@ -28,11 +30,11 @@ def trace_page(
         "seed": str(seed),
         "prompt": html.escape(prompt if isinstance(prompt, str) else json.dumps(list(prompt), ensure_ascii=False)),
         "summary": f"{len(tokens)} tokens, {moved} of them not the base's first choice; KL to the base {kl:.2f} nats",
-        "choices": _choices(list(weights)),
+        "choices": _choices(tilting),
         "tokens": "".join(_button(index, token) for index, token in enumerate(tokens)),
-        "rows": "\n".join(_row(token, list(weights)) for token in tokens),
-        "headings": "".join(f"<th scope=col>{html.escape(name)}</th>" for name in weights),
-        "data": _script_json({"full": FULL_COLOUR, "guides": list(weights), "tokens": as_rows(tokens)}),
+        "rows": "\n".join(_row(token, tilting) for token in tokens),
+        "headings": "".join(f"<th scope=col>{html.escape(name)}</th>" for name in tilting),
+        "data": _script_json({"full": FULL_COLOUR, "guides": tilting, "tokens": as_rows(tokens)}),
         "full": f"{FULL_COLOUR:g}",
         "style": STYLE,
         "script": SCRIPT,
@@ -142,8 +144,31 @@ function row(item, chosen) {
   tr.append(cell("td", `${item.base_rank + 1} \\u2192 ${item.mixed_rank + 1}`));
   return tr;
 }
+function verdict(c, i) {
+  if (i === c.index) return c.reason === "accepted" ? "accepted, taken" : c.reason === "only" ? "the only one" :
+    "none accepted, so this one";
+  const one = c.candidates[i];
+  return one.accept_probability === null ? "not looked at" : one.accepted ? "accepted" : "rejected";
+}
+function tried(c) {
+  document.getElementById("agent").hidden = !c;
+  document.getElementById("split").hidden = c && !data.guides.length;
+  if (!c) return;
+  document.getElementById("agent-caption").textContent = `Candidates of ${c.guide}, which accepts above ` +
+    `${(100 * c.threshold).toFixed(0)}%:`;
+  document.getElementById("candidates").replaceChildren(...c.candidates.map((one, i) => {
+    const tr = document.createElement("tr"), head = document.createElement("th");
+    head.scope = "row"; head.append(cell("code", visible(one.text)));
+    if (i === c.index) tr.className = "chosen";
+    const p = one.accept_probability;
+    tr.append(head, cell("td", percent(one.logprob)), cell("td", p === null ? "" : (100 * p).toFixed(1) + "%"),
+      cell("td", verdict(c, i)));
+    return tr;
+  }));
+}
 function show(i) {
   const token = data.tokens[i];
+  tried(token.choice);
   document.getElementById("caption").textContent =
     `Token ${i + 1} of ${data.tokens.length}: "${visible(token.text)}". KL at this step ${token.kl.toFixed(3)} nats.`;
   const items = [token, ...token.alternatives].sort((a, b) => a.mixed_rank - b.mixed_rank);
@@ -203,6 +228,15 @@ Point at a token, or use Tab and the arrow keys.</p>
 <div id=answer role=group aria-label="Answer, one button for each token">{{tokens}}</div>
 <section id=panel hidden>
 <p id=caption class=note aria-live=polite></p>
+<div id=agent hidden>
+<p id=agent-caption class=note></p>
+<div class=wide><table aria-labelledby=agent-caption>
+<thead><tr><th scope=col>candidate, best first</th><th scope=col>before the choice</th>\
+<th scope=col>accepted with</th><th scope=col>verdict</th></tr></thead>
+<tbody id=candidates></tbody>
+</table></div>
+</div>
+<div id=split>
 <div class=wide><table aria-labelledby=caption>
 <thead><tr><th scope=col>token</th><th scope=col>base</th><th scope=col>base, nats</th>{{headings}}\
 <th scope=col>rest</th><th scope=col>= mixed, nats</th><th scope=col>mixed</th><th scope=col>rank</th></tr></thead>
@@ -210,7 +244,9 @@ Point at a token, or use Tab and the arrow keys.</p>
 </table></div>
 <p class=note>base + each guide's share + rest = mixed, in nats, at temperature 1 and before any filter. A share is
 weight × (score − centre), the centre being the mean score of the tokens shown, each counted by its probability under
-the base. The rest is normalisation, the same for every token of a step. Rank 1 is the most probable.</p>
+the base. The rest is normalisation, the same for every token of a step, and the choice where a guide makes one. Rank 1
+is the most probable.</p>
+</div>
 </section>
 <details><summary>All tokens as a table</summary>
 <div class=wide><table>

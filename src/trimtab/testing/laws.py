@@ -17,6 +17,7 @@ BESIDE = "a shared forward pass changes no number"
 WEIGHT_ZERO = "weight 0 gives the base"
 FORBIDDEN = "what is forbidden stays forbidden"
 CONSTANT = "a constant added to a row of scores changes nothing"
+LAZY = "what comes after the first acceptance changes nothing"
 
 TOLERANCE = 1e-4
 """Accepted difference between float32 numbers that ought to be equal."""

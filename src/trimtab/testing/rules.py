@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimtab.core import Candidates, Rule
+from trimtab.core import Candidates, Rule, SelectingRule
 from trimtab.errors import OptionError
 from trimtab.rules import NEVER
 from trimtab.testing.laws import (
     ALONE,
     CONSTANT,
     FORBIDDEN,
+    LAZY,
     PURE,
     TOLERANCE,
     WEIGHT_ZERO,
@@ -23,8 +24,14 @@ from trimtab.testing.laws import (
 )
 
 
-def check_rule(rule: Rule, *, num_candidates: int = 16, tolerance: float = TOLERANCE, seed: int = 0) -> None:
-    """Run every law of a rule on random candidates, up to three a row of them forbidden. Raises LawViolation."""
+def check_rule(
+    rule: Rule | SelectingRule, *, num_candidates: int = 16, tolerance: float = TOLERANCE, seed: int = 0
+) -> None:
+    """Run every law of a rule on random candidates, up to three a row of them forbidden. Raises LawViolation.
+
+    A rule that selects (one with `lazy`) need not give the base at weight 0, where it does not run, and a constant may
+    change what it accepts; if it is lazy, what comes after the first weighted score above 0 must not change anything.
+    """
     if num_candidates < 5:
         raise OptionError(f"num_candidates is {num_candidates}; give at least 5, as some of them are forbidden.")
     generator = torch.Generator().manual_seed(seed)
@@ -33,7 +40,9 @@ def check_rule(rule: Rule, *, num_candidates: int = 16, tolerance: float = TOLER
         base[row, : row % 4] = NEVER
     scores = torch.randn(8, num_candidates, generator=generator) * 3
     case = _RuleCase(rule, base.sort(1, descending=True).values, scores, tolerance)
-    for law in (_check_policy, _check_alone, _check_weight_zero, _check_forbidden, _check_constant):
+    tilting = (_check_weight_zero, _check_constant) if not hasattr(rule, "lazy") else ()
+    lazy = (_check_lazy,) if getattr(rule, "lazy", False) else ()
+    for law in (_check_policy, _check_alone, _check_forbidden, *tilting, *lazy):
         law(case)
 
 
@@ -91,6 +100,20 @@ def _check_forbidden(case: _RuleCase) -> None:
     if not bool((policy[vetoed] == NEVER).all()):
         raise LawViolation(FORBIDDEN, f"at score −inf a token has log-probability {float(policy[vetoed].max())}")
     _check_total(FORBIDDEN, policy, case.tolerance)
+
+
+def _check_lazy(case: _RuleCase) -> None:
+    whole = case.policy(case.scores)
+    accepted = (case.scores > 0) & (case.base > NEVER)
+    later = (accepted.cumsum(1) - accepted.long()) > 0
+    for score in (NEVER, -1.0, 100.0):
+        same(
+            LAZY,
+            f"the policy with {score} after the first acceptance",
+            case.policy(case.scores.masked_fill(later, score)),
+            whole,
+            case.tolerance,
+        )
 
 
 def _check_total(law: str, policy: Tensor, tolerance: float) -> None:
