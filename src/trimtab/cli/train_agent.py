@@ -1,0 +1,246 @@
+"""`trimtab train agent`: an accept-reject agent from rewards (MARA).
+
+A small network that reads the model's state after each candidate token and accepts or rejects it, trained on the
+model's own answers to prompts. Interrupted, it goes on with --resume exactly where its last checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.cli import options
+from trimtab.cli.progress import Progress
+from trimtab.cli.prompts import read_prompts
+from trimtab.errors import OptionError
+from trimtab.training.agent_settings import BASE, STATE_DTYPES, AgentReward, AgentSettings, check_rewards
+
+if TYPE_CHECKING:
+    from trimtab.training.agent import AgentResult, TrainProgress
+
+_DEFAULTS = AgentSettings()
+_REWARD_FORM = "NAME=SOURCE[:MULTIPLIER], for example kind=sentiment:2.0 or cost=models/cost:-1.0"
+_MODULE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+_above_zero = options.number(0, open_low=True)
+_from_zero = options.number(0)
+_share = options.number(0, 1)
+_open_share = options.number(0, 1, open_low=True)
+_count = options.whole(1)
+_count_or_none = options.whole(0)
+
+_SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "episodes": (_count, "answers to learn from"),
+    "rollout_batch": (_count, "episodes rolled out together, then learnt from"),
+    "max_new_tokens": (_count, "tokens of an answer"),
+    "top_k": (_count, "candidates at most"),
+    "top_p": (_open_share, "candidates up to this probability"),
+    "temperature": (_above_zero, "of the base's probabilities in the KL reward"),
+    "hidden_dim": (options.whole(4), "width of the networks' first hidden layer"),
+    "actor_learning_rate": (_above_zero, "of the agent"),
+    "critic_learning_rate": (_above_zero, "of the critics"),
+    "alpha_learning_rate": (_above_zero, "of the entropy's weight"),
+    "alpha_init": (_above_zero, "the entropy's weight to begin with"),
+    "target_entropy_share": (_share, "target entropy as a share of ln 2"),
+    "max_grad_norm": (_above_zero, "longer gradients are clipped"),
+    "batch_size": (_count, "transitions in one update"),
+    "buffer_size": (_count, "transitions remembered"),
+    "warmup_batches": (_count_or_none, "updates begin once the buffer holds so many batches"),
+    "updates_per_episode": (_count, "updates for each new episode"),
+    "gamma": (_share, "discount"),
+    "tau": (_open_share, "how far target critics go towards the critics after each episode's updates"),
+    "kl_weight": (_from_zero, "of the KL reward"),
+    "reward_scale": (_above_zero, "multiplies the reward less its baseline"),
+    "seed": (options.seed_number, "of the weights, the episodes and what is drawn from the buffer"),
+    "logging_episodes": (_count, "episodes between lines of the curve"),
+    "save_episodes": (_count_or_none, "episodes between checkpoints; 0: none"),
+}
+"""Settings of one number: name -> (type, help)."""
+
+
+def parse_reward(text: str) -> AgentReward:
+    """`NAME=SOURCE[:MULTIPLIER]` -> AgentReward; without a multiplier it is 1.
+
+    SOURCE is a scorer's name, the directory or hub id of a reward model, or module:function. What follows the last
+    colon is the multiplier if it is a number, unless the whole names something that exists. Raises OptionError.
+    """
+    name, equals, target = text.partition("=")
+    if not equals or not name or not target:
+        raise OptionError(f"{text!r} is not a reward. Accepted: {_REWARD_FORM}.")
+    source, colon, tail = target.rpartition(":")
+    if not colon or Path(target).exists():
+        return AgentReward(name, target)
+    try:
+        multiplier = float(tail)
+    except ValueError:
+        if _is_function(target):
+            return AgentReward(name, target)
+        raise OptionError(
+            f"The multiplier {tail!r} of reward {name} is not a number. Accepted: {_REWARD_FORM}."
+        ) from None
+    if not source:
+        raise OptionError(f"{text!r} names no source. Accepted: {_REWARD_FORM}.")
+    return AgentReward(name, source, multiplier)
+
+
+def _is_function(target: str) -> bool:
+    from trimtab.scorers import SCORERS
+
+    head = target.partition(":")[0]
+    return bool(_MODULE_FUNCTION.fullmatch(target)) and head not in SCORERS and not Path(head).is_dir()
+
+
+def register(methods: argparse._SubParsersAction[Any]) -> None:
+    """Add the sub-command."""
+    parser = methods.add_parser("agent", help="an accept-reject agent (MARA)", description=__doc__, allow_abbrev=False)
+    _add_inputs(parser)
+    group = parser.add_argument_group("training")
+    for name, (kind, text) in _SETTINGS.items():
+        default = getattr(_DEFAULTS, name)
+        flag, metavar = f"--{name.replace('_', '-')}", "N" if isinstance(default, int) else "X"
+        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{text} ({default:g})")
+    group.add_argument(
+        "--baseline",
+        type=_baseline,
+        default=_DEFAULTS.baseline,
+        metavar="X|base",
+        help="subtracted from the reward: a number, or base: the reward of the model's own greedy answer (0)",
+    )
+    group.add_argument(
+        "--no-postback", dest="postback", action="store_false", help="only the last decision is rewarded"
+    )
+    group.add_argument(
+        "--state-dtype",
+        choices=STATE_DTYPES,
+        default=_DEFAULTS.state_dtype,
+        help="of the buffer's states (%(default)s)",
+    )
+    _add_outputs(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train an accept-reject agent."""
+    settings = AgentSettings(
+        baseline=args.baseline,
+        postback=args.postback,
+        state_dtype=args.state_dtype,
+        **{name: getattr(args, name) for name in _SETTINGS},
+    )
+    check_rewards(args.rewards)
+    rows = read_prompts(args.prompts, (), skip_bad_lines=args.skip_bad_lines)
+    from trimtab.training.agent import train_agent
+
+    with Progress("episodes", _line) as progress:
+        progress.say(f"{len(rows)} prompts to train on; loading {args.model}")
+        result = train_agent(
+            args.model,
+            [row.prompt for row in rows],
+            args.rewards,
+            out=args.out,
+            settings=settings,
+            template=args.template,
+            prompt_files=[Path(args.prompts).name],
+            workers=args.workers,
+            ray_address=args.ray_address,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            dtype=args.dtype,
+            device=args.device,
+            trust_remote_code=args.trust_remote_code,
+            revision=args.revision,
+            progress=progress.show,
+        )
+        progress.say(_summary(result))
+    if args.json:
+        print(json.dumps(_as_json(result), allow_nan=False))
+    return 0
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model, prompts and rewards")
+    group.add_argument("--model", required=True, metavar="NAME", help='a hub id, a directory, a .gguf file, or "demo"')
+    group.add_argument("--dtype", default="auto", help="auto (float32 on a CPU), float32, bfloat16 or float16")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
+    group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    group.add_argument("--trust-remote-code", action="store_true", help="let the model run its own code")
+    group.add_argument(
+        "--prompts", required=True, metavar="FILE", help=".jsonl rows with a prompt, a .txt with one a line, or -"
+    )
+    options.add_template_options(parser)
+    group.add_argument("--skip-bad-lines", action="store_true", help="go on without lines that cannot be used")
+    group.add_argument(
+        "--reward",
+        dest="rewards",
+        action="append",
+        required=True,
+        type=_reward,
+        metavar="NAME=SOURCE[:MULTIPLIER]",
+        help="a term of the reward: a scorer, the directory or hub id of a reward model, or module:function, and how "
+        "much it counts (1; negative for a cost); repeat for several",
+    )
+    group = parser.add_argument_group("workers")
+    group.add_argument(
+        "--workers", type=_count_or_none, default=0, metavar="N", help="roll out on N Ray actors; 0: here (0)"
+    )
+    group.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster: host:port, ray://host:port or auto")
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", required=True, metavar="DIR", help="where the agent goes")
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    existing.add_argument("--overwrite", action="store_true", help="replace --out and start anew")
+    group.add_argument("--json", action="store_true", help="the result as JSON on standard output")
+
+
+def _reward(text: str) -> AgentReward:
+    try:
+        return parse_reward(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None  # argparse would hide any other message
+
+
+def _baseline(text: str) -> float | str:
+    return BASE if text == BASE else options.any_number(text)
+
+
+def _line(progress: TrainProgress) -> str:
+    metrics = progress.metrics
+    shown = {
+        "reward": "reward",
+        "acceptance": "acceptance",
+        "entropy": "decision_entropy",
+        "KL": "kl",
+        "tokens": "num_tokens",
+        "alpha": "alpha",
+        "critic loss": "critic_loss",
+    }
+    values = "  ".join(f"{label} {metrics[name]:.3g}" for label, name in shown.items() if name in metrics)
+    where = f"episode {progress.step:>{len(str(progress.num_steps))}}/{progress.num_steps}"
+    left_out = f"  left out {metrics['num_dropped']:g}" if metrics["num_dropped"] else ""
+    return (
+        f"{where}  {values}  buffer {metrics['buffer']:g}{left_out}  {metrics['episodes_per_s']:.3g} episodes/s  "
+        f"base {100 * metrics['share_base']:.0f}%"
+    )
+
+
+def _summary(result: AgentResult) -> str:
+    reward = "no reward" if result.reward is None else f"mean reward {result.reward:.4g}"
+    return (
+        f"{result.out}: {reward} at the end of {result.num_episodes} episodes, {result.num_updates} updates; "
+        f"{result.num_dropped} left out, {result.num_empty} without a decision"
+    )
+
+
+def _as_json(result: AgentResult) -> dict[str, Any]:
+    names = ("num_episodes", "num_updates", "num_dropped", "num_empty", "num_lost_workers", "reward")
+    return {
+        "out": str(result.out),
+        **{name: getattr(result, name) for name in names},
+        "metrics": dict(result.metrics),
+    }
