@@ -81,17 +81,20 @@ def test_the_defaults_of_training_are_those_of_the_parser(repository: Path) -> N
     assert {flag: float(value) for flag, value in written.items()} == {flag: defaults[flag] for flag in written}
 
 
-def test_the_paper_index_gives_the_settings_that_are_set(repository: Path) -> None:
+@pytest.mark.parametrize(("number", "method"), [(0, "ArmSettings"), (1, "AgentSettings")])
+def test_the_paper_index_gives_the_settings_that_are_set(repository: Path, number: int, method: str) -> None:
+    from trimtab.training.agent_settings import AgentSettings
     from trimtab.training.settings import ArmSettings
 
+    settings: object = {"ArmSettings": ArmSettings, "AgentSettings": AgentSettings}[method]()
     page = (repository / "docs" / "paper_index.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"^\| setting \| value \| source \|\n(.*?)\n\n", page, flags=re.DOTALL | re.MULTILINE)
+    table = re.findall(r"^\| setting \| value \| source \|\n(.*?)\n\n", page, flags=re.DOTALL | re.MULTILINE)[number]
     written: dict[str, float] = {}
     for row in table.splitlines()[1:]:
         names, values = re.findall(r"`(\w+)`", row.split("|")[1]), re.findall(r"[\d.]+(?:e-\d+)?", row.split("|")[2])
         written.update(zip(names, map(float, values[: len(names)]), strict=True))
     assert len(written) >= 10
-    assert written == {name: getattr(ArmSettings(), name) for name in written}
+    assert written == {name: getattr(settings, name) for name in written}
 
 
 def test_the_readme_gives_no_figure_that_the_pages_do_not(repository: Path) -> None:
