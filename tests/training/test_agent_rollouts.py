@@ -14,6 +14,7 @@ from trimtab.decoding import Decoder
 from trimtab.errors import CheckpointError, NotFiniteError, PromptError
 from trimtab.guides.agent import AgentNetwork
 from trimtab.models.tabular import TabularModel
+from trimtab.training import agent_recorder
 from trimtab.training.agent_recorder import Episode, Recorder, seed_of
 from trimtab.training.agent_settings import AgentSettings
 from trimtab.training.rollouts import LocalRollouts, Plan, Rollout, split
@@ -120,6 +121,15 @@ def test_rows_that_come_later_are_the_later_episodes() -> None:
     recorder = Recorder(network, SETTINGS, range(len(PROMPTS)))
     narrow = Decoder(MODEL, {"agent": recorder}, max_rows=2).generate(PROMPTS, max_new_tokens=7)
     assert_same(recorder.episodes([(answer.text, len(answer.token_ids)) for answer in narrow]), roll(plans()).episodes)
+
+
+@pytest.mark.parametrize("looks", [(), (1,), (2, 3)])
+def test_how_the_looks_are_cut_changes_nothing(looks: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = roll(plans()).episodes
+    monkeypatch.setattr(agent_recorder, "CPU_LOOKS", looks)
+    found = roll(plans()).episodes
+    assert_same(expected, found)
+    assert [episode.kl for episode in found] == pytest.approx([episode.kl for episode in expected], abs=1e-5)
 
 
 def test_the_same_prompt_is_answered_anew_in_another_episode() -> None:

@@ -1,8 +1,11 @@
 """What an accept-reject agent sees and does while it learns, written down from within the decoder.
 
-The actor takes part as a guide that selects: it looks at all candidates of a step at once, draws accept or reject for
-each, and the first accepted is the token (the last, where it accepts none: MARA's training, arXiv 2505.19743). What it
-was asked up to that token becomes transitions. A step with a single candidate is not asked about and leaves none.
+The actor takes part as a guide that selects: it looks at all candidates of a step, draws accept or reject for each, and
+the first accepted is the token (the last, where it accepts none: MARA's training, arXiv 2505.19743). What it was asked
+up to that token becomes transitions. A step with a single candidate is not asked about and leaves none.
+
+The KL reward needs every candidate's verdict, so a look does not end with the first acceptance. On a CPU it still comes
+in pieces, because rows have from two to forty candidates and a piece costs only the rows that have so many.
 
 An episode's random numbers come from (seed, episode) alone, so whom it shares a batch with changes nothing but the last
 bits of its states.
@@ -30,6 +33,9 @@ from trimtab.training.agent_rewards import (
     step_kl,
 )
 from trimtab.training.agent_settings import AgentSettings
+
+CPU_LOOKS = (4, 4, 8, 8, 16)
+"""Candidates of each row in successive forward passes on a CPU."""
 
 _SMALLEST = 1e-12
 """Uniform numbers stay so far from 0 and 1, so that their log-odds are finite."""
@@ -94,11 +100,45 @@ class _Asked:
         return _Asked(count, count, states, mark, number, torch.zeros(0, dtype=torch.bool), number, number)
 
 
+class _DrawnFirst(FirstAccepted):
+    """`FirstAccepted` of training: the last candidate where none is accepted; every candidate is looked at."""
+
+    __slots__ = ()
+    lazy = False
+
+    def __init__(self) -> None:
+        super().__init__(fallback="last")
+
+
+class _Everything(Selection):
+    """All candidates, in looks of given widths; the last repeats. No width: all at once."""
+
+    __slots__ = ()
+
+    def width(self, look: int, num_rows: int) -> int | None:
+        return self.looks[min(look, len(self.looks) - 1)] if self.looks else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Some candidates of a step: N rows, k columns."""
+
+    tapes: Tensor
+    """[N] which episodes."""
+    real: Tensor
+    """[N, k] bool."""
+    hidden: Tensor
+    """[N, k, D]."""
+    logprobs: Tensor
+    log_odds: Tensor
+    margins: Tensor
+
+
 class Recorder:
     """The actor as a guide that selects by drawing, and writes down what it was asked.
 
-    A guide's scores are otherwise functions of what they are asked about; these are drawn, once for each step.
-    Requests must be added in the order of `episodes`.
+    A guide's scores are otherwise functions of what they are asked about; these are drawn, once for each candidate.
+    Requests must be added in the order of `indices`.
     """
 
     needs_hidden = True
@@ -110,11 +150,14 @@ class Recorder:
         self._network = network
         self._settings = settings
         self._indices = indices
-        self.selection = Selection(
-            FirstAccepted(fallback="last"), settings.temperature, settings.top_k, settings.top_p, looks=()
+        on_cpu = next(network.parameters()).device.type == "cpu"
+        looks = CPU_LOOKS if on_cpu else ()
+        self.selection: Selection = _Everything(
+            _DrawnFirst(), settings.temperature, settings.top_k, settings.top_p, looks
         )
         self.seconds = 0.0
         """Time in the actor and in recording."""
+        self._looks: list[_Look] = []
         self._asked: list[_Asked] = []
         seeds = [seed_of(settings.seed, "episode", index) for index in indices]
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -129,7 +172,7 @@ class Recorder:
         return _RecorderSession(self)
 
     def decide(self, tapes: Sequence[int], candidates: Candidates) -> Tensor:
-        """[N, K] margins: log-odds of acceptance less those of a uniform number, so above 0 with the probability p."""
+        """[N, k] margins: log-odds of acceptance less those of a uniform number, so above 0 with the probability p."""
         hidden = candidates.hidden
         assert hidden is not None
         if hidden.is_cuda:
@@ -139,37 +182,50 @@ class Recorder:
         log_odds = logits[..., 1] - logits[..., 0]
         real = _real(candidates.token_ids).to(log_odds.device)
         margins: Tensor = log_odds - self._noise(tapes, real).to(log_odds)
-        self._record(tapes, candidates, log_odds, real, margins)
+        logprobs = candidates.logprobs.to(log_odds)
+        owners = torch.tensor(tapes, device=log_odds.device)
+        self._looks.append(_Look(owners, real, hidden, logprobs, log_odds, margins))
         self.seconds += time.perf_counter() - started
         return margins
 
+    def end_step(self) -> None:
+        """Write down what the looks of a step came to. Nothing, where there were none."""
+        if self._looks:
+            started = time.perf_counter()
+            self._record(self._looks)
+            self._looks = []
+            self.seconds += time.perf_counter() - started
+
     def _noise(self, tapes: Sequence[int], real: Tensor) -> Tensor:
-        """[N, K] logits of uniform numbers, each row from its own episode's stream; 0 in padding."""
+        """[N, k] logits of uniform numbers, each row from its own episode's stream; 0 in padding."""
         noise = torch.zeros(real.shape, dtype=torch.float64)
         for row, (tape, count) in enumerate(zip(tapes, real.sum(-1).tolist(), strict=True)):
             drawn = torch.rand(count, generator=self._generators[tape], dtype=torch.float64)
             noise[row, :count] = torch.logit(drawn, eps=_SMALLEST)
         return noise
 
-    def _record(
-        self, tapes: Sequence[int], candidates: Candidates, log_odds: Tensor, real: Tensor, margins: Tensor
-    ) -> None:
-        assert candidates.hidden is not None
+    def _record(self, looks: Sequence[_Look]) -> None:
+        tapes = looks[0].tapes  # the first look is at every row
+        rows = [torch.searchsorted(tapes, look.tapes) for look in looks]
+        real = _side_by_side(rows, [look.real for look in looks], fill=False)
+        log_odds, logprobs, margins = (
+            _side_by_side(rows, [getattr(look, name) for look in looks], fill=0.0)
+            for name in ("log_odds", "logprobs", "margins")
+        )
         accepted = (margins > 0) & real
         any_accepted = accepted.any(dim=-1)
         chosen = torch.where(any_accepted, accepted.long().argmax(dim=-1), real.sum(dim=-1) - 1)
         columns = torch.arange(real.shape[1], device=real.device)
         taken, actions = columns <= chosen[:, None], columns == chosen[:, None]
         agent = conditional_logprobs(log_odds, real)
-        base = base_logprobs(candidates.logprobs.to(log_odds), real, self._settings.temperature)
-        rewards = kl_rewards(agent, base, self._settings.kl_weight)
+        base = base_logprobs(logprobs, real, self._settings.temperature)
         dtype: torch.dtype = getattr(torch, self._settings.state_dtype)
         asked = _Asked(
-            tapes=torch.tensor(tapes),
+            tapes=tapes,
             counts=chosen + 1,
-            states=candidates.hidden[taken.to(candidates.hidden.device)].to(dtype),
+            states=_states(rows, [look.hidden for look in looks], taken).to(dtype),
             actions=actions[taken].to(torch.uint8),
-            kl_rewards=rewards[taken],
+            kl_rewards=kl_rewards(agent, base, self._settings.kl_weight)[taken],
             forced=~any_accepted,
             kl=step_kl(agent, base),
             entropy=(decision_entropy(log_odds) * taken).sum(dim=-1),
@@ -178,6 +234,7 @@ class Recorder:
 
     def episodes(self, answers: Sequence[tuple[str, int]]) -> tuple[Episode, ...]:
         """The episodes, given each one's text and number of tokens."""
+        self.end_step()
         dtype: torch.dtype = getattr(torch, self._settings.state_dtype)
         nothing = _Asked.of_nothing(self._network.hidden_size, dtype)
         joined = _joined([nothing, *self._asked])
@@ -229,14 +286,36 @@ class _RecorderSession:
         self._num_admitted += len(prompts)
 
     def advance(self, rows: Tensor, token_ids: Tensor) -> None:
-        pass
+        self._recorder.end_step()
 
     def keep(self, rows: Tensor) -> None:
+        self._recorder.end_step()
         self._rows = [self._rows[row] for row in rows.tolist()]
 
     def score(self, candidates: Candidates) -> Tensor:
         rows = range(self.num_rows) if candidates.rows is None else candidates.rows.tolist()
         return self._recorder.decide([self._rows[row] for row in rows], candidates)
+
+
+def _side_by_side(rows: Sequence[Tensor], parts: Sequence[Tensor], *, fill: float | bool) -> Tensor:
+    """[N, Σk] from parts [n, k] of the rows [n]; `fill` where a row has no part."""
+    whole = []
+    for at, part in zip(rows, parts, strict=True):
+        column = part.new_full((len(rows[0]), part.shape[1]), fill)
+        whole.append(column.index_copy(0, at, part))
+    return torch.cat(whole, dim=1)
+
+
+def _states(rows: Sequence[Tensor], parts: Sequence[Tensor], taken: Tensor) -> Tensor:
+    """[M, D]: the taken [N, Σk] of parts [n, k, D] of the rows [n], row after row."""
+    found, owners, start = [], [], 0
+    for at, part in zip(rows, parts, strict=True):
+        wanted = taken[at, start : start + part.shape[1]]
+        found.append(part[wanted.to(part.device)])
+        owners.append(at[:, None].expand_as(wanted)[wanted])
+        start += part.shape[1]
+    order = torch.cat(owners).argsort(stable=True)
+    return torch.cat(found)[order.to(found[0].device)]
 
 
 def _real(token_ids: Tensor) -> Tensor:
