@@ -31,7 +31,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         type=options.list_of(options.any_number),
         default=[0.0, 1.0],
         metavar="W,W,...",
-        help="strengths of the guides (0,1)",
+        help="strengths of the guides, or thresholds of an agent such as 0,0.5 (0,1)",
     )
     decode.add_argument("--num-new-tokens", type=options.whole(1), default=128, metavar="N", help="(%(default)s)")
     decode.add_argument("--num-prompt-tokens", type=options.whole(1), default=32, metavar="N", help="(%(default)s)")
