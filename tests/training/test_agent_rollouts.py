@@ -23,7 +23,7 @@ MODEL = TabularModel.random(9, seed=3, scale=2.5)
 """Peaked: some steps have one survivor, others several; 0 ends an answer."""
 PROMPTS: Sequence[Sequence[int]] = ([1], [2, 3], [4, 5, 6], [7], [8, 8, 1], [3, 1], [5])
 SETTINGS = AgentSettings(
-    hidden_dim=8, top_k=5, top_p=0.85, temperature=0.7, kl_weight=0.3, max_new_tokens=7, seed=11, warmup_batches=0
+    hidden_dim=8, top_k=9, top_p=0.97, temperature=0.7, kl_weight=0.3, max_new_tokens=7, seed=11, warmup_batches=0
 )
 
 

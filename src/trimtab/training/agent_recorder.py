@@ -34,7 +34,7 @@ from trimtab.training.agent_rewards import (
 )
 from trimtab.training.agent_settings import AgentSettings
 
-CPU_LOOKS = (4, 4, 8, 8, 16)
+CPU_LOOKS = (8, 8, 24)
 """Candidates of each row in successive forward passes on a CPU."""
 
 _SMALLEST = 1e-12
