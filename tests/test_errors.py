@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 from pathlib import Path
 
@@ -86,3 +87,21 @@ def test_an_unknown_name_far_from_all_suggests_nothing() -> None:
 
 def test_an_unknown_name_where_none_is_accepted() -> None:
     assert str(unknown_name("guide", "x", [])) == "Unknown guide 'x'. Accepted: none."
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.OptionError("wrong"),
+        errors.DataError("no prompt.", path="p.jsonl", line=3),
+        errors.OutputExistsError("out"),
+        errors.MissingExtraError("ray", "ray", "Rolling out on workers"),
+        errors.NotFiniteError("NaN"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_arrives_whole_from_another_process(error: errors.TrimtabError) -> None:
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is type(error)
+    assert str(back) == str(error)
+    assert vars(back) == vars(error)

@@ -23,10 +23,25 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class TrimtabError(Exception):
-    """Base of every error that trimtab raises on purpose."""
+    """Base of every error that trimtab raises on purpose.
+
+    All of them pickle, so that one raised in another process (a Ray worker) arrives with its sentence.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[TrimtabError], args: tuple[Any, ...], state: dict[str, Any]) -> TrimtabError:
+    """The error again, without its constructor, whose arguments are not those of the message."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InputError(TrimtabError, ValueError):
