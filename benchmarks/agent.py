@@ -167,17 +167,18 @@ def _behaviour(
 
 
 def _training_memory(episodes: int) -> dict[str, Any]:
-    """Resident memory of a run, once the buffer is full; a model small enough that the run takes minutes."""
-    import psutil
+    """Peak resident memory of a run, once the buffer is full; a model so small that the run takes minutes."""
+    import resource
 
     from trimtab.models.tabular import TabularModel
     from trimtab.training.agent import AgentReward, AgentSettings, train_agent
 
-    process, sizes = psutil.Process(), {}
+    sizes: dict[int, tuple[int, int]] = {}
 
     def note(progress: Any) -> None:
         if progress.metrics:
-            sizes[progress.step] = (process.memory_info().rss >> 10, int(progress.metrics["buffer"]))
+            peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            sizes[progress.step] = (peak_kib, int(progress.metrics["buffer"]))
 
     settings = AgentSettings(
         episodes=episodes, max_new_tokens=16, hidden_dim=64, batch_size=64, warmup_batches=1, updates_per_episode=1,
@@ -191,7 +192,7 @@ def _training_memory(episodes: int) -> dict[str, Any]:
     first, last = full[min(full)], full[max(full)]
     return {
         "episodes": episodes,
-        "resident_kib_by_episode": {step: size for step, (size, _) in sizes.items()},
+        "peak_kib_by_episode": {step: size for step, (size, _) in sizes.items()},
         "buffer_full_from_episode": min(full),
         "growth_kib_after_that": last - first,
         "growth_bytes_an_episode": round((last - first) * 1024 / (max(full) - min(full)), 1),

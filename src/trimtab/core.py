@@ -228,6 +228,10 @@ class SelectingRule(Rule, Protocol):
         """[B, K] scores and [B, 1] non-zero weights -> the weighted scores [B, K] that `policy` reads."""
 
 
+COLUMNS = 48
+"""Candidates of one look over all rows: on a CPU so many cost about as much as the pass itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """How a guide that selects does so: its rule, and the candidates that it is asked about.
@@ -242,14 +246,14 @@ class Selection:
     top_k: int = 40
     top_p: float = 0.95
     looks: tuple[int, ...] = (8, 64)
-    """Candidates evaluated in successive forward passes, over all rows that still look; the last number repeats. Empty:
-    all at once. A lazy rule is the faster for it; no rule's answer changes."""
+    """Candidates of a row in successive passes, where a rule is lazy; the last number repeats; many rows get fewer each
+    (`COLUMNS`). Empty: all at once. No answer depends on it."""
 
     def width(self, look: int, num_rows: int) -> int | None:
         """Candidates a row in one pass (numbered from 0) over so many rows; None: all that are left."""
         if not (self.looks and self.rule.lazy):
             return None
-        return max(1, self.looks[min(look, len(self.looks) - 1)] // num_rows)
+        return max(1, min(self.looks[min(look, len(self.looks) - 1)], COLUMNS // num_rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,8 +348,7 @@ class Choice:
     index: int
     """Of the chosen one among them."""
     reason: str
-    """`accepted`; `only`: a single candidate, not asked about; `none`: no candidate was accepted, so the rule's
-    fall-back."""
+    """`accepted`; `only`: a single candidate, not asked about; `none`: none was accepted, so the rule fell back."""
 
 
 @dataclass(frozen=True, slots=True)

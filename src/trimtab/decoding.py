@@ -34,7 +34,7 @@ from trimtab.lanes import Lane, SelectingLane
 from trimtab.prompts import as_prompts, encode_prompt
 from trimtab.requests import Columns, Request
 from trimtab.rules import NEVER, Tilt, bad_rows, mix, not_finite_rows
-from trimtab.sampling import penalise_repetition, plausible, sample
+from trimtab.sampling import apply_temperature, draw, penalise_repetition, plausible, sample
 from trimtab.tracing import StepTensors, traces
 
 
@@ -109,8 +109,10 @@ class Decoder:
         self._admit()
         if not self._running:
             return []
-        tensors, policy, failures = self._policy()
-        token_ids = self._sample(policy)
+        uniforms = torch.tensor([request.uniform() for request in self._running], dtype=torch.float64)
+        uniforms = uniforms.to(self.model.device)
+        tensors, policy, drawn, failures = self._policy(uniforms)
+        token_ids = self._sample(policy, uniforms, drawn)
         notes = self._trace(tensors, token_ids, failures)
         steps = [
             request.fail(failures[row]) if row in failures else request.push(token_ids[row], notes.get(row))
@@ -224,8 +226,8 @@ class Decoder:
         self._running.extend(new)
         self._columns = None
 
-    def _policy(self) -> tuple[StepTensors, Tensor, dict[int, TrimtabError]]:
-        """The step's tables, the policy [B, V] to sample from, and the rows that cannot go on."""
+    def _policy(self, uniforms: Tensor) -> tuple[StepTensors, Tensor, dict[int, int], dict[int, TrimtabError]]:
+        """The step's tables, the policy [B, V], tokens where a guide selects, and the rows that cannot go on."""
         base = self._session.logprobs()
         columns = self._columns = self._columns or Columns.of(self._running, base.device)
         proposed = base
@@ -250,36 +252,44 @@ class Decoder:
             {name: scores for name, (scores, _) in parts.items()},
             {name: weights != 0 for name, (_, weights) in parts.items()},
         )
+        drawn: dict[int, int] = {}
         if self._selecting:
-            tensors, policy = self._select(tensors, policy, columns, positions, failures)
+            tensors, drawn = self._select(tensors, policy, uniforms, positions, failures)
         if failures:  # these rows end in this step; give them something that can be drawn from
             policy = policy.index_fill(0, torch.tensor(list(failures), device=policy.device), 0.0)
-        return tensors, policy, failures
+        return tensors, policy, drawn, failures
 
     def _select(
         self,
         tensors: StepTensors,
         policy: Tensor,
-        columns: Columns,
+        uniforms: Tensor,
         positions: Mapping[int, int],
         failures: dict[int, TrimtabError],
-    ) -> tuple[StepTensors, Tensor]:
-        """The step with the rows in which a guide selects decided by its rule; adds to `failures`."""
+    ) -> tuple[StepTensors, dict[int, int]]:
+        """The tokens of the rows in which a guide selects, and the step with what led to them; adds to `failures`."""
+        columns = self._columns
+        assert columns is not None
         mixed, choices = tensors.mixed, {}
+        drawn: dict[int, int] = {}
         for lane in self._selecting:
             selected = lane.select(policy, columns, positions, failures)
             if selected is None:
                 continue
             rows, found, chosen = selected
-            table = policy.new_full((len(rows), policy.shape[1]), NEVER)
-            table.scatter_reduce_(1, found.candidates.token_ids, chosen, "amax")
-            policy, mixed = policy.index_copy(0, rows, table), mixed.index_copy(0, rows, table)
+            places = draw(apply_temperature(chosen, columns.temperature[rows]), uniforms[rows])
+            tokens = found.candidates.token_ids.gather(1, places[:, None]).squeeze(1)
+            drawn.update(zip(rows.tolist(), tokens.tolist(), strict=True))
             for index, row in enumerate(rows.tolist()):
                 if bool(found.broken[index]):
                     failures[row] = _broken_guide(lane.name)
                 elif self._running[row].params.trace:
                     choices[row] = (lane.name, found, index)
-        return replace(tensors, mixed=mixed, choices=choices), policy
+            if choices:
+                table = mixed.new_full((len(rows), mixed.shape[1]), NEVER)
+                table.scatter_reduce_(1, found.candidates.token_ids, chosen, "amax")
+                mixed = mixed.index_copy(0, rows, table)
+        return replace(tensors, mixed=mixed, choices=choices), drawn
 
     def _penalised(self, policy: Tensor, columns: Columns) -> Tensor:
         if all(request.params.repetition_penalty == 1 for request in self._running):
@@ -296,19 +306,24 @@ class Decoder:
         rows = bad_rows(mixed).nonzero().flatten().tolist()
         return {row: _blame(row, base, parts) for row in rows}
 
-    def _sample(self, policy: Tensor) -> list[int]:
+    def _sample(self, policy: Tensor, uniforms: Tensor, drawn: Mapping[int, int]) -> list[int]:
+        """A token for each row: `drawn` where a guide has selected, else from the policy."""
         columns = self._columns
         assert columns is not None
-        uniforms = torch.tensor([request.uniform() for request in self._running], dtype=torch.float64)
-        chosen: list[int] = sample(
-            policy,
-            uniforms.to(policy.device),
-            temperature=columns.temperature,
-            top_k=columns.top_k,
-            top_p=columns.top_p,
-            min_p=columns.min_p,
-        ).tolist()
-        return chosen
+        left = [row for row in range(len(self._running)) if row not in drawn]
+        if not left:
+            return [drawn[row] for row in range(len(self._running))]
+        rows = slice(None) if not drawn else torch.tensor(left, device=policy.device)
+        chosen = sample(
+            policy[rows],
+            uniforms[rows],
+            temperature=columns.temperature[rows],
+            top_k=columns.top_k[rows],
+            top_p=columns.top_p[rows],
+            min_p=columns.min_p[rows],
+        )
+        tokens = {**drawn, **dict(zip(left, chosen.tolist(), strict=True))}
+        return [tokens[row] for row in range(len(self._running))]
 
     def _trace(
         self, tensors: StepTensors, token_ids: Sequence[int], failures: Mapping[int, object]

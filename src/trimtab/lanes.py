@@ -82,10 +82,13 @@ class SelectingLane(Lane):
         )
         context = self._base.context() if self.guide.needs_context else None
 
-        def look(rows: Tensor, some: Candidates) -> Tensor:
+        def look(rows: Tensor, some: Candidates, asked: Tensor) -> Tensor:
             hidden = self._base.peek(some.token_ids, batch[rows]) if self.guide.needs_hidden else None
             before = None if context is None else context[batch[rows].to(context.device)]
-            return self._session.score(replace(some, hidden=hidden, context=before, rows=own[rows]))
+            told = replace(some, hidden=hidden, context=before)
+            scores = torch.zeros_like(some.logprobs)
+            scores[asked] = self._session.score(replace(told.select(asked), rows=own[rows[asked]])).to(scores)
+            return scores
 
         found = walk(candidates, counts, self._weights(policy.device)[own], self.selection, look)
         return batch, found, self.selection.rule.policy(candidates, found.weighted)

@@ -16,8 +16,8 @@ from trimtab.core import Candidates, Selection
 from trimtab.rules import NEVER, not_finite_rows
 from trimtab.sampling import keep_min_p, keep_top_k, keep_top_p
 
-Look = Callable[[Tensor, Candidates], Tensor]
-"""(rows [N] of the walk, their candidates of this look [N, k]) -> scores [N, k]."""
+Look = Callable[[Tensor, Candidates, Tensor], Tensor]
+"""(rows [N] of the walk, their candidates of this look [N, k], which are asked about [N] bool) -> scores [N, k]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +42,31 @@ def survivors(policy: Tensor, *, top_k: Tensor, top_p: Tensor, min_p: Tensor) ->
     Best first, of equals the lower id first; K is the largest count. Log-probabilities stay those over the whole
     vocabulary. The order of the filters is MARA's (arXiv 2505.19743; its released code applies the temperature last).
     """
-    kept = keep_min_p(keep_top_p(keep_top_k(policy, top_k), top_p), min_p)
+    table, ids = _head(policy, top_k)
+    kept = keep_min_p(keep_top_p(keep_top_k(table, top_k), top_p), min_p)
     counts = (kept > NEVER).sum(dim=-1)
-    logprobs, token_ids = _best_first(kept, int(counts.max()))
-    return Candidates(token_ids, logprobs), counts
+    logprobs, places = _best_first(kept, int(counts.max()))
+    return Candidates(places if ids is None else ids.gather(1, places), logprobs), counts
 
 
 def walk(candidates: Candidates, counts: Tensor, weights: Tensor, selection: Selection, look: Look) -> Walk:
     """Look at candidates [R, K] until every row's rule is decided; `weights` [R] are the requests'.
 
-    A row with one candidate is not asked about.
+    A row with one candidate is not asked about, but looked at with the others: it is fed in the same forward pass.
     """
     num_candidates = candidates.token_ids.shape[1]
     scores = torch.full_like(candidates.logprobs, torch.nan, dtype=torch.float32)
     weighted = torch.full_like(scores, NEVER)
     broken = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
-    rows = (counts > 1).nonzero().squeeze(1)
+    rows = torch.arange(len(counts), device=counts.device) if bool((counts > 1).any()) else counts.new_empty(0)
     start, number = 0, 0
     while len(rows):
         left = int(counts[rows].max())
         width = selection.width(number, len(rows))
         stop = left if width is None else min(start + width, left)
-        found = look(rows, _slice(candidates, counts, rows, start, stop)).to(scores)
-        real = torch.arange(start, stop, device=rows.device) < counts[rows, None]
+        asked = counts[rows] > 1
+        found = look(rows, _slice(candidates, counts, rows, start, stop), asked).to(scores)
+        real = (torch.arange(start, stop, device=rows.device) < counts[rows, None]) & asked[:, None]
         bad = not_finite_rows(found.masked_fill(~real, 0.0))
         verdicts = selection.rule.weigh(found, weights[rows, None]).masked_fill(~real, NEVER)
         scores[rows, start:stop] = found.masked_fill(~real, torch.nan)
@@ -76,6 +78,21 @@ def walk(candidates: Candidates, counts: Tensor, weights: Tensor, selection: Sel
         rows, start, number = rows[~decided], stop, number + 1
         assert start <= num_candidates
     return Walk(candidates, counts, scores, weighted, broken)
+
+
+def _head(policy: Tensor, top_k: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The part of a policy [R, V] that top-k can keep, in rising order of ids, and those ids; (policy, None) for all.
+
+    Everything after top-k then works on a few columns. Where equals might reach beyond them, all are needed.
+    """
+    most = int(top_k.max())
+    if int(top_k.min()) == 0 or most + 1 >= policy.shape[1]:
+        return policy, None
+    values, ids = policy.topk(most + 1, dim=-1)
+    if bool((values[:, -1] == values.gather(1, top_k[:, None] - 1).squeeze(1)).any()):
+        return policy, None
+    ids = ids.sort(dim=-1).values
+    return policy.gather(1, ids), ids
 
 
 def _best_first(kept: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -56,8 +56,8 @@ class Sequential:
         scores = torch.log_softmax(logits.float(), -1)[None]
         filters = LogitsProcessorList([TopKLogitsWarper(self.top_k), TopPLogitsWarper(self.top_p)])
         kept = filters(torch.zeros(1, 1, dtype=torch.long), scores)[0]
-        order = kept.sort(descending=True, stable=True).indices.tolist()
-        return [token for token in order if kept[token] > -torch.inf]
+        order = kept.sort(descending=True, stable=True).indices
+        return order[: int((kept > -torch.inf).sum())].tolist()
 
     def _choose(
         self, candidates: list[int], length: int, cache: DynamicCache, before: Any, uniform: float
@@ -73,17 +73,16 @@ class Sequential:
                 return token, output if self.crops else self._feed([token], cache)
             if self.crops:
                 tried.crop(length - tried.get_seq_length())  # one column; how crop counts differs between versions
-        token = candidates[self._pick(candidates, chances, uniform)]
+        token = candidates[self._pick(chances, uniform)]
         return token, self._feed([token], cache)
 
-    def _pick(self, candidates: list[int], chances: list[float], uniform: float) -> int:
+    def _pick(self, chances: list[float], uniform: float) -> int:
         accepted = [index for index, chance in enumerate(chances) if chance > self.threshold]
         if not accepted:
-            return len(candidates) - 1 if self.rule == "last" else 0
+            return len(chances) - 1 if self.rule == "last" else 0
         if self.rule == "most":
             return max(accepted, key=lambda index: chances[index])
-        in_order_of_ids = sorted(accepted, key=lambda index: candidates[index])
-        return in_order_of_ids[int(uniform * len(accepted))]
+        return accepted[int(uniform * len(accepted))]
 
     def _chance(self, output: Any) -> float:
         state = output.hidden_states[-1][0, -1].float()
