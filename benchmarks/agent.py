@@ -6,7 +6,8 @@
 The reference (tests/agents/sequential.py) is the paper's decoding as its released code does it: one row, one candidate
 at a time, with a key-value cache. Both get the same random network, its bias set so that it accepts the wanted share of
 the candidates met along the reference's own answers, and the same prompts; their tokens are compared. The arms take
-turns in one process, and figures are medians of their speeds with the smallest and the largest. --json writes them.
+turns in one process, and figures are medians of their speeds with the smallest and the largest. Both sides answer the
+same rows: at batch 1 a few, one after the other, at batch 16 all. --json writes the figures.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="as in trimtab generate (%(default)s)")
     parser.add_argument("--share", type=float, default=0.3, help="of candidates that the agent accepts (%(default)s)")
-    parser.add_argument("--num-new-tokens", type=int, default=32, help="a row (%(default)s)")
-    parser.add_argument("--num-reference-rows", type=int, default=3, help="rows of the reference's turn (%(default)s)")
+    parser.add_argument("--num-new-tokens", type=int, default=24, help="a row (%(default)s)")
+    parser.add_argument("--num-single-rows", type=int, default=4, help="rows taken one by one at batch 1 (%(default)s)")
     parser.add_argument("--num-repeats", type=int, default=3, help="turns of each arm (%(default)s)")
     parser.add_argument("--training", action="store_true", help="measure the memory of training instead")
     parser.add_argument("--episodes", type=int, default=2000, help="with --training (%(default)s)")
@@ -69,10 +70,13 @@ def _speeds(args: argparse.Namespace) -> dict[str, Any]:
     plain = Sequential(model.module, _network(model, prompts, args.share), model.eos_ids)
     agent = Agent(plain.network)  # type: ignore[arg-type]
     tokens = args.num_new_tokens
+    alone = prompts[: args.num_single_rows]
     arms: dict[str, Callable[[], int]] = {
-        "unguided generate, batch 1": lambda: _generate(model, prompts[0], tokens),
-        "reference": lambda: _reference(plain, prompts[: args.num_reference_rows], tokens),
-        **{f"agent, batch {batch}": _ours(model, agent, prompts[:batch], tokens) for batch in BATCHES},
+        "unguided generate, batch 1": lambda: sum(_generate(model, prompt, tokens) for prompt in alone),
+        "reference, the rows of batch 1": lambda: _reference(plain, alone, tokens),
+        "reference, the rows of batch 16": lambda: _reference(plain, prompts, tokens),
+        "agent, batch 1": lambda: sum(_ours(model, agent, [prompt], tokens) for prompt in alone),
+        "agent, batch 16": lambda: _ours(model, agent, prompts, tokens),
     }
     speeds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(args.num_repeats + 1):  # the first turn warms up
@@ -83,8 +87,8 @@ def _speeds(args: argparse.Namespace) -> dict[str, Any]:
                 speeds[name].append(count / (time.perf_counter() - started))
     middle = {name: statistics.median(values) for name, values in speeds.items()}
     ratios = {
-        "reference, batch 1": middle["agent, batch 1"] / middle["reference"],
-        "reference, batch 16": middle["agent, batch 16"] / middle["reference"],
+        "reference, batch 1": middle["agent, batch 1"] / middle["reference, the rows of batch 1"],
+        "reference, batch 16": middle["agent, batch 16"] / middle["reference, the rows of batch 16"],
         "unguided generate, batch 1": middle["agent, batch 1"] / middle["unguided generate, batch 1"],
     }
     return {
@@ -101,7 +105,7 @@ def _network(model: Any, prompts: Sequence[Sequence[int]], share: float) -> Agen
     torch.manual_seed(0)
     network = AgentNetwork(model.hidden_size).eval().requires_grad_(False)
     for _ in range(3):  # what it accepts decides what it meets
-        make_accept(network, _states_met(model, network, prompts[:3]), share)
+        make_accept(network, _states_met(model, network, prompts), share)
     return network
 
 
@@ -110,7 +114,7 @@ def _states_met(model: Any, network: AgentNetwork, prompts: Sequence[Sequence[in
     states: list[torch.Tensor] = []
     hook = network.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0].reshape(-1, model.hidden_size)))
     for prompt in prompts:
-        Sequential(model.module, network, model.eos_ids).answer(prompt, 24, ignore_eos=True)
+        Sequential(model.module, network, model.eos_ids).answer(prompt, 8, ignore_eos=True)
     hook.remove()
     return torch.cat(states)
 
@@ -127,15 +131,9 @@ def _reference(plain: Sequential, prompts: Sequence[Sequence[int]], tokens: int)
     return sum(len(plain.answer(prompt, tokens, ignore_eos=True)) for prompt in prompts)
 
 
-def _ours(model: Any, agent: Agent, prompts: Sequence[Sequence[int]], tokens: int) -> Callable[[], int]:
-    def run() -> int:
-        decoder = Decoder(model, {"agent": agent})
-        return sum(
-            len(answer.token_ids)
-            for answer in decoder.generate(prompts, max_new_tokens=tokens, ignore_eos=True, seed=0)
-        )
-
-    return run
+def _ours(model: Any, agent: Agent, prompts: Sequence[Sequence[int]], tokens: int) -> int:
+    answers = Decoder(model, {"agent": agent}).generate(prompts, max_new_tokens=tokens, ignore_eos=True, seed=0)
+    return sum(len(answer.token_ids) for answer in answers)
 
 
 def _behaviour(
