@@ -10,10 +10,12 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from trimtab.core import Prompt
 from trimtab.errors import OptionError
+
+if TYPE_CHECKING:
+    from trimtab.core import Prompt
 
 BASE = "base"
 """The `baseline` that is the reward of the base's own greedy answer."""
