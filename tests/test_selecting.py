@@ -1,0 +1,126 @@
+"""Candidates and the walk over them, on tables small enough to check by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from trimtab.core import COLUMNS, Candidates, Selection
+from trimtab.rules import NEVER, FirstAccepted, MostAccepted
+from trimtab.selecting import survivors, walk
+
+
+def plain_survivors(row: Tensor, top_k: int, top_p: float, min_p: float) -> list[int]:
+    """transformers' own filters, then a sort by probability and id."""
+    filters = LogitsProcessorList()
+    if top_k:
+        filters.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        filters.append(TopPLogitsWarper(top_p))
+    if min_p:
+        filters.append(MinPLogitsWarper(min_p))
+    kept = filters(torch.zeros(1, 1, dtype=torch.long), row[None])[0]
+    return sorted((kept > NEVER).nonzero().squeeze(1).tolist(), key=lambda token: (-float(row[token]), token))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [
+        ([5, 3, 9], [1.0, 0.9, 0.5], [0.0, 0.0, 0.1]),
+        ([0, 4, 2], [0.8, 1.0, 0.7], [0.0, 0.3, 0.0]),
+        ([50] * 3, [0.99] * 3, [0.0] * 3),
+    ],
+)
+def test_survivors_are_those_of_the_filters_one_row_at_a_time(
+    seed: int, top_k: list[int], top_p: list[float], min_p: list[float]
+) -> None:
+    torch.manual_seed(seed)
+    policy = torch.log_softmax(torch.randn(3, 40) * 2, -1)
+    options = {"top_k": torch.tensor(top_k), "top_p": torch.tensor(top_p).double(), "min_p": torch.tensor(min_p)}
+    candidates, counts = survivors(policy, **options)
+    assert candidates.token_ids.shape[1] == int(counts.max())
+    for row in range(3):
+        count = int(counts[row])
+        expected = plain_survivors(policy[row], top_k[row], top_p[row], min_p[row])
+        assert candidates.token_ids[row, :count].tolist() == expected
+        assert torch.equal(candidates.logprobs[row, :count], policy[row, expected])
+        assert bool((candidates.logprobs[row, count:] == NEVER).all())
+
+
+def test_equals_come_in_the_order_of_their_ids_and_none_is_lost() -> None:
+    """Four tokens tie for the second place, more than the columns that top-k would look at: all of them stay."""
+    policy = torch.log_softmax(torch.tensor([[0.0, 1.0, 0.0, 2.0, 1.0, 1.0, 1.0, -1.0, -2.0]]), -1)
+    one = torch.ones(1)
+    candidates, counts = survivors(policy, top_k=torch.tensor([2]), top_p=one.double(), min_p=0 * one)
+    assert counts.tolist() == [5]
+    assert candidates.token_ids.tolist() == [[3, 1, 4, 5, 6]]
+
+
+SCORES = torch.tensor([[-1.0, -1.0, 2.0, -1.0, 3.0, -1.0], [5.0] * 6, [-1.0] * 6, [7.0] * 6])
+COUNTS = torch.tensor([6, 4, 5, 1])
+
+
+def tell(selection: Selection) -> tuple[list[tuple[list[int], int]], Tensor, Tensor]:
+    """Which rows were looked at with how many columns, the weighted scores, and which were asked about."""
+    seen: list[tuple[list[int], int]] = []
+    asked_rows: set[int] = set()
+    base = torch.log_softmax(torch.arange(6, 0, -1.0), 0).repeat(4, 1)
+    base = base.masked_fill(torch.arange(6) >= COUNTS[:, None], NEVER)
+
+    def look(rows: Tensor, some: Candidates, asked: Tensor) -> Tensor:
+        seen.append((rows.tolist(), some.token_ids.shape[1]))
+        asked_rows.update(rows[asked].tolist())
+        assert bool((some.logprobs > NEVER).all()), "padding was looked at"
+        return SCORES[rows[:, None], some.token_ids]
+
+    ids = torch.arange(6).repeat(4, 1)
+    found = walk(Candidates(ids, base), COUNTS, torch.full((4,), 0.5), selection, look)
+    assert not bool(found.broken.any())
+    return seen, found.weighted, torch.tensor(sorted(asked_rows))
+
+
+def test_rows_leave_as_soon_as_they_are_decided() -> None:
+    seen, weighted, asked = tell(Selection(FirstAccepted(), looks=(1, 2, 3)))
+    assert seen == [([0, 1, 2, 3], 1), ([0, 2], 2), ([2], 2)]
+    assert asked.tolist() == [0, 1, 2], "a single candidate was asked about"
+    assert weighted[0].tolist() == [-1.0, -1.0, 2.0, NEVER, NEVER, NEVER]
+    assert weighted[1].tolist() == [5.0] + [NEVER] * 5
+    assert weighted[2].tolist() == [-1.0] * 5 + [NEVER]
+    assert weighted[3].tolist() == [NEVER] * 6
+
+
+@pytest.mark.parametrize("selection", [Selection(MostAccepted()), Selection(FirstAccepted(), looks=())])
+def test_a_rule_that_needs_all_verdicts_looks_once(selection: Selection) -> None:
+    seen, weighted, _ = tell(selection)
+    assert seen == [([0, 1, 2, 3], 6)]
+    assert weighted[1].tolist() == [5.0] * 4 + [NEVER] * 2
+
+
+def test_nothing_is_looked_at_where_every_row_has_one_candidate() -> None:
+    one = Candidates(torch.tensor([[4], [2]]), torch.zeros(2, 1))
+    found = walk(one, torch.ones(2, dtype=torch.long), torch.full((2,), 0.5), Selection(FirstAccepted()), _never)
+    assert bool(torch.isneginf(found.weighted).all())
+
+
+def _never(rows: Tensor, some: Candidates, asked: Tensor) -> Tensor:
+    raise AssertionError("looked")
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_score_that_no_guide_may_give_marks_its_row(bad: float) -> None:
+    def look(rows: Tensor, some: Candidates, asked: Tensor) -> Tensor:
+        return torch.where(rows[:, None] == 1, bad, -1.0).expand(len(rows), some.token_ids.shape[1])
+
+    both = Candidates(torch.arange(3).repeat(2, 1), torch.zeros(2, 3))
+    found = walk(both, torch.tensor([3, 3]), torch.full((2,), 0.5), Selection(FirstAccepted()), look)
+    assert found.broken.tolist() == [False, True]
+
+
+def test_many_rows_share_the_columns_of_a_look() -> None:
+    selection = Selection(FirstAccepted(), looks=(8, 64))
+    assert [selection.width(0, rows) for rows in (1, 4, 16, 100)] == [8, 8, COLUMNS // 16, 1]
+    assert [selection.width(1, rows) for rows in (1, 4, 100)] == [COLUMNS, COLUMNS // 4, 1]
+    assert Selection(MostAccepted()).width(0, 1) is None
