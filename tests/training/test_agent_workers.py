@@ -169,6 +169,7 @@ def test_a_run_on_two_workers_ends_in_the_weights_of_a_run_here(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """With a cluster of its own; here the rounds are cut as for two."""
+    ray.shutdown()  # another test's
     result = train(tiny, tmp_path / "two", workers=2)
     assert not ray.is_initialized(), "the cluster ends with the run"
     assert capfd.readouterr().out == ""
