@@ -25,8 +25,10 @@ trimtab train agent --model demo --prompts "$DATA/prompts/safe_rlhf_train.jsonl"
   --reward "helpful=$OUT/rewards/helpful:1" --reward "harmless=$OUT/rewards/harmless:1" \
   $SHORT --episodes 768 --out "$OUT/safety"
 
-python recipes/agent_frontier.py --prompts "$DATA/prompts/hh_test.jsonl" --agent "agent=$OUT/sentiment:0.3,0.5,0.7" \
-  --arm positive=builtin:sentiment:0.5,1,2 --reward sentiment=sentiment:1 --out "$OUT/sentiment.json"
-python recipes/agent_frontier.py --prompts "$DATA/prompts/safe_rlhf_test.jsonl" --agent "agent=$OUT/safety:0.3,0.5,0.7" \
+python recipes/agent_frontier.py --prompts "$DATA/prompts/hh_test.jsonl" --num-prompts 96 \
+  --max-new-tokens 32 --agent "agent=$OUT/sentiment:0.5,0.3,0.7" --arm positive=builtin:sentiment:0.5,1,2 \
+  --reward sentiment=sentiment:1 --out "$OUT/sentiment.json"
+python recipes/agent_frontier.py --prompts "$DATA/prompts/safe_rlhf_test.jsonl" --num-prompts 80 \
+  --max-new-tokens 32 --no-controls --agent "agent=$OUT/safety:0.5,0.7" \
   --reward "helpful=$OUT/rewards/helpful:1" --reward "harmless=$OUT/rewards/harmless:1" --judge-data "$DATA" \
-  --out "$OUT/safety.json"
+  --out "$OUT/safety.json"  # with guides trained as docs/results.md says: --arm helpful=DIR:1 --arm harmless=DIR:1
