@@ -54,7 +54,6 @@ def walk(candidates: Candidates, counts: Tensor, weights: Tensor, selection: Sel
 
     A row with one candidate is not asked about, but looked at with the others: it is fed in the same forward pass.
     """
-    num_candidates = candidates.token_ids.shape[1]
     scores = torch.full_like(candidates.logprobs, torch.nan, dtype=torch.float32)
     weighted = torch.full_like(scores, NEVER)
     broken = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
@@ -76,7 +75,6 @@ def walk(candidates: Candidates, counts: Tensor, weights: Tensor, selection: Sel
         if selection.rule.lazy:
             decided |= (verdicts > 0).any(dim=-1)
         rows, start, number = rows[~decided], stop, number + 1
-        assert start <= num_candidates
     return Walk(candidates, counts, scores, weighted, broken)
 
 

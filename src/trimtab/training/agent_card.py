@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab.training.card import settings_and_versions
+
 _PACKAGES = ("trimtab", "torch", "transformers", "torchrl", "tensordict")
 
 
@@ -47,13 +49,7 @@ def agent_card(card: Mapping[str, Any]) -> str:
         "",
         *_measured(metrics),
         "",
-        "## Settings",
-        "",
-        "| setting | value |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in card["hyperparameters"].items()),
-        "",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in card["versions"].items()) + ".",
+        *settings_and_versions(card),
     ]
     return "\n".join(lines) + "\n"
 

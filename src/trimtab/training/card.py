@@ -64,6 +64,14 @@ def model_card(card: Mapping[str, Any], tags: Sequence[str] = ()) -> str:
         "",
         *_measured(metrics),
         "",
+        *settings_and_versions(card),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def settings_and_versions(card: Mapping[str, Any]) -> list[str]:
+    """The end of any guide's model card: a table of its hyperparameters, and what it was trained with."""
+    return [
         "## Settings",
         "",
         "| setting | value |",
@@ -72,7 +80,6 @@ def model_card(card: Mapping[str, Any], tags: Sequence[str] = ()) -> str:
         "",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in card["versions"].items()) + ".",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _left_out(metrics: Mapping[str, Any]) -> str:
