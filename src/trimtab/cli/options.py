@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import CheckpointError, OptionError
 
@@ -206,6 +206,27 @@ def add_template_options(parser: argparse.ArgumentParser) -> None:
         "--raw", dest="template", action="store_const", const="raw", help="text is continued as it stands"
     )
     parser.set_defaults(template="auto")
+
+
+def add_settings(
+    group: argparse._ArgumentGroup, settings: Mapping[str, tuple[Callable[[str], Any], str]], defaults: object
+) -> None:
+    """A flag for each setting of one number: name -> (type, help); what it is by default is read off `defaults`."""
+    for name, (kind, text) in settings.items():
+        default = getattr(defaults, name)
+        flag, metavar = f"--{name.replace('_', '-')}", "N" if isinstance(default, int) else "X"
+        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{text} ({default:g})")
+
+
+def add_run_outputs(parser: argparse.ArgumentParser, where: str) -> argparse._ArgumentGroup:
+    """--out, --resume or --overwrite, and --json of a run that can be interrupted; their group, for more."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", required=True, metavar="DIR", help=where)
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    existing.add_argument("--overwrite", action="store_true", help="replace --out and start anew")
+    group.add_argument("--json", action="store_true", help="the result as JSON on standard output")
+    return group
 
 
 def check_guide_names(specs: Sequence[GuideSpec]) -> None:

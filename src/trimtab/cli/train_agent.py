@@ -99,10 +99,7 @@ def register(methods: argparse._SubParsersAction[Any]) -> None:
     parser = methods.add_parser("agent", help="an accept-reject agent (MARA)", description=__doc__, allow_abbrev=False)
     _add_inputs(parser)
     group = parser.add_argument_group("training")
-    for name, (kind, text) in _SETTINGS.items():
-        default = getattr(_DEFAULTS, name)
-        flag, metavar = f"--{name.replace('_', '-')}", "N" if isinstance(default, int) else "X"
-        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{text} ({default:g})")
+    options.add_settings(group, _SETTINGS, _DEFAULTS)
     group.add_argument(
         "--baseline",
         type=_baseline,
@@ -119,7 +116,7 @@ def register(methods: argparse._SubParsersAction[Any]) -> None:
         default=_DEFAULTS.state_dtype,
         help="of the buffer's states (%(default)s)",
     )
-    _add_outputs(parser)
+    options.add_run_outputs(parser, "where the agent goes")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -187,15 +184,6 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--workers", type=_count_or_none, default=0, metavar="N", help="roll out on N Ray actors; 0: here (0)"
     )
     group.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster: host:port, ray://host:port or auto")
-
-
-def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("output")
-    group.add_argument("--out", required=True, metavar="DIR", help="where the agent goes")
-    existing = group.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    existing.add_argument("--overwrite", action="store_true", help="replace --out and start anew")
-    group.add_argument("--json", action="store_true", help="the result as JSON on standard output")
 
 
 def _reward(text: str) -> AgentReward:

@@ -65,10 +65,7 @@ def register(methods: argparse._SubParsersAction[Any]) -> None:
     _add_inputs(parser)
     group = parser.add_argument_group("training")
     group.add_argument("--full", action="store_true", help="train all weights, not an adapter")
-    for name, (kind, text) in _SETTINGS.items():
-        default = getattr(_DEFAULTS, name)
-        flag, metavar = f"--{name.replace('_', '-')}", "N" if isinstance(default, int) else "X"
-        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{text} ({default:g})")
+    options.add_settings(group, _SETTINGS, _DEFAULTS)
     group.add_argument(
         "--lora-targets",
         type=lambda text: tuple(text.split(",")),
@@ -140,11 +137,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("output")
-    group.add_argument("--out", required=True, metavar="DIR", help="where the guide goes")
-    existing = group.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    existing.add_argument("--overwrite", action="store_true", help="replace --out and start anew")
+    group = options.add_run_outputs(parser, "where the guide goes")
     group.add_argument(
         "--report-to",
         type=lambda text: tuple(text.split(",")),
@@ -153,7 +146,6 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         help="trackers: tensorboard, wandb, trackio, mlflow, ... (none)",
     )
     group.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the finished guide to this repository")
-    group.add_argument("--json", action="store_true", help="the result as JSON on standard output")
 
 
 def _settings(args: argparse.Namespace) -> ArmSettings:
