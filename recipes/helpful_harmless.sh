@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Two objectives, as docs/results.md reports them: a guide for each, one guide for both (PARM), DPO policies to be souped, and
-# RL on the weighted sum. DATA holds helpful/, harmless/ and prompts/ (see docs/data.md). About three hours on two CPU cores.
-# The two guides (800 pairs each) are trained as docs/results.md says, into runs/helpful-harmless/guides.
+# Two objectives, as docs/results.md reports them: a guide for each, one guide for both (PARM), DPO policies to be souped, all
+# on the same number of pairs, and RL on three weighted sums. DATA holds helpful/, harmless/ and prompts/ (see docs/data.md).
+# About two hours on two CPU cores. A step that has run is not run again.
 set -euo pipefail
 DATA=$(cd "${1:?the directory of pairs and prompts}" && pwd)
 cd "$(dirname "$0")/.."
@@ -10,20 +10,25 @@ mkdir -p "$OUT/rewards"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 cp "$DATA/prompts/hh_test.jsonl" "$OUT/prompts_test.jsonl"
-python recipes/reward_model.py --model demo --data "$DATA/harmless/train.jsonl" \
+[ -e "$OUT/rewards/harmless" ] || python recipes/reward_model.py --model demo --data "$DATA/harmless/train.jsonl" \
   --eval-data "$DATA/harmless/validation.jsonl" --out "$OUT/rewards/harmless" --max-length 192
-python recipes/reward_model.py --model demo --data "$DATA/helpful/train.jsonl" \
+[ -e "$OUT/rewards/helpful" ] || python recipes/reward_model.py --model demo --data "$DATA/helpful/train.jsonl" \
   --eval-data "$DATA/helpful/validation.jsonl" --out "$OUT/rewards/helpful" --max-pairs 1500 --max-length 256
 
-SHORT=(--model demo --eval-share 0 --max-pairs 160 --batch-size 4 --gradient-accumulation 2 --max-length 160 --max-prompt-length 96)
+train() {  # train KIND OUT ..., unless OUT is there
+  [ -e "$2" ] || trimtab train "$1" --model demo --out "${@:2}"
+}
+PAIRS=(--eval-share 0 --max-pairs 240 --batch-size 4 --gradient-accumulation 1 --max-length 160 --max-prompt-length 96)
 for objective in helpful harmless; do
-  trimtab train dpo "${SHORT[@]}" --data "$DATA/$objective/train.jsonl" --learning-rate 3e-4 --out "$OUT/policies/dpo-$objective"
+  train dpo "$OUT/policies/dpo-$objective" "${PAIRS[@]}" --data "$DATA/$objective/train.jsonl" --learning-rate 6e-4
+  train arm "$OUT/guides/$objective" "${PAIRS[@]}" --data "$DATA/$objective/train.jsonl" --learning-rate 6e-4
 done
-trimtab train parm "${SHORT[@]}" --data "helpful=$DATA/helpful/train.jsonl" --data "harmless=$DATA/harmless/train.jsonl" \
-  --beta 0.05 --epochs 1 --learning-rate 1e-3 --out "$OUT/guides/parm"
-trimtab train rl --model demo --prompts "$DATA/prompts/hh_train.jsonl" --chat --max-prompts 96 --max-prompt-length 64 \
-  --reward "helpful=$OUT/rewards/helpful:0.5" --reward "harmless=$OUT/rewards/harmless:0.5" \
-  --max-new-tokens 20 --num-generations 4 --batch-size 16 --gradient-accumulation 1 --learning-rate 1e-3 --kl-weight 0.02 \
-  --out "$OUT/policies/rl-50"
+train parm "$OUT/guides/parm" "${PAIRS[@]}" --data "helpful=$DATA/helpful/train.jsonl" \
+  --data "harmless=$DATA/harmless/train.jsonl" --learning-rate 1e-3
+for helpful in 80 50 20; do
+  train rl "$OUT/policies/rl-$helpful" --prompts "$DATA/prompts/hh_train.jsonl" --chat --max-prompts 96 --max-prompt-length 64 \
+    --reward "helpful=$OUT/rewards/helpful:0.$helpful" --reward "harmless=$OUT/rewards/harmless:0.$((100 - helpful))" \
+    --max-new-tokens 20 --num-generations 4 --batch-size 16 --gradient-accumulation 1 --learning-rate 1e-3 --kl-weight 0.02
+done
 
 JUDGE_DATA=$DATA PYTHONPATH=recipes trimtab compare recipes/helpful_harmless.yaml --out runs/compare-helpful-harmless

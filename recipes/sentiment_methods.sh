@@ -23,3 +23,4 @@ trimtab train rl --model demo --prompts "$OUT/prompts.jsonl" --reward sentiment=
   --out "$OUT/policies/rl"
 
 trimtab compare recipes/sentiment.yaml --out runs/compare-sentiment
+trimtab compare recipes/sentiment_greedy.yaml --out runs/compare-sentiment-greedy
