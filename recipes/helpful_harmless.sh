@@ -18,7 +18,7 @@ cp "$DATA/prompts/hh_test.jsonl" "$OUT/prompts_test.jsonl"
 train() {  # train KIND OUT ..., unless OUT is there
   [ -e "$2" ] || trimtab train "$1" --model demo --out "${@:2}"
 }
-PAIRS=(--eval-share 0 --max-pairs 240 --batch-size 4 --gradient-accumulation 1 --max-length 160 --max-prompt-length 96)
+PAIRS=(--eval-share 0 --max-pairs 160 --batch-size 4 --gradient-accumulation 1 --max-length 128 --max-prompt-length 64)
 for objective in helpful harmless; do
   train dpo "$OUT/policies/dpo-$objective" "${PAIRS[@]}" --data "$DATA/$objective/train.jsonl" --learning-rate 6e-4
   train arm "$OUT/guides/$objective" "${PAIRS[@]}" --data "$DATA/$objective/train.jsonl" --learning-rate 6e-4
@@ -26,7 +26,7 @@ done
 train parm "$OUT/guides/parm" "${PAIRS[@]}" --data "helpful=$DATA/helpful/train.jsonl" \
   --data "harmless=$DATA/harmless/train.jsonl" --learning-rate 1e-3
 for helpful in 80 50 20; do
-  train rl "$OUT/policies/rl-$helpful" --prompts "$DATA/prompts/hh_train.jsonl" --chat --max-prompts 96 --max-prompt-length 64 \
+  train rl "$OUT/policies/rl-$helpful" --prompts "$DATA/prompts/hh_train.jsonl" --chat --max-prompts 64 --max-prompt-length 64 \
     --reward "helpful=$OUT/rewards/helpful:0.$helpful" --reward "harmless=$OUT/rewards/harmless:0.$((100 - helpful))" \
     --max-new-tokens 20 --num-generations 4 --batch-size 16 --gradient-accumulation 1 --learning-rate 1e-3 --kl-weight 0.02
 done

@@ -24,7 +24,19 @@ from trimtab import core
 
 LAYERS = (
     {"answers", "core", "errors"},
-    {"rules", "sampling", "selecting", "models", "guides", "testing", "text", "prompts", "requests", "tracing"}
+    {
+        "rules",
+        "sampling",
+        "selecting",
+        "models",
+        "guides",
+        "testing",
+        "text",
+        "prompts",
+        "requests",
+        "tracing",
+        "sessions",
+    }
     | {"statistics"},
     {"decoding", "directories", "lanes", "loading", "policies", "scorers", "processor"},
     {"training", "evaluation", "serving", "engines"},

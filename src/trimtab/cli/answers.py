@@ -7,13 +7,13 @@ is written first; `--resume` compares it with today's settings, so that a file n
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from trimtab.errors import DataError, OptionError, OutputExistsError
+from trimtab.evaluation.json_lines import open_to_append, read_lines, short, write_whole
 
 
 def settings_path(path: Path) -> Path:
@@ -27,8 +27,6 @@ class Plan:
 
     path: Path
     num_done: int = 0
-    num_bytes: int = 0
-    """Length of the finished lines; anything behind them is a torn line."""
     settings: Mapping[str, Any] | None = None
     """Those of the file to be continued."""
 
@@ -36,13 +34,15 @@ class Plan:
         """Raise OptionError unless today's settings and prompts are those of the file to be continued."""
         if self.settings is None:
             return
-        changed = [key for key in sorted({*settings, *self.settings}) if settings.get(key) != self.settings.get(key)]
+        before = self.settings
+        changed = "; ".join(
+            f"{key} was {short(before.get(key))}, is {short(settings.get(key))}"
+            for key in sorted({*settings, *before})
+            if settings.get(key) != before.get(key)
+        )
         if changed:
-            details = "; ".join(
-                f"{key} was {_short(self.settings.get(key))}, is {_short(settings.get(key))}" for key in changed
-            )
             raise OptionError(
-                f"Cannot resume {self.path}: {details}. Give what it was begun with, --overwrite, or another path."
+                f"Cannot resume {self.path}: {changed}. Give what it was begun with, --overwrite, or another path."
             )
         if self.num_done > len(prompts):
             raise OptionError(f"Cannot resume {self.path}: it holds {self.num_done} answers to {len(prompts)} prompts.")
@@ -53,9 +53,7 @@ class Plan:
         if self.settings is None:
             self.path.unlink(missing_ok=True)  # first: an old file must never stand beside new settings
             write_whole(settings_path(self.path), json.dumps(settings, indent=1, sort_keys=True) + "\n")
-        else:
-            os.truncate(self.path, self.num_bytes)
-        return self.path.open("a", encoding="utf-8", newline="\n")
+        return open_to_append(self.path)
 
 
 def plan(path: str, *, resume: bool, overwrite: bool) -> Plan:
@@ -72,8 +70,8 @@ def plan(path: str, *, resume: bool, overwrite: bool) -> Plan:
             f"Cannot resume {path}: {settings_path(target).name}, which says how it was made, is not beside it. "
             "Give --overwrite, or another path."
         )
-    num_done, num_bytes = _finished_lines(target)
-    return Plan(target, num_done, num_bytes, _read_settings(settings_path(target)))
+    finished, _ = read_lines(target, broken="not an answer")
+    return Plan(target, len(finished), _read_settings(settings_path(target)))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -84,41 +82,3 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise DataError("not an object of settings. Give --overwrite, or another path.", path=path)
     return settings
-
-
-def _finished_lines(path: Path) -> tuple[int, int]:
-    """How many lines are whole, and their length in bytes. Only the last may be torn."""
-    num_done, num_bytes = 0, 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        if not (line.endswith(b"\n") and _is_object(line)):
-            if number < len(lines):
-                raise DataError("not an answer, so it cannot be continued. Give --overwrite.", path=path, line=number)
-            break
-        num_done, num_bytes = number, num_bytes + len(line)
-    return num_done, num_bytes
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."

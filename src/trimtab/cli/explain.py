@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
 from trimtab.cli.answering import plain
-from trimtab.cli.answers import write_whole
 from trimtab.cli.prompts import as_chat, use_template
 from trimtab.errors import OptionError
+from trimtab.evaluation.json_lines import write_whole
 
 if TYPE_CHECKING:
     from trimtab.answers import Answer

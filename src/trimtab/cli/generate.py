@@ -137,16 +137,9 @@ def _settings(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) ->
 
 def _source(path: str) -> str:
     """What a guide is: the content of a directory, so that one trained anew is not taken for the old; else its name."""
-    directory = Path(path)
-    if not directory.is_dir():
-        return path
-    digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.json")) + sorted(directory.glob("*.safetensors")):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+    from trimtab.evaluation.fingerprints import path_digest
+
+    return f"sha256:{path_digest(Path(path))}" if Path(path).is_dir() else path
 
 
 def _requests(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) -> list[Request]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from trimtab.cli import options
 from trimtab.errors import OptionError
@@ -31,6 +32,19 @@ def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._Ar
         help="a term of the reward: a scorer, the directory or hub id of a reward model, or module:function, and how "
         "much it counts (1; negative for a cost); repeat for several",
     )
+
+
+def run_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of a run on prompts say beside the model, the prompts, the rewards and the settings."""
+    return {
+        "out": args.out,
+        "template": args.template,
+        "prompt_files": [Path(args.prompts).name],
+        "resume": args.resume,
+        "overwrite": args.overwrite,
+        "trust_remote_code": args.trust_remote_code,
+        "revision": args.revision,
+    }
 
 
 def parse_reward(text: str) -> AgentReward:

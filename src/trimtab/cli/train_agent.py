@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
-from trimtab.cli.rewards import add_prompts_and_rewards
+from trimtab.cli.rewards import add_prompts_and_rewards, run_arguments
 from trimtab.training.agent_settings import BASE, STATE_DTYPES, AgentSettings, check_rewards
 
 if TYPE_CHECKING:
@@ -102,18 +101,12 @@ def run(args: argparse.Namespace) -> int:
             args.model,
             [row.prompt for row in rows],
             args.rewards,
-            out=args.out,
             settings=settings,
-            template=args.template,
-            prompt_files=[Path(args.prompts).name],
+            **run_arguments(args),
             workers=args.workers,
             ray_address=args.ray_address,
-            resume=args.resume,
-            overwrite=args.overwrite,
             dtype=args.dtype,
             device=args.device,
-            trust_remote_code=args.trust_remote_code,
-            revision=args.revision,
             progress=progress.show,
         )
         progress.say(_summary(result))

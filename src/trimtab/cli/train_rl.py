@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options, run_options
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
-from trimtab.cli.rewards import add_prompts_and_rewards
+from trimtab.cli.rewards import add_prompts_and_rewards, run_arguments
 from trimtab.training.agent_settings import check_rewards
 from trimtab.training.rl_settings import RLSettings
 
@@ -73,14 +72,8 @@ def run(args: argparse.Namespace) -> int:
             args.model,
             [row.prompt for row in rows],
             args.rewards,
-            out=args.out,
             settings=settings,
-            template=args.template,
-            prompt_files=[Path(args.prompts).name],
-            resume=args.resume,
-            overwrite=args.overwrite,
-            trust_remote_code=args.trust_remote_code,
-            revision=args.revision,
+            **run_arguments(args),
             push_to_hub=args.push_to_hub,
             progress=progress.show,
         )

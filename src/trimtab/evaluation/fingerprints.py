@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core import Prompt
+from trimtab.evaluation.json_lines import short
 from trimtab.evaluation.recipe import MethodSpec, Recipe
 from trimtab.evaluation.throughput import versions
 
@@ -56,7 +57,7 @@ def differences(before: Any, after: Any, place: str = "") -> list[str]:
             for name in sorted(names)
             for sentence in differences(before.get(name), after.get(name), f"{place}.{name}" if place else str(name))
         ]
-    return [] if before == after else [f"{place} was {_short(before)}, is {_short(after)}"]
+    return [] if before == after else [f"{place} was {short(before)}, is {short(after)}"]
 
 
 def content_digests(value: Any) -> Iterator[tuple[str, str]]:
@@ -73,7 +74,7 @@ def content_digests(value: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(value, str) and "/" in value:
         for path in (Path(value), Path(value.rpartition(":")[0])):
             if path.exists() and str(path) != ".":
-                yield path.name, _digest(path)
+                yield path.name, path_digest(path)
                 return
 
 
@@ -90,7 +91,7 @@ def _method(recipe: Recipe, spec: MethodSpec) -> dict[str, Any]:
     }
 
 
-def _digest(path: Path) -> str:
+def path_digest(path: Path) -> str:
     """Of a file, or of what a directory says and weighs."""
     files = [path] if path.is_file() else sorted([*path.glob("*.json"), *path.glob("*.safetensors")])
     digest = hashlib.sha256()
@@ -100,8 +101,3 @@ def _digest(path: Path) -> str:
             while block := stream.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -11,10 +11,10 @@ from typing import Any, TextIO
 from trimtab.errors import DataError
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_lines(path: Path, *, broken: str = "no JSON object") -> tuple[list[dict[str, Any]], int]:
     """The objects of a file's whole lines and the bytes these take; a torn last line is left out.
 
-    Raises DataError for a line before the last that is no JSON object. No file: nothing.
+    Raises DataError, which begins with `broken`, for a line before the last that is no JSON object. No file: nothing.
     """
     found: list[dict[str, Any]] = []
     num_bytes = 0
@@ -24,7 +24,9 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         if item is None:
             if number < len(lines):
                 raise DataError(
-                    "no JSON object, so it cannot be continued. Give --overwrite to begin anew.", path=path, line=number
+                    f"{broken}, so it cannot be continued. Give --overwrite to begin anew.",
+                    path=path,
+                    line=number,
                 )
             break
         found.append(item)
@@ -59,6 +61,12 @@ def write_whole(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def short(value: Any) -> str:
+    """A value as it stands in a line, cut to 60 characters, for a message."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

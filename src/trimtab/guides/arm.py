@@ -15,7 +15,7 @@ temperature; the mix is float32; and the vocabulary is compared by content.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,7 @@ from torch import Tensor
 from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, TokenIds
 from trimtab.errors import BaseMismatchError
 from trimtab.prompts import check_same_vocabulary, encode_prompt, guide_prompt_ids
+from trimtab.sessions import SessionView
 
 
 @dataclass(frozen=True)
@@ -63,24 +64,8 @@ class ARM:
         return ARMSession(self.model.open(beside))
 
 
-class ARMSession:
+class ARMSession(SessionView[ModelSession]):
     """The growing sequences of an ARM: a model's session, read as scores."""
-
-    def __init__(self, session: ModelSession) -> None:
-        self._session = session
-
-    @property
-    def num_rows(self) -> int:
-        return self._session.num_rows
-
-    def admit(self, prompts: Sequence[TokenIds]) -> None:
-        self._session.admit(prompts)
-
-    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
-        self._session.advance(rows, token_ids)
-
-    def keep(self, rows: Tensor) -> None:
-        self._session.keep(rows)
 
     def score(self, candidates: Candidates) -> Tensor:
         """[B, K] log π_r; −inf for ids beyond the guide's own logits (padding of the base's)."""

@@ -11,7 +11,6 @@ the mix is float32.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, TokenIds
 from trimtab.guides.arm import ARM, AdapterARM
+from trimtab.sessions import SessionView
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,8 @@ class TunedPolicy:
         return TunedPolicySession(self.policy.open(beside))
 
 
-class TunedPolicySession:
+class TunedPolicySession(SessionView[GuideSession]):
     """The growing sequences of a tuned policy."""
-
-    def __init__(self, session: GuideSession) -> None:
-        self._session = session
-
-    @property
-    def num_rows(self) -> int:
-        return self._session.num_rows
-
-    def admit(self, prompts: Sequence[TokenIds]) -> None:
-        self._session.admit(prompts)
-
-    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
-        self._session.advance(rows, token_ids)
-
-    def keep(self, rows: Tensor) -> None:
-        self._session.keep(rows)
 
     def score(self, candidates: Candidates) -> Tensor:
         """[B, K] log π_θ − log π_base; 0 where the base forbids, which it does at any score."""

@@ -12,7 +12,6 @@ constant; several end-of-sequence tokens are known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -32,6 +31,7 @@ from trimtab.core import (
 from trimtab.errors import BaseMismatchError
 from trimtab.prompts import check_same_vocabulary, guide_prompt_ids
 from trimtab.rules import WeighedCandidates
+from trimtab.sessions import SessionView
 
 TOP_K = 10
 """The paper's number of candidates."""
@@ -110,24 +110,8 @@ class TrajectoryGuide:
         return replace(self, selection=replace(own, temperature=heat, top_k=own.top_k if top_k is None else top_k))
 
 
-class TrajectorySession:
+class TrajectorySession(SessionView[RewardSession]):
     """The growing sequences of a trajectory guide."""
-
-    def __init__(self, session: RewardSession) -> None:
-        self._session = session
-
-    @property
-    def num_rows(self) -> int:
-        return self._session.num_rows
-
-    def admit(self, prompts: Sequence[TokenIds]) -> None:
-        self._session.admit(prompts)
-
-    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
-        self._session.advance(rows, token_ids)
-
-    def keep(self, rows: Tensor) -> None:
-        self._session.keep(rows)
 
     def score(self, candidates: Candidates) -> Tensor:
         """[B, K] rewards of the answer so far with each candidate."""

@@ -16,7 +16,7 @@ from trimtab.models.trunk import RowAdapter, Trunk, TrunkSession
 
 
 class Backbone:
-    """Token ids to states, with a cache whose rows have their own length. A subclass adds the `head`."""
+    """Token ids to states, with a cache whose rows have their own length. A causal model adds the `head`."""
 
     def __init__(self, module: Any) -> None:
         module.eval().requires_grad_(False)
@@ -65,8 +65,8 @@ class Backbone:
         return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
-        """[N, D] states -> [N, V] float32 log-probabilities."""
-        raise NotImplementedError
+        """[N, D] states -> [N, V] float32 log-probabilities. Raises CompatibilityError for a model without any."""
+        raise CompatibilityError(f"A {type(self.module).__name__} gives states and no log-probabilities.")
 
     def describe(self) -> dict[str, Any]:
         """What tells these weights from others: shapes, and the mean of some norm weights (the same in any dtype)."""

@@ -59,11 +59,10 @@ def with_score_head(causal: Any, weight: Tensor) -> Any:
     return module
 
 
-def merged_reward_module(base: HFModel, directory: Path, card: Mapping[str, Any]) -> Any:
-    """The adapter and the head in `directory`, merged into `base`, which is used up. `card` is its `guide.json`.
+def read_reward_adapter(directory: Path, card: Mapping[str, Any]) -> tuple[LoRA, Tensor]:
+    """The adapter and the head [1, D] in `directory`, whose `guide.json` is `card`.
 
-    Raises CheckpointError for files that do not load or lack the head, BaseMismatchError and VocabularyMismatchError
-    for another base than the one it was trained on.
+    Raises CheckpointError for files that do not load or lack the head.
     """
     pairs, weight = adapter_files.read_with_head(directory, SCORE)
     if weight.ndim != 2 or weight.shape[0] != 1:
@@ -71,10 +70,19 @@ def merged_reward_module(base: HFModel, directory: Path, card: Mapping[str, Any]
             f"{directory} has a score head of shape {list(weight.shape)}; a reward model's has one row, for one number "
             "an answer. Train it with `trimtab train reward`."
         )
-    adapter = LoRA(pairs, base=card.get("base", {}), vocabulary=card.get("vocabulary", {}), source=directory)
+    return LoRA(pairs, base=card.get("base", {}), vocabulary=card.get("vocabulary", {}), source=directory), weight
+
+
+def merged_reward_module(base: HFModel, directory: Path, card: Mapping[str, Any]) -> Any:
+    """The adapter and the head in `directory`, merged into `base`, which is used up. `card` is its `guide.json`.
+
+    Raises CheckpointError for files that do not load or lack the head, BaseMismatchError and VocabularyMismatchError
+    for another base than the one it was trained on.
+    """
+    adapter, weight = read_reward_adapter(directory, card)
     adapter.check(base)
     with torch.no_grad():
-        for name, (down, up) in pairs.items():
+        for name, (down, up) in adapter.pairs.items():
             layer = base.module.get_submodule(name)
             change = (up @ down).to(layer.weight)
             layer.weight += change if isinstance(layer, nn.Linear) else change.T  # GPT-2 keeps [in, out]

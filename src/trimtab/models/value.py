@@ -9,22 +9,22 @@ Two forms: a model of its own, and an adapter with a head, which runs as rows of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimtab.core import LanguageModel, ModelSession, TokenIds
-from trimtab.errors import BaseMismatchError, CheckpointError, CompatibilityError, NotFiniteError
-from trimtab.models import adapter_files
+from trimtab.core import LanguageModel, ModelSession
+from trimtab.errors import BaseMismatchError, CompatibilityError, NotFiniteError
 from trimtab.models.backbone import Backbone
-from trimtab.models.hf import HFTokenizer
+from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.models.lora import LoRA, RowLoRA
 from trimtab.models.reward import RewardModel
-from trimtab.models.reward_adapter import SCORE
+from trimtab.models.reward_adapter import read_reward_adapter
 from trimtab.models.trunk import RowAdapter, TrunkSession
+from trimtab.sessions import SessionView
 
 
 class TokenRewards:
@@ -53,27 +53,14 @@ class TokenRewards:
         return TokenRewardSession(self._backbone.open_rows(beside, self._adapter, tables=False), self._head, beside)
 
 
-class TokenRewardSession:
+class TokenRewardSession(SessionView[TrunkSession]):
     """The growing sequences of a reward model."""
 
     def __init__(self, session: TrunkSession, head: Tensor, beside: ModelSession | None) -> None:
-        self._session = session
+        super().__init__(session)
         self._head = head
         shares = isinstance(beside, TrunkSession) and beside.trunk is session.trunk
         self._beside = beside if shares and isinstance(beside, TrunkSession) else None
-
-    @property
-    def num_rows(self) -> int:
-        return self._session.num_rows
-
-    def admit(self, prompts: Sequence[TokenIds]) -> None:
-        self._session.admit(prompts)
-
-    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
-        self._session.advance(rows, token_ids)
-
-    def keep(self, rows: Tensor) -> None:
-        self._session.keep(rows)
 
     def rewards(self, rows: Tensor | None = None) -> Tensor:
         """[N] float32: the rewards of what is there, of some rows or of all."""
@@ -102,13 +89,13 @@ class AdapterRewards:
 
     def on(self, base: LanguageModel) -> TokenRewards:
         """The reward model that shares the base's weights. Raises BaseMismatchError or VocabularyMismatchError."""
-        adapted = self.adapter.on(base)
-        if not isinstance(base, Backbone):
+        if not isinstance(base, HFModel):
             raise BaseMismatchError(
                 f"This reward model is an adapter of a transformers model; the base here is a {type(base).__name__}."
             )
+        self.adapter.check(base)
         rows = RowLoRA(base.module, self.adapter.pairs)
-        return TokenRewards(base, self.head, tokenizer=getattr(adapted, "tokenizer", None), adapter=rows)
+        return TokenRewards(base, self.head, tokenizer=base.tokenizer, adapter=rows)
 
 
 class _RewardBackbone(Backbone):
@@ -151,8 +138,5 @@ def token_rewards(model: RewardModel) -> TokenRewards:
 
 def load_adapter_rewards(directory: Path, card: Mapping[str, Any]) -> AdapterRewards:
     """The adapter and the head that `trimtab train reward` wrote. Raises CheckpointError."""
-    pairs, head = adapter_files.read_with_head(directory, SCORE)
-    if head.ndim != 2 or head.shape[0] != 1:
-        raise CheckpointError(f"{directory} has a head of shape {tuple(head.shape)}; a reward model's is [1, D].")
-    base, vocabulary = card.get("base", {}), card.get("vocabulary", {})
-    return AdapterRewards(LoRA(pairs, base=base, vocabulary=vocabulary, source=directory), head[0])
+    adapter, head = read_reward_adapter(directory, card)
+    return AdapterRewards(adapter, head[0])

@@ -11,9 +11,9 @@ end with the token that ends a turn in the model's own chat template.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trimtab.training import checkpoints, run
 from trimtab.training.card import About
@@ -50,12 +50,18 @@ def train_dpo(
     run.require_extra()
     checkpoints.check_output(out, resume=resume, overwrite=overwrite)
     split = PairSplit(pairs, eval_pairs, settings)
-    if run.is_finished(out, resume=resume):
-        return result_of(out, run.finished(out, "policy", split.card))
-    host = run.load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
-    facts = run.carry_out(_job(host, split, out, settings, progress), resume=resume)
-    if push_to_hub is not None:
-        run.push(out, push_to_hub)
+    facts = run.train(
+        "policy",
+        split.card,
+        lambda host: _job(host, split, out, settings, progress),
+        model,
+        settings,
+        out=out,
+        resume=resume,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        push_to_hub=push_to_hub,
+    )
     return result_of(out, facts)
 
 
@@ -72,15 +78,12 @@ def _job(
     description = {**run.describe("policy", host, settings, split.card), "method": "dpo"}
     config = dpo_config(settings, checkpoints.workspace_of(out))
 
-    def measure(trainer: Any, seconds: float) -> Mapping[str, Any]:
-        return {"metrics": pair_metrics(trainer, split, train.counts, seconds)}
-
     return run.Job(
         out=out,
         description=description,
         config=config,
         build=lambda: build_dpo_trainer(host, train, held, settings, config, progress),
-        measure=measure,
+        measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, split, train.counts, seconds)},
         write=lambda directory, trainer: run.write_weights(directory, trainer, host, settings),
         about=_ABOUT,
     )

@@ -53,12 +53,18 @@ def train_reward(
     run.require_extra()
     checkpoints.check_output(out, resume=resume, overwrite=overwrite)
     split = PairSplit(pairs, eval_pairs, settings)
-    if run.is_finished(out, resume=resume):
-        return result_of(out, run.finished(out, "reward", split.card))
-    host = run.load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
-    facts = run.carry_out(_job(host, split, out, settings, progress), resume=resume)
-    if push_to_hub is not None:
-        run.push(out, push_to_hub)
+    facts = run.train(
+        "reward",
+        split.card,
+        lambda host: _job(host, split, out, settings, progress),
+        model,
+        settings,
+        out=out,
+        resume=resume,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        push_to_hub=push_to_hub,
+    )
     return result_of(out, facts)
 
 

@@ -54,6 +54,32 @@ class Job:
     """For the model card."""
 
 
+def train(
+    kind: str,
+    data: Mapping[str, Any],
+    make_job: Callable[[HFModel], Job],
+    model: str | Path,
+    settings: RunSettings,
+    *,
+    out: Path,
+    resume: bool,
+    trust_remote_code: bool,
+    revision: str | None,
+    push_to_hub: str | None,
+) -> dict[str, Any]:
+    """The whole road from a name: `guide.json` of what is trained now, or of a run that had come to its end before.
+
+    `data` is the account of the data, which a finished run must share.
+    """
+    if is_finished(out, resume=resume):
+        return finished(out, kind, data)
+    host = load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
+    facts = carry_out(make_job(host), resume=resume)
+    if push_to_hub is not None:
+        push(out, push_to_hub)
+    return facts
+
+
 def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
     """Train, measure and write; the content of `guide.json`. Raises CheckpointError where the disk is full."""
     from trimtab.training.configs import processes

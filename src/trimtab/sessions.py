@@ -1,0 +1,32 @@
+"""A session that is another session, read in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from trimtab.core import Session, TokenIds
+
+S = TypeVar("S", bound=Session)
+
+
+class SessionView(Generic[S]):
+    """The rows of one session, unchanged; a subclass says what is read off them."""
+
+    def __init__(self, session: S) -> None:
+        self._session = session
+
+    @property
+    def num_rows(self) -> int:
+        return self._session.num_rows
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        self._session.admit(prompts)
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        self._session.advance(rows, token_ids)
+
+    def keep(self, rows: Tensor) -> None:
+        self._session.keep(rows)
