@@ -6,7 +6,8 @@
 Methods take turns in one process, each on the same prompts; figures are medians of their ratios to the base of the same
 turn, with the smallest and the largest. With --references, a plain ARGS (each candidate's whole text through the reward
 model, one by one) and a plain Transfer-Q (each candidate completed by transformers' generate, one by one) run the same
-first tokens; theirs and ours must be the same. --json writes the figures.
+first tokens; theirs and ours must be the same. Memory is of the process, so give --only for a method's own. --json writes
+the figures.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="rows (1 16)")
     parser.add_argument("--num-new-tokens", type=int, default=24, help="a row (%(default)s)")
     parser.add_argument("--num-repeats", type=int, default=3, help="turns (%(default)s)")
+    parser.add_argument("--parm", help="a guide for several objectives: parm")
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="NAME", help="methods not to measure")
+    parser.add_argument("--only", metavar="NAME", help="this method and the base: its memory is then its own")
     parser.add_argument("--references", action="store_true", help="measure ARGS and Transfer-Q against plain ones")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser.parse_args()
@@ -68,13 +71,15 @@ def _arguments() -> argparse.Namespace:
 
 def _arms(args: argparse.Namespace) -> dict[str, tuple[Mapping[str, Any], Strength]]:
     """Method -> its options and a strength, as far as what it reads was given."""
-    arms: dict[str, tuple[Mapping[str, Any], Strength]] = {"base": ({}, 0.0)}
+    arms: dict[str, tuple[Mapping[str, Any], Strength]] = {"base": ({}, 0.0), "aligner": ({}, 1.0)}
     if args.guide:
         arms["genarm"] = ({"guides": {"g": args.guide}}, 1.0)
     if args.agent:
         arms["mara"] = ({"guide": args.agent}, 0.5)
     if args.policy:
         arms["policy"] = ({"path": args.policy}, 1.0)
+    if args.parm:
+        arms["parm"] = ({"guide": args.parm}, (0.5, 0.5))
     if args.reward:
         arms |= {
             "args": ({"reward": args.reward}, 1.0),
@@ -82,7 +87,8 @@ def _arms(args: argparse.Namespace) -> dict[str, tuple[Mapping[str, Any], Streng
             "best-of-n": ({"scorer": args.reward}, 10.0),
             "segments": ({"scorer": args.reward, "target": 1.0}, 2.0),
         }
-    return {name: arm for name, arm in arms.items() if name not in args.leave_out}
+    wanted = arms if args.only is None else ("base", args.only)
+    return {name: arm for name, arm in arms.items() if name in wanted and name not in args.leave_out}
 
 
 def _methods(args: argparse.Namespace, model: HFModel) -> dict[str, Any]:
