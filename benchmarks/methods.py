@@ -6,8 +6,8 @@
 Methods take turns in one process, each on the same prompts; figures are medians of their ratios to the base of the same
 turn, with the smallest and the largest. With --references, a plain ARGS (each candidate's whole text through the reward
 model, one by one) and a plain Transfer-Q (each candidate completed by transformers' generate, one by one) run the same
-first tokens; theirs and ours must be the same. Memory is of the process, so give --only for a method's own. --json writes
-the figures.
+first tokens; theirs and ours must be the same. Memory is the process's, so give --only for a method's own. --json
+writes the figures.
 """
 
 from __future__ import annotations
