@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two objectives, as docs/results.md reports them: a guide for each, one guide for both (PARM), DPO policies to be souped, all
-# on the same number of pairs, and RL on three weighted sums. DATA holds helpful/, harmless/ and prompts/ (see docs/data.md).
-# About two hours on two CPU cores. A step that has run is not run again.
+# on the same number of pairs, and RL on three weighted sums; two more guides show what more pairs buy. DATA holds helpful/,
+# harmless/ and prompts/ (see docs/data.md). About three hours on two CPU cores. A step that has run is not run again.
 set -euo pipefail
 DATA=$(cd "${1:?the directory of pairs and prompts}" && pwd)
 cd "$(dirname "$0")/.."
@@ -23,6 +23,10 @@ for objective in helpful harmless; do
   train dpo "$OUT/policies/dpo-$objective" "${PAIRS[@]}" --data "$DATA/$objective/train.jsonl" --learning-rate 6e-4
   train arm "$OUT/guides/$objective" "${PAIRS[@]}" --data "$DATA/$objective/train.jsonl" --learning-rate 6e-4
 done
+train arm "$OUT/guides/helpful-800" --data "$DATA/helpful/train.jsonl" --eval-data "$DATA/helpful/validation.jsonl" \
+  --max-pairs 800 --max-length 192 --max-prompt-length 80 --lora-last-layers 15 --learning-rate 1e-3 --gradient-accumulation 4
+train arm "$OUT/guides/harmless-720" --data "$DATA/harmless/train.jsonl" --eval-data "$DATA/harmless/validation.jsonl" \
+  --max-pairs 720 --max-length 256 --max-prompt-length 160 --lora-last-layers 15 --learning-rate 7e-4 --gradient-accumulation 4
 train parm "$OUT/guides/parm" "${PAIRS[@]}" --data "helpful=$DATA/helpful/train.jsonl" \
   --data "harmless=$DATA/harmless/train.jsonl" --learning-rate 1e-3
 for helpful in 80 50 20; do
