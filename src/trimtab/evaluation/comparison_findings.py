@@ -50,7 +50,7 @@ def pareto_findings(recipe: Recipe, fronts: Sequence[Front]) -> str:
     )
     rivals = [one.label for one in fronts if one is not best and _overlap(one.hypervolume, best.hypervolume)]
     if rivals:
-        sentence += f" Its interval overlaps {_listed(rivals)}'s."
+        sentence += f" Its interval overlaps that of {_listed(rivals)}."
     return sentence
 
 
