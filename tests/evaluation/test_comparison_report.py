@@ -20,6 +20,7 @@ from tests.evaluation.test_comparison import run
 from tests.evaluation.test_report import outside, read
 from trimtab.errors import DataError
 from trimtab.evaluation.comparison_figure import _MARKERS, SERIES_DARK, SERIES_LIGHT
+from trimtab.evaluation.comparison_findings import findings
 from trimtab.evaluation.comparison_report import write_comparison_report
 from trimtab.evaluation.comparison_results import Results, read_results, summary_of
 from trimtab.evaluation.comparison_win_rates import win_rate_sections
@@ -309,6 +310,17 @@ def test_too_few_prompts_are_said(tmp_path: Path) -> None:
     assert "Fewer than 10 prompts are too few for an interval; these have none: aligner, arm, base, best-of-n" in text
     assert "(no interval: 4 prompts are too few)" in text
     assert "no interval" in page[page.index("<table>") :]
+
+
+def test_methods_that_are_shown_twice_are_named_with_their_strengths() -> None:
+    recipe = fakes.recipe()
+    rows = [row(*cell, i, 0.1 * (i % 4) + gain) for i in range(12) for cell, gain in (
+        (("base", 0.0), 0.0), (("arm", 1.0), 0.5), (("arm", 2.0), 0.5001 + 0.01 * (i % 2) - 0.005), (("aligner", 1.0), 0.5),
+    )]  # fmt: skip
+    shown = measured(recipe, cells_of(recipe, rows, "test"), {})
+    said = findings(recipe, shown, {})
+    assert "arm at strength 2 has the highest" in said
+    assert "arm at strength 1 and aligner cannot be told apart" in said
 
 
 def test_without_validation_prompts_every_strength_is_shown(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def findings(recipe: Recipe, shown: Sequence[Measured], costs: Mapping[str, Cost
     if gain is None or gain.value <= 0:
         return f"No method has a higher mean {name} reward than the unguided model ({written(base.rewards[name])})."
     sentences = [
-        f"{best.label} at strength {strength_text(best.strength)} has the highest mean {name} reward on the test "
+        f"{_named(best)} has the highest mean {name} reward on the test "
         f"prompts, {signed(best.rewards[name].value)} against {signed(base.rewards[name].value)} without guidance: a "
         f"gain of {written(gain)}{_price(best, costs)}.",
     ]
@@ -35,7 +35,9 @@ def findings(recipe: Recipe, shown: Sequence[Measured], costs: Mapping[str, Cost
         sentences.append("The interval of that gain holds 0, so it may be chance.")
     rivals = [one for one in others if one is not best and _not_told_apart(best, one, name)]
     if rivals:
-        sentences.append(f"On these prompts {_listed([one.label for one in rivals])} cannot be told apart from it.")
+        labels = [one.label for one in shown]
+        names = [_named(one) if labels.count(one.label) > 1 else one.label for one in rivals]
+        sentences.append(f"On these prompts {_listed(names)} cannot be told apart from it.")
     return " ".join(sentences)
 
 
@@ -63,6 +65,10 @@ def written(estimate: Estimate, *, digits: int = 2) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{write(estimate.value)} (no interval: {estimate.num_prompts} prompts are too few)"
     return f"{write(estimate.value)} (95 % interval {write(estimate.low)} to {write(estimate.high)})"
+
+
+def _named(one: Measured) -> str:
+    return f"{one.label} at strength {strength_text(one.strength)}"
 
 
 def _price(best: Measured, costs: Mapping[str, CostSummary]) -> str:
