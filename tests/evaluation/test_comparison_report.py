@@ -314,9 +314,13 @@ def test_too_few_prompts_are_said(tmp_path: Path) -> None:
 
 def test_methods_that_are_shown_twice_are_named_with_their_strengths() -> None:
     recipe = fakes.recipe()
-    rows = [row(*cell, i, 0.1 * (i % 4) + gain) for i in range(12) for cell, gain in (
-        (("base", 0.0), 0.0), (("arm", 1.0), 0.5), (("arm", 2.0), 0.5001 + 0.01 * (i % 2) - 0.005), (("aligner", 1.0), 0.5),
-    )]  # fmt: skip
+    gains = {("base", 0.0): 0.0, ("arm", 1.0): 0.5, ("arm", 2.0): 0.5001, ("aligner", 1.0): 0.5}
+    noise = {("arm", 2.0): 0.005}
+    rows = [
+        row(*cell, i, 0.1 * (i % 4) + gain + noise.get(cell, 0.0) * (-1) ** i)
+        for cell, gain in gains.items()
+        for i in range(12)
+    ]
     shown = measured(recipe, cells_of(recipe, rows, "test"), {})
     said = findings(recipe, shown, {})
     assert "arm at strength 2 has the highest" in said
