@@ -27,6 +27,7 @@ LAYERS = (
     {
         "rules",
         "sampling",
+        "failures",
         "selecting",
         "models",
         "guides",

@@ -10,20 +10,22 @@ candidates at temperature 1, and its rule makes the policy that the temperature 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from trimtab.answers import Answer, Step, TokenTrace
-from trimtab.core import Candidates, Guide, LanguageModel, Prompt, Rule, SamplingParams
-from trimtab.errors import DeadEndError, NotFiniteError, OptionError, TrimtabError, unknown_name
-from trimtab.lanes import Lane, SelectingLane
+from trimtab.core import Candidates, Guide, LanguageModel, Prompt, Rule, SamplingParams, Session
+from trimtab.errors import OptionError, TrimtabError, unknown_name
+from trimtab.failures import UNREADY, blame, broken_guide
+from trimtab.lanes import Lane, Rows, SelectingLane
 from trimtab.prompts import as_prompts, encode_prompt
 from trimtab.requests import Columns, Request, check_forced, room_for
-from trimtab.rules import NEVER, Tilt, bad_rows, mix, not_finite_rows
+from trimtab.rules import NEVER, Tilt, bad_rows, mix
 from trimtab.sampling import apply_temperature, draw, penalise_repetition, plausible, sample
 from trimtab.tracing import StepTensors, traces
 
@@ -32,8 +34,9 @@ class Decoder:
     """Decodes any number of requests in one batch, each with its own guides, weights, filters and seed.
 
     `guides` maps names to guides, each bound to the model here (VocabularyMismatchError or BaseMismatchError where one
-    does not belong). At most `max_rows` requests run at a time; the others wait. A decoder belongs to one thread;
-    several decoders may share one model.
+    does not belong). At most `max_rows` requests run at a time; the others wait. With `prefill_chunk` a step
+    feeds at most so many tokens of prompts, so that a long one does not hold up those that run; no answer depends on
+    it. A decoder belongs to one thread; several decoders may share one model.
     """
 
     def __init__(
@@ -43,14 +46,19 @@ class Decoder:
         *,
         rule: Rule | None = None,
         max_rows: int = 64,
+        prefill_chunk: int | None = None,
     ) -> None:
         if max_rows < 1:
             raise OptionError(f"max_rows is {max_rows}; give at least 1.")
+        if prefill_chunk is not None and prefill_chunk < 1:
+            raise OptionError(f"prefill_chunk is {prefill_chunk}; give at least 1, or None: prompts at once.")
         self.model = model
         self.guides = {name: guide.bind(model) for name, guide in (guides or {}).items()}
         self.rule: Rule = rule or Tilt()
         self.max_rows = max_rows
+        self.prefill_chunk = prefill_chunk
         self._session = model.open()
+        self._base = Rows(self._session)
         self._tilting: list[Lane] = []
         self._selecting: list[SelectingLane] = []
         for name, guide in self.guides.items():
@@ -64,6 +72,7 @@ class Decoder:
             else:
                 self._selecting.append(SelectingLane(name, guide, guide.selection, self._session))
         self._lanes: list[Lane] = [*self._tilting, *self._selecting]
+        self._rows: tuple[Rows[Session], ...] = (self._base, *self._lanes)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._columns: Columns | None = None
@@ -92,24 +101,27 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[Step]:
-        """One token for each running request, new ones admitted first. Empty when there is nothing to do.
+        """One token for each running request, new ones admitted first; none for one whose prompt is not fed yet.
 
         A request that fails (NaN, or every token forbidden) ends with `finish_reason` "error"; the others go on.
         """
         self._admit()
         if not self._running:
             return []
-        uniforms = torch.tensor([request.uniform() for request in self._running], dtype=torch.float64)
+        filling = self._filling()
+        ready = {row: request for row, request in enumerate(self._running) if row not in filling}
+        uniforms = torch.zeros(len(self._running), dtype=torch.float64)
+        uniforms[list(ready)] = torch.tensor([request.uniform() for request in ready.values()], dtype=torch.float64)
         uniforms = uniforms.to(self.model.device)
-        tensors, policy, drawn, failures = self._policy(uniforms)
-        forced = {row: token for row, request in enumerate(self._running) if (token := request.forced()) is not None}
+        tensors, policy, drawn, failures = self._policy(uniforms, filling)
+        forced = {row: token for row, request in ready.items() if (token := request.forced()) is not None}
         token_ids = self._sample(policy, uniforms, {**drawn, **forced})
-        notes = self._trace(tensors, token_ids, failures)
+        notes = self._trace(tensors, token_ids, {*failures, *filling})
         steps = [
             request.fail(failures[row]) if row in failures else request.push(token_ids[row], notes.get(row))
-            for row, request in enumerate(self._running)
+            for row, request in ready.items()
         ]
-        self._advance(token_ids)
+        self._advance({request.request_id: token_ids[row] for row, request in ready.items()})
         return steps
 
     def generate(
@@ -162,7 +174,7 @@ class Decoder:
 
     def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
         """Answer prompts, each in its own way, in their order; see `generate`."""
-        own = Decoder(self.model, self.guides, rule=self.rule, max_rows=self.max_rows)
+        own = Decoder(self.model, self.guides, rule=self.rule, max_rows=self.max_rows, prefill_chunk=self.prefill_chunk)
         return own._answers([own._enqueue(prompt, params) for prompt, params in requests])
 
     def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
@@ -214,17 +226,37 @@ class Decoder:
         )
 
     def _admit(self) -> None:
-        free = self.max_rows - len(self._running)
-        new = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        budget = self.prefill_chunk or sys.maxsize
+        for row, left in self._filling().items():
+            share = min(left, budget)
+            for rows in self._rows:
+                rows.fill(self._running[row], share)
+            budget -= share
+        new: list[tuple[Request, int]] = []
+        while self._waiting and budget > 0 and len(self._running) + len(new) < self.max_rows:
+            request = self._waiting.popleft()
+            share = min(budget, max(map(len, (request.prompt_ids, *request.guide_ids.values()))))
+            new.append((request, share))
+            budget -= share
         if not new:
             return
-        self._session.admit([request.prompt_ids for request in new])
+        self._base.admit([(request, request.prompt_ids, share) for request, share in new])
         for lane in self._lanes:
-            lane.admit(new)
-        self._running.extend(new)
+            mine = [(request, share) for request, share in new if request.weights[lane.name] != 0]
+            lane.admit([(request, request.guide_ids[lane.name], share) for request, share in mine])
+        self._running.extend(request for request, _ in new)
         self._columns = None
 
-    def _policy(self, uniforms: Tensor) -> tuple[StepTensors, Tensor, dict[int, int], dict[int, TrimtabError]]:
+    def _filling(self) -> dict[int, int]:
+        """Row -> how many tokens of its prompts are still to be fed, where there are any."""
+        if self.prefill_chunk is None:
+            return {}
+        left = {row: max(rows.left(request) for rows in self._rows) for row, request in enumerate(self._running)}
+        return {row: num for row, num in left.items() if num}
+
+    def _policy(
+        self, uniforms: Tensor, filling: Mapping[int, int]
+    ) -> tuple[StepTensors, Tensor, dict[int, int], dict[int, TrimtabError]]:
         """The step's tables, the policy [B, V], tokens where a guide selects, and the rows that cannot go on."""
         base = self._session.logprobs()
         columns = self._columns = self._columns or Columns.of(self._running, base.device)
@@ -251,6 +283,8 @@ class Decoder:
             {name: weights != 0 for name, (_, weights) in parts.items()},
         )
         drawn: dict[int, int] = {}
+        for row in filling:
+            failures.setdefault(row, UNREADY)
         if self._selecting:
             tensors, drawn = self._select(tensors, policy, uniforms, positions, failures)
         if failures:  # these rows end in this step; give them something that can be drawn from
@@ -280,7 +314,7 @@ class Decoder:
             drawn.update(zip(rows.tolist(), tokens.tolist(), strict=True))
             for index, row in enumerate(rows.tolist()):
                 if bool(found.broken[index]):
-                    failures[row] = _broken_guide(lane.name)
+                    failures[row] = broken_guide(lane.name)
                 elif self._running[row].params.trace:
                     choices[row] = (lane.name, found, index)
             if choices:
@@ -302,7 +336,7 @@ class Decoder:
         self, base: Tensor, mixed: Tensor, parts: Mapping[str, tuple[Tensor, Tensor]]
     ) -> dict[int, TrimtabError]:
         rows = bad_rows(mixed).nonzero().flatten().tolist()
-        return {row: _blame(row, base, parts) for row in rows}
+        return {row: blame(row, base, parts) for row in rows}
 
     def _sample(self, policy: Tensor, uniforms: Tensor, drawn: Mapping[int, int]) -> list[int]:
         """A token for each row: `drawn` where a guide has selected, else from the policy."""
@@ -323,10 +357,8 @@ class Decoder:
         tokens = {**drawn, **dict(zip(left, chosen.tolist(), strict=True))}
         return [tokens[row] for row in range(len(self._running))]
 
-    def _trace(
-        self, tensors: StepTensors, token_ids: Sequence[int], failures: Mapping[int, object]
-    ) -> dict[int, TokenTrace]:
-        rows = [row for row, request in enumerate(self._running) if request.params.trace and row not in failures]
+    def _trace(self, tensors: StepTensors, token_ids: Sequence[int], without: Collection[int]) -> dict[int, TokenTrace]:
+        rows = [row for row, request in enumerate(self._running) if request.params.trace and row not in without]
         if not rows:
             return {}
         params = [self._running[row].params for row in rows]
@@ -339,39 +371,16 @@ class Decoder:
         )
         return dict(zip(rows, notes, strict=True))
 
-    def _advance(self, token_ids: Sequence[int]) -> None:
-        tokens = {request.request_id: token for request, token in zip(self._running, token_ids, strict=True)}
+    def _advance(self, tokens: Mapping[int, int]) -> None:
         self._keep([request for request in self._running if request.finish_reason is None])
-        if self._running:
-            ids = torch.tensor([tokens[request.request_id] for request in self._running])
-            self._session.advance(torch.arange(len(ids)), ids)
-            for lane in self._lanes:
-                lane.advance(tokens)
+        for rows in self._rows:
+            rows.advance(tokens)
 
     def _keep(self, requests: list[Request]) -> None:
         if len(requests) == len(self._running):
             return
         running = {request.request_id for request in requests}
-        rows = [row for row, request in enumerate(self._running) if request.request_id in running]
-        self._session.keep(torch.tensor(rows, dtype=torch.int64))
-        for lane in self._lanes:
-            lane.keep(running)
+        for rows in self._rows:
+            rows.keep(running)
         self._running = requests
         self._columns = None
-
-
-def _blame(row: int, base: Tensor, parts: Mapping[str, tuple[Tensor, Tensor]]) -> TrimtabError:
-    """Which part is to blame for a row that cannot be sampled from."""
-    if bool(not_finite_rows(base[row : row + 1])):
-        return NotFiniteError("The model gives NaN log-probabilities. Its weights are damaged, or need another dtype.")
-    for name, (scores, weights) in parts.items():
-        if bool(weights[row] != 0) and bool(not_finite_rows(scores[row : row + 1])):
-            return _broken_guide(name)
-    return DeadEndError(
-        "Every token is forbidden: what the base allows, the guides or filters forbid. "
-        "Lower the weights or the plausibility."
-    )
-
-
-def _broken_guide(name: str) -> NotFiniteError:
-    return NotFiniteError(f"Guide {name} gives NaN or +inf scores. Its weights are damaged; train it again.")

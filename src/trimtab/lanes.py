@@ -1,43 +1,77 @@
-"""A guide's side of the decoding loop: its session, and the requests in its rows."""
+"""The sides of the decoding loop: the base's session and each guide's, and the requests in their rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from trimtab.core import Candidates, Guide, ModelSession, Selection
+from trimtab.core import Candidates, Guide, GuideSession, ModelSession, Selection, Session
 from trimtab.requests import Columns, Request
 from trimtab.selecting import Walk, survivors, walk
 
+S_co = TypeVar("S_co", bound=Session, covariant=True)
 
-class Lane:
-    """A guide's session and the requests in its rows: only those in which it has a weight."""
 
-    def __init__(self, name: str, guide: Guide, beside: ModelSession) -> None:
-        self.name = name
-        self.guide = guide
-        self._session = guide.open(beside)
+class Rows(Generic[S_co]):
+    """A session, the requests in its rows, and what of their prompts it has not been given yet."""
+
+    def __init__(self, session: S_co) -> None:
+        self._session = session
         self._requests: list[Request] = []
+        self._left: dict[int, Sequence[int]] = {}
 
-    def admit(self, requests: Sequence[Request]) -> None:
-        mine = [request for request in requests if request.weights[self.name] != 0]
-        if mine:
-            self._session.admit([request.guide_ids[self.name] for request in mine])
-            self._requests.extend(mine)
+    def left(self, request: Request) -> int:
+        """How many tokens of a request's prompt are still to be fed."""
+        return len(self._left.get(request.request_id, ()))
+
+    def admit(self, starts: Sequence[tuple[Request, Sequence[int], int]]) -> None:
+        """A row for each (request, prompt, limit): it starts from the first `limit` tokens of the prompt."""
+        if not starts:
+            return
+        self._session.admit([prompt[:limit] for _, prompt, limit in starts])
+        for request, prompt, limit in starts:
+            self._requests.append(request)
+            if len(prompt) > limit:
+                self._left[request.request_id] = prompt[limit:]
+
+    def fill(self, request: Request, limit: int) -> None:
+        """The next `limit` tokens of a request's prompt."""
+        left = self._left.pop(request.request_id, ())
+        if not left:
+            return
+        row = torch.tensor([self._requests.index(request)])
+        for token_id in left[:limit]:
+            self._session.advance(row, torch.tensor([token_id]))
+        if len(left) > limit:
+            self._left[request.request_id] = left[limit:]
 
     def keep(self, running: set[int]) -> None:
         rows = [row for row, request in enumerate(self._requests) if request.request_id in running]
         if len(rows) < len(self._requests):
             self._session.keep(torch.tensor(rows, dtype=torch.int64))
             self._requests = [self._requests[row] for row in rows]
+            self._left = {key: left for key, left in self._left.items() if key in running}
 
     def advance(self, tokens: Mapping[int, int]) -> None:
-        if self._requests:
-            ids = torch.tensor([tokens[request.request_id] for request in self._requests])
-            self._session.advance(torch.arange(len(ids)), ids)
+        """One token to each row whose request has one."""
+        found = [(row, tokens.get(request.request_id)) for row, request in enumerate(self._requests)]
+        grown = [(row, token) for row, token in found if token is not None]
+        if grown:
+            rows, ids = zip(*grown, strict=True)
+            self._session.advance(torch.tensor(rows), torch.tensor(ids))
+
+
+class Lane(Rows[GuideSession]):
+    """A guide's session and the requests in its rows: only those in which it has a weight."""
+
+    def __init__(self, name: str, guide: Guide, beside: ModelSession) -> None:
+        super().__init__(guide.open(beside))
+        self.name = name
+        self.guide = guide
 
     def part(self, candidates: Candidates, positions: Mapping[int, int]) -> tuple[Tensor, Tensor] | None:
         """A tilting guide's scores [B, K] and weights [B] for the whole batch (weight 0 where it does not run)."""

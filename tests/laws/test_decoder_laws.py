@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from trimtab.core import Candidates, Guide, LanguageModel, ModelSession, Samplin
 from trimtab.decoding import Decoder
 from trimtab.guides.arm import ARM, AdapterARM, ARMSession
 from trimtab.models.tabular import TabularModel
+from trimtab.models.trunk import Row, Trunk
 from trimtab.testing import LawViolation, laws
 
 COMPANY = "a seeded request gives the same tokens alone and in any company"
@@ -57,8 +58,10 @@ def random_params(dice: random.Random) -> SamplingParams:
     )
 
 
-def check_company(model: LanguageModel, guides: dict[str, Guide], seed: int) -> int:
+def check_company(model: LanguageModel, guides: dict[str, Guide], seed: int, chunk: int | None = None) -> int:
     """Decode requests alone, then all together: joining late, more than there are rows, some cancelled on the way.
+
+    Together, a step feeds at most `chunk` tokens of prompts.
 
     Returns how many tokens were compared.
     """
@@ -69,7 +72,7 @@ def check_company(model: LanguageModel, guides: dict[str, Guide], seed: int) -> 
         decoder = Decoder(model, guides)
         request_id = decoder.add(prompt, params)
         alone.append(_run(decoder, [request_id])[request_id])
-    together = Decoder(model, guides, max_rows=5)
+    together = Decoder(model, guides, max_rows=5, prefill_chunk=chunk)
     waiting, ids, tokens = list(wanted), [], {}
     while waiting or together.num_running or together.num_waiting:
         for _ in range(dice.randint(0, 3)):
@@ -97,6 +100,32 @@ def _run(decoder: Decoder, request_ids: list[int]) -> dict[int, list[int | None]
 @pytest.mark.parametrize(("world", "seed"), [*(("tabular", seed) for seed in range(4)), ("llama", 0), ("mistral", 1)])
 def test_a_seeded_request_is_the_same_alone_and_in_company(world: str, seed: int) -> None:
     assert check_company(*WORLDS[world](), seed) > 30
+
+
+@pytest.mark.parametrize(("world", "chunk"), [("tabular", 1), ("tabular", 3), ("llama", 2), ("mistral", 3)])
+def test_prompts_fed_in_pieces_change_no_answer(world: str, chunk: int) -> None:
+    assert check_company(*WORLDS[world](), 7, chunk) > 30
+
+
+def test_a_step_feeds_no_more_of_the_prompts_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    sound = Trunk._extend
+
+    def counting(self: Trunk, rows: Sequence[Row]) -> None:
+        fed[-1] += sum(len(row.pending) for row in rows)
+        sound(self, rows)
+
+    monkeypatch.setattr(Trunk, "_extend", counting)
+    decoder = Decoder(tiny_model("llama"), prefill_chunk=4)
+    decoder.add([1, 2, 3], SamplingParams(max_new_tokens=20, ignore_eos=True))
+    fed.append(0)
+    assert len(decoder.step()) == 1
+    decoder.add(list(range(1, 30)), SamplingParams(max_new_tokens=3))
+    for number in range(8):
+        fed.append(0)
+        steps = decoder.step()
+        assert fed[-1] == 1 + min(4, 29 - 4 * number)  # the first request's new token, and a piece of the prompt
+        assert len(steps) == (2 if number == 7 else 1)
 
 
 def shared_stream(self: requests.Request) -> float:
