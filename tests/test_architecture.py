@@ -53,9 +53,10 @@ ALLOWED_IN: Mapping[str, tuple[str, ...]] = {
     "tensordict": ("training/",),
     "ray": ("training/",),
     "pydantic": ("serving/schema.py",),
-    "fastapi": ("serving/app.py",),
+    "fastapi": ("serving/app.py", "cli/server.py"),
     "starlette": ("serving/app.py",),
     "uvicorn": ("serving/app.py", "cli/"),
+    "prometheus_client": ("serving/metrics.py",),
     "vllm": ("engines/",),
 }
 """Third-party package -> the only places that may import it."""

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, chat, compare, convert, demo, explain, generate, judge, soup, train
+from trimtab.cli import bench, chat, compare, convert, demo, explain, generate, judge, serve, soup, train
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
 
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "convert": convert,
     "compare": compare,
     "judge": judge,
+    "serve": serve,
     "bench": bench,
 }
 

@@ -135,12 +135,12 @@ def _preference(text: str) -> tuple[str, tuple[float, ...]]:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """--model, --guide and how they are loaded."""
     group = parser.add_argument_group("model and guides")
     group.add_argument(
         "--model",
-        required=True,
+        required=required,
         metavar="NAME",
         help='a hub id, a directory, a .gguf file, or "demo" (SmolLM2-135M-Instruct)',
     )

@@ -1,0 +1,147 @@
+"""`trimtab serve`: an OpenAI-compatible server with a dial for each request, and a page that shows why.
+
+Guides are off unless a request, a preset or their own weight (NAME=PATH:WEIGHT) turns them on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.cli import options
+from trimtab.errors import DataError, MissingExtraError, OptionError
+from trimtab.serving.config import ServeConfig, read_config
+from trimtab.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from trimtab.serving.app import Service
+
+_LIMITS: Mapping[str, str] = {
+    "max_rows": "answers decoded at a time",
+    "max_queue": "answers that may wait; one more is refused with 429",
+    "max_prompt_tokens": "tokens of a prompt",
+    "max_new_tokens": "tokens of an answer",
+    "default_new_tokens": "tokens of an answer to a request that does not say",
+    "max_n": "answers to one request",
+    "max_top_logprobs": "top log-probabilities of a token",
+    "max_stop": "stop strings of a request",
+    "max_guides": "guides that one request may run",
+    "max_body_bytes": "bytes of a body; more is refused with 413",
+    "max_weight": "the largest weight, either way",
+    "timeout_s": "seconds for an answer, waiting included",
+    "drain_s": "seconds that running answers get when the server is told to end",
+    "prefill_chunk": "tokens of prompts fed in one step",
+}
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command and its flags."""
+    parser = subparsers.add_parser(
+        "serve", help="an OpenAI-compatible server and a playground", description=__doc__, allow_abbrev=False
+    )
+    options.add_model_options(parser, required=False)
+    group = parser.add_argument_group("server")
+    group.add_argument("--config", metavar="FILE", help="serve.yaml: model, guides, presets, limits; flags go first")
+    group.add_argument("--name", help="what the base is called on the wire (the value of --model)")
+    group.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s: this machine alone)")
+    group.add_argument("--port", type=options.whole(0, 65535), default=8000, metavar="N", help="(%(default)s)")
+    group.add_argument(
+        "--api-key",
+        dest="api_keys",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="accept this key; repeatable",
+    )
+    group.add_argument("--api-key-file", metavar="FILE", help="accept the keys in this file, one a line")
+    group.add_argument(
+        "--allow-origin",
+        dest="origins",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="let pages there call it",
+    )
+    group = parser.add_argument_group("limits")
+    for name, text in _LIMITS.items():
+        default = getattr(Limits(), name)
+        kind = options.whole(0) if isinstance(default, int) else options.number(0)
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=f"{text} ({default:g})")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to end; 1 where the generation thread died."""
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "serve", "The server")
+    options.check_guide_names(args.guides)
+    config = ServeConfig() if args.config is None else read_config(args.config)
+    from trimtab.cli.server import listen, serve
+
+    with listen(args.host, args.port) as listener:  # before minutes are spent on loading
+        return serve(_service(args, config), listener)
+
+
+def _service(args: argparse.Namespace, config: ServeConfig) -> Service:
+    """What the flags and the configuration ask for, loaded."""
+    model_name = args.model or config.model
+    if model_name is None:
+        raise OptionError("No model is named. Give --model NAME, or `model:` in --config.")
+    limits = Limits(**{**config.limits, **_given(args)})  # type: ignore[arg-type]
+    keys = _keys(args)
+    args.model = model_name
+    args.guides = [*args.guides, *_entries(args, config)]
+    args.preferences = [*args.preferences, *_preferences(args, config)]
+    own = {spec.name: spec.weight or 0.0 for spec in args.guides}
+    model, guides = options.load_parts(args)
+    options.tokenizer_of(model, args)
+    from trimtab.decoding import Decoder
+    from trimtab.serving.app import Service
+    from trimtab.serving.asking import Catalogue
+
+    name = args.name or config.name or model_name
+    if name in config.presets:
+        raise OptionError(f"The preset {name!r} has the base's name; give --name, or rename it.")
+    return Service(
+        decoder=Decoder(model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk),
+        catalogue=Catalogue(model, name, own, config.presets),
+        limits=limits,
+        keys=keys,
+        origins=(*config.origins, *args.origins),
+    )
+
+
+def _given(args: argparse.Namespace) -> dict[str, float]:
+    return {name: value for name in _LIMITS if (value := getattr(args, name)) is not None}
+
+
+def _entries(args: argparse.Namespace, config: ServeConfig) -> list[options.GuideSpec]:
+    """The configuration's guides that no flag replaces."""
+    flags = {spec.name for spec in args.guides}
+    return [
+        options.GuideSpec(name, entry.path, entry.weight) for name, entry in config.guides.items() if name not in flags
+    ]
+
+
+def _preferences(args: argparse.Namespace, config: ServeConfig) -> list[tuple[str, tuple[float, ...]]]:
+    flags = {name for name, _ in args.preferences}
+    return [
+        (name, entry.preference)
+        for name, entry in config.guides.items()
+        if entry.preference is not None and name not in flags
+    ]
+
+
+def _keys(args: argparse.Namespace) -> list[str]:
+    """The keys of the flags, of the file and of $TRIMTAB_API_KEY."""
+    keys = [*args.api_keys, os.environ.get("TRIMTAB_API_KEY", "")]
+    if args.api_key_file is not None:
+        lines = Path(args.api_key_file).read_text(encoding="utf-8").splitlines()
+        keys += lines
+        if not any(line.strip() for line in lines):
+            raise DataError("no key is in it; give one a line.", path=args.api_key_file)
+    return [key.strip() for key in keys if key.strip()]

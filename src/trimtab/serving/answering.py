@@ -1,0 +1,65 @@
+"""One HTTP request's answers on the event loop's side: submitted together, read as they grow, cancelled if left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from trimtab.answers import Step
+from trimtab.errors import TrimtabError
+from trimtab.serving.asking import Wanted
+from trimtab.serving.engine import Engine, Event, Job
+
+
+class ClientGoneError(TrimtabError):
+    """Nobody waits for the answer any more."""
+
+
+class Answering:
+    """The answers of one request. Every use ends with `close`."""
+
+    def __init__(self, engine: Engine, wanted: Sequence[Wanted]) -> None:
+        self._engine = engine
+        self._mail: asyncio.Queue[Event | None] = asyncio.Queue()
+        self.jobs = [
+            Job(one.prompt, one.params, one.guides, one.num_prompt_tokens, self._mail.put_nowait) for one in wanted
+        ]
+        self._places = {id(job): index for index, job in enumerate(self.jobs)}
+        self._open = len(self.jobs)
+        self._early: list[Event] = []
+
+    async def begin(self) -> None:
+        """Submit, and wait until every answer has been taken. Raises what the engine raises."""
+        self._engine.submit(self.jobs)
+        num_taken = 0
+        while num_taken < len(self.jobs):
+            event = await self._next()
+            if event.step is None:
+                num_taken += 1
+            else:
+                self._early.append(event)
+
+    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
+        """(which answer, its step) until all have ended. Raises the error of one that failed, or ClientGoneError."""
+        while self._open:
+            event = self._early.pop(0) if self._early else await self._next()
+            if event.step is not None:
+                self._open -= event.is_last
+                yield self._places[id(event.job)], event.step
+
+    def leave(self) -> None:
+        """The client has gone: whoever reads the steps is told."""
+        self._mail.put_nowait(None)
+
+    def close(self) -> None:
+        """Free what has not ended."""
+        if self._open:
+            self._engine.cancel(self.jobs)
+
+    async def _next(self) -> Event:
+        event = await self._mail.get()
+        if event is None:
+            raise ClientGoneError("The client has gone.")
+        if event.error is not None:
+            raise event.error
+        return event

@@ -1,0 +1,140 @@
+"""What a request of the wire means: prompts, sampling parameters, and which guides run at which weights."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trimtab.core import LanguageModel, Prompt, SamplingParams
+from trimtab.errors import InputError, OptionError, PromptError, unknown_name
+from trimtab.prompts import encode_prompt
+from trimtab.serving.limits import Limits
+from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest, Guidance
+
+
+class NotFoundError(InputError):
+    """A model name that is neither the base nor a preset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What a server offers: the base, its guides at their own weights, and presets of weights."""
+
+    model: LanguageModel
+    name: str
+    guides: Mapping[str, float]
+    """Guide -> its weight in a request that does not say (0: off)."""
+    presets: Mapping[str, Mapping[str, float]]
+    """Model name -> weights."""
+
+    def weights(self, name: str, asked: Mapping[str, float], limits: Limits) -> dict[str, float]:
+        """The weight of every guide: the model name's, with what the request says over it.
+
+        Raises NotFoundError for an unknown name, OptionError for an unknown guide or a weight out of range.
+        """
+        if name != self.name and name not in self.presets:
+            listed = ", ".join([self.name, *self.presets])
+            raise NotFoundError(f"The model {name!r} does not exist. This server has: {listed}.")
+        for guide, weight in asked.items():
+            if guide not in self.guides:
+                raise unknown_name("guide", guide, self.guides)
+            if not math.isfinite(weight) or abs(weight) > limits.max_weight:
+                raise OptionError(
+                    f"The weight of guide {guide} is {weight}; give at most {limits.max_weight:g} either way."
+                )
+        start = self.guides if name == self.name else {**dict.fromkeys(self.guides, 0.0), **self.presets[name]}
+        weights = {**start, **asked}
+        running = [guide for guide, weight in weights.items() if weight]
+        if len(running) > limits.max_guides:
+            raise OptionError(f"{len(running)} guides would run; at most {limits.max_guides} may in one request.")
+        return weights
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One answer to make."""
+
+    prompt: Prompt
+    params: SamplingParams
+    guides: tuple[str, ...]
+    num_prompt_tokens: int
+
+
+def wanted_chat(body: ChatRequest, catalogue: Catalogue, limits: Limits) -> list[Wanted]:
+    """The answers that a chat asks for. Raises InputError."""
+    messages = [{"role": message.role, "content": message.text} for message in body.messages]
+    if (body.top_logprobs or 0) > 0 and not body.logprobs:
+        raise OptionError("top_logprobs is part of logprobs; send logprobs: true with it.")
+    num_new = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    num_rivals = (body.top_logprobs or 0) if body.logprobs else None
+    return _wanted(body, [messages], num_new, num_rivals, catalogue, limits)
+
+
+def wanted_completion(body: CompletionRequest, catalogue: Catalogue, limits: Limits) -> list[Wanted]:
+    """The answers that a completion asks for, `n` to each prompt in turn. Raises InputError."""
+    return _wanted(body, body.prompts, body.max_tokens, body.logprobs, catalogue, limits)
+
+
+def _wanted(
+    body: Asked,
+    prompts: Sequence[Prompt],
+    num_new: int | None,
+    num_rivals: int | None,
+    catalogue: Catalogue,
+    limits: Limits,
+) -> list[Wanted]:
+    guidance = body.guidance or Guidance()
+    weights = catalogue.weights(body.model, guidance.weights, limits)
+    _check(body, len(prompts), num_new, num_rivals, limits)
+    each = body.n or 1
+    found: list[Wanted] = []
+    for prompt in prompts:
+        num_prompt = _length(prompt, catalogue.model, limits)
+        for _ in range(each):
+            params = _params(body, guidance, weights, num_new or limits.default_new_tokens, num_rivals, len(found))
+            guides = tuple(name for name, weight in weights.items() if weight)
+            found.append(Wanted(prompt, params, guides, num_prompt))
+    return found
+
+
+def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int | None, limits: Limits) -> None:
+    for what, value, limit in (
+        ("prompts times n", num_prompts * (body.n or 1), limits.max_n),
+        ("max_tokens", num_new or 0, limits.max_new_tokens),
+        ("the number of top log-probabilities", num_rivals or 0, limits.max_top_logprobs),
+        ("the number of stop strings", len(body.stops), limits.max_stop),
+    ):
+        if value > limit:
+            raise OptionError(f"{what} is {value}; this server takes at most {limit}.")
+    if not num_prompts:
+        raise PromptError("There is no prompt. Give at least one.")
+
+
+def _length(prompt: Prompt, model: LanguageModel, limits: Limits) -> int:
+    """Tokens of a prompt. Raises PromptError for one that cannot be read or is too long."""
+    num_tokens = len(encode_prompt(model, prompt))
+    if num_tokens > limits.max_prompt_tokens:
+        raise PromptError(f"The prompt has {num_tokens} tokens; this server takes at most {limits.max_prompt_tokens}.")
+    return num_tokens
+
+
+def _params(
+    body: Asked, guidance: Guidance, weights: Mapping[str, float], num_new: int, num_rivals: int | None, number: int
+) -> SamplingParams:
+    """How answer `number` of a request is decoded: seeds go up by one from answer to answer."""
+    explained = guidance.alternatives if guidance.explain else 0
+    return SamplingParams(
+        weights=dict(weights),
+        max_new_tokens=num_new,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p or 0.0,
+        repetition_penalty=body.repetition_penalty or 1.0,
+        stop=body.stops,
+        seed=secrets.randbits(31) if body.seed is None else (body.seed + number) % (1 << 63),
+        trace=guidance.explain or num_rivals is not None,
+        num_alternatives=max(explained, num_rivals or 0),
+    )

@@ -1,0 +1,163 @@
+"""A server's configuration file: base, guides, presets of weights, limits. All its problems are told at once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import DataError, MissingExtraError, OptionError
+from trimtab.serving.limits import Limits
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuideEntry:
+    """A guide that a server has."""
+
+    path: str
+    """A directory (from the configuration's own), a hub id or builtin:NAME."""
+    weight: float = 0.0
+    """In a request that does not say; 0: off."""
+    preference: tuple[float, ...] | None = None
+    """Of a guide that was trained for several objectives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """What `serve.yaml` says; what it does not say is None or empty."""
+
+    model: str | None = None
+    name: str | None = None
+    """What the base is called on the wire."""
+    guides: Mapping[str, GuideEntry] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Model name -> weights of guides; guides left out are off."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    origins: tuple[str, ...] = ()
+
+
+def read_config(path: str | Path) -> ServeConfig:
+    """Read a configuration. Raises DataError with every problem in it."""
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError:
+        raise MissingExtraError("pyyaml", "serve", "A configuration file") from None
+    file = Path(path)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"not readable as YAML ({' '.join(str(error).split())}).", path=file) from None
+    reader = _Reader(file.parent)
+    config = reader.config(content if content is not None else {})
+    if reader.problems:
+        raise DataError("; ".join(reader.problems), path=file)
+    return config
+
+
+class _Reader:
+    """Reads values and remembers what is wrong with them."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self.problems: list[str] = []
+
+    def config(self, content: Any) -> ServeConfig:
+        given = self._mapping(content, "the configuration", [item.name for item in fields(ServeConfig)])
+        guides = {
+            str(name): self._guide(entry, f"guides.{name}")
+            for name, entry in self._mapping(given.get("guides", {}), "guides").items()
+        }
+        presets = {
+            str(name): self._weights(weights, f"presets.{name}", guides)
+            for name, weights in self._mapping(given.get("presets", {}), "presets").items()
+        }
+        return ServeConfig(
+            model=self._text(given.get("model"), "model"),
+            name=self._text(given.get("name"), "name"),
+            guides=guides,
+            presets=presets,
+            limits=self._limits(given.get("limits", {})),
+            origins=tuple(self._texts(given.get("origins", []), "origins")),
+        )
+
+    def _guide(self, entry: Any, place: str) -> GuideEntry:
+        self._check_name(place)
+        if isinstance(entry, str):
+            return GuideEntry(path=self._path(entry))
+        given = self._mapping(entry, place, [item.name for item in fields(GuideEntry)])
+        path = self._text(given.get("path"), f"{place}.path")
+        if path is None:
+            self.problems.append(f"{place}.path is missing; give a directory, a hub id or builtin:NAME")
+        weight = self._number(given.get("weight", 0.0), f"{place}.weight")
+        vector = given.get("preference")
+        preference = None
+        if vector is not None:
+            items = vector if isinstance(vector, list) else [vector]
+            preference = tuple(self._number(item, f"{place}.preference") for item in items)
+        return GuideEntry(path=self._path(path or ""), weight=weight, preference=preference)
+
+    def _weights(self, entry: Any, place: str, guides: Iterable[str]) -> dict[str, float]:
+        given = self._mapping(entry, place, list(guides))
+        return {str(name): self._number(value, f"{place}.{name}") for name, value in given.items()}
+
+    def _limits(self, entry: Any) -> dict[str, float]:
+        known = {item.name: item.type for item in fields(Limits)}
+        given = self._mapping(entry, "limits", list(known))
+        found = {}
+        for name, value in given.items():
+            number = self._number(value, f"limits.{name}")
+            if known.get(name) == "int" and not float(number).is_integer():
+                self.problems.append(f"limits.{name} is {value!r}; give a whole number")
+            else:
+                found[name] = int(number) if known.get(name) == "int" else number
+        try:
+            Limits(**{name: value for name, value in found.items() if name in known})  # type: ignore[arg-type]
+        except OptionError as error:
+            self.problems.append(f"limits: {str(error).rstrip('.')}")
+        return found
+
+    def _path(self, path: str) -> str:
+        """A path from the configuration's own directory, where there is such a thing; else a name."""
+        near = self._home / path
+        return str(near) if path and near.exists() else path
+
+    def _check_name(self, place: str) -> None:
+        name = place.partition(".")[2]
+        if not _NAME.fullmatch(name):
+            self.problems.append(f"{place} is no name for a guide; use letters, digits, '.', '_' and '-'")
+
+    def _mapping(self, value: Any, place: str, accepted: list[str] | None = None) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            self.problems.append(f"{place} is {value!r}; give a mapping")
+            return {}
+        for key in value if accepted is not None else ():
+            if key not in (accepted or ()):
+                near = difflib.get_close_matches(str(key), accepted or (), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                listed = ", ".join(accepted or ()) or "none"
+                self.problems.append(f"{place} has an unknown key {key!r}{hint} (accepted: {listed})")
+        return {str(key): item for key, item in value.items()}
+
+    def _text(self, value: Any, place: str) -> str | None:
+        if value is not None and not (isinstance(value, str) and value):
+            self.problems.append(f"{place} is {value!r}; give a text")
+            return None
+        return value
+
+    def _texts(self, value: Any, place: str) -> list[str]:
+        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+            self.problems.append(f"{place} is {value!r}; give a list of texts")
+            return []
+        return value
+
+    def _number(self, value: Any, place: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self.problems.append(f"{place} is {value!r}; give a finite number")
+            return 0.0
+        return float(value)

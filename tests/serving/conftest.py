@@ -1,0 +1,124 @@
+"""A server of a tiny model in this process: the application behind uvicorn, on a port of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+pytest.importorskip("fastapi")
+import uvicorn
+
+from tests.tiny import write_lora
+from trimtab.decoding import Decoder
+from trimtab.loading import load_guide
+from trimtab.models.hf import HFModel
+from trimtab.serving.app import Service, create_app
+from trimtab.serving.asking import Catalogue
+from trimtab.serving.engine import Engine
+from trimtab.serving.limits import Limits
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+PRESETS = {"kinder": {"up": 1.5}, "odd": {"up": 1.0, "down": -0.5}}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs."""
+
+    url: str
+    service: Service
+    engine: Engine
+    server: uvicorn.Server
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte is a token, so that an emoji takes four."""
+    specials = ["<pad>", "<s>", "</s>"]
+    vocabulary = {token: index for index, token in enumerate(specials + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> HFModel:
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.4,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    return HFModel(LlamaForCausalLM(config).eval(), tokenizer, name="tiny")
+
+
+@pytest.fixture(scope="session")
+def guides(tiny_model: HFModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("guides")
+    return {
+        name: load_guide(write_lora(root / name, tiny_model.module, seed=seed))
+        for seed, name in enumerate(("up", "down"))
+    }
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
+    """`with start(limits=..., keys=...) as server:` a server of its own."""
+
+    @contextmanager
+    def running(limits: Limits | None = None, *, decoder: Decoder | None = None, **options: Any) -> Iterator[Running]:
+        limits = limits or Limits(max_rows=8, default_new_tokens=24)
+        own = decoder or Decoder(tiny_model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
+        service = Service(
+            decoder=own,
+            catalogue=Catalogue(tiny_model, "tiny", {"up": 0.0, "down": 0.0}, PRESETS),
+            limits=limits,
+            **options,
+        )
+        app = create_app(service)
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        try:
+            yield Running(f"http://127.0.0.1:{port}", service, app.state.engine, server)
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+    return running
+
+
+@pytest.fixture(scope="session")
+def server(start: Start) -> Iterator[Running]:
+    with start() as running:
+        yield running
