@@ -4,6 +4,7 @@ TrimtabError
 ├── InputError (ValueError)          what the caller gave is wrong
 │   ├── OptionError                  an unknown name, key or option; a value out of range
 │   ├── PromptError                  an empty prompt, or one longer than the context
+│   ├── UnknownModelError            a model name that a server does not have
 │   ├── DataError                    a malformed or empty line of data (carries path and line)
 │   └── OutputExistsError            an output file is in the way
 ├── CheckpointError (ValueError)     a guide or model directory that is missing, corrupt or unsafe
@@ -13,6 +14,11 @@ TrimtabError
 ├── ModelError (RuntimeError)        a model or guide misbehaved while running
 │   ├── NotFiniteError               NaN where log-probabilities should be
 │   └── DeadEndError                 every candidate is forbidden
+├── ServingError (RuntimeError)      a server could not answer
+│   ├── QueueFullError               too many answers wait
+│   ├── DeadlineError                an answer took too long
+│   ├── StoppedError                 the server is ending
+│   └── ClientGoneError              nobody waits for the answer any more
 └── MissingExtraError (ImportError)  an optional dependency is not installed
 
 Every message says what is wrong with the value, what is accepted, and the way out.
@@ -54,6 +60,10 @@ class OptionError(InputError):
 
 class PromptError(InputError):
     """A prompt that cannot be used: empty, or longer than the context."""
+
+
+class UnknownModelError(InputError):
+    """A model name that is neither a server's base nor one of its presets."""
 
 
 class DataError(InputError):
@@ -101,6 +111,26 @@ class NotFiniteError(ModelError):
 
 class DeadEndError(ModelError):
     """Every candidate of a row is forbidden, so nothing can be sampled."""
+
+
+class ServingError(TrimtabError, RuntimeError):
+    """A server could not answer, by no fault of the request."""
+
+
+class QueueFullError(ServingError):
+    """More answers wait than the server lets wait."""
+
+
+class DeadlineError(ServingError):
+    """An answer took longer than the server lets it."""
+
+
+class StoppedError(ServingError):
+    """The server is ending, or its generation thread has died."""
+
+
+class ClientGoneError(ServingError):
+    """Nobody waits for the answer any more."""
 
 
 class MissingExtraError(TrimtabError, ImportError):

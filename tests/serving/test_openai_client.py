@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import openai
 import pytest
 
@@ -68,3 +70,96 @@ def test_logprobs_say_whose_they_are(client: openai.OpenAI, server: Running, pol
             (t.logprob for t in entry.top_logprobs), reverse=True
         )
         assert len(entry.top_logprobs) == 3
+
+
+@pytest.mark.parametrize("text", ["🙂 is a face", "漢字とかな、👩‍👩‍👧 e\u0301", "no end: 🙂🙂🙂"])
+@pytest.mark.parametrize("num_bytes_less", [0, 1])
+def test_pieces_are_the_whole_for_emoji_and_cjk(
+    client: openai.OpenAI, server: Running, text: str, num_bytes_less: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every byte is a token; the answer is given, cut inside the last character where a byte is left out."""
+    tokenizer = server.service.catalogue.model.tokenizer
+    script = tuple(tokenizer.encode(text))
+    script = script[: len(script) - num_bytes_less]
+    sound = server.engine.decoder.add
+    forced = {"max_new_tokens": len(script), "forced": script, "stop": ("never",)}
+    monkeypatch.setattr(server.engine.decoder, "add", lambda prompt, params: sound(prompt, replace(params, **forced)))
+    how = {"model": "tiny", "messages": HELLO, "extra_body": {"guidance": {"explain": True}}}
+    whole = client.chat.completions.create(**how).choices[0]
+    pieces = [chunk.choices[0] for chunk in client.chat.completions.create(**how, stream=True)]
+    assert "".join(piece.delta.content or "" for piece in pieces) == whole.message.content
+    assert whole.message.content.startswith(text[:-1] if num_bytes_less else text)
+    tokens = [token for piece in pieces for token in (piece.model_extra["guidance"] or {}).get("tokens", [])]
+    assert [token["token_id"] for token in tokens] == list(script)
+    assert tokens == whole.model_extra["guidance"]["tokens"]
+
+
+def test_completions(client: openai.OpenAI, server: Running) -> None:
+    how = {"model": "odd", "seed": 9, "max_tokens": 8, "logprobs": 2, "n": 2}
+    reply = client.completions.create(prompt=["One", "Two"], **how)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+    weights = {"up": 1.0, "down": -0.5}
+    for index, prompt in enumerate(("One", "One", "Two", "Two")):
+        [answer] = server.service.decoder.generate(
+            prompt, seed=9 + index, max_new_tokens=8, weights=weights, trace=True
+        )
+        choice = reply.choices[index]
+        assert choice.text == answer.text
+        told = [step.chosen.mixed_logprob for step in answer.trace if step.chosen.token_id != 2]
+        assert choice.logprobs.token_logprobs == pytest.approx(told, abs=1e-5)
+        assert [len(top) <= 2 for top in choice.logprobs.top_logprobs] == [True] * len(told)
+    ids = server.service.catalogue.model.tokenizer.encode("One")
+    by_ids = client.completions.create(prompt=ids, model="odd", seed=9, max_tokens=8)
+    assert by_ids.choices[0].text == reply.choices[0].text
+    assert reply.usage.prompt_tokens == 2 * len(ids)
+
+
+def test_a_stream_of_completions_and_its_usage(client: openai.OpenAI) -> None:
+    how = {"model": "tiny", "prompt": "One", "seed": 2, "max_tokens": 7}
+    whole = client.completions.create(**how)
+    chunks = list(client.completions.create(**how, stream=True, stream_options={"include_usage": True}))
+    assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == whole.choices[0].text
+    assert chunks[-1].usage == whole.usage
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+
+
+def test_a_stop_string_is_left_out(client: openai.OpenAI) -> None:
+    how = {"model": "tiny", "prompt": "One", "seed": 2, "max_tokens": 40}
+    whole = client.completions.create(**how).choices[0].text
+    cut = client.completions.create(**how, stop=whole[10:12]).choices[0]
+    assert (cut.text, cut.finish_reason) == (whole[: whole.index(whole[10:12])], "stop")
+
+
+def test_explanations_are_the_traces(client: openai.OpenAI, server: Running) -> None:
+    guidance = {"weights": {"up": 2.0}, "explain": True, "alternatives": 4}
+    reply = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=5, seed=1, extra_body={"guidance": guidance}
+    )
+    told = reply.choices[0].model_extra["guidance"]
+    assert (told["weights"], told["seed"]) == ({"up": 2.0, "down": 0.0}, 1)
+    [answer] = server.service.decoder.generate(
+        [HELLO], seed=1, max_new_tokens=5, weights=told["weights"], trace=True, num_alternatives=4
+    )
+    for token, step in zip(told["tokens"], answer.trace, strict=True):
+        assert token["token_id"] == step.chosen.token_id
+        assert token["scores"] == pytest.approx(dict(step.chosen.guide_scores), abs=1e-4)
+        assert (token["base_rank"], token["mixed_rank"]) == (step.chosen.base_rank, step.chosen.mixed_rank)
+        assert token["kl"] == pytest.approx(step.kl, abs=1e-5)
+        assert [rival["token_id"] for rival in token["alternatives"]] == [rival.token_id for rival in step.alternatives]
+
+
+def test_without_a_seed_answers_differ_and_say_theirs(client: openai.OpenAI) -> None:
+    how = {"model": "tiny", "messages": HELLO, "max_tokens": 20, "extra_body": {"guidance": {}}}
+    first, second = (client.chat.completions.create(**how).choices[0] for _ in range(2))
+    assert first.message.content != second.message.content
+    again = client.chat.completions.create(**how, seed=first.model_extra["guidance"]["seed"])
+    assert again.choices[0].message.content == first.message.content
+
+
+def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="Did you mean 'up'"):
+        client.chat.completions.create(
+            model="tiny", messages=HELLO, extra_body={"guidance": {"weights": {"upp": 1}}}, stream=True
+        )
+    with pytest.raises(openai.NotFoundError, match="kinder"):
+        client.chat.completions.create(model="nothing", messages=HELLO)

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 import transformers
 from torch import Tensor
@@ -59,12 +60,15 @@ class HFTokenizer:
             raise PromptError("This model has no chat template. Give the prompt as raw text or token ids.")
         check_messages(messages)
         unfinished = messages[-1]["role"] == "assistant"
-        text = self.hf.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=not unfinished,
-            continue_final_message=unfinished,
-        )
+        try:
+            text = self.hf.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=not unfinished,
+                continue_final_message=unfinished,
+            )
+        except jinja2.TemplateError as error:
+            raise PromptError(f"The model's chat template refuses these messages: {error}.") from None
         token_ids = [int(token_id) for token_id in self.hf(text, add_special_tokens=False)["input_ids"]]
         return self._with_one_bos(token_ids)
 

@@ -6,13 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from trimtab.answers import Step
-from trimtab.errors import TrimtabError
+from trimtab.errors import ClientGoneError
 from trimtab.serving.asking import Wanted
 from trimtab.serving.engine import Engine, Event, Job
-
-
-class ClientGoneError(TrimtabError):
-    """Nobody waits for the answer any more."""
 
 
 class Answering:

@@ -23,11 +23,19 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from trimtab.decoding import Decoder
-from trimtab.errors import InputError, TrimtabError
+from trimtab.errors import (
+    ClientGoneError,
+    DeadlineError,
+    InputError,
+    QueueFullError,
+    StoppedError,
+    TrimtabError,
+    UnknownModelError,
+)
 from trimtab.serving import schema
-from trimtab.serving.answering import Answering, ClientGoneError
-from trimtab.serving.asking import Catalogue, NotFoundError, Wanted, wanted_chat, wanted_completion
-from trimtab.serving.engine import DeadlineError, Engine, Event, QueueFullError, StoppedError
+from trimtab.serving.answering import Answering
+from trimtab.serving.asking import Catalogue, Wanted, wanted_chat, wanted_completion
+from trimtab.serving.engine import Engine, Event
 from trimtab.serving.guard import Guard, Keys
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
@@ -40,7 +48,7 @@ PAGE = Path(__file__).with_name("playground")
 _PING_S = 10.0
 
 _KINDS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
-    (NotFoundError, 404, "invalid_request_error", "model_not_found"),
+    (UnknownModelError, 404, "invalid_request_error", "model_not_found"),
     (InputError, 400, "invalid_request_error", None),
     (QueueFullError, 429, "rate_limit_error", "queue_full"),
     (DeadlineError, 504, "server_error", "deadline"),
@@ -236,7 +244,7 @@ def _add_lists(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}", response_model=schema.Named)
     async def one_model(name: str) -> dict[str, Any]:
         if name not in models:
-            raise NotFoundError(f"The model {name!r} does not exist. This server has: {', '.join(models)}.")
+            raise UnknownModelError(f"The model {name!r} does not exist. This server has: {', '.join(models)}.")
         return models[name]
 
     @app.get("/v1/guides", response_model=schema.NamedList)
@@ -285,7 +293,13 @@ def _problem(error: Exception) -> tuple[int, dict[str, Any]]:
     found = (entry for entry in _KINDS if isinstance(error, entry[0]))
     _, status, name, code = next(found, (None, 500, "server_error", None))
     message = str(error) if isinstance(error, TrimtabError) else "An unexpected error; the log says more."
-    return status, {"error": {"message": message, "type": name, "param": None, "code": code}}
+    return status, _error_body(message, name, None, code)
+
+
+def _error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    """OpenAI's shape; what a client sent may stand in the message, and UTF-8 may not be able to say it."""
+    said, place = (text and text.encode("utf-8", "replace").decode() for text in (message, param))
+    return {"error": {"message": said, "type": kind, "param": place, "code": code}}
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -301,13 +315,12 @@ def _add_errors(app: FastAPI) -> None:
     async def malformed(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         param, message = sentence_of(error.errors())
-        body = {"message": message, "type": "invalid_request_error", "param": param, "code": None}
-        return JSONResponse({"error": body}, 400)
+        return JSONResponse(_error_body(message, "invalid_request_error", param, None), 400)
 
     async def plain(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        body = {"message": str(error.detail), "type": "invalid_request_error", "param": None, "code": None}
-        return JSONResponse({"error": body}, error.status_code, headers=error.headers)
+        body = _error_body(str(error.detail), "invalid_request_error", None, None)
+        return JSONResponse(body, error.status_code, headers=error.headers)
 
     app.add_exception_handler(ClientGoneError, gone)
     app.add_exception_handler(TrimtabError, ours)

@@ -8,14 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trimtab.core import LanguageModel, Prompt, SamplingParams
-from trimtab.errors import InputError, OptionError, PromptError, unknown_name
+from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_name
 from trimtab.prompts import encode_prompt
 from trimtab.serving.limits import Limits
 from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest, Guidance
-
-
-class NotFoundError(InputError):
-    """A model name that is neither the base nor a preset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +28,11 @@ class Catalogue:
     def weights(self, name: str, asked: Mapping[str, float], limits: Limits) -> dict[str, float]:
         """The weight of every guide: the model name's, with what the request says over it.
 
-        Raises NotFoundError for an unknown name, OptionError for an unknown guide or a weight out of range.
+        Raises UnknownModelError for an unknown name, OptionError for an unknown guide or a weight out of range.
         """
         if name != self.name and name not in self.presets:
             listed = ", ".join([self.name, *self.presets])
-            raise NotFoundError(f"The model {name!r} does not exist. This server has: {listed}.")
+            raise UnknownModelError(f"The model {name!r} does not exist. This server has: {listed}.")
         for guide, weight in asked.items():
             if guide not in self.guides:
                 raise unknown_name("guide", guide, self.guides)

@@ -17,23 +17,11 @@ from functools import partial
 from trimtab.answers import Step
 from trimtab.core import Prompt, SamplingParams
 from trimtab.decoding import Decoder
-from trimtab.errors import ModelError, TrimtabError
+from trimtab.errors import DeadlineError, ModelError, QueueFullError, StoppedError, TrimtabError
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
-
-
-class QueueFullError(TrimtabError):
-    """More answers wait than the server lets wait."""
-
-
-class StoppedError(TrimtabError):
-    """The server is ending, or its generation thread has died."""
-
-
-class DeadlineError(TrimtabError):
-    """An answer took longer than the server lets it."""
 
 
 @dataclass(slots=True, eq=False)

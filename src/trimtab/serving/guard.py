@@ -66,23 +66,13 @@ class Guard:
             return
         length = request.header(b"content-length") or "0"
         if length.isdigit() and int(length) > self._max_body_bytes:
-            await request.refuse(413, f"The body has {length} bytes; {self._allowed()}", "body_too_large")
+            await request.refuse_body()
             return
         try:
             await self._app(scope, request.receive, request.send)
-        except _TooLargeError:
-            if request.status is None:
-                await request.refuse(413, f"The body is too large; {self._allowed()}", "body_too_large")
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(request.status or "none")).inc()
-
-    def _allowed(self) -> str:
-        return f"this server takes at most {self._max_body_bytes}."
-
-
-class _TooLargeError(Exception):
-    """A body grew past the limit while it was read."""
 
 
 class _Exchange:
@@ -94,6 +84,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._num_bytes = 0
+        self._refused = False
         self.status: int | None = None
 
     def header(self, name: bytes) -> str | None:
@@ -107,11 +98,14 @@ class _Exchange:
         if message["type"] == "http.request":
             self._num_bytes += len(message.get("body", b""))
             if self._num_bytes > self._limit:
-                raise _TooLargeError
+                await self.refuse_body()
+                return {"type": "http.disconnect"}
         return message
 
     async def send(self, message: Message) -> None:
-        """A message, with our headers."""
+        """A message, with our headers; nothing more once the request was refused here."""
+        if self._refused:
+            return
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", []), *_HEADERS]
@@ -126,6 +120,13 @@ class _Exchange:
             headers.append((b"www-authenticate", b"Bearer"))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
+        self._refused = True
+
+    async def refuse_body(self) -> None:
+        """The body is too large, as its header said or as came out while it was read."""
+        await self.refuse(
+            413, f"The body is too large; this server takes at most {self._limit} bytes.", "body_too_large"
+        )
 
 
 def _needs_key(path: str) -> bool:

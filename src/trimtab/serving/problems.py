@@ -20,5 +20,5 @@ def sentence_of(problems: Sequence[Mapping[str, Any]]) -> tuple[str | None, str]
         param, message = None, f"The body is no JSON: {first['msg']}."
     else:
         text = str(first["msg"]).removeprefix("Value error, ")
-        message = f"{param}: {text}." if param else f"{text[:1].upper()}{text[1:]}."
+        message = f"{param}: {text}." if param else f"{text}."
     return param, message

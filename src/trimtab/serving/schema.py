@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 _TOLERANT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 _OURS = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -33,12 +33,24 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """OpenAI's fields that cannot be honoured, and the values that ask for nothing."""
 
 
+def _whole(text: str) -> str:
+    """Text that UTF-8 can say."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds a lone surrogate, which is half of a character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
 class Guidance(BaseModel):
     """What trimtab adds to a request: `extra_body={"guidance": {...}}` in OpenAI's Python client."""
 
     model_config = _OURS
 
-    weights: dict[str, float] = Field(default_factory=dict, description="guide -> weight; 0 turns a guide off")
+    weights: dict[Text, float] = Field(default_factory=dict, description="guide -> weight; 0 turns a guide off")
     explain: bool = Field(default=False, description="add to each token why it was chosen")
     alternatives: int = Field(default=5, ge=0, le=20, description="with explain: rivals of each token")
     logprobs: Literal["mixed", "base"] = Field(default="mixed", description="of which policy `logprobs` are")
@@ -58,7 +70,7 @@ class TextPart(BaseModel):
     model_config = _TOLERANT
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
@@ -66,8 +78,8 @@ class Message(BaseModel):
 
     model_config = _TOLERANT
 
-    role: str = Field(min_length=1, max_length=64)
-    content: str | list[TextPart]
+    role: Text = Field(min_length=1, max_length=64)
+    content: Text | list[TextPart]
 
     @property
     def text(self) -> str:
@@ -80,7 +92,7 @@ class Asked(BaseModel):
 
     model_config = _TOLERANT
 
-    model: str
+    model: Text
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = None
@@ -91,7 +103,7 @@ class Asked(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, description="ours")
     repetition_penalty: Annotated[float, Field(gt=0)] | None = Field(default=None, description="ours: 1 is none")
     seed: Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)] | None = None
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     guidance: Guidance | None = None
 
     @model_validator(mode="before")
@@ -132,7 +144,7 @@ TokenId = Annotated[int, Field(ge=0)]
 class CompletionRequest(Asked):
     """The body of `/v1/completions`."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
     logprobs: Annotated[int, Field(ge=0)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
 

@@ -1,0 +1,223 @@
+"""Over the wire, besides good requests: refusals in OpenAI's shape, limits, keys, headers, clients that leave."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.serving.conftest import Running, Start
+from trimtab.serving.limits import Limits
+
+CHAT: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "Hello."}],
+    "max_tokens": 4,
+    "seed": 1,
+}
+
+
+def call(
+    server: Running, path: str, body: Any = None, *, headers: dict[str, str] | None = None, raw: bytes | None = None
+) -> tuple[int, dict[str, str], Any]:
+    """(status, headers, body) of a request; JSON is read."""
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+    data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+    connection.request(
+        "GET" if data is None else "POST", path, data, {"content-type": "application/json", **(headers or {})}
+    )
+    reply = connection.getresponse()
+    content = reply.read()
+    found = {key.lower(): value for key, value in reply.getheaders()}
+    return reply.status, found, json.loads(content) if "json" in found.get("content-type", "") else content
+
+
+def chat(**changes: Any) -> dict[str, Any]:
+    return {**CHAT, **changes}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown key of guidance": (chat(guidance={"wieghts": {"up": 1}}), "Did you mean 'weights'?"),
+    "an unknown guide": (chat(guidance={"weights": {"upp": 1}}), "Did you mean 'up'?"),
+    "a weight that is text": (chat(guidance={"weights": {"up": "1"}}), "guidance.weights.up"),
+    "a huge weight": (chat(guidance={"weights": {"up": 1e9}}), "at most 100"),
+    "no messages": (chat(messages=[]), "messages"),
+    "a picture": (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "messages.0.content"),
+    "tools": (chat(tools=[{"type": "function"}]), "tools is not supported"),
+    "a response format": (chat(response_format={"type": "json_object"}), "response_format is not supported"),
+    "a logit bias": (chat(logit_bias={"5": 1}), "logit_bias is not supported"),
+    "a negative temperature": (chat(temperature=-1), "temperature"),
+    "no tokens": (chat(max_tokens=0), "max_tokens"),
+    "too many tokens": (chat(max_tokens=10**9), "at most 2048"),
+    "too many answers": (chat(n=1000), "at most 8"),
+    "too many top log-probabilities": (chat(logprobs=True, top_logprobs=10**6), "at most 20"),
+    "top_logprobs alone": (chat(top_logprobs=2), "logprobs: true"),
+    "thousands of stop strings": (chat(stop=[f"s{i}" for i in range(5000)]), "at most 16"),
+    "an empty stop string": (chat(stop=["a", ""]), "stop"),
+    "a lone surrogate": (chat(messages=[{"role": "user", "content": "\ud800"}]), "messages.0.content"),
+    "a lone surrogate for a guide": (chat(guidance={"weights": {"\ud800": 1}}), "lone surrogate"),
+    "a lone surrogate for a key": (chat(guidance={"\ud800": 1}), "guidance"),
+    "a prompt that is too long": (chat(messages=[{"role": "user", "content": "x" * 5000}]), "at most"),
+    "a list": ([1, 2], "valid dictionary"),  # type: ignore[dict-item]
+    "nothing": ({}, "required"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_bad_request_is_a_400_that_says_why(server: Running, what: str) -> None:
+    body, reason = REFUSED[what]
+    status, _, reply = call(server, "/v1/chat/completions", body)
+    assert status == 400
+    assert reason in reply["error"]["message"]
+    assert reply["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"\xff\xfe\x00", b"null", b'{"model": NaN}', b"[" * 100_000, json.dumps(CHAT).encode()[:-1]]
+)
+def test_garbage_is_a_400(server: Running, raw: bytes) -> None:
+    assert call(server, "/v1/chat/completions", raw=raw)[0] == 400
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_weight_that_is_no_number_is_a_400(server: Running, value: str) -> None:
+    raw = json.dumps(chat(guidance={"weights": {"up": 7}})).replace("7", value).encode()
+    status, _, reply = call(server, "/v1/chat/completions", raw=raw)
+    assert status == 400
+    assert "guidance.weights.up" in reply["error"]["message"]
+
+
+def test_unknown_fields_of_other_clients_are_tolerated(server: Running) -> None:
+    body = chat(user="me", store=False, metadata={"a": "b"}, service_tier="auto", presence_penalty=0, tools=[], foo=1)
+    status, _, reply = call(server, "/v1/chat/completions", body)
+    assert (status, reply["choices"][0]["finish_reason"]) == (200, "length")
+    assert reply["choices"] == call(server, "/v1/chat/completions", CHAT)[2]["choices"]
+
+
+def test_an_unknown_model_is_a_404(server: Running) -> None:
+    status, _, reply = call(server, "/v1/chat/completions", chat(model="gpt-5"))
+    assert (status, reply["error"]["code"]) == (404, "model_not_found")
+    assert "kinder" in reply["error"]["message"]
+    assert call(server, "/v1/models/gpt-5")[0] == 404
+    assert call(server, "/v1/models/kinder")[2]["guidance"] == {"up": 1.5}
+    assert call(server, "/v2/nothing")[2]["error"]["type"] == "invalid_request_error"
+    assert call(server, "/v1/chat/completions")[0] == 405
+
+
+def test_a_body_that_is_too_large_is_a_413(start: Start) -> None:
+    with start(Limits(max_body_bytes=2000)) as server:
+        big = json.dumps(chat(messages=[{"role": "user", "content": "x" * 10_000}])).encode()
+        assert call(server, "/v1/chat/completions", raw=big)[0] == 413
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+        pieces = (big[i : i + 500] for i in range(0, len(big), 500))  # no length is told beforehand
+        connection.request("POST", "/v1/chat/completions", pieces, {"content-type": "application/json"})
+        assert connection.getresponse().status == 413
+
+
+def test_keys(start: Start) -> None:
+    with start(keys=["first", "second"]) as server:
+        for path in ("/v1/models", "/v1/guides", "/metrics", "/v1/nothing"):
+            assert call(server, path)[0] == 401, path
+            assert call(server, path, headers={"authorization": "Bearer third"})[0] == 401, path
+            assert call(server, path, headers={"authorization": "Basic first"})[0] == 401, path
+        for key in ("first", "second"):
+            assert call(server, "/v1/models", headers={"authorization": f"Bearer {key}"})[0] == 200
+        assert [call(server, path)[0] for path in ("/health", "/ready", "/")] == [200, 200, 200]
+
+
+def test_a_full_queue_is_a_429_with_a_time_to_come_back(start: Start) -> None:
+    with start(Limits(max_rows=1, max_queue=0)) as server:
+        status, headers, reply = call(server, "/v1/chat/completions", chat(n=2))
+        assert (status, reply["error"]["code"]) == (429, "queue_full")
+        assert int(headers["retry-after"]) >= 1
+        assert call(server, "/v1/chat/completions", CHAT)[0] == 200
+
+
+def test_headers_keep_others_out(server: Running) -> None:
+    for path in ("/", "/v1/models", "/nothing"):
+        headers = call(server, path)[1]
+        assert "default-src 'none'" in headers["content-security-policy"], path
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "access-control-allow-origin" not in call(server, path, headers={"origin": "http://evil.example"})[1]
+
+
+def test_an_origin_that_was_allowed_may_call(start: Start) -> None:
+    with start(origins=["http://page.example"]) as server:
+        headers = call(server, "/v1/models", headers={"origin": "http://page.example"})[1]
+        assert headers["access-control-allow-origin"] == "http://page.example"
+
+
+def test_measures(server: Running) -> None:
+    call(server, "/v1/chat/completions", chat(guidance={"weights": {"up": 1}}))
+    page = call(server, "/metrics")[2].decode()
+    for name in (
+        'trimtab_http_requests_total{route="/v1/chat/completions",status="200"}',
+        'trimtab_guide_forwards_total{guide="up"}',
+        "trimtab_generated_tokens_total",
+        "trimtab_queue_length",
+        "trimtab_batch_size",
+        "trimtab_time_to_first_token_seconds_bucket",
+        "trimtab_time_between_tokens_seconds_bucket",
+    ):
+        assert name in page, name
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_row(start: Start, stream: bool) -> None:
+    with start(Limits(max_rows=2, max_new_tokens=100_000)) as server:
+        body = json.dumps(chat(max_tokens=1900, stream=stream, n=2, guidance={"weights": {"up": 1}})).encode()
+        address = urlsplit(server.url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            head += f"content-length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            _until(lambda: server.engine.decoder.num_running == 2)
+        before = time.monotonic()
+        _until(lambda: server.engine.num_open == 0)
+        assert server.engine.decoder._session.num_rows == 0
+        assert all(lane._session.num_rows == 0 for lane in server.engine.decoder._lanes)
+        assert time.monotonic() - before < 5
+        assert call(server, "/v1/chat/completions", CHAT)[0] == 200
+
+
+def test_a_dead_generation_thread_is_red(start: Start) -> None:
+    deaths: list[BaseException] = []
+    with start(on_death=deaths.append) as server:
+        assert call(server, "/health")[0] == 200
+        server.engine.decoder.step = _fail  # type: ignore[method-assign]
+        status, _, reply = call(server, "/v1/chat/completions", CHAT)
+        assert (status, reply["error"]["code"]) == (503, "stopping")
+        assert call(server, "/health")[0] == call(server, "/ready")[0] == 503
+        assert len(deaths) == 1
+
+
+def test_an_error_in_a_stream_is_an_event_and_not_the_end(start: Start) -> None:
+    with start() as server:
+        sound, left = server.engine.decoder.step, [3]
+
+        def fail_later() -> Any:
+            left[0] -= 1
+            return sound() if left[0] else _fail()
+
+        server.engine.decoder.step = fail_later  # type: ignore[method-assign]
+        status, _, reply = call(server, "/v1/chat/completions", chat(stream=True, max_tokens=50))
+        assert status == 200
+        events = [line for line in reply.decode().splitlines() if line]
+        assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "stopping"
+        assert "[DONE]" not in reply.decode()
+
+
+def _fail() -> Any:
+    raise RuntimeError("broken on purpose")
+
+
+def _until(what: Any) -> None:
+    end = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.01)
