@@ -105,6 +105,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+
 def _poster(loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Event]], None]:
     def deliver(events: Sequence[Event]) -> None:
         for event in events:
@@ -132,13 +135,13 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             explain=guidance.explain,
         )
 
-    @app.post("/v1/chat/completions", response_model=schema.Completion)
+    @app.post("/v1/chat/completions", response_model=schema.Completion, responses=_STREAMED)
     async def chat(body: schema.ChatRequest, request: Request) -> Response:
         wanted = await run_in_threadpool(wanted_chat, body, service.catalogue, service.limits)
         num_rivals = (body.top_logprobs or 0) if body.logprobs else None
         return await _reply(request, body, wanted, style(body, num_rivals, chat=True))
 
-    @app.post("/v1/completions", response_model=schema.Completion)
+    @app.post("/v1/completions", response_model=schema.Completion, responses=_STREAMED)
     async def completions(body: schema.CompletionRequest, request: Request) -> Response:
         wanted = await run_in_threadpool(wanted_completion, body, service.catalogue, service.limits)
         return await _reply(request, body, wanted, style(body, body.logprobs, chat=False))
