@@ -1,0 +1,102 @@
+// What is asked for: the guides' dials, presets and sampling; kept in the address's hash, so that a link carries them.
+// Neither prompts nor keys go there.
+
+const field = (id) => document.getElementById(id);
+const SAMPLING = ["max", "temperature", "seed"];
+const WIDE = { min: -3, max: 3, step: 0.1 };
+const THRESHOLD = { min: 0, max: 0.95, step: 0.05 }; // of a guide that selects; 1 would accept nothing
+
+const dials = new Map(); // guide -> { number, slider }
+const presets = new Map(); // button -> weights
+let built = false; // until then the address is not ours to write: it may carry weights of dials to come
+
+/** Draw the dials and presets; `base` is the model whose weights are the guides' own. */
+export function build(guides, [base, ...others]) {
+  built = false;
+  dials.clear();
+  presets.clear();
+  field("dials").replaceChildren(...guides.map(dial));
+  const own = Object.values(base.guidance).some(Boolean) ? [["the server's own", base.guidance]] : [];
+  const named = others.map((model) => [model.id, model.guidance]);
+  field("presets").replaceChildren(...[["all off", {}], ...own, ...named].map(([name, weights]) => preset(name, weights)));
+  if (!guides.length) field("presets").replaceChildren();
+  set(base.guidance);
+  reseed();
+  built = true;
+  restore(location.hash);
+}
+
+export function weights() {
+  return Object.fromEntries([...dials].map(([name, { number }]) => [name, number.valueAsNumber]));
+}
+
+export function sampling() {
+  const temperature = field("temperature").valueAsNumber;
+  return {
+    max_tokens: field("max").valueAsNumber,
+    seed: field("seed").valueAsNumber,
+    ...(Number.isNaN(temperature) ? {} : { temperature }),
+  };
+}
+
+export function reseed() {
+  field("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
+  changed();
+}
+
+/** Take over what an address says. */
+export function restore(hash) {
+  const said = new URLSearchParams(hash.slice(1));
+  for (const name of SAMPLING) if (said.has(name)) field(name).value = said.get(name);
+  set(Object.fromEntries([...dials.keys()].map((name) => [name, Number(said.get(`w.${name}`) ?? weights()[name]) || 0])));
+}
+
+function dial(guide) {
+  const row = field("dial").content.cloneNode(true).firstElementChild;
+  const [number, slider] = row.querySelectorAll("input");
+  const label = row.querySelector("label");
+  row.classList.toggle("selects", guide.selects);
+  const limits = guide.selects ? THRESHOLD : WIDE;
+  number.id = `weight-${guide.id}`;
+  label.htmlFor = number.id;
+  label.textContent = guide.selects ? `${guide.id} (threshold)` : guide.id;
+  slider.ariaLabel = `${guide.id}, slider`;
+  Object.assign(slider, limits);
+  number.min = guide.selects ? 0 : -guide.max_weight;
+  number.max = guide.max_weight;
+  slider.addEventListener("input", () => (number.value = slider.value));
+  number.addEventListener("input", () => (slider.value = number.value));
+  dials.set(guide.id, { number, slider });
+  return row;
+}
+
+function preset(name, wanted) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = name;
+  button.addEventListener("click", () => set(wanted));
+  presets.set(button, wanted);
+  return button;
+}
+
+function set(wanted) {
+  for (const [name, { number, slider }] of dials) slider.value = number.value = wanted[name] ?? 0;
+  changed();
+}
+
+/** After any change: the hash, which preset this is, and whether the guides do anything. */
+export function changed() {
+  if (!built) return;
+  const now = weights();
+  const said = new URLSearchParams(SAMPLING.map((name) => [name, field(name).value]).filter(([, value]) => value));
+  for (const [name, value] of Object.entries(now)) said.set(`w.${name}`, value);
+  history.replaceState(null, "", `#${said}`);
+  for (const [button, wanted] of presets) {
+    button.ariaPressed = String(Object.keys(now).every((name) => now[name] === (wanted[name] ?? 0)));
+  }
+  const advice = dials.size
+    ? "All guides are off, so both answers will be the same. Move a slider."
+    : "This server has no guides. Start it with --guide NAME=WHERE to steer.";
+  field("advice").textContent = advice;
+  field("advice").hidden = Object.values(now).some(Boolean);
+}
