@@ -1,11 +1,13 @@
 """What the web layer costs and what one batch gains: guided streams of `trimtab serve` beside the same work without it.
 
     python benchmarks/serving.py                                            # the demo model and the guide that ships
-    python benchmarks/serving.py --streams 16 --num-new-tokens 32 --json figures.json
+    python benchmarks/serving.py --streams 16 --num-new-tokens 64 --json figures.json
 
-One run measures, on the same prompts and seeds: the requests one after another, all at once, and the time to first
-token of both; then, with the server ended, a batch of the same requests inside this process. Answers may end early:
-figures are tokens a second of what came.
+Each turn measures, on the same prompts and seeds: the requests one after another; all at once; in this process, as one
+batch without a server; and as many clients as there are streams, each sending its next request when the last has ended,
+with answers of different lengths, so that requests join while others run. Answers may end early: speeds are tokens a
+second of what came. Time to first token is a median over requests. Clients read the stream's lines and parse none but
+the last; the server's process and theirs share the machine.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import openai
+import aiohttp
 import torch
 
 from trimtab.decoding import Decoder
@@ -28,23 +32,37 @@ from trimtab.evaluation import throughput
 from trimtab.evaluation.prompts import demo_prompts
 from trimtab.loading import load_guide, load_model
 
-AIMS = {"batched over sequential": 5.0, "first token at once over idle, at most": 3.0, "server over in-process": 0.9}
+AIMS = {
+    "batched over sequential": 5.0,
+    "first token among streams over idle, at most": 3.0,
+    "first token at once over idle, at most": 3.0,
+    "server over in-process": 0.9,
+}
 GUIDE = "positive"
+Turn = dict[str, float]
 
 
 def main() -> int:
     args = _arguments()
-    prompts = [[{"role": "user", "content": text}] for text in demo_prompts()[: args.streams]]
+    prompts = demo_prompts()[: args.streams]
     command = [sys.executable, "-m", "trimtab.cli.main", "serve", "--model", args.model, "--port", "0"]
     command += ["--guide", f"{GUIDE}={args.guide}", "--max-rows", str(args.streams)]
-    turns: dict[str, list[dict[str, float]]] = {"sequential": [], "at once": [], "in process": []}
+    decoder = Decoder(load_model(args.model), {GUIDE: load_guide(args.guide)}, max_rows=args.streams)
+    _in_process(decoder, args, prompts)  # warms up
+    turns: dict[str, list[Turn]] = {"sequential": [], "at once": [], "joining": [], "in process": []}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        client = openai.AsyncOpenAI(base_url=f"{_url(server)}/v1", api_key="none", timeout=600)
         try:
-            asyncio.run(_serve(client, args, prompts, turns))
+            url = _url(server)
+            asyncio.run(_turn(url, args, prompts[:2], at_once=True))  # warms up
+            for _ in range(args.num_repeats):
+                turns["sequential"].append(asyncio.run(_turn(url, args, prompts, at_once=False)))
+                turns["at once"].append(asyncio.run(_turn(url, args, prompts, at_once=True)))
+                turns["joining"].append(asyncio.run(_joining(url, args, prompts)))
+                os.kill(server.pid, signal.SIGSTOP)  # the batch in this process has the machine to itself
+                turns["in process"].append(_in_process(decoder, args, prompts))
+                os.kill(server.pid, signal.SIGCONT)
         finally:
             server.terminate()
-    _in_process(args, prompts, turns["in process"])
     report = {**_report(turns), "aims": AIMS, "machine": throughput.machine(torch.device("cpu"))}
     report |= {"streams": args.streams, "num_new_tokens": args.num_new_tokens, "versions": throughput.versions()}
     print(json.dumps(report, indent=1))
@@ -58,7 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="demo", help="as in trimtab serve (%(default)s)")
     parser.add_argument("--guide", default="builtin:sentiment", help="(%(default)s)")
     parser.add_argument("--streams", type=int, default=16, help="requests at once (%(default)s)")
-    parser.add_argument("--num-new-tokens", type=int, default=32, help="an answer (%(default)s)")
+    parser.add_argument("--num-new-tokens", type=int, default=64, help="an answer (%(default)s)")
     parser.add_argument("--num-repeats", type=int, default=3, help="turns (%(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser.parse_args()
@@ -73,73 +91,85 @@ def _url(server: subprocess.Popen[str]) -> str:
     raise SystemExit("the server did not start")
 
 
-async def _serve(
-    client: openai.AsyncOpenAI, args: argparse.Namespace, prompts: list[Any], turns: dict[str, list[dict[str, float]]]
-) -> None:
-    while True:  # until it is loaded
-        try:
-            await client.models.list()
-            break
-        except openai.APIConnectionError:
-            await asyncio.sleep(0.2)
-    await _turn(client, args, prompts[:2], at_once=True)  # warms up
-    for _ in range(args.num_repeats):
-        turns["sequential"].append(await _turn(client, args, prompts, at_once=False))
-        turns["at once"].append(await _turn(client, args, prompts, at_once=True))
+async def _turn(url: str, args: argparse.Namespace, prompts: list[Any], *, at_once: bool) -> Turn:
+    async with _client(url) as client:
+        started = time.perf_counter()
+        ask = [(client, args, prompt, seed, args.num_new_tokens) for seed, prompt in enumerate(prompts)]
+        found = (
+            await asyncio.gather(*(_stream(*one) for one in ask)) if at_once else [await _stream(*one) for one in ask]
+        )
+        return _summary(found, time.perf_counter() - started)
 
 
-async def _turn(
-    client: openai.AsyncOpenAI, args: argparse.Namespace, prompts: list[Any], *, at_once: bool
-) -> dict[str, float]:
-    started = time.perf_counter()
-    if at_once:
-        found = await asyncio.gather(*(_stream(client, args, seed, one) for seed, one in enumerate(prompts)))
-    else:
-        found = [await _stream(client, args, seed, one) for seed, one in enumerate(prompts)]
-    seconds = time.perf_counter() - started
+async def _joining(url: str, args: argparse.Namespace, prompts: list[Any]) -> Turn:
+    """Each client sends three requests; the first of each is not counted in the time to first token."""
+
+    async def visit(number: int) -> list[tuple[float, int]]:
+        lengths = [args.num_new_tokens * share // 32 for share in (8 + number * 24 // len(prompts), 32, 24)]
+        return [
+            await _stream(client, args, prompts[(number + turn) % len(prompts)], number, length)
+            for turn, length in enumerate(lengths)
+        ]
+
+    async with _client(url) as client:
+        started = time.perf_counter()
+        found = await asyncio.gather(*(visit(number) for number in range(len(prompts))))
+        summary = _summary([one for visits in found for one in visits], time.perf_counter() - started)
+    return {**summary, "first_token_s": statistics.median(seconds for visits in found for seconds, _ in visits[1:])}
+
+
+def _client(url: str) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(600), raise_for_status=True)
+
+
+def _summary(found: list[tuple[float, int]], seconds: float) -> Turn:
     first = statistics.median(seconds for seconds, _ in found)
     return {"tokens_per_s": sum(tokens for _, tokens in found) / seconds, "first_token_s": first}
 
 
-async def _stream(client: openai.AsyncOpenAI, args: argparse.Namespace, seed: int, prompt: Any) -> tuple[float, int]:
-    """(seconds to the first token, tokens) of one guided stream."""
-    started, first, tokens = time.perf_counter(), None, 0
-    stream = await client.chat.completions.create(
-        model=args.model,
-        messages=prompt,
-        seed=seed,
-        max_tokens=args.num_new_tokens,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body={"guidance": {"weights": {GUIDE: 1.0}}},
-    )
-    async for chunk in stream:
-        if first is None and chunk.choices and chunk.choices[0].delta.content:
-            first = time.perf_counter() - started
-        if chunk.usage is not None:
-            tokens = chunk.usage.completion_tokens
+async def _stream(
+    client: aiohttp.ClientSession, args: argparse.Namespace, prompt: Any, seed: int, num_new_tokens: int
+) -> tuple[float, int]:
+    """(seconds to the first piece of text, tokens) of one guided stream."""
+    body = {
+        "model": args.model,
+        "messages": prompt,
+        "seed": seed,
+        "max_tokens": num_new_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "guidance": {"weights": {GUIDE: 1.0}},
+    }
+    started, first, before, last = time.perf_counter(), None, b"", b""
+    async with client.post("/v1/chat/completions", json=body) as reply:
+        async for line in reply.content:
+            if line.strip():
+                before, last = last, line.strip()
+                if first is None and b'"content":"' in line and b'"content":""' not in line:
+                    first = time.perf_counter() - started
+    if last != b"data: [DONE]":
+        raise SystemExit(f"a stream was cut: {last!r}")
+    tokens = json.loads(before.removeprefix(b"data: "))["usage"]["completion_tokens"]
     return first or time.perf_counter() - started, tokens
 
 
-def _in_process(args: argparse.Namespace, prompts: list[Any], turns: list[dict[str, float]]) -> None:
+def _in_process(decoder: Decoder, args: argparse.Namespace, prompts: list[Any]) -> Turn:
     """The same requests in one batch of a decoder, without a server."""
-    decoder = Decoder(load_model(args.model), {GUIDE: load_guide(args.guide)}, max_rows=args.streams)
-    for turn in range(args.num_repeats + 1):
-        started = time.perf_counter()
-        answers = list(decoder.generate(prompts, weights={GUIDE: 1.0}, max_new_tokens=args.num_new_tokens, seed=0))
-        tokens = sum(len(answer.token_ids) for answer in answers)
-        if turn:  # the first warms up
-            turns.append({"tokens_per_s": tokens / (time.perf_counter() - started)})
+    started = time.perf_counter()
+    answers = list(decoder.generate(prompts, weights={GUIDE: 1.0}, max_new_tokens=args.num_new_tokens, seed=0))
+    return {"tokens_per_s": sum(len(answer.token_ids) for answer in answers) / (time.perf_counter() - started)}
 
 
-def _report(turns: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def _report(turns: dict[str, list[Turn]]) -> dict[str, Any]:
     def ratio(above: str, below: str, what: str) -> list[float]:
+        """Median, lowest and highest over the turns."""
         ratios = [one[what] / other[what] for one, other in zip(turns[above], turns[below], strict=True)]
         return [round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))]
 
     return {
         "turns": turns,
         "batched over sequential": ratio("at once", "sequential", "tokens_per_s"),
+        "first token among streams over idle": ratio("joining", "sequential", "first_token_s"),
         "first token at once over idle": ratio("at once", "sequential", "first_token_s"),
         "server over in-process": ratio("at once", "in process", "tokens_per_s"),
     }

@@ -122,6 +122,14 @@ def test_sigterm_lets_streams_finish_and_takes_no_new_requests(config: Path) -> 
             call(port, "/ready")
 
 
+def test_it_ends_though_nobody_reads_what_it_says(config: Path) -> None:
+    with serving("--config", str(config)) as (server, _):
+        assert server.stderr is not None
+        server.stderr.close()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+
+
 def test_kill_9_is_a_broken_connection_and_never_a_whole_answer(config: Path) -> None:
     with serving("--config", str(config)) as (server, port):
         stream = stream_of(port, stop=None)

@@ -112,7 +112,7 @@ def test_a_step_feeds_no_more_of_the_prompts_than_it_may(monkeypatch: pytest.Mon
     sound = Trunk._extend
 
     def counting(self: Trunk, rows: Sequence[Row]) -> None:
-        fed[-1] += sum(len(row.pending) for row in rows)
+        fed[-1] += sum(row.num_pending for row in rows)
         sound(self, rows)
 
     monkeypatch.setattr(Trunk, "_extend", counting)

@@ -19,6 +19,7 @@ from trimtab.serving.limits import Limits
 
 if TYPE_CHECKING:
     from trimtab.serving.app import Service
+    from trimtab.serving.thread import TensorThread
 
 _LIMITS: Mapping[str, str] = {
     "max_rows": "answers decoded at a time",
@@ -81,12 +82,14 @@ def run(args: argparse.Namespace) -> int:
     options.check_guide_names(args.guides)
     config = ServeConfig() if args.config is None else read_config(args.config)
     from trimtab.cli.server import listen, serve
+    from trimtab.serving.thread import TensorThread
 
     with listen(args.host, args.port) as listener:  # before minutes are spent on loading
-        return serve(_service(args, config), listener)
+        thread = TensorThread()
+        return serve(thread.submit(_service, args, config, thread).result(), listener)
 
 
-def _service(args: argparse.Namespace, config: ServeConfig) -> Service:
+def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread) -> Service:
     """What the flags and the configuration ask for, loaded."""
     model_name = args.model or config.model
     if model_name is None:
@@ -112,6 +115,7 @@ def _service(args: argparse.Namespace, config: ServeConfig) -> Service:
         limits=limits,
         keys=keys,
         origins=(*config.origins, *args.origins),
+        thread=thread,
     )
 
 

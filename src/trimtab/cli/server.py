@@ -6,7 +6,7 @@ import dataclasses
 import signal
 import socket
 import threading
-from types import FrameType
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -23,26 +23,28 @@ _GRACE_S = 5.0
 
 
 class _Server(uvicorn.Server):
-    """Told to end, the engine takes no new requests at once, and what still runs after `drain_s` fails."""
+    """Told to end, the engine takes no new requests, and what still runs after `drain_s` fails."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
         super().__init__(config)
         self._app = app
         self._drain_s = drain_s
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        engine = getattr(self._app.state, "engine", None)
-        if engine is not None and engine.is_open:
-            say(f"ending: {engine.num_open} answers have {self._drain_s:g} seconds to finish")
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Follows a signal at once; a signal's own handler may interrupt anything, so it only sets a flag."""
+        engine = self._app.state.engine
+        if engine.is_open:
+            with suppress(OSError):  # nobody may be reading any more
+                say(f"ending: {engine.num_open} answers have {self._drain_s:g} seconds to finish")
             engine.close()
             timer = threading.Timer(self._drain_s, engine.stop)
             timer.daemon = True
             timer.start()
-        super().handle_exit(sig, frame)
+        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that clients may already connect to. Raises OSError where the port is taken."""
+    """A socket of this port, not open yet. Raises OSError where the port is taken."""
     family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     found = socket.socket(family, kind, proto)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,6 +77,7 @@ def serve(service: Service, listener: socket.socket) -> int:
     )
     servers.append(_Server(config, app, drain_s))
     host, port = listener.getsockname()[:2]
+    listener.listen()  # whoever reads the next line may connect
     say(f"serving {service.catalogue.name} at http://{f'[{host}]' if ':' in host else host}:{port}/ (/v1 for clients)")
     before = {sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -118,14 +118,14 @@ class RowCache:
             rows[torch.arange(len(new), device=new.device)[:, None], columns] = new
         return rows.transpose(1, 2)
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` columns of a slot into another, for a fork or a move."""
+    def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copy the first `length` columns of slots into others: for a fork, a move, or rows that begin alike."""
         if length == 0:  # a row that was never fed may have no slot in the buffers yet
             return
-        if target >= self._num_slots:
-            self._resize(target + 1, self._num_columns)
+        if max(targets) >= self._num_slots:
+            self._resize(max(targets) + 1, self._num_columns)
         for buffer in self._buffers():
-            buffer[target, :length] = buffer[source, :length]
+            buffer[list(targets), :length] = buffer[list(sources), :length]
 
     def shift(self, slots: Sequence[int], sources: Sequence[int], targets: Sequence[int]) -> None:
         """In each slot, copy one column onto another: a peeked candidate that was accepted."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trimtab.core import TokenIds
 from trimtab.errors import PromptError
+from trimtab.models.prefixes import lend
 from trimtab.models.rows import Layout, RowCache
 
 _PREFILL_TOKENS = 4096
@@ -45,24 +46,25 @@ class Network(Protocol):
 
 
 class Row:
-    """One growing sequence: what is in the cache, what waits to be fed, and what the last token led to."""
+    """One growing sequence: how much of it is in the cache, and what its last token led to."""
 
-    __slots__ = ("adapter", "hidden", "length", "moved_from", "peeked", "pending", "slot", "table", "tables")
+    __slots__ = ("adapter", "hidden", "length", "moved_from", "peeked", "slot", "table", "tables", "tokens")
 
     def __init__(self, slot: int, prompt: list[int], adapter: RowAdapter | None, *, tables: bool = True) -> None:
         self.slot = slot
         self.adapter = adapter
         self.tables = tables  # whether log-probabilities will be asked for
-        self.length = 0
-        self.pending = prompt
+        self.tokens = prompt
+        self.length = 0  # of them, in the cache
         self.hidden: Tensor | None = None  # [D] after the last token fed
         self.table: tuple[Tensor, int] | None = None  # ([N, V] log-probabilities, which of them)
         self.peeked: dict[int, tuple[int, Tensor]] = {}  # candidate -> (its column, its state [D])
         self.moved_from: int | None = None  # the accepted candidate's column, to be moved to the row's end
 
     @property
-    def total(self) -> int:
-        return self.length + len(self.pending)
+    def num_pending(self) -> int:
+        """How many tokens wait to be fed."""
+        return len(self.tokens) - self.length
 
     @property
     def num_peeked(self) -> int:
@@ -70,11 +72,11 @@ class Row:
         return max((column + 1 - self.length for column, _ in self.peeked.values()), default=0)
 
     def append(self, token_id: int) -> None:
-        known = None if self.pending else self.peeked.get(token_id)
+        known = None if self.num_pending else self.peeked.get(token_id)
+        self.tokens.append(token_id)
         self.table = None
         self.peeked = {}
         if known is None or self.moved_from is not None:
-            self.pending = [*self.pending, token_id]
             self.hidden = None
             return
         column, self.hidden = known
@@ -104,10 +106,10 @@ class Trunk:
     def fork(self, row: Row) -> Row:
         """A new row that continues where this one stands."""
         self._settle([row])
-        twin = Row(len(self._slots), list(row.pending), row.adapter, tables=row.tables)
+        twin = Row(len(self._slots), list(row.tokens), row.adapter, tables=row.tables)
         twin.length, twin.hidden, twin.table = row.length, row.hidden, row.table
         self._slots.append(twin)
-        self._cache.copy(row.slot, twin.slot, row.length)
+        self._cache.copy([row.slot], [twin.slot], row.length)
         return twin
 
     @torch.inference_mode()
@@ -118,17 +120,15 @@ class Trunk:
             return
         self._settle([last])
         last.peeked = {}
-        self._cache.copy(last.slot, row.slot, last.length)
+        self._cache.copy([last.slot], [row.slot], last.length)
         last.slot = row.slot
         self._slots[row.slot] = last
 
     @torch.inference_mode()
     def feed(self) -> None:
         """Feed every waiting token."""
-        waiting = [row for row in self._slots if row.pending]
         self._settle(self._slots)
-        for group in _groups(waiting):
-            self._extend(group)
+        self._feed(self._slots)
 
     @torch.inference_mode()
     def flush(self) -> None:
@@ -145,10 +145,9 @@ class Trunk:
     def peek(self, rows: Sequence[Row], token_ids: Tensor) -> Tensor:
         """[B, K] candidates -> [B, K, D]: one pass in which each candidate sees its row's past and itself."""
         for row in rows:
-            check_length(range(row.total + 1), self.network.max_length)
+            check_length(range(len(row.tokens) + 1), self.network.max_length)
         self._settle(self._slots)
-        for group in _groups([row for row in rows if row.pending]):
-            self._extend(group)
+        self._feed(rows)
         num_candidates = token_ids.shape[1]
         order = sorted(range(len(rows)), key=lambda index: rows[index].slot)
         batch = [rows[index] for index in order]
@@ -178,18 +177,42 @@ class Trunk:
         for row in moved:
             row.moved_from = None
 
+    def _feed(self, rows: Sequence[Row]) -> None:
+        """Feed the waiting tokens of rows; what begins alike is fed once."""
+        left = [row for row in rows if row.num_pending]
+        while left:
+            loans, later = lend([row for row in left if not row.length], [row for row in self._slots if row.length])
+            self._take_over(loans)
+            postponed = {id(row) for row in later}
+            for group in _groups([row for row in left if row.num_pending and id(row) not in postponed]):
+                self._extend(group)
+            left = later
+
+    def _take_over(self, loans: Sequence[tuple[Row, Row, int]]) -> None:
+        """Rows begin with what others have fed: all of it where they are the same, else all but their last token."""
+        if not loans:
+            return
+        self._cache.copy(
+            [donor.slot for _, donor, _ in loans],
+            [row.slot for row, _, _ in loans],
+            max(shared for *_, shared in loans),  # columns past a row's end do no harm
+        )
+        for row, donor, shared in loans:
+            row.length = min(shared, len(row.tokens) - 1)
+            if shared == len(row.tokens) == donor.length and donor.hidden is not None:
+                row.length, row.hidden, row.table = shared, donor.hidden, donor.table
+
     def _extend(self, rows: Sequence[Row]) -> None:
         """One pass that feeds the waiting tokens of rows; shorter ones are padded on the right, past their end."""
         batch = sorted(rows, key=lambda row: row.slot)
-        width = max(len(row.pending) for row in batch)
-        ids = [row.pending + [row.pending[-1]] * (width - len(row.pending)) for row in batch]
+        width = max(row.num_pending for row in batch)
+        ids = [row.tokens[row.length :] + [row.tokens[-1]] * (width - row.num_pending) for row in batch]
         device = self.network.device
         layout = Layout.extend([row.slot for row in batch], [row.length for row in batch], width, device)
         hidden = self._run(batch, torch.tensor(ids, device=device), layout)
         for row, states in zip(batch, hidden, strict=True):
-            row.hidden = states[len(row.pending) - 1]
-            row.length += len(row.pending)
-            row.pending = []
+            row.hidden = states[row.num_pending - 1]
+            row.length = len(row.tokens)
             row.table, row.peeked = None, {}
 
     def _run(self, batch: Sequence[Row], token_ids: Tensor, layout: Layout) -> Tensor:
@@ -220,7 +243,7 @@ class TrunkSession:
     def advance(self, rows: Tensor, token_ids: Tensor) -> None:
         limit = self.trunk.network.max_length
         for index in rows.tolist():
-            check_length(range(self._rows[index].total + 1), limit)
+            check_length(range(len(self._rows[index].tokens) + 1), limit)
         for index, token_id in zip(rows.tolist(), token_ids.tolist(), strict=True):
             self._rows[index].append(token_id)
 
@@ -285,9 +308,9 @@ def check_length(token_ids: Sequence[int], limit: int | None) -> None:
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that are fed together: alike in how many tokens they wait for, within a budget of padded tokens."""
     groups: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: len(row.pending)):
-        shortest = len(groups[-1][0].pending) if groups else 0
-        width = len(row.pending)
+    for row in sorted(rows, key=lambda row: row.num_pending):
+        shortest = groups[-1][0].num_pending if groups else 0
+        width = row.num_pending
         fits = groups and (len(groups[-1]) + 1) * width <= max(_PREFILL_TOKENS, width)
         if fits and (width == shortest or (shortest > 1 and width <= 2 * shortest)):
             groups[-1].append(row)

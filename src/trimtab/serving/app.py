@@ -40,6 +40,7 @@ from trimtab.serving.guard import Guard, Keys
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
 from trimtab.serving.problems import sentence_of
+from trimtab.serving.thread import TensorThread
 from trimtab.serving.wire import Style, Writer, usage
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class Service:
     keys: Sequence[str] = ()
     origins: Sequence[str] = ()
     """Other origins whose pages may call it (CORS)."""
+    thread: TensorThread | None = None
+    """The thread that loaded the model; decoding goes on in it."""
     on_death: Callable[[BaseException], None] | None = None
 
 
@@ -77,7 +80,14 @@ def create_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        engine = Engine(service.decoder, service.limits, metrics, post=_poster(loop), on_death=service.on_death)
+        engine = Engine(
+            service.decoder,
+            service.limits,
+            metrics,
+            post=_poster(loop),
+            thread=service.thread,
+            on_death=service.on_death,
+        )
         app.state.engine = engine
         engine.start()
         yield

@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,6 +21,7 @@ from trimtab.decoding import Decoder
 from trimtab.errors import DeadlineError, ModelError, QueueFullError, StoppedError, TrimtabError
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
+from trimtab.serving.thread import TensorThread
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ Post = Callable[[Sequence[Event]], None]
 
 
 class Engine:
-    """Runs a decoder in a thread of its own.
+    """Runs a decoder in the thread that loaded its model, or in a new one.
 
     `post` receives the events of each step, in that thread. `on_death` is called where the loop ends by an error.
     """
@@ -70,6 +72,7 @@ class Engine:
         metrics: Metrics,
         *,
         post: Post,
+        thread: TensorThread | None = None,
         on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.decoder = decoder
@@ -85,11 +88,12 @@ class Engine:
         self._jobs: dict[int, Job] = {}
         self._events: list[Event] = []
         self._ended: StoppedError | None = None
-        self._thread = threading.Thread(target=self._run, name="trimtab-generation", daemon=True)
+        self._thread = thread or TensorThread()
+        self._loop: Future[None] | None = None
 
     def start(self) -> None:
         """Begin; call it once."""
-        self._thread.start()
+        self._loop = self._thread.submit(self._run)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue answers, all of them or none. Raises QueueFullError or StoppedError."""
@@ -125,7 +129,7 @@ class Engine:
     @property
     def is_open(self) -> bool:
         """Whether new requests are taken."""
-        return not self._closed and self.death is None and self._thread.is_alive()
+        return not self._closed and self.death is None and self._is_alive
 
     def close(self) -> None:
         """Take no new requests; those that were taken go on."""
@@ -136,11 +140,15 @@ class Engine:
         """Let the answers that run end for at most `drain_s`, then end the thread."""
         self.close()
         until = time.monotonic() + drain_s
-        while self.num_open and self._thread.is_alive() and time.monotonic() < until:
+        while self.num_open and self._is_alive and time.monotonic() < until:
             time.sleep(0.02)
         self._commands.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._loop is not None:
+            self._loop.result()
+
+    @property
+    def _is_alive(self) -> bool:
+        return self._loop is not None and not self._loop.done()
 
     def _run(self) -> None:
         try:
