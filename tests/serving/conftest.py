@@ -30,6 +30,7 @@ TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
+GUIDES = ("up", "down")
 PRESETS = {"kinder": {"up": 1.5}, "odd": {"up": 1.0, "down": -0.5}}
 
 
@@ -78,10 +79,7 @@ def tiny_model() -> HFModel:
 @pytest.fixture(scope="session")
 def guides(tiny_model: HFModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("guides")
-    return {
-        name: load_guide(write_lora(root / name, tiny_model.module, seed=seed))
-        for seed, name in enumerate(("up", "down"))
-    }
+    return {name: load_guide(write_lora(root / name, tiny_model.module, seed=seed)) for seed, name in enumerate(GUIDES)}
 
 
 Start = Callable[..., Any]
@@ -92,12 +90,18 @@ def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
     """`with start(limits=..., keys=...) as server:` a server of its own."""
 
     @contextmanager
-    def running(limits: Limits | None = None, *, decoder: Decoder | None = None, **options: Any) -> Iterator[Running]:
+    def running(
+        limits: Limits | None = None,
+        *,
+        decoder: Decoder | None = None,
+        catalogue: Catalogue | None = None,
+        **options: Any,
+    ) -> Iterator[Running]:
         limits = limits or Limits(max_rows=8, default_new_tokens=24)
         own = decoder or Decoder(tiny_model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
         service = Service(
             decoder=own,
-            catalogue=Catalogue(tiny_model, "tiny", {"up": 0.0, "down": 0.0}, PRESETS),
+            catalogue=catalogue or Catalogue(tiny_model, "tiny", dict.fromkeys(GUIDES, 0.0), PRESETS),
             limits=limits,
             **options,
         )
@@ -122,3 +126,11 @@ def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
 def server(start: Start) -> Iterator[Running]:
     with start() as running:
         yield running
+
+
+def until(what: Callable[[], bool], *, seconds: float = 10) -> None:
+    """Wait for something that must come."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)

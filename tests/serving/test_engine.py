@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
+from tests.serving.conftest import until
 from trimtab.core import SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.errors import DeadlineError, OptionError, PromptError, QueueFullError, StoppedError
@@ -81,13 +81,6 @@ def read(mail: queue.Queue[Event]) -> list[Event]:
 def alone(**how: Any) -> list[int]:
     [answer] = Decoder(BASE, GUIDES).generate([1, 2, 3], max_new_tokens=5, ignore_eos=True, **how)
     return list(answer.token_ids)
-
-
-def until(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.005)
 
 
 def test_jobs_from_many_threads_are_each_its_own(begin: Begin) -> None:

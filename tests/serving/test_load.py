@@ -1,0 +1,177 @@
+"""A server that many use at a time, some of them badly: no answer is lost, crossed or cut, and nothing is left behind.
+
+TRIMTAB_SOAK_MINUTES says how long the mixed load lasts (10; `make test-all` says 60); with -s its figures are printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.serving.conftest import GUIDES, Start, byte_tokenizer, until
+from tests.serving.load import Asked, Seen, hang_up, pool, visit
+from tests.tiny import write_lora
+from trimtab.decoding import Decoder
+from trimtab.models.hf import HFModel
+from trimtab.models.trunk import TrunkSession
+from trimtab.serving.limits import Limits
+
+SOAK_S = 60 * float(os.environ.get("TRIMTAB_SOAK_MINUTES", "10"))
+LIMITS = Limits(max_rows=12, max_queue=16, default_new_tokens=24, prefill_chunk=64, max_prompt_tokens=1900)
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def asked(tiny_model: HFModel, guides: dict[str, Any]) -> list[Asked]:
+    return pool(Decoder(tiny_model, guides, max_rows=1), 60, seed=0)
+
+
+async def visitors(url: str, asked: list[Asked], seen: Seen, *, num: int, seconds: float) -> None:
+    """`num` clients for so long, each with one request after another."""
+    end = time.monotonic() + seconds
+
+    async def one(session: aiohttp.ClientSession, number: int) -> None:
+        dice = random.Random(number)
+        while time.monotonic() < end:
+            await visit(session, asked, seen, dice)
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, connector=connector) as session:
+        await asyncio.gather(*(one(session, number) for number in range(num)))
+
+
+def test_every_answer_of_a_mixed_load_is_the_one_it_has_alone(start: Start, asked: list[Asked]) -> None:
+    seen = Seen()
+    with start(LIMITS) as server:
+        asyncio.run(visitors(server.url, asked, seen, num=24, seconds=5))
+        until(lambda: server.engine.num_open == 0)
+        assert_nothing_is_left(server.service.decoder)
+    assert not seen.wrong, seen.wrong[:5]
+    assert seen.counts["answers compared"] > 50
+    assert seen.counts["hang up"] > 10
+
+
+def test_a_thousand_clients_that_hang_up_leave_nothing(start: Start, asked: list[Asked]) -> None:
+    seen = Seen()
+    limits = Limits(max_rows=12, max_queue=1000, default_new_tokens=200, prefill_chunk=64, max_prompt_tokens=1900)
+
+    async def leave(url: str) -> None:
+        connector = aiohttp.TCPConnector(limit=0)
+        gate = asyncio.Semaphore(50)
+        async with aiohttp.ClientSession(url, connector=connector) as session:
+
+            async def one(number: int) -> None:
+                async with gate:
+                    dice = random.Random(number)
+                    long = Asked("/v1/completions", {**dice.choice(asked).body, "prompt": "a", "max_tokens": 200}, ())
+                    await hang_up(session, dice.choice([long, *asked]), seen, dice)
+
+            await asyncio.gather(*(one(number) for number in range(1000)))
+
+    with start(limits) as server:
+        asyncio.run(leave(server.url))
+        until(lambda: server.engine.num_open == 0)
+        assert_nothing_is_left(server.service.decoder)
+        metrics = server.server.config.app.state.metrics  # type: ignore[union-attr]
+        ended = {
+            sample.labels["finish_reason"]: sample.value
+            for family in metrics.answers.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }
+        assert ended["cancelled"] > 300, ended
+
+
+def assert_nothing_is_left(decoder: Decoder) -> None:
+    """No request, no row of the base or of a guide, and no slot of their caches."""
+    assert decoder.num_running == decoder.num_waiting == 0
+    for rows in decoder._rows:
+        assert rows._session.num_rows == 0
+        assert not rows._requests
+        assert not rows._left
+        if isinstance(rows._session, TrunkSession):
+            assert not rows._session.trunk._slots
+    assert isinstance(decoder._session, TrunkSession)
+
+
+@contextmanager
+def served(tiny_model: HFModel, root: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`trimtab serve` of the tiny model in a process of its own, and its address."""
+    tiny_model.module.save_pretrained(root / "model")
+    byte_tokenizer().save_pretrained(root / "model")
+    command = [sys.executable, "-m", "trimtab.cli.main", "serve", "--port", "0", "--model", str(root / "model")]
+    command += ["--name", "tiny"]
+    for seed, name in enumerate(GUIDES):
+        command += ["--guide", f"{name}={write_lora(root / name, tiny_model.module, seed=seed)}"]
+    for name in ("max_rows", "max_queue", "default_new_tokens", "prefill_chunk", "max_prompt_tokens"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(LIMITS, name))]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (root / "log.txt").open("w", encoding="utf-8") as log:
+        server = subprocess.Popen(command, stderr=log, text=True, env=environment)
+        try:
+            until(lambda: "serving " in (root / "log.txt").read_text(encoding="utf-8"), seconds=120)
+            line = next(
+                line for line in (root / "log.txt").read_text(encoding="utf-8").splitlines() if "serving" in line
+            )
+            yield server, line.split(" at ")[1].split("/ (")[0]
+        finally:
+            server.kill()
+            server.wait(10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+def test_memory_is_flat_under_a_long_mixed_load(tiny_model: HFModel, asked: list[Asked], tmp_path: Path) -> None:
+    seen, memory = Seen(), []
+
+    async def watch(pid: int) -> None:
+        while True:
+            memory.append(resident_bytes(pid))
+            await asyncio.sleep(min(10.0, SOAK_S / 40))
+
+    async def run(url: str, pid: int) -> None:
+        watching = asyncio.create_task(watch(pid))
+        await visitors(url, asked, seen, num=24, seconds=SOAK_S)
+        watching.cancel()
+
+    with served(tiny_model, tmp_path) as (server, url):
+        asyncio.run(run(url, server.pid))
+        left = asyncio.run(gauges(url))
+    early, late = max(memory[len(memory) // 10 : len(memory) // 4]), max(memory[-len(memory) // 4 :])
+    figures = {"minutes": SOAK_S / 60, **seen.counts, "wrong": len(seen.wrong), "left": left}
+    print(json.dumps({**figures, "MiB early": early / MIB, "MiB late": late / MIB, "MiB first": memory[0] / MIB}))
+    assert not seen.wrong, seen.wrong[:5]
+    assert seen.counts["answers compared"] > 20 * SOAK_S / 60
+    assert left == {"trimtab_batch_size": 0.0, "trimtab_queue_length": 0.0}
+    assert late - early < 16 * MIB
+
+
+def resident_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+
+async def gauges(url: str) -> dict[str, float]:
+    """Batch and queue once nothing runs."""
+    names = ("trimtab_batch_size", "trimtab_queue_length")
+    async with aiohttp.ClientSession(url) as session:
+        for _ in range(100):
+            async with session.get("/metrics") as reply:
+                lines = (await reply.text()).splitlines()
+            found = {name: float(line.split()[1]) for name in names for line in lines if line.startswith(f"{name} ")}
+            if not any(found.values()):
+                break
+            await asyncio.sleep(0.1)
+    return found
