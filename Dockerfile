@@ -10,7 +10,7 @@ COPY src src
 RUN pip install --no-cache-dir -c constraints.txt ".[serve,gguf]" && rm -rf /build
 RUN useradd --create-home --uid 10001 trimtab
 USER trimtab
-WORKDIR /home/trimtab
+WORKDIR /data
 EXPOSE 8000
 ENTRYPOINT ["trimtab", "serve", "--host", "0.0.0.0", "--port", "8000"]
 CMD ["--help"]

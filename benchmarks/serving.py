@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import torch
 
 from trimtab.decoding import Decoder
@@ -92,13 +91,13 @@ def _url(server: subprocess.Popen[str]) -> str:
 
 
 async def _turn(url: str, args: argparse.Namespace, prompts: list[Any], *, at_once: bool) -> Turn:
-    async with _client(url) as client:
-        started = time.perf_counter()
-        ask = [(client, args, prompt, seed, args.num_new_tokens) for seed, prompt in enumerate(prompts)]
-        found = (
-            await asyncio.gather(*(_stream(*one) for one in ask)) if at_once else [await _stream(*one) for one in ask]
-        )
-        return _summary(found, time.perf_counter() - started)
+    started = time.perf_counter()
+    asked = [(url, args, prompt, seed, args.num_new_tokens) for seed, prompt in enumerate(prompts)]
+    if at_once:
+        found = await asyncio.gather(*(_stream(*one) for one in asked))
+    else:
+        found = [await _stream(*one) for one in asked]
+    return _summary(found, time.perf_counter() - started)
 
 
 async def _joining(url: str, args: argparse.Namespace, prompts: list[Any]) -> Turn:
@@ -107,19 +106,14 @@ async def _joining(url: str, args: argparse.Namespace, prompts: list[Any]) -> Tu
     async def visit(number: int) -> list[tuple[float, int]]:
         lengths = [args.num_new_tokens * share // 32 for share in (8 + number * 24 // len(prompts), 32, 24)]
         return [
-            await _stream(client, args, prompts[(number + turn) % len(prompts)], number, length)
+            await _stream(url, args, prompts[(number + turn) % len(prompts)], number, length)
             for turn, length in enumerate(lengths)
         ]
 
-    async with _client(url) as client:
-        started = time.perf_counter()
-        found = await asyncio.gather(*(visit(number) for number in range(len(prompts))))
-        summary = _summary([one for visits in found for one in visits], time.perf_counter() - started)
+    started = time.perf_counter()
+    found = await asyncio.gather(*(visit(number) for number in range(len(prompts))))
+    summary = _summary([one for visits in found for one in visits], time.perf_counter() - started)
     return {**summary, "first_token_s": statistics.median(seconds for visits in found for seconds, _ in visits[1:])}
-
-
-def _client(url: str) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(600), raise_for_status=True)
 
 
 def _summary(found: list[tuple[float, int]], seconds: float) -> Turn:
@@ -127,10 +121,8 @@ def _summary(found: list[tuple[float, int]], seconds: float) -> Turn:
     return {"tokens_per_s": sum(tokens for _, tokens in found) / seconds, "first_token_s": first}
 
 
-async def _stream(
-    client: aiohttp.ClientSession, args: argparse.Namespace, prompt: Any, seed: int, num_new_tokens: int
-) -> tuple[float, int]:
-    """(seconds to the first piece of text, tokens) of one guided stream."""
+async def _stream(url: str, args: argparse.Namespace, prompt: Any, seed: int, num_new_tokens: int) -> tuple[float, int]:
+    """(seconds to the first piece of text, tokens) of one guided stream, on a connection of its own."""
     body = {
         "model": args.model,
         "messages": prompt,
@@ -140,16 +132,21 @@ async def _stream(
         "stream_options": {"include_usage": True},
         "guidance": {"weights": {GUIDE: 1.0}},
     }
-    started, first, before, last = time.perf_counter(), None, b"", b""
-    async with client.post("/v1/chat/completions", json=body) as reply:
-        async for line in reply.content:
-            if line.strip():
-                before, last = last, line.strip()
-                if first is None and b'"content":"' in line and b'"content":""' not in line:
-                    first = time.perf_counter() - started
-    if last != b"data: [DONE]":
-        raise SystemExit(f"a stream was cut: {last!r}")
-    tokens = json.loads(before.removeprefix(b"data: "))["usage"]["completion_tokens"]
+    content = json.dumps(body).encode()
+    host, port = url.removeprefix("http://").split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {len(content)}"
+    started, first, events = time.perf_counter(), None, [b"", b""]
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"{head}\r\ncontent-type: application/json\r\n\r\n".encode() + content)
+    async for line in reader:
+        if line.startswith(b"data: "):
+            events = [events[-1], line]
+            if first is None and b'"content":"' in line and b'"content":""' not in line:
+                first = time.perf_counter() - started
+    writer.close()
+    if events[1].strip() != b"data: [DONE]":
+        raise SystemExit(f"a stream was refused or cut: {events}")
+    tokens = json.loads(events[0].removeprefix(b"data: "))["usage"]["completion_tokens"]
     return first or time.perf_counter() - started, tokens
 
 

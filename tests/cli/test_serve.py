@@ -107,6 +107,8 @@ def test_a_configuration_is_served(config: Path, tiny: Tiny) -> None:
         asked = {**body, "model": "small", "guidance": {"weights": {"kind": 2.0}}}
         assert call(port, "/v1/completions", asked, **key)[1]["choices"][0]["text"] == preset
         assert call(port, "/v1/completions", {**body, "n": 4}, **key)[0] == 400
+        guides = {one["id"]: (one["weight"], one["accepts"]) for one in call(port, "/v1/guides", **key)[1]["data"]}
+        assert guides == {"kind": (0.5, False), "other": (0.0, False)}
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
 

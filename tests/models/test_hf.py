@@ -209,6 +209,15 @@ def test_messages_that_are_none(messages: list[object], words: str) -> None:
         model.tokenizer.encode_chat(messages)  # type: ignore[arg-type]
 
 
+def test_half_of_a_character_is_no_prompt() -> None:
+    tokenizer = HFModel(tiny_module(), tiny_tokenizer()).tokenizer
+    assert tokenizer is not None
+    with pytest.raises(PromptError, match="lone surrogate"):
+        tokenizer.encode("w3 \ud800")
+    with pytest.raises(PromptError, match="lone surrogate"):
+        tokenizer.encode_chat([{"role": "user", "content": "\udfff"}])
+
+
 def test_a_model_without_template_says_so() -> None:
     model = HFModel(tiny_module(), tiny_tokenizer(template=False))
     assert model.tokenizer is not None

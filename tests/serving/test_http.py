@@ -10,8 +10,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 
 from tests.serving.conftest import Running, Start
+from trimtab.decoding import Decoder
+from trimtab.guides.agent import Agent, AgentNetwork
+from trimtab.models.hf import HFModel
+from trimtab.serving.asking import Catalogue
 from trimtab.serving.limits import Limits
 
 CHAT: dict[str, Any] = {
@@ -146,6 +151,12 @@ def test_headers_keep_others_out(server: Running) -> None:
         assert "access-control-allow-origin" not in call(server, path, headers={"origin": "http://evil.example"})[1]
 
 
+def test_a_page_is_never_half_an_old_one(server: Running) -> None:
+    for path in ("/", "/playground/main.js", "/playground/page.css"):
+        assert call(server, path)[1]["cache-control"] == "no-cache", path
+    assert call(server, "/playground/main.js")[1]["content-type"] == "text/javascript; charset=utf-8"
+
+
 def test_an_origin_that_was_allowed_may_call(start: Start) -> None:
     with start(origins=["http://page.example"]) as server:
         headers = call(server, "/v1/models", headers={"origin": "http://page.example"})[1]
@@ -221,3 +232,23 @@ def _until(what: Any) -> None:
     while not what():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.01)
+
+
+def test_an_agent_is_a_guide_like_any_other(start: Start, tiny_model: HFModel, guides: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    network = AgentNetwork(32, 16)
+    torch.nn.init.normal_(network.output_linear.weight, std=3.0)
+    decoder = Decoder(tiny_model, {"up": guides["up"], "agent": Agent(network)})
+    weights = {"up": 1.0, "agent": 0.9}
+    with start(decoder=decoder, catalogue=Catalogue(tiny_model, "tiny", dict.fromkeys(weights, 0.0), {})) as server:
+        listed = {one["id"]: (one["selects"], one["accepts"]) for one in call(server, "/v1/guides")[2]["data"]}
+        assert listed == {"up": (False, False), "agent": (True, True)}
+        reply = call(server, "/v1/chat/completions", chat(guidance={"weights": weights, "explain": True}))[2]
+        told = call(server, "/v1/chat/completions", chat(guidance={"weights": {"agent": -0.5}}))
+    assert told[0] == 400
+    assert "acceptance threshold" in told[2]["error"]["message"]
+    [answer] = decoder.generate([CHAT["messages"]], weights=weights, max_new_tokens=4, seed=1)
+    assert reply["choices"][0]["message"]["content"] == answer.text
+    choices = [token["choice"] for token in reply["choices"][0]["guidance"]["tokens"]]
+    assert [choice["guide"] for choice in choices] == ["agent"] * len(answer.token_ids)
+    assert any(not trial["accepted"] for choice in choices for trial in choice["trials"])

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 
 from tests.serving.conftest import Running, Start
 from trimtab.answers import Alternative, Choice, TokenTrace, Trial
+from trimtab.decoding import Decoder
+from trimtab.models.hf import HFModel
 from trimtab.serving.limits import Limits
 from trimtab.serving.wire import explained
 
@@ -202,8 +205,20 @@ def test_a_link_carries_the_settings_and_nothing_else(visit: Visit) -> None:
     expect(other.get_by_label("up", exact=True)).to_have_value("0")
 
 
-def test_stop(visit: Visit, server: Running) -> None:
-    page = visit()
+class Slow(Decoder):
+    """Slow enough for a person to press a button."""
+
+    def step(self) -> Any:
+        time.sleep(0.02)
+        return super().step()
+
+
+def test_stop(visit: Visit, server: Running, start: Start, tiny_model: HFModel, guides: dict[str, Any]) -> None:
+    with start(decoder=Slow(tiny_model, guides)) as slow:
+        _stop_and_go_on(visit(slow.url), server)
+
+
+def _stop_and_go_on(page: Any, server: Running) -> None:
     page.get_by_label("Max tokens").fill("2000")
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#unguided .token").nth(3)).to_be_attached()
@@ -267,7 +282,7 @@ def scripted(*chunks: Any, ending: str = "data: [DONE]\n\n", guides: tuple[str, 
     def reply(route: Any) -> None:
         kind = route.request.url.rsplit("/", 1)[-1]
         if kind == "guides":
-            data = [{"id": name, "weight": 0.5, "selects": name == "agent", "max_weight": 9.0} for name in guides]
+            data = [{"id": name, "weight": 0.5, "accepts": name == "agent", "max_weight": 9.0} for name in guides]
             route.fulfill(json={"data": data})
         elif kind == "models":
             route.fulfill(json={"data": [{"id": "base", "guidance": dict.fromkeys(guides, 0.5)}]})

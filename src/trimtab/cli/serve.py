@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,8 @@ def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread
     limits = Limits(**{**config.limits, **_given(args)})  # type: ignore[arg-type]
     keys = _keys(args)
     args.model = model_name
-    args.guides = [*args.guides, *_entries(args, config)]
+    # Off, unless a request, a preset or the guide's own entry says otherwise.
+    args.guides = [replace(spec, weight=spec.weight or 0.0) for spec in (*args.guides, *_entries(args, config))]
     args.preferences = [*args.preferences, *_preferences(args, config)]
     own = {spec.name: spec.weight or 0.0 for spec in args.guides}
     model, guides = options.load_parts(args)

@@ -52,7 +52,14 @@ class HFTokenizer:
         return bool(self.hf.chat_template)
 
     def encode(self, text: str) -> list[int]:
-        return [int(token_id) for token_id in self.hf(text)["input_ids"]]
+        return self._token_ids(text)
+
+    def _token_ids(self, text: str, **how: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise PromptError("The prompt holds a lone surrogate, which is half of a character.") from None
+        return [int(token_id) for token_id in self.hf(text, **how)["input_ids"]]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Messages to ids. An assistant's message at the end is continued; else a fresh answer is opened."""
@@ -69,8 +76,7 @@ class HFTokenizer:
             )
         except jinja2.TemplateError as error:
             raise PromptError(f"The model's chat template refuses these messages: {error}.") from None
-        token_ids = [int(token_id) for token_id in self.hf(text, add_special_tokens=False)["input_ids"]]
-        return self._with_one_bos(token_ids)
+        return self._with_one_bos(self._token_ids(text, add_special_tokens=False))
 
     def _with_one_bos(self, token_ids: list[int]) -> list[int]:
         bos = self.hf.bos_token_id

@@ -262,16 +262,15 @@ def _add_lists(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/guides", response_model=schema.NamedList)
     async def guides() -> dict[str, Any]:
-        found = [
-            {
-                "id": name,
-                "object": "guide",
-                "weight": weight,
-                "selects": service.decoder.guides[name].selection is not None,
-                "max_weight": service.limits.max_weight,
+        found = []
+        for name, weight in catalogue.guides.items():
+            selection = service.decoder.guides[name].selection
+            kind = {
+                "selects": selection is not None,
+                "accepts": selection is not None and selection.rule.accepts,  # its weight is an acceptance threshold
             }
-            for name, weight in catalogue.guides.items()
-        ]
+            entry = {"id": name, "object": "guide", "weight": weight, "max_weight": service.limits.max_weight}
+            found.append({**entry, **kind})
         return {"object": "list", "data": found}
 
 
@@ -296,9 +295,24 @@ def _add_status(app: FastAPI, metrics: Metrics) -> None:
 def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return FileResponse(PAGE / "index.html")
+        return FileResponse(PAGE / "index.html", headers=_FRESH)
 
-    app.mount("/playground", StaticFiles(directory=PAGE), name="playground")
+    app.mount("/playground", _PageFiles(directory=PAGE), name="playground")
+
+
+_FRESH = {"cache-control": "no-cache"}
+"""A browser asks whether its copy is still right, so that a new version's page is not half an old one's."""
+
+
+class _PageFiles(StaticFiles):
+    """The page's files; the type of a script does not depend on the machine's tables, since browsers insist on it."""
+
+    def file_response(self, full_path: Any, *args: Any, **options: Any) -> Response:
+        response = super().file_response(full_path, *args, **options)
+        response.headers.update(_FRESH)
+        if str(full_path).endswith(".js") and response.status_code == 200:
+            response.headers["content-type"] = "text/javascript; charset=utf-8"
+        return response
 
 
 def _problem(error: Exception) -> tuple[int, dict[str, Any]]:

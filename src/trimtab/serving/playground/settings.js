@@ -4,7 +4,7 @@
 const field = (id) => document.getElementById(id);
 const SAMPLING = ["max", "temperature", "seed"];
 const WIDE = { min: -3, max: 3, step: 0.1 };
-const THRESHOLD = { min: 0, max: 0.95, step: 0.05 }; // of a guide that selects; 1 would accept nothing
+const THRESHOLD = { min: 0, max: 0.95, step: 0.05 }; // of a guide that accepts or rejects; 1 would accept nothing
 
 const dials = new Map(); // guide -> { number, slider }
 const presets = new Map(); // button -> weights
@@ -55,14 +55,14 @@ function dial(guide) {
   const row = field("dial").content.cloneNode(true).firstElementChild;
   const [number, slider] = row.querySelectorAll("input");
   const label = row.querySelector("label");
-  row.classList.toggle("selects", guide.selects);
-  const limits = guide.selects ? THRESHOLD : WIDE;
+  row.classList.toggle("threshold", guide.accepts);
+  const limits = guide.accepts ? THRESHOLD : WIDE;
   number.id = `weight-${guide.id}`;
   label.htmlFor = number.id;
-  label.textContent = guide.selects ? `${guide.id} (threshold)` : guide.id;
+  label.textContent = guide.accepts ? `${guide.id} (threshold)` : guide.id;
   slider.ariaLabel = `${guide.id}, slider`;
   Object.assign(slider, limits);
-  number.min = guide.selects ? 0 : -guide.max_weight;
+  number.min = guide.accepts ? 0 : -guide.max_weight;
   number.max = guide.max_weight;
   slider.addEventListener("input", () => (number.value = slider.value));
   number.addEventListener("input", () => (slider.value = number.value));
