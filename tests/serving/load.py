@@ -118,7 +118,8 @@ async def visit(session: aiohttp.ClientSession, asked: Sequence[Asked], seen: Se
     seen.counts[kind] += 1
 
 
-async def _whole(session: aiohttp.ClientSession, asked: Asked, seen: Seen, dice: random.Random) -> None:
+async def whole(session: aiohttp.ClientSession, asked: Asked, seen: Seen, dice: random.Random) -> None:
+    """Ask for the answers as one reply, and compare them."""
     async with session.post(asked.path, json=dict(asked.body)) as reply:
         if _is_full(reply, seen):
             return
@@ -127,7 +128,8 @@ async def _whole(session: aiohttp.ClientSession, asked: Asked, seen: Seen, dice:
     _compare(asked, found, seen)
 
 
-async def _stream(session: aiohttp.ClientSession, asked: Asked, seen: Seen, dice: random.Random) -> None:
+async def stream(session: aiohttp.ClientSession, asked: Asked, seen: Seen, dice: random.Random) -> None:
+    """Read the answers piece by piece to `[DONE]`, and compare them."""
     texts, reasons, last = [""] * len(asked.answers), [""] * len(asked.answers), b""
     body = {**asked.body, "stream": True, "logprobs": dice.choice([None, 1 if "prompt" in asked.body else True])}
     async with session.post(asked.path, json=body) as reply:
@@ -178,7 +180,7 @@ async def _look(session: aiohttp.ClientSession, asked: Asked, seen: Seen, dice: 
             await reply.read()
 
 
-_KINDS = {"stream": _stream, "whole": _whole, "hang up": hang_up, "refused": _refused, "look": _look}
+_KINDS = {"stream": stream, "whole": whole, "hang up": hang_up, "refused": _refused, "look": _look}
 
 
 def _is_full(reply: aiohttp.ClientResponse, seen: Seen) -> bool:

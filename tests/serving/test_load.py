@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import aiohttp
 import pytest
 
 from tests.serving.conftest import GUIDES, Start, byte_tokenizer, until
-from tests.serving.load import Asked, Seen, hang_up, pool, visit
+from tests.serving.load import Asked, Seen, hang_up, pool, stream, visit, whole
 from tests.tiny import write_lora
 from trimtab.decoding import Decoder
 from trimtab.models.hf import HFModel
@@ -129,6 +130,36 @@ def served(tiny_model: HFModel, root: Path) -> Iterator[tuple[subprocess.Popen[s
         finally:
             server.kill()
             server.wait(10)
+
+
+def test_kill_9_under_load_is_a_connection_error_and_never_a_cut_answer(
+    tiny_model: HFModel, asked: list[Asked], tmp_path: Path
+) -> None:
+    seen, outcomes = Seen(), Counter[str]()
+
+    async def one(session: aiohttp.ClientSession, number: int) -> None:
+        dice = random.Random(number)
+        while True:
+            try:
+                await dice.choice((stream, whole))(session, dice.choice(asked), seen, dice)
+                outcomes["as it is alone"] += 1
+            except aiohttp.ClientConnectorError:
+                return
+            except aiohttp.ClientError:
+                outcomes["connection error"] += 1
+
+    async def run(url: str, server: subprocess.Popen[str]) -> None:
+        async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as session:
+            asking = [asyncio.create_task(one(session, number)) for number in range(20)]
+            await asyncio.sleep(3)
+            server.kill()
+            await asyncio.gather(*asking)
+
+    with served(tiny_model, tmp_path) as (server, url):
+        asyncio.run(run(url, server))
+    assert not seen.wrong, seen.wrong[:5]
+    assert outcomes["as it is alone"] > 20
+    assert outcomes["connection error"] > 5
 
 
 @pytest.mark.slow
