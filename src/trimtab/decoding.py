@@ -235,7 +235,7 @@ class Decoder:
         new: list[tuple[Request, int]] = []
         while self._waiting and budget > 0 and len(self._running) + len(new) < self.max_rows:
             request = self._waiting.popleft()
-            share = min(budget, max(map(len, (request.prompt_ids, *request.guide_ids.values()))))
+            share = min(budget, self._cost(request))
             new.append((request, share))
             budget -= share
         if not new:
@@ -246,6 +246,11 @@ class Decoder:
             lane.admit([(request, request.guide_ids[lane.name], share) for request, share in mine])
         self._running.extend(request for request, _ in new)
         self._columns = None
+
+    def _cost(self, request: Request) -> int:
+        """How many tokens of its prompts have to be fed, as a step's budget counts them."""
+        mine = [lane.unknown(ids) for lane in self._lanes if (ids := request.guide_ids.get(lane.name))]
+        return max(self._base.unknown(request.prompt_ids), *mine, 1)
 
     def _filling(self) -> dict[int, int]:
         """Row -> how many tokens of its prompts are still to be fed, where there are any."""

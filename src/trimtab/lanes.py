@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from trimtab.core import Candidates, Guide, GuideSession, ModelSession, Selection, Session
+from trimtab.core import Candidates, Guide, GuideSession, ModelSession, Selection, Session, TokenIds, num_known
 from trimtab.requests import Columns, Request
 from trimtab.selecting import Walk, survivors, walk
 
@@ -22,21 +22,26 @@ class Rows(Generic[S_co]):
     def __init__(self, session: S_co) -> None:
         self._session = session
         self._requests: list[Request] = []
-        self._left: dict[int, Sequence[int]] = {}
+        self._left: dict[int, TokenIds] = {}
 
     def left(self, request: Request) -> int:
         """How many tokens of a request's prompt are still to be fed."""
         return len(self._left.get(request.request_id, ()))
 
-    def admit(self, starts: Sequence[tuple[Request, Sequence[int], int]]) -> None:
-        """A row for each (request, prompt, limit): it starts from the first `limit` tokens of the prompt."""
+    def unknown(self, prompt: TokenIds) -> int:
+        """How many tokens of a prompt would have to be fed."""
+        return len(prompt) - num_known(self._session, prompt)
+
+    def admit(self, starts: Sequence[tuple[Request, TokenIds, int]]) -> None:
+        """A row for each (request, prompt, limit): it starts from what is known and `limit` tokens more."""
         if not starts:
             return
-        self._session.admit([prompt[:limit] for _, prompt, limit in starts])
-        for request, prompt, limit in starts:
+        lengths = [num_known(self._session, prompt) + limit for _, prompt, limit in starts]
+        self._session.admit([prompt[:length] for (_, prompt, _), length in zip(starts, lengths, strict=True)])
+        for (request, prompt, _), length in zip(starts, lengths, strict=True):
             self._requests.append(request)
-            if len(prompt) > limit:
-                self._left[request.request_id] = prompt[limit:]
+            if len(prompt) > length:
+                self._left[request.request_id] = prompt[length:]
 
     def fill(self, request: Request, limit: int) -> None:
         """The next `limit` tokens of a request's prompt."""

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from trimtab.core import Session, TokenIds
+from trimtab.core import Session, TokenIds, num_known
 
 S = TypeVar("S", bound=Session)
 
@@ -24,6 +24,9 @@ class SessionView(Generic[S]):
 
     def admit(self, prompts: Sequence[TokenIds]) -> None:
         self._session.admit(prompts)
+
+    def known(self, prompt: TokenIds) -> int:
+        return num_known(self._session, prompt)
 
     def advance(self, rows: Tensor, token_ids: Tensor) -> None:
         self._session.advance(rows, token_ids)

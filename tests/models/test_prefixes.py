@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from tests.laws.test_decoder_laws import WORLDS, check_company
 from tests.models.test_hf import assert_rows
 from tests.tiny import FAMILIES, tiny_module, write_lora
+from trimtab.core import SamplingParams
+from trimtab.decoding import Decoder
+from trimtab.guides.arm import ARM
 from trimtab.loading import load_guide
 from trimtab.models import prefixes
 from trimtab.models.hf import HFModel
@@ -132,3 +135,20 @@ def test_loans_are_of_what_has_been_fed(fresh: list[list[int]], fed_rows: list[l
         assert donor in old
         assert shared == 18
         assert row.tokens[:shared] == donor.tokens[:shared]
+
+
+def test_what_is_known_does_not_count_as_a_piece_of_a_prompt(tmp_path: Path, fed: list[int]) -> None:
+    """A request whose beginning is there already joins at once, however small the pieces; a stranger waits."""
+    module = tiny_module()
+    model = HFModel(module)
+    guides = {"arm": load_guide(write_lora(tmp_path, module)), "other": ARM(HFModel(tiny_module(seed=1)))}
+    decoder = Decoder(model, guides, prefill_chunk=4)
+    how = SamplingParams(weights={"arm": 1.0, "other": 0.5}, max_new_tokens=20, ignore_eos=True, seed=0)
+    decoder.add([*TEMPLATE, 40], how)
+    while not decoder.step():
+        pass
+    alike = decoder.add([*TEMPLATE, 41, 42], how)
+    stranger = decoder.add([50, *TEMPLATE], how)
+    first = [step.request_id for step in decoder.step()]
+    assert alike in first
+    assert stranger not in first

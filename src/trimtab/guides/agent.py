@@ -194,6 +194,10 @@ class AgentSession:
     def admit(self, prompts: Sequence[TokenIds]) -> None:
         self._num_rows += len(prompts)
 
+    def known(self, prompt: TokenIds) -> int:
+        """All of it: it reads no prompts."""
+        return len(prompt)
+
     def advance(self, rows: Tensor, token_ids: Tensor) -> None:
         pass
 

@@ -17,7 +17,7 @@ class Fed(Protocol):
     """A sequence, and how much of it has been fed."""
 
     @property
-    def tokens(self) -> Sequence[int]: ...
+    def tokens(self) -> list[int]: ...
     @property
     def length(self) -> int: ...
     @property
@@ -27,7 +27,7 @@ class Fed(Protocol):
 R = TypeVar("R", bound=Fed)
 
 
-def in_common(one: Sequence[int], other: Sequence[int]) -> int:
+def in_common(one: list[int], other: list[int]) -> int:
     """How many tokens two sequences begin with alike; 0 where it is fewer than `LEAST`."""
     low, high = LEAST, min(len(one), len(other))
     if high < low or one[:low] != other[:low]:
@@ -48,8 +48,8 @@ def lend(fresh: Sequence[R], fed: Sequence[R]) -> tuple[list[tuple[R, R, int]], 
     later: list[R] = []
     saved = 0
     for position, row in enumerate(fresh):
-        now, donor = _best(row, [(other, other.length) for other in fed])
-        then, _ = _best(row, [(other, len(other.tokens)) for other in fresh[:position]])
+        now, donor = _best(row.tokens, row.adapter, [(other, other.length) for other in fed])
+        then, _ = _best(row.tokens, row.adapter, [(other, len(other.tokens)) for other in fresh[:position]])
         if donor is not None:
             loans.append((row, donor, now))
         if then >= now + LEAST:
@@ -60,12 +60,17 @@ def lend(fresh: Sequence[R], fed: Sequence[R]) -> tuple[list[tuple[R, R, int]], 
     return [loan for loan in loans if not any(loan[0] is row for row in later)], later
 
 
-def _best(row: R, others: Sequence[tuple[R, int]]) -> tuple[int, R | None]:
-    """The most tokens that a row shares with what others have (or will have) fed, and with which of them."""
+def shared_with(tokens: list[int], adapter: object | None, fed: Sequence[R]) -> int:
+    """How many tokens a sequence begins with like what one of some rows has been fed."""
+    return _best(tokens, adapter, [(other, other.length) for other in fed])[0]
+
+
+def _best(tokens: list[int], adapter: object | None, others: Sequence[tuple[R, int]]) -> tuple[int, R | None]:
+    """The most tokens that a sequence shares with what others have (or will have) fed, and with which of them."""
     most: tuple[int, R | None] = (0, None)
     for other, length in others:
-        if other.adapter is row.adapter and min(length, len(row.tokens)) > most[0]:
-            shared = min(length, in_common(row.tokens, other.tokens))
+        if other.adapter is adapter and min(length, len(tokens)) > most[0]:
+            shared = min(length, in_common(tokens, other.tokens))
             if shared > most[0] and shared >= LEAST:
                 most = (shared, other)
     return most

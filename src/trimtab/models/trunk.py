@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trimtab.core import TokenIds
 from trimtab.errors import PromptError
-from trimtab.models.prefixes import lend
+from trimtab.models.prefixes import lend, shared_with
 from trimtab.models.rows import Layout, RowCache
 
 _PREFILL_TOKENS = 4096
@@ -101,6 +101,10 @@ class Trunk:
         ]
         self._slots.extend(rows)
         return rows
+
+    def known(self, prompt: TokenIds, adapter: RowAdapter | None) -> int:
+        """How many tokens of a prompt, its last one left out, a row of this adapter has been fed."""
+        return min(shared_with(list(prompt), adapter, [row for row in self._slots if row.length]), len(prompt) - 1)
 
     @torch.inference_mode()
     def fork(self, row: Row) -> Row:
@@ -239,6 +243,10 @@ class TrunkSession:
 
     def admit(self, prompts: Sequence[TokenIds]) -> None:
         self._rows.extend(self.trunk.join(prompts, self._adapter, tables=self._tables))
+
+    def known(self, prompt: TokenIds) -> int:
+        """How much of a prompt a new row could take over from rows that have been fed."""
+        return self.trunk.known(prompt, self._adapter)
 
     def advance(self, rows: Tensor, token_ids: Tensor) -> None:
         limit = self.trunk.network.max_length
