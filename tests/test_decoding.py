@@ -341,3 +341,20 @@ def test_forced_tokens_are_taken_and_scored_then_the_request_goes_on_as_it_likes
 def test_a_forced_token_that_is_none_is_named() -> None:
     with pytest.raises(OptionError, match="Forced token 99"):
         Decoder(BASE).add("abc", SamplingParams(forced=(1, 99)))
+
+
+@pytest.mark.parametrize("extreme", [5e-324, 1e-40, 1e40, 1.7e308])
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
+def test_numbers_that_float32_cannot_hold_are_still_numbers(name: str, extreme: float) -> None:
+    """One request's must not break the batch of others, either."""
+    decoder = Decoder(TabularModel.random(8, seed=0), {"veto": ARM(TabularModel.random(8, seed=1))})
+    how = {"plausibility": 0.3, "ignore_eos": True, "seed": 0, name: extreme}  # some tokens are at −inf
+    decoder.add([1, 2], SamplingParams(max_new_tokens=4, **how))
+    other = decoder.add([1, 2], SamplingParams(max_new_tokens=4, ignore_eos=True, seed=0))
+    tokens = [step.token_id for _ in range(4) for step in decoder.step() if step.request_id == other]
+    [alone] = decoder.generate([1, 2], max_new_tokens=4, ignore_eos=True, seed=0)
+    assert tokens == list(alone.token_ids)
+    [answer] = decoder.answers([([1, 2], SamplingParams(max_new_tokens=30, ignore_eos=True, **{name: extreme}))])
+    if name == "repetition_penalty":  # a token that was there is all that is left, or never comes again
+        repeated = [token in (1, 2, *answer.token_ids[:index]) for index, token in enumerate(answer.token_ids)]
+        assert all(repeated) if extreme < 1 else not any(repeated[:6])

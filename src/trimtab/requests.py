@@ -115,12 +115,12 @@ class Columns:
             return torch.tensor(values, dtype=dtype, device=device)
 
         return Columns(
-            temperature=column([p.temperature for p in params]),
+            temperature=column([p.temperature for p in params], torch.float64),
             top_k=column([p.top_k for p in params], torch.int64),
             top_p=column([p.top_p for p in params], torch.float64),
             min_p=column([p.min_p for p in params]),
             plausibility=column([p.plausibility for p in params]),
-            repetition_penalty=column([p.repetition_penalty for p in params]),
+            repetition_penalty=column([p.repetition_penalty for p in params], torch.float64),
         )
 
 

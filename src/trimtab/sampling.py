@@ -40,7 +40,8 @@ def penalise_repetition(logprobs: Tensor, seen: Tensor, penalty: Tensor) -> Tens
     """
     if bool((penalty == 1).all()):
         return logprobs
-    return torch.where(seen, logprobs - penalty.to(logprobs).log()[:, None], logprobs)
+    # The logarithm first: the penalty itself may be more than float32 holds.
+    return torch.where(seen, logprobs - penalty.log().to(logprobs)[:, None], logprobs)
 
 
 def apply_temperature(logprobs: Tensor, temperature: Tensor) -> Tensor:
@@ -53,7 +54,8 @@ def apply_temperature(logprobs: Tensor, temperature: Tensor) -> Tensor:
     result = logprobs
     if bool(scaled.any()):
         # The best token is moved to 0 first, so that no temperature, however small, pushes every token to −inf.
-        divisor = temperature.to(logprobs).masked_fill(~scaled, 1.0)[:, None]
+        limits = torch.finfo(logprobs.dtype)
+        divisor = temperature.masked_fill(~scaled, 1.0).clamp(limits.tiny, limits.max).to(logprobs)[:, None]
         shifted = (logprobs - logprobs.amax(dim=-1, keepdim=True)) / divisor
         cooled = torch.log_softmax(shifted, dim=-1)
         result = cooled if bool(scaled.all()) else torch.where(scaled[:, None], cooled, result)

@@ -12,8 +12,6 @@ from trimtab.serving.limits import Limits
 
 schemathesis = pytest.importorskip("schemathesis")
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def fuzzed(start: Start) -> Any:
