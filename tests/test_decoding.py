@@ -343,6 +343,12 @@ def test_a_forced_token_that_is_none_is_named() -> None:
         Decoder(BASE).add("abc", SamplingParams(forced=(1, 99)))
 
 
+def test_a_top_k_beyond_any_vocabulary_keeps_all() -> None:
+    decoder = Decoder(TabularModel.random(8, seed=0))
+    huge, none = (list(decoder.generate([1, 2], top_k=k, seed=0, max_new_tokens=5)) for k in (10**30, 0))
+    assert huge == none
+
+
 @pytest.mark.parametrize("extreme", [5e-324, 1e-40, 1e40, 1.7e308])
 @pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
 def test_numbers_that_float32_cannot_hold_are_still_numbers(name: str, extreme: float) -> None:

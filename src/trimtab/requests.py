@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,7 +117,7 @@ class Columns:
 
         return Columns(
             temperature=column([p.temperature for p in params], torch.float64),
-            top_k=column([p.top_k for p in params], torch.int64),
+            top_k=column([min(p.top_k or 0, sys.maxsize) for p in params], torch.int64),
             top_p=column([p.top_p for p in params], torch.float64),
             min_p=column([p.min_p for p in params]),
             plausibility=column([p.plausibility for p in params]),
