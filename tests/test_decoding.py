@@ -361,6 +361,8 @@ def test_numbers_that_float32_cannot_hold_are_still_numbers(name: str, extreme: 
     [alone] = decoder.generate([1, 2], max_new_tokens=4, ignore_eos=True, seed=0)
     assert tokens == list(alone.token_ids)
     [answer] = decoder.answers([([1, 2], SamplingParams(max_new_tokens=30, ignore_eos=True, **{name: extreme}))])
+    [traced] = decoder.answers([([1, 2], SamplingParams(max_new_tokens=4, weights={"veto": 1.0}, trace=True, **how))])
+    assert not any(math.isnan(token.kl) for token in traced.trace)
     if name == "repetition_penalty":  # a token that was there is all that is left, or never comes again
         repeated = [token in (1, 2, *answer.token_ids[:index]) for index, token in enumerate(answer.token_ids)]
         assert all(repeated) if extreme < 1 else not any(repeated[:6])

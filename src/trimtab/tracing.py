@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trimtab.answers import Alternative, Choice, TokenTrace, Trial
 from trimtab.rules import NEVER
+from trimtab.sampling import apply_temperature
 from trimtab.selecting import Walk
 
 
@@ -29,9 +30,7 @@ class StepTensors:
 
 def kl_divergence(policy: Tensor, base: Tensor, temperature: Tensor) -> Tensor:
     """KL(policy ‖ base) in nats for each row of [B, V] tables, both taken at `temperature` [B] (> 0): [B]."""
-    if bool((temperature != 1).any()):
-        policy = torch.log_softmax(policy / temperature[:, None], dim=-1)
-        base = torch.log_softmax(base / temperature[:, None], dim=-1)
+    policy, base = apply_temperature(policy, temperature), apply_temperature(base, temperature)
     gap = torch.where(torch.isneginf(policy), 0.0, policy - base)
     return (policy.exp() * gap).sum(dim=-1).clamp(min=0.0)
 
@@ -58,7 +57,7 @@ def traces(
         {name: mask[at] for name, mask in step.ran.items()},
     )
     chosen = torch.tensor(token_ids, device=at.device)
-    heat = torch.tensor([value or 1.0 for value in temperatures], device=at.device)
+    heat = torch.tensor([value or 1.0 for value in temperatures], dtype=torch.float64, device=at.device)
     kls = kl_divergence(picked.mixed, picked.base, heat).tolist()
     ranks = rank_of(picked.base, chosen).tolist(), rank_of(picked.mixed, chosen).tolist()
     return [

@@ -111,7 +111,7 @@ def usage(num_prompt_tokens: int, num_tokens: int) -> Json:
 
 def explained(trace: TokenTrace, tokenizer: Tokenizer) -> Json:
     """Why a token was chosen."""
-    told = {**_placed(trace.chosen, tokenizer), "kl": trace.kl}
+    told = {**_placed(trace.chosen, tokenizer), "kl": _finite(trace.kl)}
     told["alternatives"] = [_placed(rival, tokenizer) for rival in trace.alternatives]
     if trace.choice is not None:
         told["choice"] = _chosen(trace.choice, tokenizer)
