@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -169,8 +169,11 @@ async def _reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted],
         "model": body.model,
     }
     if body.stream:
-        with _cancelling(answering):
-            await answering.begin()
+        try:
+            await answering.begin()  # a refusal is a status; later it is an event of the stream
+        except BaseException:
+            answering.close()
+            raise
         frame["object"] = f"{kind}.chunk" if style.chat else kind
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         pieces = _pieces(request, answering, writers, frame, with_usage=with_usage)
@@ -178,26 +181,15 @@ async def _reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted],
         return StreamingResponse(pieces, media_type="text/event-stream", headers=headers)
     watch = asyncio.create_task(_watch(request, answering))
     try:
-        with _cancelling(answering):
-            await answering.begin()
-            async for index, step in answering.steps():
-                writers[index].take(step)
+        await answering.begin()
+        async for index, step in answering.steps():
+            writers[index].take(step)
     finally:
         watch.cancel()
         answering.close()
     return JSONResponse(
         {**frame, "choices": [writer.whole() for writer in writers], "usage": _usage(answering, writers)}
     )
-
-
-@contextmanager
-def _cancelling(answering: Answering) -> Any:
-    """Whatever goes wrong inside frees the rows."""
-    try:
-        yield
-    except BaseException:
-        answering.close()
-        raise
 
 
 async def _pieces(
