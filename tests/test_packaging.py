@@ -136,6 +136,15 @@ def test_the_wheel_holds_every_module_and_what_ships(repository: Path, tmp_path:
     assert not [name for name in inside if not name.startswith(("trimtab/", "trimtab-"))]
 
 
+def test_the_container_runs_without_root(repository: Path) -> None:
+    lines = (repository / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    commands = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    before = commands[: next(place for place, (name, _) in enumerate(commands) if name == "ENTRYPOINT")]
+    users = [value for name, value in before if name == "USER"]
+    assert users
+    assert users[-1] not in ("root", "0")
+
+
 def test_the_command_is_installed() -> None:
     (command,) = (point for point in metadata.entry_points(group="console_scripts") if point.name == "trimtab")
     assert callable(command.load())

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run, Tiny
+from trimtab.serving.config import read_config
 
 pytest.importorskip("fastapi")
 
@@ -155,6 +156,13 @@ def test_a_dead_generation_thread_ends_the_process(config: Path, tmp_path: Path)
         status, reply = call(port, "/v1/completions", {"model": "small", "prompt": "a"})
         assert (status, reply["error"]["code"]) == (503, "stopping")
         assert server.wait(30) == 1
+
+
+def test_the_recipe_is_a_configuration(repository: Path) -> None:
+    config = read_config(repository / "recipes" / "serve.yaml")
+    assert config.model == "demo"
+    assert config.guides["positive"].path == "builtin:sentiment"
+    assert set(config.presets) == {"demo-cheerful", "demo-gloomy"}
 
 
 def test_what_cannot_be_served_is_said_before_anything_is_loaded(run: Run, tiny: Tiny, tmp_path: Path) -> None:
