@@ -7,17 +7,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Run, Tiny
+from tests.server_process import serving
 from trimtab.serving.config import read_config
 
 pytest.importorskip("fastapi")
@@ -39,40 +35,6 @@ def config(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("serve") / "serve.yaml"
     path.write_text(CONFIG.format(model=tiny.model, lora=tiny.lora, separate=tiny.separate))
     return path
-
-
-@contextmanager
-def serving(*argv: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server in a process of its own, and its port."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "trimtab.cli.main", "serve", "--port", "0", *argv],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-    )
-    assert server.stderr is not None
-    try:
-        lines = []
-        for line in server.stderr:
-            lines.append(line)
-            if line.startswith("serving "):
-                break
-        else:
-            pytest.fail("".join(lines))
-        port = int(lines[-1].split("127.0.0.1:")[1].split("/")[0])
-        end = time.monotonic() + 60
-        while True:
-            try:
-                call(port, "/ready")
-                break
-            except OSError:
-                assert time.monotonic() < end, "it is not ready"
-                time.sleep(0.05)
-        yield server, port
-    finally:
-        server.kill()
-        server.wait(10)
-        server.stderr.close()
 
 
 def call(port: int, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:

@@ -126,11 +126,3 @@ def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
 def server(start: Start) -> Iterator[Running]:
     with start() as running:
         yield running
-
-
-def until(what: Callable[[], bool], *, seconds: float = 10) -> None:
-    """Wait for something that must come."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.005)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.conftest import until
+from tests.server_process import until
 from trimtab.core import SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.errors import DeadlineError, OptionError, PromptError, QueueFullError, StoppedError

@@ -61,10 +61,13 @@ def serve(service: Service, listener: socket.socket) -> int:
     servers: list[_Server] = []
     deaths: list[BaseException] = []
 
-    def die(error: BaseException) -> None:
-        deaths.append(error)
+    def end(*_: object) -> None:
         for server in servers:
             server.should_exit = True
+
+    def die(error: BaseException) -> None:
+        deaths.append(error)
+        end()
 
     app = create_app(dataclasses.replace(service, on_death=die))
     drain_s = service.limits.drain_s
@@ -77,11 +80,13 @@ def serve(service: Service, listener: socket.socket) -> int:
     )
     servers.append(_Server(config, app, drain_s))
     host, port = listener.getsockname()[:2]
-    listener.listen()  # whoever reads the next line may connect
-    say(f"serving {service.catalogue.name} at http://{f'[{host}]' if ':' in host else host}:{port}/ (/v1 for clients)")
-    before = {sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGINT, signal.SIGTERM)}
+    # Until uvicorn's own handlers are there, and after: it raises the signals that ended it again.
+    before = {sig: signal.signal(sig, end) for sig in (signal.SIGINT, signal.SIGTERM)}
+    listener.listen()  # whoever reads the next line may connect, and may tell it to end
     try:
-        servers[0].run(sockets=[listener])  # raises the signals that ended it again, at the end
+        at = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        say(f"serving {service.catalogue.name} at {at} (/v1 for clients)")
+        servers[0].run(sockets=[listener])
     finally:
         for sig, handler in before.items():
             signal.signal(sig, handler)
