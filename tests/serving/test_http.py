@@ -135,6 +135,15 @@ def test_keys(start: Start) -> None:
         assert [call(server, path)[0] for path in ("/health", "/ready", "/")] == [200, 200, 200]
 
 
+def test_what_is_refused_at_the_door_is_counted(start: Start) -> None:
+    with start(Limits(max_body_bytes=1000), keys=["first"]) as server:
+        call(server, "/v1/models")
+        call(server, "/v1/completions", {"prompt": "a" * 2000}, headers={"authorization": "Bearer first"})
+        page = call(server, "/metrics", headers={"authorization": "Bearer first"})[2].decode()
+    assert 'trimtab_http_requests_total{route="other",status="401"} 1.0' in page
+    assert 'trimtab_http_requests_total{route="other",status="413"} 1.0' in page
+
+
 def test_a_full_queue_is_a_429_with_a_time_to_come_back(start: Start) -> None:
     with start(Limits(max_rows=1, max_queue=0)) as server:
         status, headers, reply = call(server, "/v1/chat/completions", chat(n=2))

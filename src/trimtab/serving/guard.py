@@ -61,15 +61,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request = _Exchange(self, scope, receive, send)
-        if _needs_key(scope["path"]) and not self._keys.accept(request.header(b"authorization")):
-            await request.refuse(401, "Give a valid API key: Authorization: Bearer KEY.", "invalid_api_key")
-            return
         length = request.header(b"content-length") or "0"
-        if length.isdigit() and int(length) > self._max_body_bytes:
-            await request.refuse_body()
-            return
         try:
-            await self._app(scope, request.receive, request.send)
+            if _needs_key(scope["path"]) and not self._keys.accept(request.header(b"authorization")):
+                await request.refuse(401, "Give a valid API key: Authorization: Bearer KEY.", "invalid_api_key")
+            elif length.isdigit() and int(length) > self._max_body_bytes:
+                await request.refuse_body()
+            else:
+                await self._app(scope, request.receive, request.send)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(request.status or "none")).inc()
