@@ -13,7 +13,6 @@ same rows: at batch 1 a few, one after the other, at batch 16 all. --json writes
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -44,10 +43,7 @@ def main() -> int:
         report: dict[str, Any] = _training_memory(args.episodes)
     else:
         report = _speeds(args)
-    report |= {"machine": throughput.machine(torch.device("cpu")), "versions": throughput.versions()}
-    print(json.dumps(report, indent=1))
-    if args.json is not None:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(throughput.write_report(report, args.json))
     return 0
 
 

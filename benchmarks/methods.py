@@ -13,7 +13,6 @@ writes the figures.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -44,10 +43,8 @@ def main() -> int:
     args = _arguments()
     model = load_model(args.model)
     report = _references(args, model) if args.references else _methods(args, model)
-    report |= {"machine": throughput.machine(torch.device("cpu")), "versions": throughput.versions(), "aims": AIMS}
-    print(json.dumps(report, indent=1))
-    if args.json is not None:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report |= {"aims": AIMS}
+    print(throughput.write_report(report, args.json))
     return 0
 
 

@@ -24,8 +24,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trimtab.decoding import Decoder
 from trimtab.evaluation import throughput
 from trimtab.evaluation.prompts import demo_prompts
@@ -62,11 +60,9 @@ def main() -> int:
                 os.kill(server.pid, signal.SIGCONT)
         finally:
             server.terminate()
-    report = {**_report(turns), "aims": AIMS, "machine": throughput.machine(torch.device("cpu"))}
-    report |= {"streams": args.streams, "num_new_tokens": args.num_new_tokens, "versions": throughput.versions()}
-    print(json.dumps(report, indent=1))
-    if args.json is not None:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    workload = {"streams": args.streams, "num_new_tokens": args.num_new_tokens}
+    report = {**_report(turns), "aims": AIMS, **workload}
+    print(throughput.write_report(report, args.json))
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 
 VOCAB = 61
@@ -70,6 +70,45 @@ def tiny_tokenizer(words: Sequence[str] | None = None, *, template: bool = True)
             "{% if add_generation_prompt %}{{ ' w9' }}{% endif %}"
         )
     return tokenizer
+
+
+BYTE_TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def byte_tokenizer(*, template: str | None = BYTE_TEMPLATE, **options: Any) -> Any:
+    """Every byte is a token, so that an emoji takes four: <pad> is 0, <s> is 1, </s> is 2."""
+    specials = ["<pad>", "<s>", "</s>"]
+    vocabulary = {token: index for index, token in enumerate(specials + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", **options
+    )
+    fast.chat_template = template
+    return fast
+
+
+def byte_llama(tokenizer: Any, *, max_length: int, seed: int = 0) -> Any:
+    """A random model of a `byte_tokenizer`'s tokens."""
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=max_length,
+        initializer_range=0.4,  # larger than usual, so that the tiny models have opinions
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return transformers.LlamaForCausalLM(config).eval()
 
 
 def write_lora(directory: Path, module: nn.Module, *, rank: int = 2, seed: int = 0, **config: Any) -> Path:

@@ -13,11 +13,6 @@ import pytest
 
 from trimtab.cli.main import main
 
-TEMPLATE = (
-    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant] {% endif %}"
-)
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -74,50 +69,19 @@ def spawn(argv: Sequence[str], *, stdin: str = "", cwd: Path | None = None) -> O
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     root = tmp_path_factory.mktemp("tiny")
     names = {name: str(root / name) for name in ("model", "separate", "lora", "plain")}
-    _save_model(names["model"], seed=0, template=TEMPLATE)
-    _save_model(names["separate"], seed=1, template=TEMPLATE)
-    _save_model(names["plain"], seed=0, template=None)
+    _save_model(names["model"], seed=0)
+    _save_model(names["separate"], seed=1)
+    _save_model(names["plain"], seed=0, template=False)
     _save_adapter(names["model"], names["lora"])
     return Tiny(**names)
 
 
-def _save_model(directory: str, *, seed: int, template: str | None) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def _save_model(directory: str, *, seed: int, template: bool = True) -> None:
+    from tests.tiny import BYTE_TEMPLATE, byte_llama, byte_tokenizer
 
-    tokenizer = _byte_tokenizer()
-    tokenizer.chat_template = template
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=96,
-        initializer_range=0.4,  # larger than usual, so that the tiny models have opinions
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer = byte_tokenizer(template=BYTE_TEMPLATE if template else None, model_max_length=96)
+    byte_llama(tokenizer, max_length=96, seed=seed).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-def _byte_tokenizer():  # type: ignore[no-untyped-def]
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    specials = ["<pad>", "<s>", "</s>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(specials + letters)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=96
-    )
 
 
 def _save_adapter(model: str, directory: str) -> None:

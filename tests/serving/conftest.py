@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 pytest.importorskip("fastapi")
 import uvicorn
 
-from tests.tiny import write_lora
+from tests.tiny import byte_llama, byte_tokenizer, write_lora
 from trimtab.decoding import Decoder
 from trimtab.loading import load_guide
 from trimtab.models.hf import HFModel
@@ -26,10 +23,6 @@ from trimtab.serving.asking import Catalogue
 from trimtab.serving.engine import Engine
 from trimtab.serving.limits import Limits
 
-TEMPLATE = (
-    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant] {% endif %}"
-)
 GUIDES = ("up", "down")
 PRESETS = {"kinder": {"up": 1.5}, "odd": {"up": 1.0, "down": -0.5}}
 
@@ -44,36 +37,10 @@ class Running:
     server: uvicorn.Server
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte is a token, so that an emoji takes four."""
-    specials = ["<pad>", "<s>", "</s>"]
-    vocabulary = {token: index for index, token in enumerate(specials + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    fast.chat_template = TEMPLATE
-    return fast
-
-
 @pytest.fixture(scope="session")
 def tiny_model() -> HFModel:
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.4,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    return HFModel(LlamaForCausalLM(config).eval(), tokenizer, name="tiny")
+    return HFModel(byte_llama(tokenizer, max_length=2048), tokenizer, name="tiny")
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,9 @@ import aiohttp
 import pytest
 
 from tests.server_process import serving, until
-from tests.serving.conftest import GUIDES, Start, byte_tokenizer
+from tests.serving.conftest import GUIDES, Start
 from tests.serving.load import Asked, Seen, hang_up, pool, stream, visit, whole
-from tests.tiny import write_lora
+from tests.tiny import byte_tokenizer, write_lora
 from trimtab.decoding import Decoder
 from trimtab.models.hf import HFModel
 from trimtab.models.trunk import TrunkSession

@@ -13,6 +13,7 @@ base alone with the base and its guides, measure each in a process of its own (`
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -281,3 +282,12 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def write_report(report: Mapping[str, Any], path: Path | None) -> str:
+    """A benchmark's report with what it ran on, as JSON; written to a file too where one is named."""
+    told = {**report, "machine": machine(torch.device("cpu")), "versions": versions()}
+    text = json.dumps(told, indent=1)
+    if path is not None:
+        path.write_text(text + "\n", encoding="utf-8")
+    return text

@@ -238,12 +238,11 @@ class Engine:
         self.metrics.batch.set(self.decoder.num_running)
         self.metrics.queue.set(self.decoder.num_waiting)
 
-    def _flush(self) -> bool:
-        """Hand over the events so far; whether there were any."""
+    def _flush(self) -> None:
+        """Hand over the events so far."""
         events, self._events = self._events, []
         if events:
             self._post(events)
-        return bool(events)
 
     def _die(self, error: BaseException) -> None:
         with self._lock:

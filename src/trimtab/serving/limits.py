@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 
 from trimtab.errors import OptionError
 
+_MAY_BE_ZERO = ("max_queue", "max_stop", "max_top_logprobs", "max_guides", "drain_s")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -41,7 +43,6 @@ class Limits:
         """Raise OptionError for a limit that lets nothing through."""
         for item in fields(self):
             value = getattr(self, item.name)
-            low = 0 if item.name in ("max_queue", "max_stop", "max_top_logprobs", "max_guides", "drain_s") else None
-            good = math.isfinite(value) and (value >= 0 if low == 0 else value > 0)
-            if not good:
-                raise OptionError(f"{item.name} is {value}; give a number {'of at least' if low == 0 else 'above'} 0.")
+            if not math.isfinite(value) or value < 0 or (value == 0 and item.name not in _MAY_BE_ZERO):
+                accepted = "of at least" if item.name in _MAY_BE_ZERO else "above"
+                raise OptionError(f"{item.name} is {value}; give a number {accepted} 0.")
