@@ -1,0 +1,76 @@
+"""What a packed directory says of itself: the entry `trimtab` of its config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trimtab.errors import CheckpointError
+
+FORMAT = 1
+KEY = "trimtab"
+ARCHITECTURE = "TrimtabForCausalLM"
+"""Guides that tilt."""
+AGENT_ARCHITECTURE = "TrimtabAgentForCausalLM"
+"""An accept-reject agent, which has an engine of its own."""
+WAYS = ("shared", "merged", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedGuide:
+    """A guide in a packed directory."""
+
+    name: str
+    kind: str
+    """`arm`, `policy` or `agent`."""
+    path: str
+    """Its own directory; nothing of it is copied."""
+    way: str
+    """How it runs: `shared`, a LoRA on rows of the base's own pass; `merged`, a LoRA added to a second copy of the
+    base's weights at load time; `model`, a model of its own."""
+    weight: float = 0.0
+    """In a request that does not name it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A base and its guides."""
+
+    base: str
+    """The base's directory."""
+    architectures: tuple[str, ...]
+    """The base's own."""
+    guides: tuple[ServedGuide, ...]
+    nameless: tuple[tuple[int, int], ...] = ()
+    """Ranges [first, end) of ids that no token has, never to be sampled."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Guide -> its weight in a request that does not name it."""
+        return {guide.name: guide.weight for guide in self.guides}
+
+    def as_config(self) -> dict[str, Any]:
+        """The entry of config.json."""
+        content = asdict(self)
+        return {"format": FORMAT, **content}
+
+    @staticmethod
+    def of(config: Any) -> Manifest:
+        """Read from a config (an object with the entry as an attribute, or a mapping). Raises CheckpointError."""
+        entry = config.get(KEY) if isinstance(config, Mapping) else getattr(config, KEY, None)
+        if not isinstance(entry, Mapping):
+            raise CheckpointError("This is no packed directory: config.json has no `trimtab`. Write one with "
+                                  "`trimtab vllm pack`.")
+        if entry.get("format") != FORMAT:
+            raise CheckpointError(
+                f"This directory was packed in format {entry.get('format')!r}; this version reads {FORMAT}. "
+                "Pack it again."
+            )
+        guides = tuple(ServedGuide(**guide) for guide in entry["guides"])
+        return Manifest(
+            base=entry["base"],
+            architectures=tuple(entry["architectures"]),
+            guides=guides,
+            nameless=tuple((int(first), int(end)) for first, end in entry.get("nameless", ())),
+        )

@@ -1,0 +1,20 @@
+"""What vLLM calls in each of its processes: the architectures of packed directories, and the check of their settings."""
+
+from __future__ import annotations
+
+from trimtab.engines.vllm.manifest import AGENT_ARCHITECTURE, ARCHITECTURE
+
+_ROOM = "trimtab.engines.vllm"
+
+
+def register() -> None:
+    """The entry point `vllm.general_plugins`. Importing and calling it changes nothing for other models."""
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from trimtab.engines.vllm.startup import AgentConfig, GuidedConfig
+
+    ModelRegistry.register_model(ARCHITECTURE, f"{_ROOM}.composite:{ARCHITECTURE}")
+    ModelRegistry.register_model(AGENT_ARCHITECTURE, f"{_ROOM}.agent:{AGENT_ARCHITECTURE}")
+    MODELS_CONFIG_MAP[ARCHITECTURE] = GuidedConfig
+    MODELS_CONFIG_MAP[AGENT_ARCHITECTURE] = AgentConfig

@@ -1,0 +1,103 @@
+"""What a packed directory asks of vLLM's settings: refused at start-up, with a sentence, where it cannot be honoured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from trimtab.engines.vllm.manifest import Manifest
+from trimtab.engines.vllm.processors import class_path
+from trimtab.engines.vllm.versions import check_version
+from trimtab.errors import CompatibilityError, OptionError
+
+_DRAFTS = ("ngram", "draft_model")
+"""Methods of speculation that were tested."""
+
+
+class GuidedConfig(VerifyAndUpdateConfig):  # type: ignore[misc]
+    """vLLM calls it for `TrimtabForCausalLM`."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Raise CompatibilityError or OptionError for settings that guides cannot run under; make the others fit."""
+        check_version()
+        manifest = Manifest.of(vllm_config.model_config.hf_config)
+        check_settings(vllm_config, manifest)
+        fit_length(vllm_config, manifest)
+        admit(vllm_config, manifest)
+
+
+class AgentConfig(VerifyAndUpdateConfig):  # type: ignore[misc]
+    """vLLM calls it for `TrimtabAgentForCausalLM`."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Raise CompatibilityError or OptionError for settings that an agent cannot run under."""
+        check_version()
+        from trimtab.engines.vllm.agent import check_agent_engine
+
+        manifest = Manifest.of(vllm_config.model_config.hf_config)
+        check_agent_engine(vllm_config)
+        admit(vllm_config, manifest)
+
+
+def admit(vllm_config: Any, manifest: Manifest) -> None:
+    """Have vLLM ask `processors` about every request's weights."""
+    path = class_path(manifest.weights, v2=vllm_config.use_v2_model_runner)
+    others = vllm_config.model_config.logits_processors or []
+    vllm_config.model_config.logits_processors = [*(other for other in others if other != path), path]
+
+
+def check_settings(vllm_config: Any, manifest: Manifest) -> None:
+    """Raise CompatibilityError for what guides that tilt cannot run under."""
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise CompatibilityError(
+            "Guides need the base's and their own last states in one place, so they cannot be cut by pipeline "
+            "parallelism. Use --tensor-parallel-size instead, and leave --pipeline-parallel-size out."
+        )
+    speculation = vllm_config.speculative_config
+    if speculation is not None:
+        if not vllm_config.use_v2_model_runner:
+            raise CompatibilityError(
+                "Model Runner V1 cannot keep speculative decoding exact under guides. Set VLLM_USE_V2_MODEL_RUNNER=1 "
+                "where Triton is, or leave the speculative configuration out."
+            )
+        if speculation.method not in _DRAFTS:
+            raise CompatibilityError(
+                f"Speculation by {speculation.method} reads states of the base that guides widen. Accepted: "
+                f"{', '.join(_DRAFTS)}."
+            )
+    if vllm_config.model_config.enable_prompt_embeds:
+        raise CompatibilityError("Guides read token ids; leave --enable-prompt-embeds out.")
+    if vllm_config.lora_config is not None:
+        raise CompatibilityError(
+            "vLLM's own adapters (--enable-lora) cannot be switched under guides. Merge the adapter into the base, or "
+            "pack it as a guide of kind `policy`."
+        )
+    if vllm_config.model_config.quantization and any(guide.way != "shared" for guide in manifest.guides):
+        raise CompatibilityError(
+            "A quantised base was only tried with guides that are LoRA adapters of it (--lora shared); a second model "
+            "would be read with the base's quantisation. Give the base unquantised."
+        )
+
+
+def fit_length(vllm_config: Any, manifest: Manifest) -> None:
+    """Shorten the longest sequence to what every guide holds, where no length was asked for; else raise OptionError."""
+    from vllm.transformers_utils.config import get_config
+
+    model_config = vllm_config.model_config
+    for guide in manifest.guides:
+        if guide.way != "model":
+            continue
+        config = get_config(guide.path, trust_remote_code=model_config.trust_remote_code).get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is None or limit >= model_config.max_model_len:
+            continue
+        if model_config.original_max_model_len:
+            raise OptionError(
+                f"Guide {guide.name} holds {limit} tokens, fewer than --max-model-len {model_config.max_model_len}. "
+                f"Give at most {limit}."
+            )
+        model_config.max_model_len = limit
+        vllm_config.scheduler_config.max_model_len = limit

