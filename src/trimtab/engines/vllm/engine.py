@@ -200,9 +200,11 @@ class VLLMEngine(GenerationEngine):
         return Request(self._next_id, prompt, prompt_ids, {}, params, weights, limit, self.model)
 
     def _admit(self) -> None:
+        from vllm.inputs.engine import tokens_input
+
         while self._waiting and len(self._running) < self.max_rows:
             request = self._waiting.popleft()
-            prompt = {"prompt_token_ids": list(request.prompt_ids)}
+            prompt = tokens_input(list(request.prompt_ids))
             own = self._engine.add_request(str(request.request_id), prompt, self._params(request))
             self._running[request.request_id] = request, own
 
