@@ -14,7 +14,9 @@ ARCHITECTURE = "TrimtabForCausalLM"
 """Guides that tilt."""
 AGENT_ARCHITECTURE = "TrimtabAgentForCausalLM"
 """An accept-reject agent, which has an engine of its own."""
-WAYS = ("shared", "merged", "model")
+LORA_WAYS = ("shared", "merged")
+"""How a guide that is a LoRA adapter of the base may run."""
+WAYS = (*LORA_WAYS, "model")
 
 
 @dataclass(frozen=True, slots=True)

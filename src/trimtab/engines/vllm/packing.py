@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.directories import guide_directory, kind_of, new_directory, read_guide_card, resolve_model
-from trimtab.engines.vllm.manifest import AGENT_ARCHITECTURE, ARCHITECTURE, KEY, Manifest, ServedGuide
+from trimtab.engines.vllm.manifest import AGENT_ARCHITECTURE, ARCHITECTURE, KEY, LORA_WAYS, Manifest, ServedGuide
 from trimtab.errors import CompatibilityError, unknown_name
 from trimtab.models.lora import LoRA
 from trimtab.models.outline import Outline
 from trimtab.prompts import check_same_vocabulary
 
-LORA_WAYS = ("shared", "merged")
 _KINDS = ("arm", "policy", "agent")
 _CONVERSATION = [{"role": "user", "content": "a"}]
 
