@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,9 @@ def check_engine(args: argparse.Namespace) -> None:
     from trimtab.engines.vllm.versions import check_version
 
     check_version()
+    # vLLM would log to standard output, in its workers too.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if args.verbose else "WARNING")
     for name, why in _REFUSED.items():
         if getattr(args, name, None):
             raise OptionError(f"--{name.rstrip('s')} cannot be used with --engine vllm: {why}")

@@ -14,7 +14,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -183,8 +183,20 @@ def _answer_all(
 def _mixed(args: argparse.Namespace, requests: list[Request]) -> Iterator[Request]:
     """Answers of the guides in one mix, in one batch that requests join and leave."""
     tokenizer, decoder = engines.load(args, max_rows=args.batch_size)
-    running = _admit(args, decoder, requests, chat=use_template(args.template, tokenizer))
-    return in_order(decoder, running, requests)
+    try:
+        running = _admit(args, decoder, requests, chat=use_template(args.template, tokenizer))
+    except BaseException:
+        decoder.close()
+        raise
+    return _and_then(in_order(decoder, running, requests), decoder.close)
+
+
+def _and_then(found: Iterator[Request], close: Callable[[], None]) -> Iterator[Request]:
+    """All of `found`, then `close`, whatever ends it."""
+    try:
+        yield from found
+    finally:
+        close()
 
 
 def _write_all(args: argparse.Namespace, found: Iterator[Request], total: int, stream: TextIO) -> int:
