@@ -39,7 +39,7 @@ LAYERS = (
         "sessions",
     }
     | {"statistics"},
-    {"decoding", "directories", "lanes", "loading", "policies", "scorers", "processor"},
+    {"decoding", "directories", "generation", "lanes", "loading", "policies", "scorers", "processor"},
     {"training", "evaluation", "serving", "engines"},
     {"cli"},
 )

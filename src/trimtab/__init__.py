@@ -3,6 +3,7 @@
 from trimtab.answers import Answer, Step, TokenTrace
 from trimtab.core import Candidates, Guide, LanguageModel, Rule, SamplingParams
 from trimtab.decoding import Decoder
+from trimtab.engines.vllm.engine import VLLMEngine
 from trimtab.errors import TrimtabError
 from trimtab.guides.arm import ARM
 from trimtab.loading import load_guide, load_model, save_guide
@@ -23,6 +24,7 @@ __all__ = [
     "Tilt",
     "TokenTrace",
     "TrimtabError",
+    "VLLMEngine",
     "load_guide",
     "load_model",
     "save_guide",

@@ -20,17 +20,18 @@ from torch import Tensor
 
 from trimtab.answers import Answer, Step, TokenTrace
 from trimtab.core import Candidates, Guide, LanguageModel, Prompt, Rule, SamplingParams, Session
-from trimtab.errors import OptionError, TrimtabError, unknown_name
+from trimtab.errors import OptionError, TrimtabError
 from trimtab.failures import UNREADY, blame, broken_guide
+from trimtab.generation import GenerationEngine
 from trimtab.lanes import Lane, Rows, SelectingLane
-from trimtab.prompts import as_prompts, encode_prompt
+from trimtab.prompts import encode_prompt
 from trimtab.requests import Columns, Request, check_forced, room_for
 from trimtab.rules import NEVER, Tilt, bad_rows, mix
 from trimtab.sampling import apply_temperature, draw, penalise_repetition, plausible, sample
 from trimtab.tracing import StepTensors, traces
 
 
-class Decoder:
+class Decoder(GenerationEngine):
     """Decodes any number of requests in one batch, each with its own guides, weights, filters and seed.
 
     `guides` maps names to guides, each bound to the model here (VocabularyMismatchError or BaseMismatchError where one
@@ -38,6 +39,8 @@ class Decoder:
     feeds at most so many tokens of prompts, so that a long one does not hold up those that run; no answer depends on
     it. A decoder belongs to one thread; several decoders may share one model.
     """
+
+    guides: Mapping[str, Guide]
 
     def __init__(
         self,
@@ -124,54 +127,6 @@ class Decoder:
         self._advance({request.request_id: token_ids[row] for row, request in ready.items()})
         return steps
 
-    def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        weights: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
-        max_new_tokens: int = 128,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float = 0.0,
-        plausibility: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        seed: int | None = None,
-        trace: bool = False,
-        num_alternatives: int = 0,
-    ) -> Iterator[Answer]:
-        """Answer prompts, in their order, each as soon as it and those before it are done.
-
-        `weights` is one mapping for all prompts or one for each; prompt i draws from seed + i. The other options are
-        `SamplingParams`'. Everything is checked before the first answer; a request that fails later raises its error.
-        """
-        wanted = as_prompts(prompts)
-        if weights is None or isinstance(weights, Mapping):
-            weights = [weights or {}] * len(wanted)
-        if len(weights) != len(wanted):
-            raise OptionError(f"There are {len(wanted)} prompts and {len(weights)} mappings of weights; give one each.")
-        params = [
-            SamplingParams(
-                weights=weights[index],
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                plausibility=plausibility,
-                repetition_penalty=repetition_penalty,
-                stop=(stop,) if isinstance(stop, str) else tuple(stop),
-                ignore_eos=ignore_eos,
-                seed=None if seed is None else seed + index,
-                trace=trace,
-                num_alternatives=num_alternatives,
-            )
-            for index in range(len(wanted))
-        ]
-        return self.answers(list(zip(wanted, params, strict=True)))
-
     def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
         """Answer prompts, each in its own way, in their order; see `generate`."""
         own = Decoder(self.model, self.guides, rule=self.rule, max_rows=self.max_rows, prefill_chunk=self.prefill_chunk)
@@ -190,10 +145,7 @@ class Decoder:
         return self._waiting[-1]
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        for name in params.weights:
-            if name not in self.guides:
-                raise unknown_name("guide", name, self.guides)
-        weights = {name: float(params.weights.get(name, guide.weight)) for name, guide in self.guides.items()}
+        weights = self.weights_of(params)
         params = self._resolved(params, weights)
         check_forced(params.forced, self.model.vocab_size)
         prompt_ids = encode_prompt(self.model, prompt)

@@ -122,7 +122,7 @@ class HFModel(Backbone):
         self.name = name or str(module.config.name_or_path)
         self._output = module.get_output_embeddings()
         self.vocab_size = int(self._output.weight.shape[0])
-        self.eos_ids = _eos_ids(module, tokenizer)
+        self.eos_ids = end_ids(getattr(module, "generation_config", None), module.config, tokenizer)
         self._nameless = self._nameless_ids()
         self._probe()
 
@@ -233,10 +233,10 @@ def convert_gguf(path: Path, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def _eos_ids(module: Any, tokenizer: Any | None) -> frozenset[int]:
+def end_ids(generation_config: Any | None, config: Any, tokenizer: Any | None) -> frozenset[int]:
     """Every end-of-sequence id that the generation config, the config or the tokenizer names."""
     found: set[int] = set()
-    for owner in (getattr(module, "generation_config", None), module.config, tokenizer):
+    for owner in (generation_config, config, tokenizer):
         value = getattr(owner, "eos_token_id", None)
         if value is not None:
             found.update([int(value)] if isinstance(value, int) else [int(item) for item in value])

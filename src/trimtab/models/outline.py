@@ -19,7 +19,7 @@ from torch import nn
 from trimtab.core import ModelSession
 from trimtab.errors import CheckpointError, CompatibilityError
 from trimtab.models.backbone import describe, norm_weights
-from trimtab.models.hf import HFTokenizer
+from trimtab.models.hf import HFTokenizer, end_ids
 from trimtab.models.trunk import RowAdapter
 
 _INDEX = "model.safetensors.index.json"
@@ -46,7 +46,7 @@ class Outline:
         self.hidden_size = int(text.hidden_size)
         limit = getattr(text, "max_position_embeddings", None)
         self.max_length = int(limit) if limit else None
-        self.eos_ids: frozenset[int] = frozenset()
+        self.eos_ids = end_ids(_generation_config(directory), config, tokenizer)
         self.device = torch.device("cpu")
 
     @cached_property
@@ -78,6 +78,12 @@ class Outline:
 
     def open_rows(self, beside: ModelSession | None, adapter: RowAdapter | None) -> ModelSession:
         return self.open(beside)
+
+
+def _generation_config(directory: Path) -> Any | None:
+    if not (directory / "generation_config.json").exists():
+        return None
+    return transformers.GenerationConfig.from_pretrained(directory)
 
 
 def _files(directory: Path) -> dict[str, str]:

@@ -29,6 +29,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from trimtab.engines.vllm import rows, streams
 from trimtab.engines.vllm.admission import row_of
 from trimtab.engines.vllm.manifest import Manifest, ServedGuide
+from trimtab.engines.vllm.notes import StepTables
 from trimtab.engines.vllm.processors import ROWS
 from trimtab.guides.arm import fit_width
 from trimtab.models import adapter_files
@@ -37,6 +38,8 @@ from trimtab.rules import NEVER, mix, tilt
 
 class TrimtabForCausalLM(nn.Module):
     """Base and guides. Hidden states are wide rows (`rows`): [T, D_base + ΣD_guide + the weights' columns]."""
+
+    nameless: Tensor | None
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -58,6 +61,8 @@ class TrimtabForCausalLM(nn.Module):
             self._add(vllm_config, number, guide, manifest)
         self._num_shared = len(shared)
         self.register_buffer("nameless", _nameless(manifest, own.get_text_config().vocab_size), persistent=False)
+        names, kinds = [guide.name for guide in self.guides], [guide.kind for guide in self.guides]
+        self.tables = StepTables(names, kinds)
 
     def _add(self, vllm_config: VllmConfig, number: int, guide: ServedGuide, manifest: Manifest) -> None:
         if guide.way == "shared":
@@ -107,7 +112,9 @@ class TrimtabForCausalLM(nn.Module):
         base = tables[0].float()
         if self.nameless is not None:
             base = base.masked_fill(self.nameless, NEVER)
-        return self._mixed(base, [tables[place] for place in self._places], weights)
+        ordered = [tables[place] for place in self._places]
+        self.tables.keep(base, ordered, weights, self.nameless)
+        return self._mixed(base, ordered, weights)
 
     def _mixed(self, base: Tensor, tables: list[Tensor], weights: Tensor) -> Tensor:
         """[N, V] from the base's logits and the guides', each [N, V]; weights [N, guides]."""
@@ -169,6 +176,7 @@ class GuidedState(DefaultModelState):  # type: ignore[misc]
     def __init__(self, vllm_config: VllmConfig, model: Any, encoder_cache: Any, device: torch.device) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
         self._defaults: Mapping[str, float] = model.defaults
+        self._tables: StepTables = model.tables
         self._rows = np.zeros((self.max_num_reqs, len(self._defaults)), dtype=np.float32)
         # Of one address for good: captured graphs read it there.
         self._tokens = torch.zeros(self.max_num_tokens, len(self._defaults), dtype=torch.float32, device=device)
@@ -179,6 +187,7 @@ class GuidedState(DefaultModelState):  # type: ignore[misc]
         self._rows[req_index] = row_of(params.extra_args if params else None, self._defaults)
 
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
+        self._tables.request_ids = input_batch.req_ids
         found = super().prepare_inputs(input_batch, req_states)
         each = self._rows[input_batch.idx_mapping_np].repeat(input_batch.num_scheduled_tokens, axis=0)
         self._tokens[: len(each)].copy_(torch.from_numpy(each), non_blocking=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from trimtab.directories import guide_directory, kind_of, new_directory, read_guide_card, resolve_model
 from trimtab.engines.vllm.manifest import AGENT_ARCHITECTURE, ARCHITECTURE, KEY, Manifest, ServedGuide
-from trimtab.errors import CompatibilityError, OptionError, unknown_name
+from trimtab.errors import CompatibilityError, unknown_name
 from trimtab.models.lora import LoRA
 from trimtab.models.outline import Outline
 from trimtab.prompts import check_same_vocabulary
@@ -39,13 +39,12 @@ def pack(
 
     `weights` holds guides' weights in requests that do not name them (0 where it is silent; an agent's own threshold).
     `lora` says how guides that are LoRA adapters of the base run (`manifest.ServedGuide.way`). Guides read the base's
-    own prompt: one whose chat template differs is refused unless `base_prompts`. Raises OptionError, CheckpointError,
+    own prompt: one whose chat template differs is refused unless `base_prompts`. Without a guide it is the base, as the
+    engine and its traces see it. Raises OptionError, CheckpointError,
     VocabularyMismatchError, BaseMismatchError, OutputExistsError, and CompatibilityError for what cannot run in vLLM.
     """
     if lora not in LORA_WAYS:
         raise unknown_name("way to run a LoRA guide", lora, LORA_WAYS)
-    if not guides:
-        raise OptionError("There is no guide to pack. Give at least one: --guide NAME=PATH.")
     for name in weights or {}:
         if name not in guides:
             raise unknown_name("guide", name, guides)

@@ -1,0 +1,354 @@
+"""vLLM as an engine of trimtab's: the requests, answers and traces of `Decoder`, the batching and caches of vLLM.
+
+It runs vLLM in this process (workers of further ranks in their own), a step at a time, so that requests join and leave
+between steps and each token can be asked about. Greedy answers are those of the built-in engine up to float32; a seed
+gives the same answer again, but not the draw that the built-in engine makes of it.
+
+What it does not do: guides that select, prompts of a guide's own, `plausibility`, `forced`, `repetition_penalty`
+(vLLM's is another formula), and noticing NaN, of which vLLM samples something.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.answers import Answer, Step, TokenTrace
+from trimtab.core import Prompt, SamplingParams
+from trimtab.engines.vllm.admission import as_extra_args, read_weights
+from trimtab.engines.vllm.manifest import ARCHITECTURE, Manifest
+from trimtab.engines.vllm.served import RunningGuide, ServedModel
+from trimtab.engines.vllm.versions import check_version
+from trimtab.errors import CheckpointError, CompatibilityError, ModelError, OptionError, unknown_name
+from trimtab.generation import GenerationEngine
+from trimtab.prompts import encode_prompt
+from trimtab.requests import Request, room_for
+
+log = logging.getLogger(__name__)
+
+LOWEST, HIGHEST = 0.01, 2.0
+"""Between these a temperature means to vLLM what it says; below it rounds up, above it refuses."""
+_OURS = {
+    "model": "the directory",
+    "max_num_seqs": "max_rows",
+    "dtype": "dtype",
+    "trust_remote_code": "trust_remote_code",
+    "max_model_len": "max_model_len",
+    "tensor_parallel_size": "tensor_parallel_size",
+    "gpu_memory_utilization": "gpu_memory_utilization",
+    "enforce_eager": "enforce_eager",
+}
+"""Options of vLLM that are parameters here."""
+_FIXED: Mapping[str, Any] = {
+    "async_scheduling": False,
+    "skip_tokenizer_init": True,
+    "worker_extension_cls": "trimtab.engines.vllm.notes.TraceExtension",
+    "generation_config": "vllm",
+    "disable_log_stats": True,
+}
+_living: weakref.WeakSet[VLLMEngine] = weakref.WeakSet()
+
+
+class VLLMEngine(GenerationEngine):
+    """Decodes inside vLLM what `trimtab.engines.vllm.packing.pack` (`trimtab vllm pack`) has put together.
+
+    `served` is the packed directory. At most `max_rows` requests run at a time; the others wait. `max_model_len` is the
+    longest sequence, prompt included (left out: what base and guides hold); `dtype` "auto" is float32 on a CPU and the
+    checkpoint's own elsewhere; `tensor_parallel_size`, `gpu_memory_utilization` and `enforce_eager` are vLLM's, and
+    `options` holds any others by name. An engine belongs to one thread; `close` frees its memory.
+
+    Raises MissingExtraError without vLLM, CompatibilityError for a version that was not tested or a directory with an
+    agent, CheckpointError for one that was not packed, OptionError for an unknown option.
+    """
+
+    guides: Mapping[str, RunningGuide]
+    model: ServedModel
+
+    def __init__(
+        self,
+        served: str | Path,
+        *,
+        max_rows: int = 64,
+        max_model_len: int | None = None,
+        dtype: str = "auto",
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float | None = None,
+        enforce_eager: bool = False,
+        trust_remote_code: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_version()
+        if max_rows < 1:
+            raise OptionError(f"max_rows is {max_rows}; give at least 1.")
+        manifest = _manifest(Path(served))
+        self.max_rows = max_rows
+        self._defaults = manifest.weights
+        given = {
+            "model": str(served),
+            "max_num_seqs": max_rows,
+            "max_model_len": max_model_len,
+            "dtype": dtype,
+            "tensor_parallel_size": tensor_parallel_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "enforce_eager": enforce_eager,
+            "trust_remote_code": trust_remote_code,
+        }
+        self._engine = _start(manifest, given, options or {})
+        self._explains = self._engine.vllm_config.speculative_config is None
+        self.model = ServedModel(
+            manifest,
+            name=manifest.base,
+            max_length=self._engine.model_config.max_model_len,
+            device=_device(),
+            trust_remote_code=trust_remote_code,
+        )
+        self.guides = {name: RunningGuide(weight) for name, weight in self._defaults.items()}
+        self._waiting: deque[Request] = deque()
+        self._running: dict[int, tuple[Request, str]] = {}  # with vLLM's own id
+        self._private: set[int] = set()  # requests of `answers`, whose steps nobody else gets
+        self._held: list[Step] = []  # of other requests, made while `answers` stepped
+        self._watching = False
+        self._next_id = 0
+        _living.add(self)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
+        """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
+        request = self._request(prompt, params or SamplingParams())
+        self._waiting.append(request)
+        return request.request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Forget a request and free its row. Unknown or finished ids are ignored."""
+        self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
+        self._held = [step for step in self._held if step.request_id != request_id]
+        self._private.discard(request_id)
+        if request_id in self._running:
+            self._abort(request_id)
+
+    def step(self) -> list[Step]:
+        """One step of vLLM: a token for each running request, none for one whose prompt is not fed yet.
+
+        A request that vLLM gives up ends with `finish_reason` "error"; the others go on.
+        """
+        held, self._held = self._held, []
+        return [*held, *(step for step in self._advance() if step.request_id not in self._private)]
+
+    def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
+        """Answer prompts, each in its own way, in their order; see `generate`.
+
+        They share the batch with what `add` has queued, whose steps the next call of `step` returns.
+        """
+        return self._answers([self._request(prompt, params) for prompt, params in requests])
+
+    def close(self) -> None:
+        """End vLLM and free its memory; the engine is of no more use. Twice is as good as once."""
+        if self not in _living:
+            return
+        _living.discard(self)
+        self._waiting.clear()
+        self._running.clear()
+        self._engine.engine_core.shutdown()
+        del self._engine
+        if not _living:
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
+
+    def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        mine = {request.request_id for request in requests}
+        self._private |= mine
+        self._waiting.extend(requests)
+        try:
+            for request in requests:
+                while request.finish_reason is None:
+                    self._held += [step for step in self._advance() if step.request_id not in self._private]
+                if request.error is not None:
+                    raise request.error
+                yield request.answer()
+        finally:
+            for request_id in mine:
+                self.cancel(request_id)
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        weights = self.weights_of(params)
+        read_weights(as_extra_args(weights), self._defaults)
+        _check(params, explains=self._explains)
+        params = dataclasses.replace(
+            params,
+            temperature=1.0 if params.temperature is None else params.temperature,
+            top_k=params.top_k or 0,
+            top_p=1.0 if params.top_p is None else params.top_p,
+        )
+        prompt_ids = encode_prompt(self.model, prompt)
+        room = room_for(len(prompt_ids), self.model.max_length, "this engine")
+        self._next_id += 1
+        limit = int(min(params.max_new_tokens, room))
+        return Request(self._next_id, prompt, prompt_ids, {}, params, weights, limit, self.model)
+
+    def _admit(self) -> None:
+        from vllm.inputs.engine import tokens_input
+
+        while self._waiting and len(self._running) < self.max_rows:
+            request = self._waiting.popleft()
+            prompt = tokens_input(list(request.prompt_ids))
+            own = self._engine.add_request(str(request.request_id), prompt, self._params(request))
+            self._running[request.request_id] = request, own
+
+    def _params(self, request: Request) -> Any:
+        """A request's parameters as vLLM's."""
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import SamplingParams as TheirParams
+
+        params = request.params
+        return TheirParams(
+            temperature=params.temperature,
+            top_k=min(params.top_k or 0, self.model.vocab_size),
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=request.seed,
+            max_tokens=request.max_new_tokens,
+            ignore_eos=True,
+            stop_token_ids=[] if params.ignore_eos else sorted(self.model.eos_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=as_extra_args(request.weights),
+        )
+
+    def _advance(self) -> list[Step]:
+        """One step of vLLM, the requests told of it."""
+        self._admit()
+        if not self._running:
+            return []
+        self._watch()
+        outputs = [output for output in self._engine.step() if int(output.request_id) in self._running]
+        notes = self._notes(outputs)
+        return [step for output in outputs for step in self._grow(output, notes.get(int(output.request_id)))]
+
+    def _grow(self, output: Any, trace: TokenTrace | None) -> Iterator[Step]:
+        """The steps that an output is: several, where drafts were accepted."""
+        request, _ = self._running[int(output.request_id)]
+        for token_id in output.outputs[0].token_ids:
+            yield request.push(int(token_id), trace)
+            if request.finish_reason is not None:
+                break
+        if output.finished:
+            del self._running[request.request_id]
+            if request.finish_reason is None:
+                yield request.fail(ModelError(f"vLLM gave this answer up ({output.outputs[0].finish_reason})."))
+        elif request.finish_reason is not None:  # a stop string, which vLLM knows nothing of
+            self._abort(request.request_id)
+
+    def _abort(self, request_id: int) -> None:
+        _, own = self._running.pop(request_id)
+        self._engine.abort_request([own], internal=True)
+
+    def _watch(self) -> None:
+        """Have tables kept while a request with a trace runs, and no longer."""
+        wanted = any(request.params.trace for request, _ in self._running.values())
+        if wanted != self._watching:
+            self._engine.collective_rpc("watch_steps", args=(wanted,))
+            self._watching = wanted
+
+    def _notes(self, outputs: Sequence[Any]) -> dict[int, TokenTrace]:
+        """Request id -> the trace of its token."""
+        asked, ids = [], []
+        for output in outputs:
+            request, own = self._running[int(output.request_id)]
+            if request.params.trace and output.outputs[0].token_ids:
+                how = request.params
+                token_id = int(output.outputs[0].token_ids[0])
+                asked.append((own, token_id, how.temperature or 0.0, how.num_alternatives))
+                ids.append(request.request_id)
+        if not asked:
+            return {}
+        answers = self._engine.collective_rpc("explain_step", args=(asked,))
+        found = next(answer for answer in answers if answer is not None)
+        return dict(zip(ids, found, strict=True))
+
+
+def _manifest(directory: Path) -> Manifest:
+    """What a packed directory says. Raises CheckpointError, or CompatibilityError for an agent's."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory} is no packed directory ({error}). Write one with `trimtab vllm pack`."
+        ) from error
+    manifest = Manifest.of(config)
+    if ARCHITECTURE not in config.get("architectures", ()):
+        raise CompatibilityError(
+            "An accept-reject agent has an engine of its own in vLLM, without seeds, temperatures or traces. Serve the "
+            "directory with `vllm serve`, or use the built-in engine."
+        )
+    return manifest
+
+
+def _start(manifest: Manifest, given: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """vLLM's engine with these options. Raises OptionError for one that is unknown or ours to set."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.executor import Executor
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    for name in options:
+        if name in _OURS:
+            raise OptionError(f"The option {name} is a parameter of the engine: give it as {_OURS[name]}.")
+        if name in _FIXED:
+            raise OptionError(f"The option {name} is {_FIXED[name]!r} in this engine; leave it out.")
+        if name not in known:
+            raise unknown_name("option of vLLM", name, known)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    args = EngineArgs(**{**_FIXED, **chosen, **options, "dtype": _dtype(manifest, given["dtype"])})
+    config = args.create_engine_config()
+    return LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
+
+
+def _dtype(manifest: Manifest, asked: str) -> str:
+    if asked != "auto":
+        return asked
+    if _device() == "cpu":
+        return "float32"
+    config = json.loads((Path(manifest.base) / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("dtype") or config.get("torch_dtype") or "auto")
+
+
+def _device() -> str:
+    from vllm.platforms import current_platform
+
+    return str(current_platform.device_type)
+
+
+def _check(params: SamplingParams, *, explains: bool) -> None:
+    """Raise OptionError for what vLLM cannot honour as the built-in engine does."""
+    heat = params.temperature
+    if heat is not None and heat != 0 and not LOWEST <= heat <= HIGHEST:
+        raise OptionError(f"The temperature is {heat:g}; vLLM takes 0 and {LOWEST:g} to {HIGHEST:g}.{_BUILT_IN}")
+    if params.plausibility:
+        raise OptionError(f"plausibility masks the base before guides, which vLLM does not do; give 0.{_BUILT_IN}")
+    if params.repetition_penalty != 1:
+        raise OptionError(f"vLLM's repetition_penalty is another formula than trimtab's; give 1.{_BUILT_IN}")
+    if params.forced:
+        raise OptionError(f"vLLM takes no forced tokens; leave `forced` out.{_BUILT_IN}")
+    if params.min_p and params.top_p not in (None, 1.0):
+        raise OptionError(
+            f"top_p and min_p together keep other tokens in vLLM, which applies min_p first; give one.{_BUILT_IN}"
+        )
+    if params.trace and not explains:
+        raise OptionError("Drafts leave no tables to explain a token by; leave speculative_config out, or `trace`.")
+
+
+_BUILT_IN = " The built-in engine takes it."

@@ -1,0 +1,105 @@
+"""Why vLLM chose a token: a step's tables, kept in the worker while somebody asks, read by `tracing.traces`.
+
+The offline engine runs one step at a time in its own process and asks after each, so the tables are those of the tokens
+that it has just got. While nobody asks, nothing is kept and nothing is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from trimtab.answers import TokenTrace
+from trimtab.core import Candidates
+from trimtab.guides.arm import fit_width
+from trimtab.rules import NEVER, Tilt, mix
+from trimtab.tracing import StepTensors, traces
+
+Asked: TypeAlias = tuple[str, int, float, int]
+"""vLLM's request id, the token it got, its temperature, the number of alternatives."""
+
+
+@dataclass(slots=True)
+class StepTables:
+    """The base's logits and the guides' of the last step, with who was in it."""
+
+    names: Sequence[str]
+    kinds: Sequence[str]
+    """Of each guide: `arm` or `policy`."""
+    watching: bool = False
+    request_ids: Sequence[str] = ()
+    """Of the rows, where the model is told (Model Runner V2)."""
+    _kept: tuple[Tensor, list[Tensor], Tensor, Tensor | None] | None = field(default=None, repr=False)
+
+    def watch(self, on: bool) -> None:
+        """Keep the tables of the steps to come, or stop and forget."""
+        self.watching, self._kept = on, None
+
+    def keep(self, base: Tensor, tables: Sequence[Tensor], weights: Tensor, nameless: Tensor | None) -> None:
+        """[N, V] float32 logits of the base, [N, V'] of each guide, [N, guides] weights, [V] bool ids without a token.
+
+        The base's are copied, because samplers write into what a model returns.
+        """
+        if self.watching:
+            self._kept = base.clone(), list(tables), weights, nameless
+
+    @torch.inference_mode()
+    def explain(self, asked: Sequence[Asked], request_ids: Sequence[str]) -> list[TokenTrace] | None:
+        """The traces of some rows of the last step; None on a rank that has no logits."""
+        if self._kept is None:
+            return None
+        base, tables, weights, nameless = self._kept
+        places = {request_id: row for row, request_id in enumerate(request_ids)}
+        rows = torch.tensor([places[request_id] for request_id, *_ in asked], device=base.device)
+        width = base.shape[1]
+        step = self._tensors(base[rows], [_named(table[rows], width, nameless) for table in tables], weights[rows])
+        _, tokens, temperatures, rivals = zip(*asked, strict=True)
+        return traces(step, tokens, range(len(asked)), temperatures, rivals)
+
+    def _tensors(self, base: Tensor, tables: Sequence[Tensor], weights: Tensor) -> StepTensors:
+        """The rows as the built-in engine's step has them: everything normalised, float32, at temperature 1."""
+        logprobs = torch.log_softmax(base, dim=-1)
+        ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
+        candidates = Candidates(ids, logprobs, complete=True)
+        scores = [_scores(kind, logprobs, table) for kind, table in zip(self.kinds, tables, strict=True)]
+        columns = [weights[:, number] for number in range(len(scores))]
+        tilted = Tilt().policy(candidates, mix(logprobs, list(zip(scores, columns, strict=True))))
+        guided = (weights != 0).any(dim=-1, keepdim=True)
+        return StepTensors(
+            logprobs,
+            torch.where(guided, tilted, logprobs),
+            dict(zip(self.names, scores, strict=True)),
+            {name: column != 0 for name, column in zip(self.names, columns, strict=True)},
+        )
+
+
+class TraceExtension:
+    """What the offline engine adds to vLLM's workers; it is mixed into their class."""
+
+    model_runner: Any
+
+    def watch_steps(self, on: bool) -> None:
+        """See `StepTables.watch`."""
+        self.model_runner.get_model().tables.watch(on)
+
+    def explain_step(self, asked: Sequence[Asked]) -> list[TokenTrace] | None:
+        """The traces of requests that got a token in the last step."""
+        tables: StepTables = self.model_runner.get_model().tables
+        on_v1 = getattr(self.model_runner, "input_batch", None)
+        return tables.explain(asked, on_v1.req_ids if on_v1 is not None else tables.request_ids)
+
+
+def _named(table: Tensor, width: int, nameless: Tensor | None) -> Tensor:
+    """[N, width] float32 logits, the ids that no token has at −inf."""
+    wide = fit_width(table.float(), width)
+    return wide if nameless is None else wide.masked_fill(nameless, NEVER)
+
+
+def _scores(kind: str, logprobs: Tensor, table: Tensor) -> Tensor:
+    """[N, V]: log π_guide, less log π_base where the guide is a tuned policy."""
+    own = torch.log_softmax(table, dim=-1)
+    return (own - logprobs).masked_fill(torch.isneginf(logprobs), 0.0) if kind == "policy" else own
