@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from tests.engines.vllm.agent_world import World, build, rejections, request  # noqa: E402
+from tests.engines.vllm.agent_world import World, build, rejections, request
 
 SMALL = {"max_model_len": 128, "max_num_seqs": 4, "block_size": 32, "enable_prefix_caching": True}
 DICE = random.Random(7)
