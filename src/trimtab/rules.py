@@ -23,10 +23,11 @@ NEVER = -math.inf
 """The log-probability of what cannot happen."""
 
 
-def mix(base: Tensor, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def mix(base: Tensor, parts: Sequence[tuple[Tensor, Tensor]], *, wait: bool = True) -> Tensor:
     """Σᵢ weightᵢ · scoreᵢ: [B, K] float32, ready for `Rule.policy`.
 
-    `base` is [B, K] and gives shape and device; each part is a guide's scores [B, K] with its weights [B].
+    `base` is [B, K] and gives shape and device; each part is a guide's scores [B, K] with its weights [B]. `wait` False
+    takes the careful way at once instead of waiting for the device to tell that every score is finite.
 
     * Weight 0 adds exactly nothing in its row, whatever the scores there are (−inf and NaN included).
     * A score of −inf forbids at every other weight, negative ones too: the result is −inf.
@@ -34,13 +35,24 @@ def mix(base: Tensor, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """
     total = torch.zeros_like(base, dtype=torch.float32)
     for scores, weights in parts:
-        total = _add(total, scores.to(torch.float32), weights.to(total)[:, None])
+        total = _add(total, scores.to(torch.float32), weights.to(total)[:, None], wait)
     return total
 
 
-def _add(total: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
+def tilt(base: Tensor, scores: Tensor, *, wait: bool = True) -> Tensor:
+    """[B, K] float32: base log-probabilities (or logits) plus weighted scores (`mix`), not normalised.
+
+    What is −inf in the base stays so, whatever its score is. `wait` as in `mix`.
+    """
+    tilted = base.to(torch.float32) + scores.to(torch.float32)
+    if not wait or bool(not_finite_rows(scores).any()):  # −inf plus anything else is −inf already
+        tilted.masked_fill_(torch.isneginf(base), NEVER)
+    return tilted
+
+
+def _add(total: Tensor, scores: Tensor, weights: Tensor, wait: bool) -> Tensor:
     """One more guide, added to `total` in place: scores [B, K], weights [B, 1]."""
-    if bool(torch.isfinite(scores.sum())):  # then every score is
+    if wait and bool(torch.isfinite(scores.sum())):  # then every score is
         return total.add_(scores * weights)
     unused = weights == 0
     vetoed = torch.isneginf(scores).logical_and_(~unused).logical_or_(torch.isneginf(total))
@@ -62,10 +74,7 @@ class Tilt:
         forbids. A row whose candidates are all forbidden comes back as −inf throughout, one with a NaN that counts
         as NaN: see `dead_end_rows` and `not_finite_rows`.
         """
-        base = candidates.logprobs.to(torch.float32)
-        tilted = base + scores.to(torch.float32)
-        if bool(not_finite_rows(scores).any()):  # −inf plus anything else is −inf already
-            tilted.masked_fill_(torch.isneginf(base), NEVER)
+        tilted = tilt(candidates.logprobs, scores)
         policy = torch.log_softmax(tilted, dim=-1)
         if bool(bad_rows(tilted).any()):  # log_softmax makes NaN of every entry of such a row
             policy.masked_fill_(torch.isneginf(tilted), NEVER)

@@ -69,19 +69,8 @@ class Backbone:
         raise CompatibilityError(f"A {type(self.module).__name__} gives states and no log-probabilities.")
 
     def describe(self) -> dict[str, Any]:
-        """What tells these weights from others: shapes, and the mean of some norm weights (the same in any dtype)."""
-        norms = [
-            round(float(weight.float().mean()), 6)
-            for name, weight in self.module.named_parameters()
-            if weight.ndim == 1 and ("norm" in name or "ln_" in name) and name.endswith("weight")
-        ]
-        return {
-            "architecture": type(self.module).__name__,
-            "num_layers": int(self._config.num_hidden_layers),
-            "hidden_size": self.hidden_size,
-            "vocab_size": self.vocab_size,
-            "norms": norms[:: max(1, len(norms) // 8)],
-        }
+        """What tells these weights from others: see `describe`."""
+        return describe(self.module, self.vocab_size)
 
     def probe_states(self, token_ids: Tensor) -> Tensor:
         """[1, D]: the state after [1, 6] ids by our road (cache, positions, masks), in two passes."""
@@ -100,6 +89,28 @@ class Backbone:
             for kind, seen in ((kind, layout.visible(window)) for kind, window in self.windows.items())
         }
         return masks.get("", masks)
+
+
+def describe(module: Any, vocab_size: int) -> dict[str, Any]:
+    """What tells a network's weights from others: shapes, and the mean of some norm weights (the same in any dtype)."""
+    config = module.config.get_text_config()
+    norms = [round(float(weight.float().mean()), 6) for _, weight in norm_weights(module)]
+    return {
+        "architecture": type(module).__name__,
+        "num_layers": int(config.num_hidden_layers),
+        "hidden_size": int(config.hidden_size),
+        "vocab_size": vocab_size,
+        "norms": norms[:: max(1, len(norms) // 8)],
+    }
+
+
+def norm_weights(module: Any) -> list[tuple[str, Any]]:
+    """The weights of a network's norms, by name, in its own order."""
+    return [
+        (name, weight)
+        for name, weight in module.named_parameters()
+        if weight.ndim == 1 and ("norm" in name or "ln_" in name) and name.endswith("weight")
+    ]
 
 
 def _windows(config: Any) -> dict[str, int | None]:

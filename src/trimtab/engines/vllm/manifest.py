@@ -60,8 +60,9 @@ class Manifest:
         """Read from a config (an object with the entry as an attribute, or a mapping). Raises CheckpointError."""
         entry = config.get(KEY) if isinstance(config, Mapping) else getattr(config, KEY, None)
         if not isinstance(entry, Mapping):
-            raise CheckpointError("This is no packed directory: config.json has no `trimtab`. Write one with "
-                                  "`trimtab vllm pack`.")
+            raise CheckpointError(
+                "This is no packed directory: config.json has no `trimtab`. Write one with `trimtab vllm pack`."
+            )
         if entry.get("format") != FORMAT:
             raise CheckpointError(
                 f"This directory was packed in format {entry.get('format')!r}; this version reads {FORMAT}. "
