@@ -110,7 +110,7 @@ def build(directory: Path, *, share: float = 0.3, family: str = "llama", seed: i
     tiny_tokenizer().save_pretrained(world.packed)
     save_guide(world.agent, directory / "agent")
     config = json.loads((world.packed / "config.json").read_text())
-    guide = ServedGuide("safe", "agent", str(directory / "agent"), "shared", world.agent.weight)
+    guide = ServedGuide("safe", "agent", str(directory / "agent"), "head", world.agent.weight)
     entry = Manifest(str(world.packed), tuple(config["architectures"]), (guide,)).as_config()
     (world.packed / "config.json").write_text(json.dumps({**config, **agent_overrides(), KEY: entry}))
     return world

@@ -14,7 +14,6 @@ ARCHITECTURE = "TrimtabForCausalLM"
 """Guides that tilt."""
 AGENT_ARCHITECTURE = "TrimtabAgentForCausalLM"
 """An accept-reject agent, which has an engine of its own."""
-WAYS = ("shared", "merged", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class ServedGuide:
     """Its own directory; nothing of it is copied."""
     way: str
     """How it runs: `shared`, a LoRA on rows of the base's own pass; `merged`, a LoRA added to a second copy of the
-    base's weights at load time; `model`, a model of its own."""
+    base's weights at load time; `model`, a model of its own; `head`, on the base's states."""
     weight: float = 0.0
     """In a request that does not name it."""
 
