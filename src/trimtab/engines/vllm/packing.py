@@ -15,6 +15,7 @@ from trimtab.directories import guide_directory, kind_of, new_directory, read_gu
 from trimtab.engines.vllm.agent_settings import EngineBase, agent_overrides, read_agent
 from trimtab.engines.vllm.manifest import ARCHITECTURE, KEY, Manifest, ServedGuide
 from trimtab.errors import CompatibilityError, unknown_name
+from trimtab.guides.agent import Agent
 from trimtab.models.lora import LoRA
 from trimtab.models.outline import Outline
 from trimtab.prompts import check_same_vocabulary

@@ -1,8 +1,8 @@
 """LoRA guides at the price of rows: each adapter is another block of rows in the base's own pass.
 
 The base runs once over [base rows | rows of adapter 1 | rows of adapter 2 ...]. Its weights are read once. Linear
-layers add x Aᵀ Bᵀ (Hu et al., arXiv 2106.09685) to the rows of each adapter; attention layers have a twin for each adapter,
-with keys and values of its own in vLLM's cache.
+layers add x Aᵀ Bᵀ (Hu et al., arXiv 2106.09685) to the rows of each adapter; attention layers have a twin for each
+adapter, with keys and values of its own in vLLM's cache.
 
 Why not vLLM's own multi-adapter kernels: they look up an adapter for each row and need two requests to advance in step;
 here an adapter's rows are one block, so two plain products do.
