@@ -85,8 +85,8 @@ class AdaptedLinear(LinearMethodBase):  # type: ignore[misc]
         self.num_blocks = 1 + num_adapters
         self.adapted: list[int] = []
 
-    def create_weights(self, *args: Any, **kwargs: Any) -> None:
-        self.inner.create_weights(*args, **kwargs)
+    def create_weights(self, layer: nn.Module, *_: Any) -> None:
+        raise NotImplementedError("the layer had its weights before it was adapted")
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         self.inner.process_weights_after_loading(layer)
