@@ -39,6 +39,7 @@ from trimtab.rules import NEVER, mix, tilt
 class TrimtabForCausalLM(nn.Module):
     """Base and guides. Hidden states are wide rows (`rows`): [T, D_base + ΣD_guide + the weights' columns]."""
 
+    base: Any
     nameless: Tensor | None
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -128,7 +129,7 @@ class TrimtabForCausalLM(nn.Module):
         mixed = tilt(base, mix(base, parts, wait=wait), wait=wait)
         return torch.where((weights != 0).any(dim=-1, keepdim=True), mixed, base)
 
-    def _own_models(self) -> list[tuple[int, nn.Module]]:
+    def _own_models(self) -> list[tuple[int, Any]]:
         """The guides that are models of their own, with their place among the states."""
         return [
             (self._places[number], getattr(self, f"guide{number}"))

@@ -16,7 +16,6 @@ AGENT_ARCHITECTURE = "TrimtabAgentForCausalLM"
 """An accept-reject agent, which has an engine of its own."""
 LORA_WAYS = ("shared", "merged")
 """How a guide that is a LoRA adapter of the base may run."""
-WAYS = (*LORA_WAYS, "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class ServedGuide:
     """Its own directory; nothing of it is copied."""
     way: str
     """How it runs: `shared`, a LoRA on rows of the base's own pass; `merged`, a LoRA added to a second copy of the
-    base's weights at load time; `model`, a model of its own."""
+    base's weights at load time; `model`, a model of its own; `head`, on the base's states."""
     weight: float = 0.0
     """In a request that does not name it."""
 

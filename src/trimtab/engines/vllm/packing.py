@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.directories import guide_directory, kind_of, new_directory, read_guide_card, resolve_model
-from trimtab.engines.vllm.manifest import AGENT_ARCHITECTURE, ARCHITECTURE, KEY, LORA_WAYS, Manifest, ServedGuide
+from trimtab.engines.vllm.agent_settings import EngineBase, agent_overrides, read_agent
+from trimtab.engines.vllm.manifest import ARCHITECTURE, KEY, LORA_WAYS, Manifest, ServedGuide
 from trimtab.errors import CompatibilityError, unknown_name
+from trimtab.guides.agent import Agent
 from trimtab.models.lora import LoRA
 from trimtab.models.outline import Outline
 from trimtab.prompts import check_same_vocabulary
@@ -80,7 +82,7 @@ def _entries(manifest: Manifest) -> dict[str, Any]:
             "An accept-reject agent has an engine of its own in vLLM, without other guides. Pack it alone, or use the "
             "built-in engine, where both run in one batch."
         )
-    return {"architectures": [AGENT_ARCHITECTURE]}
+    return agent_overrides()
 
 
 def _guide(
@@ -102,10 +104,14 @@ def _guide(
 
 
 def _agent(name: str, directory: Path, weight: float | None, base: Outline) -> ServedGuide:
-    from trimtab.guides.agent import Agent
-
-    agent = Agent.of_directory(directory, read_guide_card(directory)).bind(base)
-    return ServedGuide(name, "agent", str(directory), "shared", agent.weight if weight is None else weight)
+    """Raises CompatibilityError for an agent under a rule that vLLM cannot keep (`agent_settings.read_agent`)."""
+    agent = Agent.of_directory(directory, read_guide_card(directory))
+    guide = ServedGuide(name, "agent", str(directory), "head", agent.weight if weight is None else weight)
+    read_agent(
+        Manifest(str(base.directory), tuple(base.architectures), (guide,)),
+        EngineBase(base.hidden_size, base.name, base.device),
+    )
+    return guide
 
 
 def _check_prompts(name: str, base: Outline, own: Outline, base_prompts: bool) -> None:

@@ -1,4 +1,4 @@
-"""What vLLM calls in each of its processes: the architectures of packed directories, and the check of their settings."""
+"""What vLLM calls in each of its processes: the architectures of packed directories, and the checks of settings."""
 
 from __future__ import annotations
 

@@ -25,5 +25,5 @@ def join(states: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 def split(rows: Tensor, sizes: Sequence[int], num_guides: int) -> tuple[list[Tensor], Tensor]:
     """The states [N, D_i] and weights [N, guides] float32 of joined rows."""
-    *states, bits = rows.split([*sizes, num_columns(num_guides, rows.dtype)], dim=-1)
+    *states, bits = torch.split(rows, [*sizes, num_columns(num_guides, rows.dtype)], dim=-1)
     return states, bits.contiguous().view(torch.float32)

@@ -1,4 +1,4 @@
-"""What a packed directory asks of vLLM's settings: refused at start-up, with a sentence, where it cannot be honoured."""
+"""What a packed directory asks of vLLM's settings, refused at start-up with a sentence where it cannot be honoured."""
 
 from __future__ import annotations
 

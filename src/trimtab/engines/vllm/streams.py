@@ -1,8 +1,8 @@
 """LoRA guides at the price of rows: each adapter is another block of rows in the base's own pass.
 
-The base runs once over [base rows | rows of adapter 1 | rows of adapter 2 ...]. Its weights are read once. Linear layers
-add x Aᵀ Bᵀ (Hu et al., arXiv 2106.09685) to the rows of each adapter; attention layers have a twin for each adapter,
-with keys and values of its own in vLLM's cache.
+The base runs once over [base rows | rows of adapter 1 | rows of adapter 2 ...]. Its weights are read once. Linear
+layers add x Aᵀ Bᵀ (Hu et al., arXiv 2106.09685) to the rows of each adapter; attention layers have a twin for each
+adapter, with keys and values of its own in vLLM's cache.
 
 Why not vLLM's own multi-adapter kernels: they look up an adapter for each row and need two requests to advance in step;
 here an adapter's rows are one block, so two plain products do.
@@ -85,8 +85,8 @@ class AdaptedLinear(LinearMethodBase):  # type: ignore[misc]
         self.num_blocks = 1 + num_adapters
         self.adapted: list[int] = []
 
-    def create_weights(self, *args: Any, **kwargs: Any) -> None:
-        self.inner.create_weights(*args, **kwargs)
+    def create_weights(self, layer: nn.Module, *_: Any) -> None:
+        raise NotImplementedError("the layer had its weights before it was adapted")
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         self.inner.process_weights_after_loading(layer)
@@ -110,7 +110,7 @@ def _parts(base: nn.Module) -> dict[str, tuple[str, int]]:
 def _by_layer(
     base: nn.Module, pairs: Pairs, parts: Mapping[str, tuple[str, int]]
 ) -> dict[str, list[tuple[int | None, Tensor, Tensor]]]:
-    """vLLM's layer -> (place in it or None: the whole of it, A [r, in], B [out, r]) of what an adapter changes there."""
+    """vLLM's layer -> (place in it, or None: all of it; A [r, in]; B [out, r]) of what an adapter changes there."""
     found: dict[str, list[tuple[int | None, Tensor, Tensor]]] = {}
     for name, (down, up) in pairs.items():
         above, _, last = name.rpartition(".")

@@ -1,0 +1,129 @@
+"""An agent inside vLLM gives the built-in engine's tokens, and what it cannot do is refused. vLLM runs in processes of
+its own (`rig`), on Model Runner V2.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from tests.engines.vllm.agent_world import World, build, rejections, request
+
+SMALL = {"max_model_len": 128, "max_num_seqs": 4, "block_size": 32, "enable_prefix_caching": True}
+DICE = random.Random(7)
+START = [DICE.randrange(2, 61) for _ in range(40)]
+PROMPTS = [[*START, *(DICE.randrange(2, 61) for _ in range(number))] for number in (1, 3, 20, 33)]
+PROMPTS += [[DICE.randrange(2, 61) for _ in range(number)] for number in (1, 1, 2, 5, 17, 32, 33, 50)]
+THRESHOLDS = (0.5, 0.2, 0.8, None, 0.95, 0.5, 0.05, 0.7, None, 0.99, 0.3, 0.6)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build(tmp_path_factory.mktemp("agent"))
+
+
+@pytest.fixture(scope="module")
+def mixed(world: World) -> tuple[Any, list[list[dict[str, Any]]]]:
+    """Two rounds of the same prompts under other thresholds, twelve tokens of prompts a step at most."""
+    rounds = [
+        [request(prompt, weight, ignore_eos=row % 2 == 0) for row, (prompt, weight) in enumerate(_pairs(THRESHOLDS))],
+        [request(prompt, weight) for prompt, weight in _pairs(THRESHOLDS[::-1])],
+        [request(PROMPTS[4], 0.5, top_k=3), request(PROMPTS[5], 0.4, top_p=0.5), request(PROMPTS[6], 0.9, top_k=1)],
+        [request(prompt, 0.0, top_k=1, ignore_eos=True) for prompt in PROMPTS[:4]],
+    ]
+    wrong = [params for params, _ in WRONG]
+    return world.run({**SMALL, "max_num_batched_tokens": 12}, rounds, refused=wrong), rounds
+
+
+def _pairs(weights: tuple[float | None, ...]) -> list[tuple[list[int], float | None]]:
+    return list(zip(PROMPTS, weights, strict=True))
+
+
+def test_mixed_thresholds_in_chunks_give_the_tokens_of_the_builtin_engine(world: World, mixed: Any) -> None:
+    found, rounds = mixed
+    assert found["tokens"][0] == world.expected(rounds[0])
+    assert rejections(found["metrics"]) > 200
+
+
+def test_a_cached_prefix_serves_another_threshold(world: World, mixed: Any) -> None:
+    found, rounds = mixed
+    assert found["tokens"][1] == world.expected(rounds[1])
+    assert _metric(found, "prefix_cache_hits") >= 32 * 8
+
+
+def test_answers_end_at_an_end_of_sequence_token_that_is_kept(mixed: Any) -> None:
+    ended = [tokens[-1] == 1 and len(tokens) <= 12 for tokens in mixed[0]["tokens"][1]]
+    assert any(ended)
+    assert not all(ended)
+    assert all(len(tokens) == 12 for tokens in mixed[0]["tokens"][0][::2])  # these ignore it
+
+
+def test_a_request_may_choose_other_candidates(world: World, mixed: Any) -> None:
+    found, rounds = mixed
+    assert found["tokens"][2] == world.expected(rounds[2])
+
+
+def test_threshold_zero_is_the_base(world: World, mixed: Any) -> None:
+    found, rounds = mixed
+    assert found["tokens"][3] == world.expected(rounds[3])
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"logprobs": 1}, "logprobs is 1; an accept-reject agent in vLLM cannot honour it"),
+    ({"prompt_logprobs": 1}, "prompt_logprobs is 1"),
+    ({"repetition_penalty": 1.5}, "repetition_penalty is 1.5"),
+    ({"presence_penalty": 0.5}, "presence_penalty is 0.5"),
+    ({"frequency_penalty": 0.5}, "frequency_penalty is 0.5"),
+    ({"top_k": 2000}, "Give at most 1024"),
+    ({"extra_args": {"guidance": '{"safe": 1.0}'}}, "1 is no acceptance threshold"),
+    ({"extra_args": {"guidance": '{"safe": -0.5}'}}, "-0.5 is no acceptance threshold"),
+    ({"extra_args": {"guidance": '{"save": 0.5}'}}, "Did you mean 'safe'"),
+    ({"extra_args": {"guidance": '{"safe": 0.5}', "guidance_trace": "1"}}, "does not keep"),
+    ({"seed": 3}, "not yet supported with diffusion"),
+    ({"temperature": 0.5}, "not yet supported with diffusion"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(WRONG)))
+def test_what_a_request_may_not_ask_is_refused_at_the_door(mixed: Any, number: int) -> None:
+    said = mixed[0]["refused"][number]
+    assert said is not None
+    assert WRONG[number][1] in said
+
+
+def test_preempted_requests_go_on_as_if_nothing_had_happened(world: World) -> None:
+    requests = [request(prompt, 0.5, 60, ignore_eos=True) for prompt in PROMPTS[4:]]
+    found = world.run({**SMALL, "max_num_seqs": 8, "num_gpu_blocks_override": 9}, [requests])
+    assert _metric(found, "num_preemptions") > 0
+    assert rejections(found["metrics"]) > 200
+    assert found["tokens"][0] == world.expected(requests)
+
+
+def test_requests_come_and_go_between_steps(world: World) -> None:
+    ends = [20, 3, 1, 12, 7, 20, 5, 9, 30, 2, 16, 4]
+    asked = [
+        request(prompt, weight, length, ignore_eos=True, at=3 * row)
+        for row, ((prompt, weight), length) in enumerate(zip(_pairs(THRESHOLDS), ends, strict=True))
+    ]
+    leaver = request(PROMPTS[9], 0.99, 100, ignore_eos=True, at=2, gone_at=40)
+    found = world.run(SMALL, [[*asked, leaver]])
+    assert found["tokens"][0][:-1] == world.expected(asked)
+    assert len(found["tokens"][0][-1]) < 100
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_an_agent_that_accepts_nothing_or_everything(tmp_path: Path, share: float) -> None:
+    world = build(tmp_path, share=share, seed=3)
+    requests = [request(prompt, None, 6, ignore_eos=True) for prompt in PROMPTS[2:8]]
+    found = world.run(SMALL, [requests])
+    assert found["tokens"][0] == world.expected(requests)
+    assert (rejections(found["metrics"]) > 100) == (share == 0.0)
+
+
+def _metric(found: Any, name: str) -> float:
+    return sum(value for metric, value in found["metrics"].items() if metric.endswith(name))
