@@ -159,6 +159,8 @@ class Engine:
             self._die(error)
         else:
             self._end_all(StoppedError("The server was stopped before this answer ended."))
+        finally:
+            self.decoder.close()
 
     def _obey(self) -> bool:
         """Carry out what was asked, waiting for it where nothing runs; False: end."""

@@ -83,7 +83,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"extra_args": {"guidance": '{"safe": 1.0}'}}, "1 is no acceptance threshold"),
     ({"extra_args": {"guidance": '{"safe": -0.5}'}}, "-0.5 is no acceptance threshold"),
     ({"extra_args": {"guidance": '{"save": 0.5}'}}, "Did you mean 'safe'"),
-    ({"extra_args": {"guidance": '{"safe": 0.5}', "guidance_trace": "1"}}, "does not keep"),
+    ({"extra_args": {"guidance": '{"safe": 0.5}', "guidance_trace": "1"}}, "Unknown key of vllm_xargs"),
     ({"seed": 3}, "not yet supported with diffusion"),
     ({"temperature": 0.5}, "not yet supported with diffusion"),
 ]

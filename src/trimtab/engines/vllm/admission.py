@@ -14,8 +14,6 @@ log = logging.getLogger(__name__)
 
 GUIDANCE = "guidance"
 """The key of `vllm_xargs` (`SamplingParams.extra_args`) that holds the weights, as JSON: '{"helpful": 1.0}'."""
-TRACE = "guidance_trace"
-"""The key under which the offline engine asks for the account of a request's steps."""
 _THEIRS = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")
 """What vLLM itself puts there."""
 _FORM = """give JSON in a text, such as "vllm_xargs": {"guidance": "{\\"helpful\\": 1.0}"}"""
@@ -28,7 +26,7 @@ def read_weights(extra_args: Mapping[str, Any] | None, defaults: Mapping[str, fl
     """
     extra_args = extra_args or {}
     for key in extra_args:
-        if key not in (GUIDANCE, TRACE, *_THEIRS):
+        if key not in (GUIDANCE, *_THEIRS):
             raise unknown_name("key of vllm_xargs", str(key), (GUIDANCE,))
     given = extra_args.get(GUIDANCE)
     if given is None:
@@ -63,11 +61,15 @@ def _parsed(given: Any) -> Mapping[str, Any]:
         raise OptionError(f"guidance is {given!r}; {_FORM}.")
     try:
         asked = json.loads(given)
-    except ValueError as error:
-        raise OptionError(f"guidance is {given!r}, which is no JSON ({error}); {_FORM}.") from None
+    except (ValueError, RecursionError) as error:  # the latter for brackets in thousands
+        raise OptionError(f"guidance is {_short(given)}, which is no JSON ({error}); {_FORM}.") from None
     if not isinstance(asked, Mapping):
-        raise OptionError(f"guidance is {given!r}; {_FORM}.")
+        raise OptionError(f"guidance is {_short(given)}; {_FORM}.")
     return asked
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
 def _is_float32(weight: float) -> bool:

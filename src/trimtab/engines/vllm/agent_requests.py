@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
-from trimtab.engines.vllm.admission import GUIDANCE, TRACE
+from trimtab.engines.vllm.admission import GUIDANCE
 from trimtab.engines.vllm.agent_settings import MOST_CANDIDATES
 from trimtab.errors import OptionError
 from trimtab.rules import FirstAccepted
@@ -47,10 +47,6 @@ class AgentRequests(LogitsProcessor):  # type: ignore[misc]
                 f"top_k is {sampling_params.top_k}; each candidate costs an agent a step in vLLM. Give at most "
                 f"{MOST_CANDIDATES}; left out it is the agent's own."
             )
-        if TRACE in (sampling_params.extra_args or {}):
-            raise OptionError(
-                f"{TRACE} asks for an account of each step, which an agent's engine does not keep; leave it out."
-            )
         for weight in _weights(sampling_params.extra_args):
             FirstAccepted().check_weight(weight)
 
@@ -76,5 +72,5 @@ def _weights(extra_args: Mapping[str, Any] | None) -> list[float]:
     try:
         asked = json.loads((extra_args or {})[GUIDANCE])
         return [float(weight) for weight in asked.values() if isinstance(weight, int | float)]
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         return []

@@ -1,0 +1,160 @@
+"""`trimtab vllm pack`, and `--engine vllm` where vLLM is not installed. What needs vLLM is in tests/engines/vllm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Run, Tiny
+from trimtab.cli.engines import _setting
+from trimtab.engines.vllm import versions
+
+
+@pytest.fixture
+def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "installed", lambda: None)
+
+
+@pytest.fixture
+def with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken to be there; nothing starts it, since what is asked is refused before."""
+    monkeypatch.setattr(versions, "installed", lambda: "0.32.0")
+
+
+def test_pack_writes_a_directory_and_says_how_to_serve_it(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "served"
+    guides = ("--guide", f"kind={tiny.lora}:0.5", "--guide", f"other={tiny.separate}")
+    outcome = run("vllm", "pack", "--model", tiny.model, *guides, "--out", str(out), "--json")
+    assert outcome.code == 0, outcome.err
+    written = json.loads(outcome.out)
+    assert written["out"] == str(out)
+    assert [(guide["name"], guide["way"], guide["weight"]) for guide in written["guides"]] == [
+        ("kind", "shared", 0.5),
+        ("other", "model", 0.0),
+    ]
+    assert json.loads((out / "config.json").read_text())["trimtab"]["guides"] == written["guides"]
+    assert f"vllm serve {out}" in outcome.err
+    assert "kind (arm, shared, weight 0.5)" in outcome.err
+
+
+def test_pack_says_nothing_on_standard_output_unless_asked(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    argv = ("vllm", "pack", "--model", tiny.model, "--guide", f"kind={tiny.lora}", "--out", str(tmp_path / "served"))
+    assert run(*argv, "--lora", "merged").out == ""
+    again = run(*argv)
+    assert again.code == 2
+    assert "--overwrite" in again.err
+    assert run(*argv, "--overwrite").code == 0
+
+
+PACK: dict[str, tuple[tuple[str, ...], str]] = {
+    "no guide": ((), "There is no guide to pack"),
+    "two of a name": (("--guide", "a=x", "--guide", "a=y"), "names 'a' twice"),
+    "an unknown way": (("--guide", "a=x", "--lora", "mergd"), "invalid choice"),
+}
+
+
+@pytest.mark.parametrize("name", PACK)
+def test_pack_refuses(run: Run, tiny: Tiny, tmp_path: Path, name: str) -> None:
+    more, sentence = PACK[name]
+    outcome = run("vllm", "pack", "--model", tiny.model, "--out", str(tmp_path / "served"), *more)
+    assert outcome.code == 2
+    assert sentence in outcome.err
+    assert not (tmp_path / "served").exists()
+
+
+def commands(tiny: Tiny, directory: Path) -> dict[str, tuple[str, ...]]:
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(
+        f"title: T\nmodel: {tiny.model}\nprompts: {{test: {{builtin: demo, num: 10}}}}\n"
+        "rewards: {sentiment: {scorer: sentiment}}\nmethods:\n- {method: base}\n"
+        f"- {{method: soup, paths: ['{tiny.lora}', '{tiny.lora}'], strengths: [[0.5, 0.5]]}}\n"
+        f"- {{method: genarm, guides: {{g: '{tiny.lora}'}}, strengths: [1]}}\n"
+    )
+    return {
+        "generate": ("generate", "--model", tiny.model, "--prompt", "Hello"),
+        "compare": ("compare", str(recipe), "--out", str(directory / "run")),
+        "serve": ("serve", "--model", tiny.model, "--port", "0"),
+    }
+
+
+@pytest.mark.parametrize("command", ["generate", "compare", "serve"])
+@pytest.mark.usefixtures("without_vllm")
+def test_without_vllm_the_engine_is_refused_and_the_extra_named(
+    run: Run, tiny: Tiny, tmp_path: Path, command: str
+) -> None:
+    outcome = run(*commands(tiny, tmp_path)[command], "--engine", "vllm")
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert 'needs vllm, which is not installed. Run: pip install "trimtab[vllm]"' in outcome.err
+
+
+@pytest.mark.parametrize("command", ["generate", "compare", "serve"])
+def test_options_of_vllm_need_its_engine(run: Run, tiny: Tiny, tmp_path: Path, command: str) -> None:
+    outcome = run(*commands(tiny, tmp_path)[command], "--vllm", "max_model_len=64")
+    assert outcome.code == 2
+    assert "give --engine vllm with it" in outcome.err
+
+
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "a device": (("--device", "cpu"), "--device cannot be used with --engine vllm"),
+    "a rule": (("--rule", "most"), "--rule cannot be used with --engine vllm"),
+    "a preference": (("--guide", "g=x", "--preference", "g=0.5,0.5"), "--preference cannot be used"),
+    "a method": (("--method", "base"), "leave --method out"),
+    "no setting": (("--vllm", "max_model_len"), "give KEY=VALUE"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.usefixtures("with_vllm")
+def test_what_vllm_does_not_have_is_refused_before_anything_is_loaded(run: Run, tiny: Tiny, name: str) -> None:
+    more, sentence = REFUSED[name]
+    outcome = run("generate", "--model", tiny.model, "--prompt", "Hello", "--engine", "vllm", *more)
+    assert outcome.code == 2
+    assert sentence in outcome.err
+    assert "loading" not in outcome.err
+
+
+@pytest.mark.usefixtures("with_vllm")
+def test_a_comparison_names_the_methods_that_vllm_runs(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    pytest.importorskip("vaderSentiment")
+    outcome = run(*commands(tiny, tmp_path)["compare"], "--engine", "vllm")
+    assert outcome.code == 2
+    assert "cannot run soup" in outcome.err
+    assert "Accepted: base, sharpened, genarm, policy, best-of-n, segments" in outcome.err
+
+
+@pytest.mark.usefixtures("with_vllm")
+def test_a_packed_model_has_its_guides_already(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    out = str(tmp_path / "served")
+    assert run("vllm", "pack", "--model", tiny.model, "--guide", f"kind={tiny.lora}", "--out", out).code == 0
+    outcome = run("generate", "--engine", "vllm", "--model", out, "--guide", f"g={tiny.lora}", "--prompt", "Hello")
+    assert outcome.code == 2
+    assert "packed with its guides; leave --guide out" in outcome.err
+
+
+def test_training_an_agent_says_why_it_does_not_roll_out_there(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Hello\n")
+    argv = ("--prompts", str(prompts), "--reward", "mood=sentiment", "--out", str(tmp_path / "agent"))
+    outcome = run("train", "agent", "--model", tiny.model, *argv, "--engine", "vllm")
+    assert outcome.code == 2
+    assert "state after every candidate" in outcome.err
+    assert "--workers" in outcome.err
+
+
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "max-model-len=64": ("max_model_len", 64),
+    "gpu_memory_utilization=0.5": ("gpu_memory_utilization", 0.5),
+    "enforce_eager=true": ("enforce_eager", True),
+    "kv_cache_dtype=fp8": ("kv_cache_dtype", "fp8"),
+    'compilation_config={"mode": 0}': ("compilation_config", {"mode": 0}),
+    "load_format=": ("load_format", ""),
+}
+
+
+@pytest.mark.parametrize("text", SETTINGS)
+def test_a_setting_is_read_as_json_where_it_is_some(text: str) -> None:
+    assert _setting(text) == SETTINGS[text]

@@ -1,0 +1,155 @@
+"""Packing a base with guides: what is written, that nothing is copied, and what is refused. No vLLM is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import tiny_module, tiny_tokenizer, write_lora
+from trimtab.engines.vllm.manifest import Manifest
+from trimtab.engines.vllm.packing import pack
+from trimtab.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    CompatibilityError,
+    OptionError,
+    OutputExistsError,
+    TrimtabError,
+    VocabularyMismatchError,
+)
+
+OTHER_TEMPLATE = "{% for m in messages %}w1 {{ m['content'] }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with three ids that no token has, and guides of every sort."""
+    root = tmp_path_factory.mktemp("house")
+    base = _save(root / "base", tiny_tokenizer([f"w{index}" for index in range(56)]))
+    for name in ("near", "tuned", "reward", "parm"):
+        write_lora(root / name, base)
+    _card(root / "tuned", kind="policy")
+    _card(root / "reward", kind="reward")
+    _card(root / "parm", kind="parm")
+    _card(root / "odd", kind="oracle")
+    write_lora(root / "of another", tiny_module("llama", hidden_size=48))
+    _save(root / "other", tiny_tokenizer([f"w{index}" for index in range(56)]), hidden_size=16)
+    _save(root / "words", tiny_tokenizer([f"v{index}" for index in range(56)]))
+    spoken = tiny_tokenizer([f"w{index}" for index in range(56)])
+    spoken.chat_template = OTHER_TEMPLATE
+    _save(root / "spoken", spoken)
+    return root
+
+
+def _save(directory: Path, tokenizer: Any, **shape: Any) -> Any:
+    module = tiny_module("llama", **shape)
+    module.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return module
+
+
+def _card(directory: Path, **content: Any) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / "guide.json").write_text(json.dumps({"format": 1, **content}))
+
+
+def test_a_packed_directory_says_what_runs_how(house: Path, tmp_path: Path) -> None:
+    guides = {"near": house / "near", "tuned": house / "tuned", "other": house / "other"}
+    manifest = pack(house / "base", guides, tmp_path / "served", weights={"near": 0.5})
+    config = json.loads((tmp_path / "served" / "config.json").read_text())
+    assert Manifest.of(config) == manifest
+    assert manifest.base == str(house / "base")
+    assert manifest.architectures == ("LlamaForCausalLM",)
+    assert config["architectures"] == ["TrimtabForCausalLM"]
+    ways = {guide.name: (guide.kind, guide.way, guide.path, guide.weight) for guide in manifest.guides}
+    assert ways == {
+        "near": ("arm", "shared", str(house / "near"), 0.5),
+        "tuned": ("policy", "shared", str(house / "tuned"), 0.0),
+        "other": ("arm", "model", str(house / "other"), 0.0),
+    }
+    assert manifest.weights == {"near": 0.5, "tuned": 0.0, "other": 0.0}
+    assert manifest.nameless == ((58, 61),)
+
+
+def test_nothing_is_copied_and_the_rest_of_the_config_is_the_base_s(house: Path, tmp_path: Path) -> None:
+    pack(house / "base", {"near": house / "near"}, tmp_path / "served")
+    files = {path.name: path for path in (tmp_path / "served").iterdir()}
+    assert set(files) == {path.name for path in (house / "base").iterdir()}
+    assert all(path.is_symlink() and path.resolve().parent == house / "base" for name, path in files.items()
+               if name != "config.json")  # fmt: skip
+    config = json.loads(files["config.json"].read_text())
+    own = json.loads((house / "base" / "config.json").read_text())
+    assert {key: value for key, value in config.items() if key not in ("trimtab", "architectures")} == {
+        key: value for key, value in own.items() if key != "architectures"
+    }
+
+
+def test_a_lora_may_be_merged(house: Path, tmp_path: Path) -> None:
+    manifest = pack(house / "base", {"near": house / "near"}, tmp_path / "served", lora="merged")
+    assert [guide.way for guide in manifest.guides] == ["merged"]
+
+
+def test_a_base_alone_may_be_packed(house: Path, tmp_path: Path) -> None:
+    assert pack(house / "base", {}, tmp_path / "served").guides == ()
+
+
+def test_a_base_packed_once_is_not_replaced_unasked(house: Path, tmp_path: Path) -> None:
+    pack(house / "base", {"near": house / "near"}, tmp_path / "served")
+    with pytest.raises(OutputExistsError):
+        pack(house / "base", {"tuned": house / "tuned"}, tmp_path / "served")
+    assert set(_manifest(tmp_path / "served").weights) == {"near"}
+    pack(house / "base", {"tuned": house / "tuned"}, tmp_path / "served", overwrite=True)
+    assert set(_manifest(tmp_path / "served").weights) == {"tuned"}
+
+
+def _manifest(directory: Path) -> Manifest:
+    return Manifest.of(json.loads((directory / "config.json").read_text()))
+
+
+REFUSED: dict[str, tuple[str, type[TrimtabError], str]] = {
+    "reward": ("reward", CompatibilityError, "trajectory reward model"),
+    "parm": ("parm", CompatibilityError, "Save it at a vector first"),
+    "an unknown kind": ("odd", CompatibilityError, "is of kind 'oracle'. Accepted in vLLM: arm, policy, agent"),
+    "an adapter of another base": ("of another", BaseMismatchError, ""),
+    "another vocabulary": ("words", VocabularyMismatchError, "differs from the base's"),
+    "another chat template": ("spoken", CompatibilityError, "--base-prompts"),
+    "nothing": ("nowhere", CheckpointError, "There is no guide"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_vllm_cannot_run_is_refused_and_leaves_nothing(house: Path, tmp_path: Path, name: str) -> None:
+    path, kind, sentence = REFUSED[name]
+    with pytest.raises(kind) as error:
+        pack(house / "base", {"near": house / "near", "it": house / path}, tmp_path / "served")
+    assert sentence in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guide_with_another_template_may_read_the_base_s_prompt(house: Path, tmp_path: Path) -> None:
+    manifest = pack(house / "base", {"it": house / "spoken"}, tmp_path / "served", base_prompts=True)
+    assert [guide.way for guide in manifest.guides] == ["model"]
+
+
+def test_options_are_checked(house: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="Did you mean 'merged'"):
+        pack(house / "base", {"near": house / "near"}, tmp_path / "served", lora="merge")
+    with pytest.raises(OptionError, match="Unknown guide 'neer'"):
+        pack(house / "base", {"near": house / "near"}, tmp_path / "served", weights={"neer": 1.0})
+
+
+UNREADABLE: dict[str, tuple[Any, str]] = {
+    "no entry": ({"architectures": ["LlamaForCausalLM"]}, "config.json has no `trimtab`"),
+    "no mapping": ({"trimtab": 3}, "config.json has no `trimtab`"),
+    "another format": ({"trimtab": {"format": 99}}, "packed in format 99"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_was_not_packed_is_told(name: str) -> None:
+    config, sentence = UNREADABLE[name]
+    with pytest.raises(CheckpointError, match=sentence):
+        Manifest.of(config)
