@@ -109,6 +109,9 @@ class GenerationEngine(ABC):
         ]
         return self.answers(list(zip(wanted, params, strict=True)))
 
+    def close(self) -> None:  # noqa: B027  most engines hold nothing that outlives them
+        """End what the engine runs elsewhere; it is of no more use."""
+
     def weights_of(self, params: SamplingParams) -> dict[str, float]:
         """The weight of every guide in a request. Raises OptionError for an unknown name."""
         for name in params.weights:

@@ -14,7 +14,7 @@ from trimtab.errors import DataError, PromptError
 
 if TYPE_CHECKING:
     from trimtab.answers import Answer, Step, TokenTrace
-    from trimtab.decoding import Decoder
+    from trimtab.generation import GenerationEngine
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,9 @@ def located(error: Exception, row: PromptRow) -> Exception:
     return DataError(str(error), path=row.path, line=row.line)
 
 
-def in_order(decoder: Decoder, running: Mapping[int, Request], requests: Sequence[Request]) -> Iterator[Request]:
+def in_order(
+    decoder: GenerationEngine, running: Mapping[int, Request], requests: Sequence[Request]
+) -> Iterator[Request]:
     """Step until every request is finished; give each back as soon as it and those before it are."""
     for request in requests:
         while request.finish_reason is None:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli import options
+from trimtab.cli import engines, options
 from trimtab.cli.prompts import as_chat, read_prompts, use_template
 from trimtab.errors import CheckpointError, DataError, MissingExtraError, OptionError, OutputExistsError
 
 if TYPE_CHECKING:
-    from trimtab.core import Prompt
+    import torch
+
+    from trimtab.core import Prompt, Tokenizer
     from trimtab.evaluation.comparison_results import Results
     from trimtab.evaluation.recipe import PromptSource, Recipe
     from trimtab.evaluation.recipe_reader import KnownMethod
-    from trimtab.models.hf import HFModel
+    from trimtab.policies.policy import Policy
     from trimtab.scorers import Scorer
 
 _RUN_FILES = ("run.json", "answers.jsonl", "costs.jsonl", "judgements.jsonl", "win_rates.json")
@@ -47,10 +51,12 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--trust-remote-code", action="store_true", help="let the model run its own code; off unless given"
     )
     parser.add_argument("--json", action="store_true", help="the results as JSON on standard output")
+    engines.add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Make what is missing, then draw the report."""
+    engines.check_engine(args)
     if args.report_only:
         if args.out is not None:
             raise OptionError("--report-only draws into the run itself; leave --out out.")
@@ -68,41 +74,44 @@ def _make(args: argparse.Namespace, out: Path) -> None:
     recipe = read_recipe(Path(args.recipe), _known_methods(), check_method)
     if problems := path_problems(recipe):
         raise OptionError(f"{args.recipe} names what is not there:\n" + "\n".join(problems))
+    if args.engine == "vllm":
+        from trimtab.cli.vllm_methods import check_methods
+
+        check_methods(spec.method for spec in recipe.methods)
     _check_packages(recipe)
     _check_out(out, args)
     prompts = _read_all(recipe)
     scorers = _load_scorers(recipe)
-    model = _load_model(recipe, args)
-    chat = model.tokenizer is not None and use_template(recipe.template, model.tokenizer)
+    base = _load_base(recipe, args) if args.engine == "builtin" else _vllm_base(recipe, args)
+    chat = use_template(recipe.template, base.tokenizer)
     ready = {split: [as_chat(item) if chat else item for item in items] for split, items in prompts.items()}
-    _answer_all(args, out, recipe, model, ready, scorers)
+    _answer_all(args, out, recipe, base, ready, scorers)
 
 
 def _answer_all(
     args: argparse.Namespace,
     out: Path,
     recipe: Recipe,
-    model: HFModel,
+    base: _Base,
     prompts: Mapping[str, Sequence[Prompt]],
     scorers: Mapping[str, Scorer],
 ) -> None:
     from trimtab.cli.compare_progress import AnswerBar
     from trimtab.evaluation.comparison import open_run, run_comparison
     from trimtab.evaluation.fingerprints import run_settings
-    from trimtab.policies.methods import build_policy
 
     if args.overwrite:
         _remove(out)
-    settings = run_settings(recipe, prompts, model.describe())
-    files = open_run(out, recipe, settings, _about(recipe, model, scorers), resume=args.resume)
+    settings = {**run_settings(recipe, prompts, base.description), **base.settings}
+    files = open_run(out, recipe, settings, _about(recipe, base.device, scorers), resume=args.resume)
     with AnswerBar() as bar:
         num_made = run_comparison(
             recipe,
             prompts,
             scorers,
-            lambda spec: build_policy(model, spec.method, recipe.options_of(spec)),
+            lambda spec: base.build(spec.method, recipe.options_of(spec)),
             files,
-            device=model.device,
+            device=base.device,
             progress=bar.show,
         )
     options.say(f"{num_made} answers made, in {files.answers}")
@@ -196,7 +205,21 @@ def _load_scorers(recipe: Recipe) -> dict[str, Scorer]:
     return {reward.name: load_scorer(recipe.scorer_of(reward)) for reward in recipe.rewards}
 
 
-def _load_model(recipe: Recipe, args: argparse.Namespace) -> HFModel:
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """The frozen model of a run, whatever engine it is in."""
+
+    tokenizer: Tokenizer
+    description: Mapping[str, Any]
+    device: torch.device
+    build: Callable[[str, Mapping[str, Any]], Policy]
+    """A method's name and options -> the method."""
+    settings: Mapping[str, Any]
+    """What answers depend on beside the model."""
+
+
+def _load_base(recipe: Recipe, args: argparse.Namespace) -> _Base:
+    """In the built-in engine."""
     options.say(f"loading {recipe.model}")
     from trimtab.evaluation.recipe import resolved
     from trimtab.loading import load_model
@@ -211,17 +234,36 @@ def _load_model(recipe: Recipe, args: argparse.Namespace) -> HFModel:
         raise CheckpointError(
             f"{recipe.model} has no tokenizer, so it cannot read text. Put its tokenizer's files there."
         )
-    return model
+    from trimtab.policies.methods import build_policy
+
+    return _Base(model.tokenizer, model.describe(), model.device, partial(build_policy, model), {})
 
 
-def _about(recipe: Recipe, model: HFModel, scorers: Mapping[str, Scorer]) -> dict[str, Any]:
+def _vllm_base(recipe: Recipe, args: argparse.Namespace) -> _Base:
+    """In vLLM, which starts when the first method is built."""
+    from trimtab.cli.vllm_methods import VLLMMethods
+    from trimtab.engines.vllm.versions import installed
+    from trimtab.evaluation.recipe import resolved
+
+    methods = VLLMMethods(
+        str(resolved(recipe.model, recipe.directory)),
+        dtype=recipe.dtype,
+        trust_remote_code=args.trust_remote_code,
+        options=dict(args.vllm_options),
+        max_rows=recipe.batch_size,
+    )
+    settings = {"engine": {"name": "vllm", "version": installed()}}
+    return _Base(methods.outline.tokenizer, methods.outline.describe(), methods.device, methods.build, settings)
+
+
+def _about(recipe: Recipe, device: torch.device, scorers: Mapping[str, Scorer]) -> dict[str, Any]:
     """What a reader should know beside the settings."""
     from trimtab.evaluation.throughput import commit, machine
     from trimtab.policies.methods import METHODS
 
     methods = {spec.name: METHODS[spec.method] for spec in recipe.methods}
     return {
-        "machine": machine(model.device),
+        "machine": machine(device),
         "commit": commit(),
         "scorers": {name: scorer.description for name, scorer in scorers.items()},
         "methods": {

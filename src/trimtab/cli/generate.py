@@ -14,18 +14,18 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from trimtab.cli import answers, options
+from trimtab.cli import answers, engines, options
 from trimtab.cli.answering import Request, in_order, located
 from trimtab.cli.by_method import MethodChoice, add_method_options, answered, method_choice
 from trimtab.cli.prompts import PromptRow, as_chat, prompts_of, read_prompts, use_template
 from trimtab.errors import OptionError, PromptError
 
 if TYPE_CHECKING:
-    from trimtab.decoding import Decoder
+    from trimtab.generation import GenerationEngine
 
 _SETTINGS = (
     *("model", "revision", "dtype", "template", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
@@ -67,6 +67,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="JSON on standard output: answers, or a summary with --out")
     options.add_sampling_options(parser)
+    engines.add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     options.check_guide_names(args.guides)
     _check_options(args)
+    engines.check_engine(args)
     choice = method_choice(args)
     rows = _read_rows(args)
     plan = None if args.out is None else answers.plan(args.out, resume=args.resume, overwrite=args.overwrite)
@@ -96,6 +98,8 @@ def _check_options(args: argparse.Namespace) -> None:
         raise OptionError("--num-alternatives is part of a trace; give --trace with it.")
     if (args.resume or args.overwrite) and args.out is None:
         raise OptionError("--resume and --overwrite are about the file of answers; give --out FILE with them.")
+    if args.method is not None and args.engine != "builtin":
+        raise OptionError("--engine vllm answers by guides in one mix; leave --method out, or name it in a recipe.")
     if args.skip_bad_lines and args.prompts is None:
         raise OptionError("--skip-bad-lines is about a file of prompts; give --prompts FILE with it.")
 
@@ -103,8 +107,7 @@ def _check_options(args: argparse.Namespace) -> None:
 def _read_rows(args: argparse.Namespace) -> list[PromptRow]:
     if args.prompt is not None:
         return prompts_of(args.prompt)
-    names = [spec.name for spec in args.guides]
-    return read_prompts(args.prompts, names, skip_bad_lines=args.skip_bad_lines)
+    return read_prompts(args.prompts, engines.guide_names(args), skip_bad_lines=args.skip_bad_lines)
 
 
 def _first_seed(seed: int | None, plan: answers.Plan | None) -> int:
@@ -132,6 +135,18 @@ def _settings(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) ->
         },
         "prompts": hashlib.sha256(content.encode()).hexdigest(),
         "seed": seed,
+        **_engine(args),
+    }
+
+
+def _engine(args: argparse.Namespace) -> dict[str, Any]:
+    """What vLLM adds to that: its draws are others. Nothing where the built-in engine answers."""
+    if args.engine == "builtin":
+        return {}
+    manifest = engines.packed(args.model)
+    return {
+        "engine": args.engine,
+        **({} if manifest is None else {"packed": json.loads(json.dumps(manifest.as_config()))}),
     }
 
 
@@ -167,9 +182,21 @@ def _answer_all(
 
 def _mixed(args: argparse.Namespace, requests: list[Request]) -> Iterator[Request]:
     """Answers of the guides in one mix, in one batch that requests join and leave."""
-    tokenizer, decoder = options.load_decoder(args, max_rows=args.batch_size)
-    running = _admit(args, decoder, requests, chat=use_template(args.template, tokenizer))
-    return in_order(decoder, running, requests)
+    tokenizer, decoder = engines.load(args, max_rows=args.batch_size)
+    try:
+        running = _admit(args, decoder, requests, chat=use_template(args.template, tokenizer))
+    except BaseException:
+        decoder.close()
+        raise
+    return _and_then(in_order(decoder, running, requests), decoder.close)
+
+
+def _and_then(found: Iterator[Request], close: Callable[[], None]) -> Iterator[Request]:
+    """All of `found`, then `close`, whatever ends it."""
+    try:
+        yield from found
+    finally:
+        close()
 
 
 def _write_all(args: argparse.Namespace, found: Iterator[Request], total: int, stream: TextIO) -> int:
@@ -182,7 +209,9 @@ def _write_all(args: argparse.Namespace, found: Iterator[Request], total: int, s
     return num_tokens
 
 
-def _admit(args: argparse.Namespace, decoder: Decoder, requests: list[Request], *, chat: bool) -> dict[int, Request]:
+def _admit(
+    args: argparse.Namespace, decoder: GenerationEngine, requests: list[Request], *, chat: bool
+) -> dict[int, Request]:
     """Request id -> request, for every prompt, before the first token: a prompt that is too long fails here."""
     running = {}
     own = {name: guide.weight for name, guide in decoder.guides.items()}

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, chat, compare, convert, demo, explain, generate, judge, serve, soup, train
+from trimtab.cli import bench, chat, compare, convert, demo, explain, generate, judge, serve, soup, train, vllm
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
 
@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "compare": compare,
     "judge": judge,
     "serve": serve,
+    "vllm": vllm,
     "bench": bench,
 }
 

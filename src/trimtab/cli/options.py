@@ -144,16 +144,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
         metavar="NAME",
         help='a hub id, a directory, a .gguf file, or "demo" (SmolLM2-135M-Instruct)',
     )
-    group.add_argument(
-        "--guide",
-        dest="guides",
-        action="append",
-        default=[],
-        type=_guide,
-        metavar="NAME=PATH[:WEIGHT]",
-        help="a guide to steer with: a directory, a hub id or builtin:NAME, and its strength (1; an agent's threshold: "
-        "0.5); repeat for several",
-    )
+    add_guide_option(group, "and its strength (1; an agent's threshold: 0.5)")
     group.add_argument(
         "--preference",
         dest="preferences",
@@ -174,6 +165,19 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
     group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     group.add_argument(
         "--trust-remote-code", action="store_true", help="let the model and the guides run their own code"
+    )
+
+
+def add_guide_option(group: argparse._ActionsContainer, strength: str) -> None:
+    """--guide; `strength` says what its weight is."""
+    group.add_argument(
+        "--guide",
+        dest="guides",
+        action="append",
+        default=[],
+        type=_guide,
+        metavar="NAME=PATH[:WEIGHT]",
+        help=f"a guide to steer with: a directory, a hub id or builtin:NAME, {strength}; repeat for several",
     )
 
 

@@ -21,8 +21,7 @@ from trimtab.cli.options import MAX_SEED
 from trimtab.errors import DataError, OptionError, unknown_name
 
 if TYPE_CHECKING:
-    from trimtab.core import Prompt
-    from trimtab.models.hf import HFTokenizer
+    from trimtab.core import Prompt, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +167,7 @@ def prompts_of(texts: Sequence[str]) -> list[PromptRow]:
     return [PromptRow(text) for text in texts]
 
 
-def use_template(choice: str, tokenizer: HFTokenizer) -> bool:
+def use_template(choice: str, tokenizer: Tokenizer) -> bool:
     """Whether plain text goes through the chat template; raises OptionError for `--chat` without one."""
     if choice == "chat" and not tokenizer.has_chat_template:
         raise OptionError("--chat: this model has no chat template. Give --raw, or a model tuned for chat.")

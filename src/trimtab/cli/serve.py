@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli import options
+from trimtab.cli import engines, options
 from trimtab.errors import DataError, MissingExtraError, OptionError
 from trimtab.serving.config import ServeConfig, read_config
 from trimtab.serving.limits import Limits
 
 if TYPE_CHECKING:
+    from trimtab.generation import GenerationEngine
     from trimtab.serving.app import Service
     from trimtab.serving.thread import TensorThread
 
@@ -46,6 +47,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "serve", help="an OpenAI-compatible server and a playground", description=__doc__, allow_abbrev=False
     )
     options.add_model_options(parser, required=False)
+    engines.add_engine_options(parser)
     group = parser.add_argument_group("server")
     group.add_argument("--config", metavar="FILE", help="serve.yaml: model, guides, presets, limits; flags go first")
     group.add_argument("--name", help="what the base is called on the wire (the value of --model)")
@@ -81,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "serve", "The server")
     options.check_guide_names(args.guides)
+    engines.check_engine(args)
     config = ServeConfig() if args.config is None else read_config(args.config)
     from trimtab.cli.server import listen, serve
     from trimtab.serving.thread import TensorThread
@@ -101,10 +104,7 @@ def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread
     # Off, unless a request, a preset or the guide's own entry says otherwise.
     args.guides = [replace(spec, weight=spec.weight or 0.0) for spec in (*args.guides, *_entries(args, config))]
     args.preferences = [*args.preferences, *_preferences(args, config)]
-    own = {spec.name: spec.weight or 0.0 for spec in args.guides}
-    model, guides = options.load_parts(args)
-    options.tokenizer_of(model, args)
-    from trimtab.decoding import Decoder
+    engine = _engine(args, config, limits)
     from trimtab.serving.app import Service
     from trimtab.serving.asking import Catalogue
 
@@ -112,13 +112,32 @@ def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread
     if name in config.presets:
         raise OptionError(f"The preset {name!r} has the base's name; give --name, or rename it.")
     return Service(
-        decoder=Decoder(model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk),
-        catalogue=Catalogue(model, name, own, config.presets),
+        decoder=engine,
+        catalogue=Catalogue(engine.model, name, _own_weights(args, engine), config.presets),
         limits=limits,
         keys=keys,
         origins=(*config.origins, *args.origins),
         thread=thread,
     )
+
+
+def _engine(args: argparse.Namespace, config: ServeConfig, limits: Limits) -> GenerationEngine:
+    """What decodes. vLLM has a limit of its own for the tokens of a step, unless one is asked for here."""
+    if args.engine == "builtin":
+        model, guides = options.load_parts(args)
+        options.tokenizer_of(model, args)
+        from trimtab.decoding import Decoder
+
+        return Decoder(model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
+    asked = "prefill_chunk" in {**config.limits, **_given(args)}
+    more = {"max_num_batched_tokens": limits.max_rows + limits.prefill_chunk} if asked else {}
+    return engines.load_vllm(args, max_rows=limits.max_rows, default_weight=0.0, more=more)
+
+
+def _own_weights(args: argparse.Namespace, engine: GenerationEngine) -> dict[str, float]:
+    """Guide -> its weight in a request that does not say: off unless its flag or the packed directory has one."""
+    flags = {spec.name: spec.weight or 0.0 for spec in args.guides}
+    return {name: flags.get(name, guide.weight) for name, guide in engine.guides.items()}
 
 
 def _given(args: argparse.Namespace) -> dict[str, float]:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
+from trimtab.cli.engines import ENGINES
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
 from trimtab.cli.rewards import add_prompts_and_rewards, run_arguments
+from trimtab.errors import OptionError
 from trimtab.training.agent_settings import BASE, STATE_DTYPES, AgentSettings, check_rewards
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         **{name: getattr(args, name) for name in _SETTINGS},
     )
     check_rewards(args.rewards)
+    _check_engine(args.engine)
     rows = read_prompts(args.prompts, (), skip_bad_lines=args.skip_bad_lines)
     from trimtab.training.agent import train_agent
 
@@ -127,7 +130,19 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workers", type=_count_or_none, default=0, metavar="N", help="roll out on N Ray actors; 0: here (0)"
     )
+    group.add_argument(
+        "--engine", choices=ENGINES, default="builtin", help="what rolls out (%(default)s; not vllm yet)"
+    )
     group.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster: host:port, ray://host:port or auto")
+
+
+def _check_engine(engine: str) -> None:
+    if engine == "vllm":
+        raise OptionError(
+            "--engine vllm cannot roll out for training: the learner needs the base's state after every candidate and "
+            "decisions drawn from an actor that changes each round, and vLLM's engine for agents gives out neither. "
+            "Roll out with the built-in engine, on several machines with --workers N --ray-address ADDRESS."
+        )
 
 
 def _baseline(text: str) -> float | str:

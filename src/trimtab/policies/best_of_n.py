@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from trimtab.answers import Answer
 from trimtab.core import Prompt, SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.generation import GenerationEngine
 from trimtab.policies.policy import BOUND, Strength, answers, derived_seed, number
 from trimtab.scorers import Scorer
 
@@ -22,7 +22,7 @@ class BestOfN:
 
     kl_kind = BOUND
 
-    def __init__(self, decoder: Decoder, scorer: Scorer, *, sign: float = 1.0) -> None:
+    def __init__(self, decoder: GenerationEngine, scorer: Scorer, *, sign: float = 1.0) -> None:
         self._decoder = decoder
         self._scorer = scorer
         self._sign = sign

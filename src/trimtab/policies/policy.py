@@ -9,8 +9,8 @@ from typing import Protocol, TypeAlias
 
 from trimtab.answers import Answer
 from trimtab.core import Prompt, SamplingParams
-from trimtab.decoding import Decoder
 from trimtab.errors import OptionError
+from trimtab.generation import GenerationEngine
 
 Strength: TypeAlias = float | tuple[float, ...]
 """One dial, or one number for each objective (several guides, a preference vector, the weights of a soup)."""
@@ -43,7 +43,7 @@ class Policy(Protocol):
 
 
 class Guided:
-    """A decoder with guides. `weights_of` turns a strength into weights; `ask` says what a request of this kind is.
+    """An engine with guides. `weights_of` turns a strength into weights; `ask` says what a request of this kind is.
 
     Greedy decoding and rules that take one token for sure have probability 1 on it, so their KL is −log π_base.
     """
@@ -52,7 +52,7 @@ class Guided:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: GenerationEngine,
         weights_of: Callable[[Strength], Mapping[str, float]],
         *,
         ask: Callable[[SamplingParams], SamplingParams] = lambda params: params,
@@ -110,7 +110,7 @@ class PerStrength:
 
 
 def answers(
-    decoder: Decoder, prompts: Sequence[Prompt], params: SamplingParams, seeds: Sequence[int]
+    decoder: GenerationEngine, prompts: Sequence[Prompt], params: SamplingParams, seeds: Sequence[int]
 ) -> Iterator[Answer]:
     """One answer for each prompt, in order, each from its own seed."""
     return decoder.answers([(prompt, replace(params, seed=seed)) for prompt, seed in zip(prompts, seeds, strict=True)])

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.answers import Answer
 from trimtab.core import Prompt, SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.generation import GenerationEngine
 from trimtab.policies.policy import UNKNOWN, Strength, derived_seed, number
 from trimtab.prompts import encode_prompt
 from trimtab.scorers import Scorer
@@ -49,7 +49,7 @@ class SegmentRejection:
     kl_kind = UNKNOWN
 
     def __init__(
-        self, decoder: Decoder, scorer: Scorer, *, target: float, segment_tokens: int = 8, max_tries: int = 10
+        self, decoder: GenerationEngine, scorer: Scorer, *, target: float, segment_tokens: int = 8, max_tries: int = 10
     ) -> None:
         self._decoder = decoder
         self._scorer = scorer

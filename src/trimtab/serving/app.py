@@ -22,7 +22,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
-from trimtab.decoding import Decoder
 from trimtab.errors import (
     ClientGoneError,
     DeadlineError,
@@ -32,6 +31,7 @@ from trimtab.errors import (
     TrimtabError,
     UnknownModelError,
 )
+from trimtab.generation import GenerationEngine
 from trimtab.serving import schema
 from trimtab.serving.answering import Answering
 from trimtab.serving.asking import Catalogue, Wanted, wanted_chat, wanted_completion
@@ -62,7 +62,7 @@ _KINDS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
 class Service:
     """What a server serves, and to whom."""
 
-    decoder: Decoder
+    decoder: GenerationEngine
     catalogue: Catalogue
     limits: Limits
     keys: Sequence[str] = ()

@@ -17,8 +17,8 @@ from functools import partial
 
 from trimtab.answers import Step
 from trimtab.core import Prompt, SamplingParams
-from trimtab.decoding import Decoder
 from trimtab.errors import DeadlineError, ModelError, QueueFullError, StoppedError, TrimtabError
+from trimtab.generation import GenerationEngine
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
 from trimtab.serving.thread import TensorThread
@@ -67,7 +67,7 @@ class Engine:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: GenerationEngine,
         limits: Limits,
         metrics: Metrics,
         *,

@@ -1,7 +1,7 @@
 """A program that puts `VLLMEngine` through its paces: `python ask.py GIVEN ANSWER`, both JSON.
 
-GIVEN has `served` (a packed directory) and `requests` ([prompt, fields of SamplingParams] each); ANSWER has what each
-of the functions below gives, by its name.
+GIVEN has `served` (a packed directory), `requests` and `refused` ([prompt, fields of SamplingParams] each), `filters`
+(fields of SamplingParams) and `options` (vLLM's); ANSWER has what each of the functions below gives, by its name.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ def drawn(engine: VLLMEngine, given: dict[str, Any]) -> Any:
         "generate": [answer.token_ids for answer in engine.generate([PROMPT] * 3, seed=2, **how)],
         "unseeded": unseeded.token_ids,
         "named": one(seed=unseeded.seed).token_ids,
-        "narrow": one(seed=1, top_k=1).token_ids,
-        "filtered": one(seed=1, top_k=4, top_p=0.9).token_ids,
-        "threshold": one(seed=1, min_p=1.0, top_k=3).token_ids,
+        "filtered": {name: one(seed=1, **how).token_ids for name, how in given["filters"].items()},
     }
 
 

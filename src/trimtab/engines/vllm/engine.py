@@ -34,17 +34,14 @@ log = logging.getLogger(__name__)
 
 LOWEST, HIGHEST = 0.01, 2.0
 """Between these a temperature means to vLLM what it says; below it rounds up, above it refuses."""
+OWN_OPTIONS = ("max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
+"""Options of vLLM that are parameters of the engine."""
 _OURS = {
-    "model": "the directory",
+    "model": "served",
     "max_num_seqs": "max_rows",
-    "dtype": "dtype",
-    "trust_remote_code": "trust_remote_code",
-    "max_model_len": "max_model_len",
-    "tensor_parallel_size": "tensor_parallel_size",
-    "gpu_memory_utilization": "gpu_memory_utilization",
-    "enforce_eager": "enforce_eager",
+    **{name: name for name in ("dtype", "trust_remote_code", *OWN_OPTIONS)},
 }
-"""Options of vLLM that are parameters here."""
+"""Option of vLLM -> the parameter that sets it."""
 _FIXED: Mapping[str, Any] = {
     "async_scheduling": False,
     "skip_tokenizer_init": True,

@@ -14,6 +14,8 @@ ARCHITECTURE = "TrimtabForCausalLM"
 """Guides that tilt."""
 AGENT_ARCHITECTURE = "TrimtabAgentForCausalLM"
 """An accept-reject agent, which has an engine of its own."""
+LORA_WAYS = ("shared", "merged")
+"""How a guide that is a LoRA adapter of the base may run."""
 
 
 @dataclass(frozen=True, slots=True)

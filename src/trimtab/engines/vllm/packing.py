@@ -13,14 +13,13 @@ from typing import Any
 
 from trimtab.directories import guide_directory, kind_of, new_directory, read_guide_card, resolve_model
 from trimtab.engines.vllm.agent_settings import EngineBase, agent_overrides, read_agent
-from trimtab.engines.vllm.manifest import ARCHITECTURE, KEY, Manifest, ServedGuide
+from trimtab.engines.vllm.manifest import ARCHITECTURE, KEY, LORA_WAYS, Manifest, ServedGuide
 from trimtab.errors import CompatibilityError, unknown_name
 from trimtab.guides.agent import Agent
 from trimtab.models.lora import LoRA
 from trimtab.models.outline import Outline
 from trimtab.prompts import check_same_vocabulary
 
-LORA_WAYS = ("shared", "merged")
 _KINDS = ("arm", "policy", "agent")
 _CONVERSATION = [{"role": "user", "content": "a"}]
 

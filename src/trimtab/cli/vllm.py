@@ -1,0 +1,71 @@
+"""`trimtab vllm pack`: a base and its guides as one directory that `vllm serve` loads.
+
+No weight is copied: the directory holds links to the base's files and a config.json that names the guides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from trimtab.cli import options
+from trimtab.engines.vllm.manifest import LORA_WAYS
+from trimtab.errors import OptionError
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command and its one sub-command."""
+    parser = subparsers.add_parser("vllm", help="guides inside vLLM", description=__doc__)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    pack = actions.add_parser(
+        "pack", help="a base and its guides as one directory", description=__doc__, allow_abbrev=False
+    )
+    pack.add_argument("--model", required=True, metavar="NAME", help='a hub id, a directory, a .gguf file, or "demo"')
+    options.add_guide_option(
+        pack, "and its strength in requests that do not name it (0; an agent's threshold: its own)"
+    )
+    pack.add_argument("--out", required=True, metavar="DIR", help="the directory to write")
+    pack.add_argument(
+        "--lora",
+        choices=LORA_WAYS,
+        default="shared",
+        help="how guides that are LoRA adapters of the base run: on rows of its own pass, or merged into a second copy "
+        "of its weights (%(default)s)",
+    )
+    pack.add_argument(
+        "--base-prompts",
+        action="store_true",
+        help="let guides with a chat template of their own read the base's prompt",
+    )
+    pack.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    pack.add_argument("--trust-remote-code", action="store_true", help="let the model run its own code")
+    pack.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+    pack.add_argument("--json", action="store_true", help="what was written as JSON on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack a base and its guides."""
+    options.check_guide_names(args.guides)
+    if not args.guides:
+        raise OptionError("There is no guide to pack. Give at least one: --guide NAME=PATH.")
+    from trimtab.engines.vllm.packing import pack
+
+    manifest = pack(
+        args.model,
+        {spec.name: spec.path for spec in args.guides},
+        args.out,
+        weights={spec.name: spec.weight for spec in args.guides if spec.weight is not None},
+        lora=args.lora,
+        base_prompts=args.base_prompts,
+        overwrite=args.overwrite,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+    )
+    if args.json:
+        print(json.dumps({"out": args.out, **manifest.as_config()}, ensure_ascii=False))
+    listed = ", ".join(
+        f"{guide.name} ({guide.kind}, {guide.way}, weight {guide.weight:g})" for guide in manifest.guides
+    )
+    options.say(f"{args.out}: {args.model} with {listed}. Serve it: vllm serve {args.out}")
+    return 0
