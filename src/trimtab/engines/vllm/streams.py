@@ -71,7 +71,7 @@ class TwinAttention(nn.Module):
         """[B, heads · head_dim] each, in equal blocks -> the same shape as one attention layer gives."""
         every = [self.first, *(getattr(self, name) for name in self._names)]
         blocks = zip(every, query.chunk(len(every)), key.chunk(len(every)), value.chunk(len(every)), strict=True)
-        return torch.cat([layer(q.contiguous(), k.contiguous(), v.contiguous()) for layer, q, k, v in blocks])
+        return torch.cat([layer(q, k, v) for layer, q, k, v in blocks])
 
 
 class AdaptedLinear(LinearMethodBase):  # type: ignore[misc]
@@ -93,12 +93,12 @@ class AdaptedLinear(LinearMethodBase):  # type: ignore[misc]
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[blocks · T, in] -> [blocks · T, out]."""
-        blocks = list(self.inner.apply(layer, x, bias).chunk(self.num_blocks))
-        inputs = x.chunk(self.num_blocks)
+        output: Tensor = self.inner.apply(layer, x, bias)
+        blocks, inputs = output.chunk(self.num_blocks), x.chunk(self.num_blocks)
         for number in self.adapted:
             down, up = getattr(layer, f"adapter_{number}_down"), getattr(layer, f"adapter_{number}_up")
-            blocks[1 + number] = torch.addmm(blocks[1 + number], inputs[1 + number] @ down, up)
-        return torch.cat(blocks)
+            blocks[1 + number].addmm_(inputs[1 + number] @ down, up)
+        return output
 
 
 def _parts(base: nn.Module) -> dict[str, tuple[str, int]]:
