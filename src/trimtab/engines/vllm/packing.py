@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.directories import guide_directory, kind_of, new_directory, read_guide_card, resolve_model
-from trimtab.engines.vllm.manifest import AGENT_ARCHITECTURE, ARCHITECTURE, KEY, Manifest, ServedGuide
+from trimtab.engines.vllm.agent_settings import agent_overrides
+from trimtab.engines.vllm.manifest import ARCHITECTURE, KEY, Manifest, ServedGuide
 from trimtab.errors import CompatibilityError, OptionError, unknown_name
 from trimtab.models.lora import LoRA
 from trimtab.models.outline import Outline
@@ -82,7 +83,7 @@ def _entries(manifest: Manifest) -> dict[str, Any]:
             "An accept-reject agent has an engine of its own in vLLM, without other guides. Pack it alone, or use the "
             "built-in engine, where both run in one batch."
         )
-    return {"architectures": [AGENT_ARCHITECTURE]}
+    return agent_overrides()
 
 
 def _guide(
