@@ -30,8 +30,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def mixed(world: World) -> tuple[Any, list[list[dict[str, Any]]]]:
     """Two rounds of the same prompts under other thresholds, twelve tokens of prompts a step at most."""
     rounds = [
-        [request(prompt, weight, ignore_eos=row % 2 == 0) for row, (prompt, weight) in enumerate(_pairs(THRESHOLDS))],
-        [request(prompt, weight) for prompt, weight in _pairs(THRESHOLDS[::-1])],
+        [
+            request(prompt, weight, 8, ignore_eos=row % 2 == 0)
+            for row, (prompt, weight) in enumerate(_pairs(THRESHOLDS))
+        ],
+        [request(prompt, weight, 8) for prompt, weight in _pairs(THRESHOLDS[::-1])],
         [request(PROMPTS[4], 0.5, top_k=3), request(PROMPTS[5], 0.4, top_p=0.5), request(PROMPTS[6], 0.9, top_k=1)],
         [request(prompt, 0.0, top_k=1, ignore_eos=True) for prompt in PROMPTS[:4]],
         [request(prompt, weight, 5) for prompt, weight in zip(PROMPTS[4:8], (1e-9, 0.999999) * 2, strict=True)],
@@ -57,10 +60,10 @@ def test_a_cached_prefix_serves_another_threshold(world: World, mixed: Any) -> N
 
 
 def test_answers_end_at_an_end_of_sequence_token_that_is_kept(mixed: Any) -> None:
-    ended = [tokens[-1] == 1 and len(tokens) <= 12 for tokens in mixed[0]["tokens"][1]]
+    ended = [tokens[-1] == 1 for tokens in mixed[0]["tokens"][1]]
     assert any(ended)
     assert not all(ended)
-    assert all(len(tokens) == 12 for tokens in mixed[0]["tokens"][0][::2])  # these ignore it
+    assert all(len(tokens) == 8 for tokens in mixed[0]["tokens"][0][::2])  # these ignore it
 
 
 def test_a_request_may_choose_other_candidates(world: World, mixed: Any) -> None:
@@ -107,7 +110,7 @@ def test_what_a_request_may_not_ask_is_refused_at_the_door(mixed: Any, number: i
 @pytest.fixture(scope="module")
 def crowded(world: World) -> tuple[Any, list[list[dict[str, Any]]]]:
     """Too small a cache; then requests that come and go; then what the front end should have refused."""
-    long = [request(prompt, weight, 40, ignore_eos=True) for prompt, weight in _pairs(THRESHOLDS)[4:]]
+    long = [request(prompt, weight, 24, ignore_eos=True) for prompt, weight in _pairs(THRESHOLDS)[4:]]
     ends = [20, 3, 1, 12, 7, 16, 5, 9, 20, 2, 16, 4]
     busy = [
         request(prompt, weight, length, ignore_eos=True, at=3 * row)
