@@ -82,6 +82,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     trials["all"] = (_with(world.packed, path=str(directory / "all")), {}, {})
     trials["narrow"] = (_with(world.packed, path=str(directory / "narrow")), {}, {})
     trials["threshold"] = (_with(world.packed, weight=1.5), {}, {})
+    trials["recurrent"] = (_with(world.packed, architectures=["MambaForCausalLM"]), {}, {})
     trials["two"] = (_with(world.packed, twice=True), {}, {})
     (world.packed / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": [1, 2]}))
     trials["good"] = ({}, {}, {})
@@ -90,8 +91,11 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(zip(trials, answers, strict=True))
 
 
-def _with(packed: Path, *, twice: bool = False, **changes: Any) -> dict[str, Any]:
+def _with(
+    packed: Path, *, twice: bool = False, architectures: list[str] | None = None, **changes: Any
+) -> dict[str, Any]:
     entry = json.loads((packed / "config.json").read_text())["trimtab"]
+    entry["architectures"] = architectures or entry["architectures"]
     guides = [{**entry["guides"][0], **changes}]
     if twice:
         guides.append({**entry["guides"][0], "name": "kind", "kind": "arm"})
@@ -112,6 +116,7 @@ def test_a_setting_that_cannot_be_honoured_is_refused(said: dict[str, Any], name
         ("all", "asks for top_k 0 (0: all)"),
         ("narrow", "reads states of width 16; the model's have 32"),
         ("threshold", "1.5 is no acceptance threshold"),
+        ("recurrent", "MambaForCausalLM keeps a recurrent state"),
         ("two", "one agent, and no other guide"),
     ],
 )

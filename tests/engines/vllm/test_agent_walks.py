@@ -63,21 +63,17 @@ def test_a_walk_in_steps_is_the_walk(share: float, fallback: str) -> None:
 
 
 def test_what_a_request_does_not_say_is_the_agents() -> None:
-    selection = Selection(FirstAccepted(), top_k=5, top_p=0.9)
-    logits = torch.zeros(3, VOCAB)
-    logits[:, :10] = torch.arange(10.0, 0.0, -1.0)
-    walks = Walks(3, selection, last_id=1, seed=0, device="cpu")
-    for slot, (top_k, top_p) in enumerate([(0, 1.0), (2, 1.0), (0, 0.5)]):
+    walks = Walks(4, Selection(FirstAccepted(), top_k=5, top_p=0.8), last_id=1, seed=0, device="cpu")
+    for slot, (top_k, top_p) in enumerate([(0, 1.0), (3, 1.0), (0, 0.5), (30, 1.0)]):
         walks.admit(slot, 0.5, top_k, top_p)
-    slots = torch.arange(3)
-    walks.begin(slots, logits)
-    fed = [[int(token)] for token in walks.tokens(slots)]
-    for _ in range(6):
-        walks.judge(slots, torch.full((3,), -9.0))
-        for slot, token in enumerate(walks.tokens(slots).tolist()):
-            fed[slot].append(token)
-    # Of e^10, e^9 and so on: 0.9 of five is three tokens, of two both; half is one.
-    assert [len(set(tokens)) for tokens in fed] == [3, 2, 1]
+    slots = torch.arange(4)
+    walks.begin(slots, -0.1 * torch.arange(float(VOCAB)).expand(4, -1))
+    fed = [walks.tokens(slots).tolist()]
+    for _ in range(9):
+        walks.judge(slots, torch.full((4,), -9.0))
+        fed.append(walks.tokens(slots).tolist())
+    # Five candidates have 0.24, 0.22, 0.20, 0.18 and 0.16 of their mass, three have 0.37, 0.33 and 0.30.
+    assert [len(set(tokens)) for tokens in zip(*fed, strict=True)] == [4, 3, 3, 10]
 
 
 def test_a_request_without_the_agent_draws_from_the_base() -> None:
@@ -111,9 +107,12 @@ def test_a_slot_is_as_new_for_the_next_request() -> None:
     slot, logits = torch.tensor([0]), torch.zeros(1, VOCAB)
     walks.admit(0, 0.5, 0, 1.0)
     walks.begin(slot, logits)
-    for _ in range(20):
-        walks.judge(slot, torch.tensor([-9.0]))
-    walks.admit(0, 0.5, 2, 1.0)
-    walks.begin(slot, torch.arange(float(VOCAB))[None])
+    for score in (-9.0, -9.0, 9.0):
+        walks.judge(slot, torch.tensor([score]))
+    walks.admit(0, 0.5, 4, 1.0)
+    walks.begin(slot, torch.arange(float(VOCAB))[None] / 10)
     assert walks.tokens(slot).tolist() == [VOCAB - 1]
-    assert walks.judge(slot, torch.tensor([9.0])).tolist() == [True]
+    for _ in range(4):
+        assert walks.judge(slot, torch.tensor([-9.0])).tolist() == [False]
+    assert walks.tokens(slot).tolist() == [VOCAB - 1]
+    assert walks.judge(slot, torch.tensor([-9.0])).tolist() == [True]

@@ -53,8 +53,14 @@ def check_agent_engine(vllm_config: Any) -> None:
         if check(vllm_config):
             raise CompatibilityError(problem)
     model_config = vllm_config.model_config
+    manifest = Manifest.of(model_config.hf_config)
+    if model_config.registry.model_has_inner_state(list(manifest.architectures), model_config):
+        raise CompatibilityError(
+            f"{manifest.architectures[0]} keeps a recurrent state, from which a rejected candidate cannot be taken "
+            "back. Use a base of attention layers alone, or the built-in engine."
+        )
     base = EngineBase(model_config.hf_text_config.hidden_size, str(model_config.model), torch.device("cpu"))
-    read_agent(Manifest.of(model_config.hf_config), base)
+    read_agent(manifest, base)
     vllm_config.scheduler_config.async_scheduling = False
     if model_config.generation_config == "auto":  # its temperature would be refused in requests that give none
         model_config.generation_config = "vllm"
@@ -83,8 +89,8 @@ def read_agent(manifest: Manifest, base: EngineBase) -> Agent:
     if not isinstance(rule, FirstAccepted):
         raise CompatibilityError(
             f"Agent {guide.name} chooses by {type(rule).__name__}, which asks about every candidate; in vLLM each "
-            "costs a step. Accepted there: FirstAccepted (`first` in guide.json). Use the built-in engine, "
-            'or save the agent under that rule: save_guide(load_guide(PATH, rule="first"), OUT).'
+            "costs a step. Accepted there: FirstAccepted (selection.rule `first` in guide.json). Use the built-in "
+            'engine, or save the agent under that rule: save_guide(load_guide(PATH, rule="first"), OUT).'
         )
     if not 1 <= top_k <= MOST_CANDIDATES:
         raise CompatibilityError(
@@ -124,9 +130,12 @@ REFUSED: tuple[tuple[Callable[[Any], bool], str], ...] = (
         "leave --pipeline-parallel-size out.",
     ),
     (
-        lambda config: getattr(config.parallel_config, "prefill_context_parallel_size", 1) > 1,
-        "An accept-reject agent reads the state after a prompt's last token, which context parallelism keeps "
-        "elsewhere. Leave --prefill-context-parallel-size out.",
+        lambda config: (
+            config.parallel_config.prefill_context_parallel_size > 1
+            or config.parallel_config.decode_context_parallel_size > 1
+        ),
+        "An accept-reject agent was not tried under context parallelism. Leave --prefill-context-parallel-size and "
+        "--decode-context-parallel-size out.",
     ),
     (
         lambda config: bool(config.cache_config.kv_sharing_fast_prefill),

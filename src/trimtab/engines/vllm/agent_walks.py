@@ -72,7 +72,7 @@ class Walks:
         self._weighted[slots] = NEVER
         self._counts[slots] = counts
         self._places[slots] = 0
-        self._settled[slots] = counts == 1
+        self._settled[slots] = False
 
     def tokens(self, slots: Tensor) -> Tensor:
         """[N]: the candidates to be fed next, or that have just been fed."""
@@ -82,7 +82,7 @@ class Walks:
         """Take the scores [N] of the candidates that were fed; [N] bool: which are kept.
 
         Where one is not, `tokens` says what to feed instead: the next candidate, or the one that the rule falls back
-        on, which is then kept unasked.
+        on, which is then kept unasked. One that is alone is kept whatever its score is: the rule can choose no other.
         """
         places, settled = self._places[slots], self._settled[slots]
         verdicts = self._rule.weigh(scores[:, None], self._thresholds[slots, None]).squeeze(1)
