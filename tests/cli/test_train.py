@@ -48,6 +48,7 @@ def test_a_run_prints_one_json_object_and_its_curve_on_the_other_stream(
     assert result["metrics"]["num_steps"] == 6
     lines = [line for line in outcome.err.splitlines() if line.startswith("step ")]
     assert len(lines) == 6
+    assert outcome.err.count("step 1") == 1, "a line of the curve is shown once"
     assert all(word in lines[0] for word in ("step 1/6", "loss", "accuracy", "margin", "pairs/s", "tokens/s"))
     assert any(line.startswith("evaluation  loss") for line in outcome.err.splitlines())
     assert "on 12 held-out pairs" in outcome.err

@@ -10,20 +10,28 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("trl")
 
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import load_file
+from torch.distributed.fsdp import fully_shard
 
 from trimtab.cli.main import main
 from trimtab.decoding import Decoder
+from trimtab.errors import OptionError
 from trimtab.loading import load_guide, load_model
+from trimtab.training.configs import uses_bfloat16
+from trimtab.training.settings import ArmSettings
+from trimtab.training.sharding import whole_weights
 
 from .conftest import save_model, vowel_pairs, write_rows
 
@@ -153,3 +161,86 @@ def test_a_sharded_run_goes_on_where_it_was_cut(training: Training, sharder: str
     said = training.together(sharder, "two", "--resume")
     assert "continuing from checkpoint-4" in said
     training.assert_same("one", "two")
+
+
+REFUSED = {
+    "FSDP without accelerators": (
+        {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+        "asks for FSDP, and accelerate shards only between accelerators",
+    ),
+    "the first FSDP": ({"ACCELERATE_USE_FSDP": "true"}, "Set fsdp_version: 2"),
+    "DeepSpeed without accelerators": ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed, and accelerate shards"),
+    "another precision": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision is fp16, and dtype is auto"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_launcher_asks_for_is_honoured_or_refused(
+    name: str, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, problem = REFUSED[name]
+    for variable, value in asked.items():
+        monkeypatch.setenv(variable, value)
+    assert main(training.flags("refused")) == 2
+    assert problem in capsys.readouterr().err
+    assert not list(training.directory.glob("refused*")), "nothing is in the way of the next try"
+
+
+def test_the_precision_of_the_launcher_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not uses_bfloat16(ArmSettings())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert uses_bfloat16(ArmSettings())
+    with pytest.raises(OptionError, match="mixed_precision is bf16, and dtype is float32"):
+        uses_bfloat16(ArmSettings(dtype="float32"))
+
+
+def test_a_method_that_was_not_made_for_shards_is_refused(
+    training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    flags = training.flags("refused")
+    assert main([flags[0], "dpo", *flags[2:]]) == 2
+    assert "only train arm can spread its weights over processes" in capsys.readouterr().err
+
+
+def test_a_process_that_is_not_the_first_is_quiet(
+    training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # ends before training
+    assert main(training.flags("refused")) == 2
+    assert "format preference" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_weights_in_shards_are_gathered_and_tied_ones_stay_one(one_process: None) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4, bias=False))
+    module[2].weight = module[0].weight
+    module[1].requires_grad_(False)
+    before = {name: weight.detach().clone() for name, weight in module.state_dict().items()}
+    fully_shard(module)
+    accelerator = SimpleNamespace(unwrap_model=lambda model: model, is_main_process=True)
+    trainer = SimpleNamespace(model=module, accelerator=accelerator, is_deepspeed_enabled=False)
+    weights = whole_weights(trainer)
+    assert set(weights) == {"0.weight", "0.bias", "2.weight"}, "what is frozen is not"
+    assert all(type(weight) is torch.Tensor and torch.equal(weight, before[name]) for name, weight in weights.items())
+    assert weights["2.weight"] is weights["0.weight"]
+
+
+@pytest.mark.parametrize("sharder", ["fsdp", "deepspeed"])
+def test_a_recipe_holds_what_accelerate_reads(sharder: str, repository: Path) -> None:
+    """Its launcher passes over keys that it does not know."""
+    config = load_config_from_file(str(repository / "recipes" / f"arm_7b_{sharder}.yaml"))
+    flags = vars(launch_command_parser().parse_args(["script.py"]))
+    given = config.fsdp_config or config.deepspeed_config
+    assert given
+    assert set(given) - set(flags) == set()
+    assert (config.num_processes, config.mixed_precision) == (8, "bf16")
+    assert "fsdp_made_up" not in flags

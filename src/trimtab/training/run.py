@@ -89,7 +89,7 @@ def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
     from trimtab.training.configs import processes
 
     workspace = checkpoints.workspace_of(job.out)
-    sharding.check_launch(job.config, job.description["kind"], supported=job.in_shards)
+    sharding.check_launch(job.config, in_shards=job.in_shards)
     group = processes(job.config)
     group.wait_for_everyone()  # every process has looked at the output before one of them writes
     if group.is_main_process:

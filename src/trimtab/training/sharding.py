@@ -18,18 +18,18 @@ from transformers import TrainingArguments
 from trimtab.errors import OptionError
 
 
-def check_launch(config: TrainingArguments, kind: str, *, supported: bool) -> None:
+def check_launch(config: TrainingArguments, *, in_shards: bool) -> None:
     """Raise OptionError where `accelerate launch` asks for sharding that a run could not honour.
 
-    `config` has joined the process group; `supported` is whether the method `kind` can train weights in shards.
+    `config` has joined the process group; `in_shards` is whether the method can.
     """
     sharder = next((name for name, variable in _ASKED.items() if _is_true(variable)), None)
     if sharder is None:
         return
-    if not supported:
+    if not in_shards:
         raise OptionError(
-            f"train {kind} needs all weights in every process, and the launch asks for {sharder}. Launch it with "
-            "accelerate's distributed_type MULTI_GPU, or train a guide with train arm."
+            f"The launch asks for {sharder}, and of the methods only train arm can spread its weights over processes. Set "
+            "distributed_type: MULTI_GPU, where every process holds them all."
         )
     if sharder == "FSDP" and os.environ.get("FSDP_VERSION", "1") != "2":
         raise OptionError("The launch asks for FSDP 1, which trimtab does not gather. Set fsdp_version: 2 in fsdp_config.")
