@@ -63,7 +63,7 @@ def test_nodes_that_differ_are_refused() -> None:
     assert agreed([same, same]) == facts()
     with pytest.raises(ModelError, match=r"not stand on the same: torch 2\.13\.0 and 2\.6\.0\. Bring every node"):
         agreed([same, (facts(), {"torch": "2.6.0"})])
-    with pytest.raises(ModelError, match="hidden_size=8.*hidden_size=16"):
+    with pytest.raises(ModelError, match=r"hidden_size=8.*hidden_size=16"):
         agreed([same, same, (facts(16), {"torch": "2.13.0"})])
 
 

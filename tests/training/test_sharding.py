@@ -1,6 +1,6 @@
 """Guides whose weights are spread over processes while they are trained (FSDP2, DeepSpeed), on two CPU processes.
 
-The configurations are those of `recipes/`, with fewer processes and float32. What comes out is the guide of one process.
+The configurations are those of `recipes/`, with fewer processes and float32. What comes out is one process's.
 """
 
 from __future__ import annotations
@@ -163,13 +163,31 @@ def test_a_sharded_run_goes_on_where_it_was_cut(training: Training, sharder: str
     training.assert_same("one", "two")
 
 
+@slow
+def test_the_recipe_runs_dry(training: Training) -> None:
+    paths = (training.model, str(training.directory / "pairs.jsonl"), str(training.directory / "dry"))
+    more = ("--max-length", "128", "--max-prompt-length", "64", "--eval-share", "0")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [str(training.recipes / "arm_7b.sh"), *paths, "lora", "fsdp", *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "DRY_RUN": "1", "OMP_NUM_THREADS": "1", "PATH": path},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    card = json.loads((training.directory / "dry" / "guide.json").read_text())
+    assert (card["metrics"]["num_steps"], card["hyperparameters"]["beta"]) == (4, 0.05)
+    assert len(training.weights("dry")) == 28
+
+
 REFUSED = {
     "FSDP without accelerators": (
         {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
         "asks for FSDP, and accelerate shards only between accelerators",
     ),
     "the first FSDP": ({"ACCELERATE_USE_FSDP": "true"}, "Set fsdp_version: 2"),
-    "DeepSpeed without accelerators": ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed, and accelerate shards"),
+    "DeepSpeed without accelerators": ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed, and"),
     "another precision": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision is fp16, and dtype is auto"),
 }
 

@@ -33,8 +33,8 @@ def uses_bfloat16(settings: RunSettings) -> bool:
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", "bf16") or (launched == "bf16" and settings.dtype == "float32"):
         raise OptionError(
-            f"accelerate's mixed_precision is {launched}, and dtype is {settings.dtype}. Accepted: mixed_precision no, or "
-            'bf16 with dtype auto or bfloat16. Launch with --mixed_precision "no" or bf16.'
+            f"accelerate's mixed_precision is {launched}, and dtype is {settings.dtype}. Accepted: mixed_precision no, "
+            'or bf16 with dtype auto or bfloat16. Launch with --mixed_precision "no" or bf16.'
         )
     if launched == "bf16":
         return True

@@ -1,7 +1,7 @@
-"""Weights that are spread over the processes of a run (FSDP2, DeepSpeed's ZeRO): what is refused, how they are gathered.
+"""Weights that are spread over the processes of a run (FSDP2, DeepSpeed's ZeRO): what is refused, how to gather them.
 
-How weights are spread is accelerate's and is configured by its launcher; a trainer's loss knows nothing of it. What has to
-know is what reads weights: the directory that is written at the end.
+How weights are spread is accelerate's and is configured by its launcher; a trainer's loss knows nothing of it. What
+has to know is what reads weights: the directory that is written at the end.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ def check_launch(config: TrainingArguments, *, in_shards: bool) -> None:
         return
     if not in_shards:
         raise OptionError(
-            f"The launch asks for {sharder}, and of the methods only train arm can spread its weights over processes. Set "
-            "distributed_type: MULTI_GPU, where every process holds them all."
+            f"The launch asks for {sharder}, and of the methods only train arm can spread its weights over processes. "
+            "Set distributed_type: MULTI_GPU, where every process holds them all."
         )
     if sharder == "FSDP" and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise OptionError("The launch asks for FSDP 1, which trimtab does not gather. Set fsdp_version: 2 in fsdp_config.")
+        raise OptionError(
+            "The launch asks for FSDP 1, whose weights trimtab does not gather. Set fsdp_version: 2 in fsdp_config."
+        )
     if config.distributed_state is None or config.distributed_state.distributed_type in _UNSHARDED:
         raise OptionError(
             f"The launch asks for {sharder}, and accelerate shards only between accelerators: there is none here. For "
@@ -43,8 +45,8 @@ def check_launch(config: TrainingArguments, *, in_shards: bool) -> None:
 def whole_weights(trainer: Any) -> dict[str, Tensor]:
     """What was trained, and the buffers, whole and on the CPU: name in the model -> weight, in the main process.
 
-    Every process has to call it; the others get none. Weights that are tied are one tensor. ZeRO's are the optimiser's own
-    copies in float32 where it keeps some.
+    Every process has to call it; the others get none. Weights that are tied are one tensor. ZeRO's are the optimiser's
+    own copies in float32 where it keeps some.
     """
     state = trainer.accelerator.unwrap_model(trainer.model).state_dict(keep_vars=True)
     found: dict[int, Tensor] = {}

@@ -4,8 +4,8 @@ The rounds are those of `rollouts.LocalRollouts` cut into as many parts as there
 that dies is left out from then on and its part is rolled out by another, as the same part: episodes have their own
 random numbers, so nothing of the run changes but its speed.
 
-Workers are spread over the nodes of a cluster. Prompts, weights and episodes travel through Ray, so nodes share no disk;
-each needs trimtab, the same versions of what it stands on, and the model under the same name.
+Workers are spread over the nodes of a cluster. Prompts, weights and episodes travel through Ray, so nodes need to share
+no disk; each needs trimtab, the same versions of what it stands on, and the model under the same name.
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ class RolloutWorker:
 class RayRollouts:
     """Rollouts on `num_workers` Ray actors.
 
-    `address` is a cluster's, as in `ray.init`; None starts one on this machine, which ends with the run. A worker claims
-    `cpus` and `gpus` of one node; None: a GPU each, or an equal part of one where there are fewer. Raises OptionError for
-    a cluster that cannot be reached or is too small, ModelError where nodes differ in model or versions.
+    `address` is a cluster's, as in `ray.init`; None starts one on this machine, which ends with the run. A worker
+    claims `cpus` and `gpus` of one node; None: a GPU each, or an equal part of one where there are fewer. Raises
+    OptionError for a cluster that cannot be reached or is too small, ModelError where nodes differ in model or
+    versions.
     """
 
     def __init__(
@@ -116,8 +117,8 @@ class RayRollouts:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             if (room := room_for(cpus, gpus, nodes)) < num_workers:
                 raise OptionError(
-                    f"The nodes of the Ray cluster have room for {room} workers of {cpus:g} CPUs and {gpus:g} GPUs, not "
-                    f"for {num_workers}. Give fewer workers, or fewer CPUs or GPUs to each."
+                    f"The nodes of the Ray cluster have room for {room} workers of {cpus:g} CPUs and {gpus:g} GPUs, "
+                    f"not for {num_workers}. Give fewer workers, or fewer CPUs or GPUs to each."
                 )
             actor = ray.remote(RolloutWorker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
             self._workers = [actor.remote(source, settings) for _ in range(num_workers)]
@@ -216,9 +217,8 @@ def part_of_gpu(num_workers: int, num_gpus: float) -> float:
 def room_for(cpus: float, gpus: float, nodes: Sequence[Mapping[str, float]]) -> int:
     """How many workers that claim so much the nodes hold, each worker on one node."""
     claims = {kind: claim for kind, claim in (("CPU", cpus), ("GPU", gpus)) if claim > 0}
-    return sum(
-        min(math.floor(node.get(kind, 0.0) / claim + 1e-6) for kind, claim in claims.items()) for node in nodes if claims
-    )
+    fits = ([math.floor(node.get(kind, 0.0) / claim + 1e-6) for kind, claim in claims.items()] for node in nodes)
+    return sum(min(counts) for counts in fits)
 
 
 def agreed(loaded: Sequence[tuple[BaseFacts, Mapping[str, str]]]) -> BaseFacts:
@@ -230,8 +230,8 @@ def agreed(loaded: Sequence[tuple[BaseFacts, Mapping[str, str]]]) -> BaseFacts:
             differing.append(f"the base {facts} and {their_facts}")
         if differing:
             raise ModelError(
-                f"Workers do not stand on the same: {'; '.join(differing)}. Bring every node to the same versions and the "
-                "same model."
+                f"Workers do not stand on the same: {'; '.join(differing)}. Bring every node to the same versions and "
+                "the same model."
             )
     return facts
 
