@@ -11,10 +11,11 @@ trimtab's. Written for accelerate 1.15. For DeepSpeed, set DS_ACCELERATOR=cpu.
 import os
 import sys
 
-from accelerate import PartialState
-from accelerate.utils import DistributedType
-
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+from accelerate import PartialState  # noqa: E402
+from accelerate.utils import DistributedType  # noqa: E402
+
 _join = PartialState.__init__
 
 

@@ -77,7 +77,7 @@ class Training:
         ]
 
     def alone(self, name: str, *more: str) -> None:
-        assert main(self.flags(name, "--batch-size", "2", "--gradient-accumulation", "2", *more)) == 0
+        assert main(self.flags(name, "--batch-size", "2", "--gradient-accumulation", "4", *more)) == 0
 
     def together(self, sharder: str, name: str, *more: str, first: tuple[str, ...] = ()) -> str:
         """What two processes said; each takes half of the pairs of a step."""
@@ -90,7 +90,7 @@ class Training:
     ) -> subprocess.CompletedProcess[str]:
         launcher = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2")
         config = ("--mixed_precision", "no", "--config_file", str(self.recipes / f"arm_7b_{sharder}.yaml"))
-        flags = self.flags(name, "--batch-size", "2", "--gradient-accumulation", "1", *more)
+        flags = self.flags(name, "--batch-size", "2", "--gradient-accumulation", "2", *more)
         return subprocess.run(
             [*launcher, *config, *first, str(self.recipes / "dry_run.py"), *flags],
             capture_output=True,
@@ -119,7 +119,7 @@ class Training:
 
 @pytest.fixture
 def training(tmp_path: Path, repository: Path) -> Training:
-    for name, count, seed in (("pairs", 32, 0), ("held", 7, 1)):
+    for name, count, seed in (("pairs", 64, 0), ("held", 7, 1)):
         rows = [
             {"prompt": pair.prompt[0]["content"], "chosen": pair.chosen, "rejected": pair.rejected}
             for pair in vowel_pairs(count, seed=seed)
@@ -177,7 +177,7 @@ def test_the_recipe_runs_dry(training: Training) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     card = json.loads((training.directory / "dry" / "guide.json").read_text())
-    assert (card["metrics"]["num_steps"], card["hyperparameters"]["beta"]) == (4, 0.05)
+    assert (card["metrics"]["num_steps"], card["hyperparameters"]["beta"]) == (8, 0.05)
     assert len(training.weights("dry")) == 28
 
 
