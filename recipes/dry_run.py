@@ -13,8 +13,8 @@ import sys
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from accelerate import PartialState  # noqa: E402
-from accelerate.utils import DistributedType  # noqa: E402
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 
 _join = PartialState.__init__
 

@@ -59,6 +59,20 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+KEEPS_NOTHING_WHOLE = """
+import runpy, sys
+from accelerate.utils import DeepSpeedPlugin
+made = DeepSpeedPlugin.__post_init__
+def made_small(self):
+    made(self)
+    names = ("max_live_parameters", "max_reuse_distance", "param_persistence_threshold")
+    self.hf_ds_config.config["zero_optimization"].update({f"stage3_{name}": 0 for name in names})
+DeepSpeedPlugin.__post_init__ = made_small
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""ZeRO-3 leaves what a tiny model has whole after its last pass; of a 7B model it leaves nothing."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -88,6 +102,10 @@ class Training:
     def launch(
         self, sharder: str, name: str, *more: str, first: tuple[str, ...] = ()
     ) -> subprocess.CompletedProcess[str]:
+        if sharder == "deepspeed":
+            path = self.directory / "keeps_nothing_whole.py"
+            path.write_text(KEEPS_NOTHING_WHOLE)
+            first = (str(path), *first)
         launcher = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2")
         config = ("--mixed_precision", "no", "--config_file", str(self.recipes / f"arm_7b_{sharder}.yaml"))
         flags = self.flags(name, "--batch-size", "2", "--gradient-accumulation", "2", *more)
@@ -125,9 +143,7 @@ def training(tmp_path: Path, repository: Path) -> Training:
             for pair in vowel_pairs(count, seed=seed)
         ]
         write_rows(tmp_path / f"{name}.jsonl", rows)
-    # Wide enough that ZeRO-3 splits its matrices too: it leaves those of less than 100,000 numbers whole.
-    model = save_model(tmp_path / "model", hidden_size=384)
-    return Training(tmp_path, repository / "recipes", model)
+    return Training(tmp_path, repository / "recipes", save_model(tmp_path / "model"))
 
 
 def _continuation(training: Training, guide: str) -> str:
