@@ -132,7 +132,8 @@ class Training:
         ours, theirs = self.weights(name), self.weights(other)
         assert ours.keys() == theirs.keys()
         for key, tensor in ours.items():
-            torch.testing.assert_close(theirs[key], tensor, rtol=1e-3, atol=1e-4)
+            # Adam turns noise in a small gradient into a step of up to the learning rate, 0.01.
+            torch.testing.assert_close(theirs[key], tensor, rtol=1e-3, atol=5e-4)
 
 
 @pytest.fixture
