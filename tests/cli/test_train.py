@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,11 +49,30 @@ def test_a_run_prints_one_json_object_and_its_curve_on_the_other_stream(
     assert result["metrics"]["num_steps"] == 6
     lines = [line for line in outcome.err.splitlines() if line.startswith("step ")]
     assert len(lines) == 6
+    assert outcome.err.count("step 1") == 1, "a line of the curve is shown once"
     assert all(word in lines[0] for word in ("step 1/6", "loss", "accuracy", "margin", "pairs/s", "tokens/s"))
     assert any(line.startswith("evaluation  loss") for line in outcome.err.splitlines())
     assert "on 12 held-out pairs" in outcome.err
     card = json.loads((out / "guide.json").read_text())
     assert (card["hyperparameters"]["learning_rate"], card["data"]["files"]) == (0.02, ["pairs.jsonl"])
+
+
+def test_what_a_library_prints_is_not_among_the_results(
+    run: Run, tiny: Tiny, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed logs on standard output as soon as it is imported."""
+    from trimtab.training import arm
+
+    train_arm = arm.train_arm
+
+    def chatty(*args: Any, **options: Any) -> Any:
+        print("Setting ds_accelerator")
+        return train_arm(*args, **options)
+
+    monkeypatch.setattr(arm, "train_arm", chatty)
+    outcome = run(*command(tiny, pairs, tmp_path / "guide", "--eval-share", "0", "--json"))
+    assert json.loads(outcome.out)["num_pairs"] == 12
+    assert "Setting ds_accelerator" in outcome.err
 
 
 def test_without_json_nothing_goes_to_standard_output(run: Run, tiny: Tiny, pairs: str, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def byte_tokenizer() -> Any:
     return wrapped
 
 
-def save_model(directory: Path, kind: str = "llama", *, seed: int = 0) -> str:
+def save_model(directory: Path, kind: str = "llama", *, seed: int = 0, **changes: Any) -> str:
     """A random model of one of transformers' families with `byte_tokenizer`."""
     import transformers
 
@@ -61,6 +61,7 @@ def save_model(directory: Path, kind: str = "llama", *, seed: int = 0) -> str:
         "bos_token_id": 1,
         "eos_token_id": [2, 3],
         "pad_token_id": 0,
+        **changes,
     }
     torch.manual_seed(seed)
     if kind == "gemma2":

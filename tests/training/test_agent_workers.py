@@ -134,7 +134,7 @@ def test_a_model_that_is_not_there_is_said(cluster: None, tmp_path: Path) -> Non
 
 @slow
 def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster: None, tiny: str) -> None:
-    with pytest.raises(OptionError, match="has 2 CPUs, and each of 3 workers needs one"):
+    with pytest.raises(OptionError, match="have room for 2 workers of 1 CPUs and 0 GPUs, not for 3"):
         RayRollouts(source(tiny), SETTINGS, 3)
 
 

@@ -27,6 +27,8 @@ def checkpoint(workspace: Path, step: int, *, sealed: bool = True) -> Path:
     path.mkdir(parents=True)
     (path / "weights.safetensors").write_bytes(b"w" * 100)
     (path / "trainer_state.json").write_text("{}")
+    (path / "optimizer_0").mkdir()  # each process's part of what is spread over them
+    (path / "optimizer_0" / "__1_0.distcp").write_bytes(b"o" * 100)
     if sealed:
         seal(path)
     return path
@@ -45,11 +47,13 @@ def test_no_checkpoint_is_step_0(tmp_path: Path) -> None:
     assert step_of(None) == 0
 
 
-@pytest.mark.parametrize("damage", ["no seal", "a file cut", "a file gone", "a seal cut"])
+@pytest.mark.parametrize("damage", ["no seal", "a file cut", "a part cut", "a file gone", "a seal cut"])
 def test_a_checkpoint_cut_short_is_left_out(damage: str, tmp_path: Path) -> None:
     good, bad = checkpoint(tmp_path, 10), checkpoint(tmp_path, 20, sealed=damage != "no seal")
     if damage == "a file cut":
         (bad / "weights.safetensors").write_bytes(b"w" * 50)
+    elif damage == "a part cut":
+        (bad / "optimizer_0" / "__1_0.distcp").write_bytes(b"")
     elif damage == "a file gone":
         (bad / "trainer_state.json").unlink()
     elif damage == "a seal cut":

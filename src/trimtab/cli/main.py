@@ -21,6 +21,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
 from trimtab.cli import bench, chat, compare, convert, demo, explain, generate, judge, serve, soup, train, vllm
+from trimtab.cli.run_options import is_main
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
 
@@ -119,7 +120,9 @@ def _complain(error: Exception, code: int) -> int:
 
 def _configure_logging(*, verbose: bool) -> None:
     logging.basicConfig(stream=sys.stderr, format="trimtab: %(message)s")
-    logging.getLogger("trimtab").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # Of several processes (`accelerate launch`) one says how it goes; all say what goes wrong.
+    quiet = logging.INFO if is_main() else logging.WARNING
+    logging.getLogger("trimtab").setLevel(logging.DEBUG if verbose else quiet)
 
 
 if __name__ == "__main__":

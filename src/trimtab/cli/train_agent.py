@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
             **run_arguments(args),
             workers=args.workers,
             ray_address=args.ray_address,
+            worker_cpus=args.worker_cpus,
+            worker_gpus=args.worker_gpus,
             dtype=args.dtype,
             device=args.device,
             progress=progress.show,
@@ -134,6 +136,15 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=ENGINES, default="builtin", help="what rolls out (%(default)s; not vllm yet)"
     )
     group.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster: host:port, ray://host:port or auto")
+    group.add_argument(
+        "--worker-cpus", type=_above_zero, default=1.0, metavar="X", help="CPUs of a node that a worker claims (1)"
+    )
+    group.add_argument(
+        "--worker-gpus",
+        type=_from_zero,
+        metavar="X",
+        help="GPUs of a node that a worker claims, a part of one too (one, or an equal part where there are fewer)",
+    )
 
 
 def _check_engine(engine: str) -> None:

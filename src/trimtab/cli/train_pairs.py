@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
@@ -131,19 +133,20 @@ def train(
         args.json = False
     with Progress("steps", _line, active=is_main()) as progress:
         progress.say(f"{num_pairs} pairs to train on; loading {args.model}")
-        result = load()(
-            args.model,
-            pairs,
-            eval_pairs=held,
-            out=args.out,
-            settings=settings,
-            resume=args.resume,
-            overwrite=args.overwrite,
-            trust_remote_code=args.trust_remote_code,
-            revision=args.revision,
-            push_to_hub=args.push_to_hub,
-            progress=progress.show,
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs on standard output, which is the result's
+            result = load()(
+                args.model,
+                pairs,
+                eval_pairs=held,
+                out=args.out,
+                settings=settings,
+                resume=args.resume,
+                overwrite=args.overwrite,
+                trust_remote_code=args.trust_remote_code,
+                revision=args.revision,
+                push_to_hub=args.push_to_hub,
+                progress=progress.show,
+            )
         progress.say(_summary(result))
     if args.json:
         print(json.dumps(_as_json(result), allow_nan=False))

@@ -8,8 +8,10 @@ checkpoint stands.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options, run_options
@@ -68,15 +70,16 @@ def run(args: argparse.Namespace) -> int:
 
     with Progress("steps", _line, active=talks) as progress:
         progress.say(f"{len(rows)} prompts to train on; loading {args.model}")
-        result = train_rl(
-            args.model,
-            [row.prompt for row in rows],
-            args.rewards,
-            settings=settings,
-            **run_arguments(args),
-            push_to_hub=args.push_to_hub,
-            progress=progress.show,
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # as in `train_pairs.train`
+            result = train_rl(
+                args.model,
+                [row.prompt for row in rows],
+                args.rewards,
+                settings=settings,
+                **run_arguments(args),
+                push_to_hub=args.push_to_hub,
+                progress=progress.show,
+            )
         progress.say(_summary(result))
     if args.json and talks:
         print(json.dumps(_as_json(result), allow_nan=False))

@@ -21,6 +21,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -103,6 +104,8 @@ def train_agent(
     prompt_files: Sequence[str] = (),
     workers: int = 0,
     ray_address: str | None = None,
+    worker_cpus: float = 1.0,
+    worker_gpus: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
     dtype: str = "auto",
@@ -116,22 +119,25 @@ def train_agent(
     `model` is a name as in `load_model`, or a model that is loaded (then without workers). `template` says what a
     prompt of text is: "raw", text to go on with; "chat", a user's message; "auto", a message where the model has a chat
     template. `prompt_files` are names for the model card. With `workers`, so many Ray actors roll out, each with a
-    model of its own, on this machine or on the cluster at `ray_address`; the learner stays here. `out` must not exist
-    unless `overwrite`, or `resume`, which continues an interrupted run exactly where its last whole checkpoint stands.
+    model of its own, on this machine or on the cluster at `ray_address`; the learner stays here. Each claims
+    `worker_cpus` and `worker_gpus` of a node (None: a GPU, or its part of one where there are fewer). `out` must not
+    exist unless `overwrite`, or `resume`, which continues an interrupted run exactly where its last whole checkpoint
+    stands.
 
     Raises OptionError, DataError and PromptError for what the caller gave, OutputExistsError, CheckpointError (also
     where the disk is full: the last checkpoint survives), ModelError where rewards are never finite or all workers
     died, NotFiniteError where the losses diverge.
     """
     out, settings = Path(out), settings or AgentSettings()
-    _check(model, prompts, rewards, template, workers, ray_address)
+    claims = (worker_cpus, worker_gpus)
+    _check(model, prompts, rewards, template, workers, ray_address, claims)
     checkpoints.check_output(out, resume=resume, overwrite=overwrite)
     told = _told(prompts, rewards, settings, template, prompt_files)
     if resume and not checkpoints.workspace_of(out).exists() and out.exists():
         return _finished(out, told)
     rater = Rater(rewards, settings)
     source = ModelSource(str(model), dtype, device, trust_remote_code, revision)
-    rollouts = _rollouts(model, source, settings, workers, ray_address)
+    rollouts = _rollouts(model, source, settings, workers, ray_address, claims)
     try:
         ready = templated(prompts, template, has_chat_template=rollouts.facts.has_chat_template)
         rollouts.check(ready)
@@ -149,6 +155,7 @@ def _check(
     template: str,
     workers: int,
     ray_address: str | None,
+    claims: tuple[float, float | None],
 ) -> None:
     """Raise for what can be seen to be wrong before anything is loaded."""
     for package in ("torchrl", "tensordict"):
@@ -160,6 +167,12 @@ def _check(
         raise OptionError(f"workers is {workers}; give a whole number of at least 0 (0: roll out in this process).")
     if ray_address is not None and not workers:
         raise OptionError("A ray_address is of no use without workers; give how many.")
+    if claims != (1.0, None) and not workers:
+        raise OptionError("worker_cpus and worker_gpus are of no use without workers; give how many.")
+    if not (math.isfinite(claims[0]) and claims[0] > 0) or (claims[1] is not None and not 0 <= claims[1] < math.inf):
+        raise OptionError(
+            f"worker_cpus is {claims[0]} and worker_gpus {claims[1]}; give finite numbers, above 0 and at least 0."
+        )
     if workers and not isinstance(model, str | Path):
         raise OptionError("Workers load the model themselves; give its name or directory, not a loaded model.")
     if workers and importlib.util.find_spec("ray") is None:
@@ -172,11 +185,12 @@ def _rollouts(
     settings: AgentSettings,
     workers: int,
     ray_address: str | None,
+    claims: tuple[float, float | None],
 ) -> Rollouts:
     if workers:
         from trimtab.training.workers import RayRollouts
 
-        return RayRollouts(source, settings, workers, address=ray_address)
+        return RayRollouts(source, settings, workers, address=ray_address, cpus=claims[0], gpus=claims[1])
     from trimtab.training.rollouts import LocalRollouts
 
     return LocalRollouts(source.load() if isinstance(model, str | Path) else model, settings)

@@ -89,6 +89,7 @@ def _job(
         config=config,
         build=lambda: build_trainer(host, train, held, settings, config, progress),
         measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, split, train.counts, seconds)},
-        write=lambda directory, trainer: run.write_weights(directory, trainer, host, settings),
+        write=lambda directory, trainer, weights: run.write_weights(directory, trainer, weights, host, settings),
         about=ARM,
+        in_shards=True,
     )

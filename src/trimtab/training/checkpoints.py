@@ -74,10 +74,10 @@ def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
 def seal(checkpoint: Path) -> None:
     """Mark a checkpoint as whole, once every file of it is on the disk."""
     sizes = {}
-    for path in sorted(checkpoint.iterdir()):
+    for path in sorted(checkpoint.rglob("*")):  # what is spread over processes lies in directories
         if path.is_file():
             _sync(path)
-            sizes[path.name] = path.stat().st_size
+            sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
     write_text(checkpoint / SEAL, json.dumps(sizes))
 
 

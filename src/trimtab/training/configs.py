@@ -6,6 +6,7 @@ TRL's and transformers'.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,18 @@ from trimtab.training.settings import PairSettings, RunSettings
 
 
 def uses_bfloat16(settings: RunSettings) -> bool:
-    """Whether to compute in bfloat16 (see `RunSettings.dtype`)."""
+    """Whether to compute in bfloat16 (see `RunSettings.dtype`).
+
+    Raises OptionError where `accelerate launch` asks for another precision, since it would have its way.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", "bf16") or (launched == "bf16" and settings.dtype == "float32"):
+        raise OptionError(
+            f"accelerate's mixed_precision is {launched}, and dtype is {settings.dtype}. Accepted: mixed_precision no, "
+            'or bf16 with dtype auto or bfloat16. Launch with --mixed_precision "no" or bf16.'
+        )
+    if launched == "bf16":
+        return True
     if settings.dtype == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return settings.dtype == "bfloat16"

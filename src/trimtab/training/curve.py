@@ -44,7 +44,8 @@ class _Curve(TrainerCallback):  # type: ignore[misc]  # transformers carries no 
 
     def _tell(self, state: Any, metrics: Mapping[str, float]) -> None:
         if metrics:
-            log.info("step %d of %d: %s", state.global_step, state.max_steps, json.dumps(metrics))
+            level = logging.INFO if self._progress is None else logging.DEBUG  # who is told shows it
+            log.log(level, "step %d of %d: %s", state.global_step, state.max_steps, json.dumps(metrics))
         if self._progress is not None and state.is_world_process_zero:
             self._progress(TrainProgress(state.global_step, state.max_steps, metrics))
 

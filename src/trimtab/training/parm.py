@@ -127,7 +127,7 @@ def _job(
         config=config,
         build=lambda: build_trainer(host, train, held, settings, config, progress),
         measure=lambda trainer, seconds: {"metrics": _metrics(trainer, splits, counts, seconds)},
-        write=lambda directory, trainer: _write(directory, trainer, settings),
+        write=lambda directory, trainer, _: _write(directory, trainer, settings),
         about=_about(tuple(splits)),
     )
 

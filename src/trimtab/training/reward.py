@@ -21,6 +21,8 @@ from trimtab.training.reward_settings import RewardSettings
 from trimtab.training.settings import TrainProgress
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trimtab.models.hf import HFModel
     from trimtab.models.reward import RewardModel
 
@@ -88,9 +90,9 @@ def _job(
         moments = reward_moments(trainer, model, (split.held or split.train)[:_NUM_MOMENT_PAIRS])
         return {"metrics": metrics, "reward": {**moments, "max_length": model.max_length, "template": model.template}}
 
-    def write(directory: Path, trainer: Any) -> None:
+    def write(directory: Path, trainer: Any, weights: Mapping[str, Tensor]) -> None:
         model.tokenizer.model_max_length = settings.max_length  # whoever else loads it cuts where it was trained to
-        run.write_weights(directory, trainer, host, settings)
+        run.write_weights(directory, trainer, weights, host, settings)
 
     return run.Job(
         out=out,

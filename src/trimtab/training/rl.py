@@ -137,7 +137,7 @@ def _job(
         config=config,
         build=build,
         measure=lambda trainer, seconds: {"metrics": _metrics(trainer, counts, seconds)},
-        write=lambda directory, trainer: run.write_weights(directory, trainer, host, settings),
+        write=lambda directory, trainer, weights: run.write_weights(directory, trainer, weights, host, settings),
         about=_about(rewards, settings),
     )
 

@@ -27,6 +27,7 @@ from trimtab.training import card, checkpoints
 from trimtab.training.settings import RunSettings
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import TrainingArguments
 
     from trimtab.models.hf import HFModel
@@ -48,10 +49,12 @@ class Job:
     measure: Callable[[Any, float], Mapping[str, Any]]
     """(trainer, seconds of training) to further sections of `guide.json`, `metrics` among them; every process calls
     it."""
-    write: Callable[[Path, Any], None]
-    """(directory, trainer): the weights into an empty directory (`write_weights`)."""
+    write: Callable[[Path, Any, Mapping[str, Tensor]], None]
+    """(directory, trainer, `sharding.whole_weights`): the weights into an empty directory (`write_weights`)."""
     about: card.About
     """For the model card."""
+    in_shards: bool = False
+    """Whether the method can train weights that are spread over the processes (`sharding`)."""
 
 
 def train(
@@ -82,9 +85,11 @@ def train(
 
 def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
     """Train, measure and write; the content of `guide.json`. Raises CheckpointError where the disk is full."""
+    from trimtab.training import sharding
     from trimtab.training.configs import processes
 
     workspace = checkpoints.workspace_of(job.out)
+    sharding.check_launch(job.config, in_shards=job.in_shards)
     group = processes(job.config)
     group.wait_for_everyone()  # every process has looked at the output before one of them writes
     if group.is_main_process:
@@ -98,9 +103,10 @@ def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
     started = time.monotonic()
     _train(trainer, workspace, start)
     facts = {**job.description, **job.measure(trainer, time.monotonic() - started), "versions": card.versions()}
+    weights = sharding.whole_weights(trainer)
     if group.is_main_process:
         with new_directory(job.out, overwrite=True) as temporary:
-            job.write(temporary, trainer)
+            job.write(temporary, trainer, weights)
             card.write_cards(temporary, facts, job.about)
             if (workspace / "metrics.jsonl").exists():
                 shutil.copy2(workspace / "metrics.jsonl", temporary / "metrics.jsonl")
@@ -182,21 +188,29 @@ def describe(kind: str, host: HFModel, settings: RunSettings, data: Mapping[str,
     }
 
 
-def write_weights(directory: Path, trainer: Any, host: HFModel, settings: RunSettings) -> None:
-    """What a trainer has trained, into an empty directory: peft's format, or transformers' with the tokenizer."""
+def write_weights(
+    directory: Path, trainer: Any, weights: Mapping[str, Tensor], host: HFModel, settings: RunSettings
+) -> None:
+    """What a trainer has trained, into an empty directory: peft's format, or transformers' with the tokenizer.
+
+    `weights` are `sharding.whole_weights`.
+    """
     import torch
 
     assert host.tokenizer is not None
     trained, dtype = trainer.accelerator.unwrap_model(trainer.model), getattr(torch, settings.save_dtype)
     if settings.full:
-        trained.to(dtype).save_pretrained(directory)
+        cast = {id(weight): weight.to(dtype) for weight in weights.values()}  # those that are tied stay one tensor
+        trained.save_pretrained(directory, state_dict={name: cast[id(weight)] for name, weight in weights.items()})
+        trained.config.dtype = dtype  # `save_pretrained` writes that of the model in memory
+        trained.config.save_pretrained(directory)
         host.tokenizer.hf.save_pretrained(directory)
         return
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    weights = get_peft_model_state_dict(trained, save_embedding_layers=False)
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
+    adapted = get_peft_model_state_dict(trained, dict(weights), save_embedding_layers=False)
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in adapted.items()}
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     adapter = trained.peft_config["default"]
     adapter.base_model_name_or_path = DEMO_HUB_ID if host.name == "demo" else host.name
