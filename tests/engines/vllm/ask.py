@@ -99,6 +99,15 @@ def drawn(engine: VLLMEngine, given: dict[str, Any]) -> Any:
     }
 
 
+def traced(engine: VLLMEngine, given: dict[str, Any]) -> Any:
+    """Drawn tokens and their traces: where no guide runs in the whole batch, then where some do."""
+    how = {"max_new_tokens": 6, "temperature": 0.7, "trace": True, "num_alternatives": 2, "ignore_eos": True, "seed": 5}
+    return [
+        [plain(answer) for answer in engine.generate([PROMPT, [7]], weights=weights, **how)]
+        for weights in ({"other": 0.0}, [{"near": 1.0}, {"other": 0.0}])
+    ]
+
+
 def refused(engine: VLLMEngine, given: dict[str, Any]) -> Any:
     """What each request is refused with."""
     found = {}
@@ -134,7 +143,7 @@ if __name__ == "__main__":
     engine = VLLMEngine(given["served"], max_rows=8, enforce_eager=True, options=given.get("options"))
     version = "v2" if engine._engine.vllm_config.use_v2_model_runner else "v1"
     found = {"version": version}
-    for ask in (known, answers, joined, beside, queued, drawn, refused):
+    for ask in (known, answers, joined, beside, queued, drawn, traced, refused):
         found[ask.__name__] = ask(engine, given)
     engine.close()
     engine.close()

@@ -136,6 +136,26 @@ def test_traces_are_those_of_the_built_in_engine(found: Mapping[str, Any], wante
     assert num_steps > 40
 
 
+def test_drawn_tokens_are_explained_at_their_temperature(found: Mapping[str, Any], decoder: Decoder) -> None:
+    """The built-in engine is made to take the same tokens, and asked about them."""
+    for batch in found["traced"]:
+        for ours in batch:
+            how = SamplingParams(
+                weights=ours["weights"],
+                temperature=0.7,
+                forced=tuple(ours["token_ids"]),
+                max_new_tokens=len(ours["token_ids"]),
+                ignore_eos=True,
+                trace=True,
+                num_alternatives=2,
+            )
+            (theirs,) = decoder.answers([(ours["prompt"], how)])
+            wanted = json.loads(json.dumps(dataclasses.asdict(theirs)))["trace"]
+            assert _flat(ours["trace"]) == pytest.approx(_flat(wanted), abs=1e-3)
+    assert any(step["kl"] > 0.1 for step in found["traced"][1][0]["trace"])
+    assert all(step["kl"] < 1e-6 for step in found["traced"][0][0]["trace"])
+
+
 def _flat(value: Any, place: str = "") -> dict[str, float]:
     """Every number of a trace by its place; the names of the places are compared too."""
     if isinstance(value, Mapping):
