@@ -60,9 +60,9 @@ def beside(engine: VLLMEngine, given: dict[str, Any]) -> Any:
     added = engine.add(prompt, params(how))
     found = engine.answers([(prompt, params(how)) for prompt, how in given["requests"][1:3]])
     first = next(found).token_ids
+    mine = [*engine.step(), *engine.step()]  # the other answer is still on its way
     found.close()
-    mine = []
-    while engine.num_running or engine.num_waiting or (not mine):
+    while engine.num_running or engine.num_waiting:
         mine += engine.step()
     return {"first": first, "ids": sorted({step.request_id for step in mine}), "added": added,
             "tokens": [step.token_id for step in mine]}  # fmt: skip
@@ -75,7 +75,7 @@ def queued(engine: VLLMEngine, given: dict[str, Any]) -> Any:
     counts = [engine.num_running, engine.num_waiting]
     for request_id in ids:
         engine.cancel(request_id)
-    return [*counts, engine.num_running, engine.num_waiting]
+    return [*counts, engine.num_running, engine.num_waiting, engine._engine.get_num_unfinished_requests()]
 
 
 def drawn(engine: VLLMEngine, given: dict[str, Any]) -> Any:
