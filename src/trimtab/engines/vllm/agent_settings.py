@@ -54,11 +54,6 @@ def check_agent_engine(vllm_config: Any) -> None:
             raise CompatibilityError(problem)
     model_config = vllm_config.model_config
     manifest = Manifest.of(model_config.hf_config)
-    if model_config.registry.model_has_inner_state(list(manifest.architectures), model_config):
-        raise CompatibilityError(
-            f"{manifest.architectures[0]} keeps a recurrent state, from which a rejected candidate cannot be taken "
-            "back. Use a base of attention layers alone, or the built-in engine."
-        )
     base = EngineBase(model_config.hf_text_config.hidden_size, str(model_config.model), torch.device("cpu"))
     read_agent(manifest, base)
     vllm_config.scheduler_config.async_scheduling = False

@@ -126,8 +126,7 @@ class TrimtabForCausalLM(nn.Module):
             (_scores(guide.kind, base, table), weights[:, number])
             for number, (guide, table) in enumerate(zip(self.guides, tables, strict=True))
         ]
-        mixed = tilt(base, mix(base, parts, wait=wait), wait=wait)
-        return torch.where((weights != 0).any(dim=-1, keepdim=True), mixed, base)
+        return tilt(base, mix(base, parts, wait=wait), wait=wait)  # a row of zero weights gets the base plus 0
 
     def _own_models(self) -> list[tuple[int, Any]]:
         """The guides that are models of their own, with their place among the states."""

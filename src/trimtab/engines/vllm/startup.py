@@ -23,6 +23,7 @@ class GuidedConfig(VerifyAndUpdateConfig):  # type: ignore[misc]
         """Raise CompatibilityError or OptionError for settings that guides cannot run under; make the others fit."""
         check_version()
         manifest = Manifest.of(vllm_config.model_config.hf_config)
+        check_memory(vllm_config, manifest)
         check_settings(vllm_config, manifest)
         fit_length(vllm_config, manifest)
         admit(vllm_config, manifest)
@@ -38,6 +39,7 @@ class AgentConfig(VerifyAndUpdateConfig):  # type: ignore[misc]
         from trimtab.engines.vllm.agent import check_agent_engine
 
         manifest = Manifest.of(vllm_config.model_config.hf_config)
+        check_memory(vllm_config, manifest)
         check_agent_engine(vllm_config)
         admit(vllm_config, manifest)
 
@@ -47,6 +49,20 @@ def admit(vllm_config: Any, manifest: Manifest) -> None:
     path = class_path(manifest.weights, v2=vllm_config.use_v2_model_runner)
     others = vllm_config.model_config.logits_processors or []
     vllm_config.model_config.logits_processors = [*(other for other in others if other != path), path]
+
+
+def check_memory(vllm_config: Any, manifest: Manifest) -> None:
+    """Raise CompatibilityError for a base that remembers more than keys and values.
+
+    vLLM asks the architecture whether it does, and that is ours; a rejected candidate could not be taken back from such
+    a state, and a guide would share it.
+    """
+    model_config = vllm_config.model_config
+    if model_config.registry.model_has_inner_state(list(manifest.architectures), model_config):
+        raise CompatibilityError(
+            f"{manifest.architectures[0]} keeps a recurrent state, which guides inside vLLM cannot share or take back. "
+            "Use a base of attention layers alone, or the built-in engine."
+        )
 
 
 def check_settings(vllm_config: Any, manifest: Manifest) -> None:
