@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]  # `vllm` is not this
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -28,6 +30,7 @@ from trimtab.decoding import Decoder
 from trimtab.directories import resolve_model
 from trimtab.engines.vllm.admission import as_extra_args
 from trimtab.engines.vllm.packing import pack
+from trimtab.engines.vllm.versions import installed
 from trimtab.evaluation import throughput
 from trimtab.evaluation.prompts import demo_prompts
 from trimtab.loading import load_guide, load_model
@@ -56,6 +59,7 @@ def main() -> int:
         prompts = [tokenizer.encode_chat(messages) for messages in demo_prompts()[: max(CONCURRENCIES)]]
         speeds = {number: _turns(runs, prompts[:number], args.num_repeats) for number in CONCURRENCIES}
     report = {
+        "vllm": installed(),
         "num_new_tokens": args.num_new_tokens,
         "num_repeats": args.num_repeats,
         "tokens_per_second": {
