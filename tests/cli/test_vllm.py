@@ -103,6 +103,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a rule": (("--rule", "most"), "--rule cannot be used with --engine vllm"),
     "a preference": (("--guide", "g=x", "--preference", "g=0.5,0.5"), "--preference cannot be used"),
     "a method": (("--method", "base"), "leave --method out"),
+    "a penalty": (("--repetition-penalty", "1.2"), "another formula"),
+    "two filters": (("--top-p", "0.9", "--min-p", "0.1"), "top_p and min_p together"),
     "no setting": (("--vllm", "max_model_len"), "give KEY=VALUE"),
 }
 
@@ -114,7 +116,7 @@ def test_what_vllm_does_not_have_is_refused_before_anything_is_loaded(run: Run, 
     outcome = run("generate", "--model", tiny.model, "--prompt", "Hello", "--engine", "vllm", *more)
     assert outcome.code == 2
     assert sentence in outcome.err
-    assert "loading" not in outcome.err
+    assert "starting" not in outcome.err
 
 
 @pytest.mark.usefixtures("with_vllm")

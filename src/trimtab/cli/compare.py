@@ -78,6 +78,7 @@ def _make(args: argparse.Namespace, out: Path) -> None:
         from trimtab.cli.vllm_methods import check_methods
 
         check_methods(spec.method for spec in recipe.methods)
+        engines.check_sampling(args, recipe.params)
     _check_packages(recipe)
     _check_out(out, args)
     prompts = _read_all(recipe)

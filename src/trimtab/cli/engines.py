@@ -15,7 +15,7 @@ from trimtab.engines.vllm.manifest import KEY, Manifest
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
-    from trimtab.core import Tokenizer
+    from trimtab.core import SamplingParams, Tokenizer
     from trimtab.engines.vllm.engine import VLLMEngine
     from trimtab.generation import GenerationEngine
 
@@ -53,6 +53,14 @@ def check_engine(args: argparse.Namespace) -> None:
     for name, why in _REFUSED.items():
         if getattr(args, name, None):
             raise OptionError(f"--{name.rstrip('s')} cannot be used with --engine vllm: {why}")
+
+
+def check_sampling(args: argparse.Namespace, params: SamplingParams) -> None:
+    """Raise OptionError for parameters that the engine cannot honour, before it has started."""
+    if args.engine == "vllm":
+        from trimtab.engines.vllm.engine import check_params
+
+        check_params(params)
 
 
 def load(args: argparse.Namespace, *, max_rows: int) -> tuple[Tokenizer, GenerationEngine]:

@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     options.check_guide_names(args.guides)
     _check_options(args)
     engines.check_engine(args)
+    engines.check_sampling(args, options.sampling_params(args, weights={}, seed=None))
     choice = method_choice(args)
     rows = _read_rows(args)
     plan = None if args.out is None else answers.plan(args.out, resume=args.resume, overwrite=args.overwrite)

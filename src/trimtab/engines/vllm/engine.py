@@ -183,7 +183,9 @@ class VLLMEngine(GenerationEngine):
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         weights = self.weights_of(params)
         read_weights(as_extra_args(weights), self._defaults)
-        _check(params, explains=self._explains)
+        check_params(params)
+        if params.trace and not self._explains:
+            raise OptionError("Drafts leave no tables to explain a token by; leave speculative_config out, or `trace`.")
         params = dataclasses.replace(
             params,
             temperature=1.0 if params.temperature is None else params.temperature,
@@ -329,7 +331,7 @@ def _device() -> str:
     return str(current_platform.device_type)
 
 
-def _check(params: SamplingParams, *, explains: bool) -> None:
+def check_params(params: SamplingParams) -> None:
     """Raise OptionError for what vLLM cannot honour as the built-in engine does."""
     heat = params.temperature
     if heat is not None and heat != 0 and not LOWEST <= heat <= HIGHEST:
@@ -344,8 +346,6 @@ def _check(params: SamplingParams, *, explains: bool) -> None:
         raise OptionError(
             f"top_p and min_p together keep other tokens in vLLM, which applies min_p first; give one.{_BUILT_IN}"
         )
-    if params.trace and not explains:
-        raise OptionError("Drafts leave no tables to explain a token by; leave speculative_config out, or `trace`.")
 
 
 _BUILT_IN = " The built-in engine takes it."
