@@ -1,5 +1,7 @@
 """vLLM's two model runners on a processor, for tests: the environment that a process needs to get one or the other.
 
+`python -m tests.engines.vllm.rig v2 COMMAND ...` runs a command in it.
+
 Nothing of it is shipped. "v2" runs vLLM's kernels with Triton's interpreter: slow, and right.
 """
 
@@ -10,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,3 +77,8 @@ def _distribution(directory: Path, name: str, version: str, entry_points: dict[s
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
     groups = [f"[{group}]\n{line}\n" for group, line in entry_points.items()]
     (metadata / "entry_points.txt").write_text("\n".join(groups), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        sys.exit(subprocess.call(sys.argv[2:], env=runner_environment(sys.argv[1], Path(scratch))))
