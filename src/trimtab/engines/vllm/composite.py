@@ -29,7 +29,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from trimtab.engines.vllm import rows, streams
 from trimtab.engines.vllm.admission import row_of
 from trimtab.engines.vllm.manifest import Manifest, ServedGuide
-from trimtab.engines.vllm.notes import StepTables
+from trimtab.engines.vllm.notes import StepTables, scores_of
 from trimtab.engines.vllm.processors import ROWS
 from trimtab.guides.arm import fit_width
 from trimtab.models import adapter_files
@@ -123,7 +123,7 @@ class TrimtabForCausalLM(nn.Module):
         if wait and not bool(weights.any()):
             return base
         parts = [
-            (_scores(guide.kind, base, table), weights[:, number])
+            (scores_of(guide.kind, base, fit_width(table.float(), base.shape[1])), weights[:, number])
             for number, (guide, table) in enumerate(zip(self.guides, tables, strict=True))
         ]
         return tilt(base, mix(base, parts, wait=wait), wait=wait)  # a row of zero weights gets the base plus 0
@@ -195,14 +195,6 @@ class GuidedState(DefaultModelState):  # type: ignore[misc]
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         return {**super().prepare_dummy_inputs(num_reqs, num_tokens), "guide_weights": self._tokens[:num_tokens]}
-
-
-def _scores(kind: str, base: Tensor, table: Tensor) -> Tensor:
-    """[N, V]: an ARM's own logits; a tuned policy's less the base's (`guides.policy`)."""
-    table = fit_width(table.float(), base.shape[1])
-    if kind == "policy":
-        return (table - base).masked_fill(torch.isneginf(base), 0.0)
-    return table
 
 
 def _submodel(vllm_config: VllmConfig, config: Any, prefix: str) -> nn.Module:

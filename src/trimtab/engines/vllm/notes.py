@@ -65,7 +65,8 @@ class StepTables:
         logprobs = torch.log_softmax(base, dim=-1)
         ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
         candidates = Candidates(ids, logprobs, complete=True)
-        scores = [_scores(kind, logprobs, table) for kind, table in zip(self.kinds, tables, strict=True)]
+        own = [torch.log_softmax(table, dim=-1) for table in tables]
+        scores = [scores_of(kind, logprobs, table) for kind, table in zip(self.kinds, own, strict=True)]
         columns = [weights[:, number] for number in range(len(scores))]
         tilted = Tilt().policy(candidates, mix(logprobs, list(zip(scores, columns, strict=True))))
         guided = (weights != 0).any(dim=-1, keepdim=True)
@@ -99,7 +100,6 @@ def _named(table: Tensor, width: int, nameless: Tensor | None) -> Tensor:
     return wide if nameless is None else wide.masked_fill(nameless, NEVER)
 
 
-def _scores(kind: str, logprobs: Tensor, table: Tensor) -> Tensor:
-    """[N, V]: log π_guide, less log π_base where the guide is a tuned policy."""
-    own = torch.log_softmax(table, dim=-1)
-    return (own - logprobs).masked_fill(torch.isneginf(logprobs), 0.0) if kind == "policy" else own
+def scores_of(kind: str, base: Tensor, own: Tensor) -> Tensor:
+    """[N, V]: a guide's logits or log-probabilities, less the base's where it is a tuned policy (`guides.policy`)."""
+    return (own - base).masked_fill(torch.isneginf(base), 0.0) if kind == "policy" else own
