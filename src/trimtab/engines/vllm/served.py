@@ -11,7 +11,6 @@ import torch
 from trimtab.core import ModelSession
 from trimtab.engines.vllm.manifest import Manifest
 from trimtab.errors import CompatibilityError
-from trimtab.models.outline import Outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +27,8 @@ class ServedModel:
     """What a server, a method or a command reads of the base. `max_length` is the engine's: guides count."""
 
     def __init__(self, manifest: Manifest, *, name: str, max_length: int, device: str, trust_remote_code: bool) -> None:
+        from trimtab.models.outline import Outline  # transformers, which `import trimtab` leaves alone
+
         self._outline = Outline(Path(manifest.base), name=name, trust_remote_code=trust_remote_code)
         self.name = self._outline.name
         self.tokenizer = self._outline.tokenizer
