@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import OptionError, unknown_name
 from trimtab.training.settings import PairSettings, RunSettings
+from trimtab.training.sharding import check_installed
 
 
 def uses_bfloat16(settings: RunSettings) -> bool:
@@ -46,9 +47,11 @@ def uses_bfloat16(settings: RunSettings) -> bool:
 def run_options(settings: RunSettings, workspace: Path) -> dict[str, Any]:
     """Options of transformers' TrainingArguments that every run shares.
 
-    Raises OptionError for a tracker that is unknown or not installed.
+    Raises OptionError for a tracker that is unknown or not installed, MissingExtraError where the launcher asks for
+    DeepSpeed and there is none.
     """
     check_trackers(settings.report_to)
+    check_installed()
     return {
         "output_dir": str(workspace),
         "use_cpu": not torch.accelerator.is_available(),  # said aloud, or several processes would not find each other

@@ -6,6 +6,7 @@ has to know is what reads weights: the directory that is written at the end.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
@@ -15,7 +16,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
-from trimtab.errors import OptionError
+from trimtab.errors import MissingExtraError, OptionError
+
+
+def check_installed() -> None:
+    """Raise MissingExtraError where `accelerate launch` asks for a package that is not here; it does not look itself."""
+    if _is_true(_ASKED["DeepSpeed"]) and importlib.util.find_spec("deepspeed") is None:
+        raise MissingExtraError("deepspeed", "deepspeed", "The launch, which asks for DeepSpeed,")
 
 
 def check_launch(config: TrainingArguments, *, in_shards: bool) -> None:
