@@ -20,7 +20,7 @@ from trimtab.errors import MissingExtraError, OptionError
 
 
 def check_installed() -> None:
-    """Raise MissingExtraError where `accelerate launch` asks for a package that is not here; it does not look itself."""
+    """Raise MissingExtraError where `accelerate launch` asks for a package that is not here; it does not look."""
     if _is_true(_ASKED["DeepSpeed"]) and importlib.util.find_spec("deepspeed") is None:
         raise MissingExtraError("deepspeed", "deepspeed", "The launch, which asks for DeepSpeed,")
 
