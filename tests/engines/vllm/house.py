@@ -84,9 +84,6 @@ def run(
 ) -> dict[str, Any]:
     """What vLLM answers, on one of its runners, in a process of its own (see `drive`)."""
     environment = runner_environment(version, directory / "rig")
-    environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
-    if options.get("tensor_parallel_size", 1) == 1:
-        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     given = {"served": str(served), "options": {"max_num_seqs": 16, **options}, "waves": waves}
     found: dict[str, Any] = run_program(Path(drive.__file__).read_text(), given, environment, directory)
     assert found["version"] == version
