@@ -17,25 +17,13 @@ import ray
 import safetensors.torch
 from ray.cluster_utils import Cluster
 
+from tests.training.test_agent_workers import PROMPTS, SETTINGS
 from trimtab.core import Prompt
 from trimtab.errors import ModelError, OptionError
 from trimtab.training import agent as agent_module
 from trimtab.training.agent import AgentReward, AgentSettings, ModelSource, TrainProgress, train_agent
 from trimtab.training.rollouts import BaseFacts, LocalRollouts
 from trimtab.training.workers import RayRollouts, agreed, part_of_gpu, room_for
-
-SETTINGS = AgentSettings(
-    episodes=15,
-    rollout_batch=5,
-    max_new_tokens=8,
-    hidden_dim=16,
-    batch_size=32,
-    warmup_batches=1,
-    updates_per_episode=2,
-    baseline="base",
-    logging_episodes=5,
-)
-PROMPTS: Sequence[Prompt] = ["say 1", "say 22", "say 333", "4", "tell 5"]
 
 
 def test_every_worker_gets_a_gpu_or_a_part_that_lets_all_fit() -> None:

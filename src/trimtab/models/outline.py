@@ -7,7 +7,6 @@ norms are.
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,9 @@ class Outline:
                 module = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         except Exception as error:  # transformers raises a dozen kinds for a bad directory
             raise CheckpointError(f"{directory} does not load as a causal language model: {error}") from error
-        self.config = config
         self.module: Any = module
+        self.architectures: list[str] = list(config.architectures or [type(module).__name__])
+        """The checkpoint's own, or the one that transformers would build."""
         self.tokenizer = HFTokenizer(tokenizer)
         text = config.get_text_config()
         self.vocab_size = int(text.vocab_size)
@@ -48,11 +48,6 @@ class Outline:
         self.max_length = int(limit) if limit else None
         self.eos_ids = end_ids(_generation_config(directory), config, tokenizer)
         self.device = torch.device("cpu")
-
-    @cached_property
-    def architectures(self) -> list[str]:
-        """The checkpoint's own, or the one that transformers would build."""
-        return list(self.config.architectures or [type(self.module).__name__])
 
     def describe(self) -> dict[str, Any]:
         """What tells this model from another: its name, and `backbone.describe`."""

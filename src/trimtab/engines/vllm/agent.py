@@ -8,7 +8,6 @@ step of the engine, where the built-in engine looks at several in one pass. What
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -43,8 +42,7 @@ class TrimtabAgentForCausalLM(nn.Module):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self._manifest = Manifest.of(config)
-        own = copy.deepcopy(config)
-        own.architectures = list(self._manifest.architectures)
+        own = self._manifest.base_config(config)
         self.base = init_vllm_registered_model(vllm_config, hf_config=own, prefix=prefix)
         self._states: Tensor | None = None
 

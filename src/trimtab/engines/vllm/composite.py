@@ -10,7 +10,6 @@ the next request that begins alike. No pipeline parallelism.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +48,7 @@ class TrimtabForCausalLM(nn.Module):
         self.guides = manifest.guides
         self.defaults = manifest.weights
         self.secondary_weights: list[DefaultModelLoader.Source] = []
-        own = _base_config(self._model_config.hf_config, manifest)
+        own = manifest.base_config(self._model_config.hf_config)
         self.base = _submodel(vllm_config, own, "base")
         shared = [guide for guide in self.guides if guide.way == "shared"]
         if shared:
@@ -214,12 +213,6 @@ def _own_window(vllm_config: VllmConfig, config: Any) -> Iterator[None]:
         yield
     finally:
         vllm_config.cache_config.sliding_window = before
-
-
-def _base_config(config: Any, manifest: Manifest) -> Any:
-    own = copy.deepcopy(config)
-    own.architectures = list(manifest.architectures)
-    return own
 
 
 def _nameless(manifest: Manifest, vocab_size: int) -> Tensor | None:

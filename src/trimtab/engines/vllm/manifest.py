@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,6 +51,12 @@ class Manifest:
     def weights(self) -> dict[str, float]:
         """Guide -> its weight in a request that does not name it."""
         return {guide.name: guide.weight for guide in self.guides}
+
+    def base_config(self, config: Any) -> Any:
+        """The base's own config: a copy of a packed directory's under the base's architectures."""
+        own = copy.deepcopy(config)
+        own.architectures = list(self.architectures)
+        return own
 
     def as_config(self) -> dict[str, Any]:
         """The entry of config.json."""

@@ -23,6 +23,11 @@ def installed() -> str | None:
     return None
 
 
+def tested() -> str:
+    """The supported versions, as part of a sentence."""
+    return f"guides were tested inside vLLM {', '.join(f'{release}.x' for release in SUPPORTED)}"
+
+
 def check_version() -> None:
     """Raise MissingExtraError without vLLM, CompatibilityError for a version that was not tested."""
     version = installed()
@@ -30,8 +35,7 @@ def check_version() -> None:
         raise MissingExtraError("vllm", "vllm", "The vLLM engine")
     match = re.match(r"\d+\.\d+", version)
     if match is None or match.group() not in SUPPORTED:
-        listed = ", ".join(f"{release}.x" for release in SUPPORTED)
         raise CompatibilityError(
-            f"vLLM {version} is installed; guides were tested inside vLLM {listed}, whose internals they use. "
+            f"vLLM {version} is installed; {tested()}, whose internals they use. "
             f"Install one of these: pip install 'vllm=={SUPPORTED[-1]}.*'."
         )
