@@ -35,6 +35,7 @@ LAYERS = (
         "text",
         "prompts",
         "requests",
+        "forms",
         "tracing",
         "sessions",
     }
