@@ -20,7 +20,8 @@ FORMS = (PRODUCT, SHIFT)
 CARD_KEY = "guide_form"
 """The key of guide.json that holds the form; where it is absent, a guide is a product, and a tuned policy a shift."""
 
-_LANGUAGE_MODELS = ("arm", "parm", "policy")
+FORMED_KINDS = ("arm", "parm", "policy")
+"""Kinds of guides that are language models, and so have a form."""
 _SLACK = 1e-6
 """Weights that add up to 0 in decimals do so in floats up to rounding."""
 
@@ -33,10 +34,10 @@ def form_of(card: Mapping[str, Any], kind: str, *, asked: str | None = None) -> 
     """
     if asked is not None and asked not in FORMS:
         raise unknown_name("form of a guide", asked, FORMS)
-    if kind not in _LANGUAGE_MODELS:
+    if kind not in FORMED_KINDS:
         raise OptionError(
             f"A guide of kind {kind!r} has no form, since it is no language model; name no form for it. Kinds that "
-            f"have one: {', '.join(_LANGUAGE_MODELS)}."
+            f"have one: {', '.join(FORMED_KINDS)}."
         )
     written = card.get(CARD_KEY, SHIFT if kind == "policy" else PRODUCT)
     if written not in FORMS or (kind == "policy" and written != SHIFT):
