@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import CheckpointError, OptionError, TrimtabError
-from trimtab.forms import FORMS, PRODUCT, SHIFT, check_negative, form_of
+from trimtab.forms import PRODUCT, SHIFT, check_negative, form_of
 
 READ: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
     "no card": ({}, "arm", None, PRODUCT),
@@ -95,7 +94,7 @@ def test_a_negative_weight_that_cancels_the_base_is_refused_with_the_way_out(nam
 
 
 def test_the_most_negative_product_is_named() -> None:
-    with pytest.raises(OptionError, match="^Guide far is a product"):
+    with pytest.raises(OptionError, match="Guide far is a product"):
         check_negative({"near": -0.5, "far": -0.7}, KINDS, temperature=1.0, plausibility=0.0)
 
 
@@ -108,11 +107,15 @@ def test_what_is_refused_has_a_negative_product_and_is_accepted_as_shifts(
     weights: dict[str, float], temperature: float | None, plausibility: float | None
 ) -> None:
     check_negative(weights, dict.fromkeys(KINDS, SHIFT), temperature=temperature, plausibility=plausibility)
-    try:
-        check_negative(weights, KINDS, temperature=temperature, plausibility=plausibility)
-    except OptionError as error:
+    if _refuses(weights, temperature, plausibility):
         products = [weights.get(name, 0.0) for name in ("near", "far")]
         assert min(products) < 0
         assert math.fsum(products) < 0
-        assert json.dumps(str(error))
-    assert FORMS == (PRODUCT, SHIFT)
+
+
+def _refuses(weights: dict[str, float], temperature: float | None, plausibility: float | None) -> bool:
+    try:
+        check_negative(weights, KINDS, temperature=temperature, plausibility=plausibility)
+    except OptionError:
+        return True
+    return False

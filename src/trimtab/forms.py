@@ -1,9 +1,9 @@
 """The form of a guide that is a language model: what its score is, and which weights mean something in it. Pure.
 
 A *product* scores by log π_guide (GenARM, arXiv 2410.08193): base · guide^w. The guide is a whole language model, so
-most of what it says is what its own base says too, and the base counts 1 + w times. A *shift* scores by log π_guide −
-log π_ref, where ref is the model that the guide was trained from: only what training changed is weighed. At weight −1
-a product divides the base by itself, and noise is left; a shift steers the other way.
+most of what it says its base says too, and the base counts 1 + w times. A *shift* scores by log π_guide − log π_ref:
+ref is the model that the guide was trained from, so only what training changed is weighed. At weight −1 a product
+divides the base by itself, and noise is left; a shift steers the other way.
 """
 
 from __future__ import annotations
@@ -101,6 +101,6 @@ def _refusal(negative: Mapping[str, float], least: float, *, masked: bool) -> st
     return (
         f"Guide {name} is a {PRODUCT} (base · guide^weight), and its weight is {weight:g}: a negative one cancels the "
         "base that is inside the guide, so that noise is left. Accepted: weights of at least 0, or negative ones that "
-        f"other products' positive weights make up for (1 + the sum of the products' weights at least {least:g}). "
-        f"{ways}."
+        "other products' positive weights make up for (1 + the sum of the products' weights at least "
+        f"{least:g}). {ways}."
     )

@@ -29,7 +29,7 @@ def parse_form(text: str) -> tuple[str, str]:
 
 
 def add_form_options(group: argparse._ActionsContainer) -> None:
-    """--form and --guide-base, each of them repeatable; `named` reads them."""
+    """--form and --guide-base, each of them repeatable; `read` gives what they say."""
     group.add_argument(
         "--form",
         dest="forms",
@@ -64,6 +64,16 @@ def named(pairs: Sequence[tuple[str, str]], guides: Iterable[str], flag: str) ->
             raise OptionError(f"{flag} names {name!r} twice. Give each guide once.")
         found[name] = value
     return found
+
+
+def read(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """Guide -> form, and guide -> base, as --form and --guide-base say; empty for a command without these flags.
+
+    Raises OptionError for a guide that --guide does not name, or one that is named twice.
+    """
+    guides = [spec.name for spec in args.guides]
+    forms, bases = getattr(args, "forms", ()), getattr(args, "guide_bases", ())
+    return named(forms, guides, "--form"), named(bases, guides, "--guide-base")
 
 
 def _argument(parse: Callable[[str], tuple[str, str]]) -> Callable[[str], tuple[str, str]]:

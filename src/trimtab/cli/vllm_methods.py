@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines
 from trimtab.errors import OptionError
+from trimtab.forms import PRODUCT, SHIFT
 
 if TYPE_CHECKING:
     import torch
@@ -79,9 +80,9 @@ class VLLMMethods:
             guides: Mapping[str, str] = chosen["guides"]
             return Guided(self._with(guides), lambda strength: numbers(strength, list(guides)))
         if name in ("sharpened", "policy"):
-            one = (self.model, None) if name == "sharpened" else (chosen["path"], "policy")
+            path, form = (self.model, PRODUCT) if name == "sharpened" else (chosen["path"], SHIFT)
             return Guided(
-                self._with({GUIDE: one[0]}, kind=one[1]),
+                self._with({GUIDE: path}, form=form),
                 lambda strength: {GUIDE: number(strength, what="give the weight")},
             )
         scorer = load_scorer(chosen["scorer"])
@@ -97,11 +98,15 @@ class VLLMMethods:
             self._engine[1].close()
             self._engine = None
 
-    def _with(self, guides: Mapping[str, str], *, kind: str | None = None) -> VLLMEngine:
-        """An engine with these guides: the one that is held, or a new one in its place."""
-        key = (dict(guides), kind)
+    def _with(self, guides: Mapping[str, str], *, form: str | None = None) -> VLLMEngine:
+        """An engine with these guides: the one that is held, or a new one in its place.
+
+        `form` is theirs whatever their cards say; left out, it is what the cards say.
+        """
+        key = (dict(guides), form)
         if self._engine is None or self._engine[0] != key:
             self.close()
             weights = dict.fromkeys(guides, 0.0)
-            self._engine = key, engines.start_packed(self.model, guides, weights=weights, kind=kind, **self._how)
+            forms = {} if form is None else dict.fromkeys(guides, form)
+            self._engine = key, engines.start_packed(self.model, guides, weights=weights, forms=forms, **self._how)
         return self._engine[1]
