@@ -203,6 +203,8 @@ def _remove(out: Path) -> None:
 def _load_scorers(recipe: Recipe) -> dict[str, Scorer]:
     from trimtab.scorers import load_scorer
 
+    for name in recipe.own_scorers:  # those of methods too: better now than when the method's turn comes
+        load_scorer(name)
     return {reward.name: load_scorer(recipe.scorer_of(reward)) for reward in recipe.rewards}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtab.core import SamplingParams
 from trimtab.policies.policy import Strength
+from trimtab.scorers import is_function_name, module_file
 
 SPLITS = ("validation", "test")
 """Strengths are chosen on the first and reported on the second."""
@@ -20,6 +21,10 @@ SPLITS = ("validation", "test")
 TRAINED_ON, JUDGED_BY = "trained_on", "judged_by"
 ROLES = (TRAINED_ON, JUDGED_BY)
 """What a reward is to the methods: what they were made to raise, or a judge that none of them has seen."""
+
+
+SCORER = "scorer"
+"""The option of a method that is a scorer, as a reward's is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +122,21 @@ class Recipe:
 
     def options_of(self, spec: MethodSpec) -> dict[str, Any]:
         """A method's options with the paths that lead somewhere from the recipe's directory made whole."""
-        return {name: resolved(value, self.directory) for name, value in spec.options.items()}
+        return {
+            name: resolved_scorer(value, self.directory) if name == SCORER else resolved(value, self.directory)
+            for name, value in spec.options.items()
+        }
 
     def scorer_of(self, reward: Reward) -> str:
         """What `load_scorer` is given: a name, or a path made whole."""
-        return str(resolved(reward.scorer, self.directory))
+        return str(resolved_scorer(reward.scorer, self.directory))
+
+    @property
+    def own_scorers(self) -> list[str]:
+        """The functions of one's own that score here, of rewards and of methods, as `load_scorer` is given them."""
+        named = [self.scorer_of(reward) for reward in self.rewards]
+        named += [str(options[SCORER]) for spec in self.methods if SCORER in (options := self.options_of(spec))]
+        return [name for name in dict.fromkeys(named) if is_function_name(name)]
 
 
 def resolved(value: Any, directory: Path) -> Any:
@@ -141,6 +156,19 @@ def resolved(value: Any, directory: Path) -> Any:
     if whole.exists():
         return str(whole.resolve())
     return f"{beside.resolve()}:{tail}" if colon and path and beside.exists() else value
+
+
+def resolved_scorer(value: Any, directory: Path) -> Any:
+    """A scorer with its path made whole, as `resolved` does; `module:function` too, where `directory` has the module.
+
+    It becomes `FILE.py:function`. A module that is not there is left to `load_scorer`, which knows where else to look.
+    """
+    if isinstance(value, str) and is_function_name(value):
+        target, _, function = value.rpartition(":")
+        beside = directory / Path(target).expanduser()
+        file = beside if target.endswith(".py") and beside.is_file() else module_file(target, directory)
+        return value if file is None else f"{file.resolve()}:{function}"
+    return resolved(value, directory)
 
 
 def missing_paths(value: Any, directory: Path) -> list[str]:
