@@ -231,6 +231,8 @@ def _print(judgement: Judgement) -> None:
     for rate in judgement.methods:
         for note in rate.notes:
             print(f"{rate.contender}: {note}.")
+    if judgement.caution:
+        print(f"{judgement.caution}.")
     cost = judgement.cost
     if cost.num_calls:
         print(
