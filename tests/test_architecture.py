@@ -35,11 +35,12 @@ LAYERS = (
         "text",
         "prompts",
         "requests",
+        "forms",
         "tracing",
         "sessions",
     }
     | {"statistics"},
-    {"decoding", "directories", "generation", "lanes", "loading", "policies", "scorers", "processor"},
+    {"decoding", "directories", "generation", "guide_bases", "lanes", "loading", "policies", "scorers", "processor"},
     {"training", "evaluation", "serving", "engines"},
     {"cli"},
 )

@@ -84,7 +84,7 @@ def test_a_request_gives_the_same_tokens_alone_in_company_and_joining_late() -> 
     params = [
         SamplingParams(seed=index, weights={"g": weight}, temperature=heat, top_p=top_p, max_new_tokens=9)
         for index, (weight, heat, top_p) in enumerate(
-            [(1, 1, 1), (0, 1, 0.8), (-0.5, 0.7, 1), (2, 0, 1), (0.3, 1.5, 0.9)]
+            [(1, 1, 1), (0, 1, 0.8), (-0.3, 0.7, 1), (2, 0, 1), (0.3, 1.5, 0.9)]
         )
     ]
     requests = list(zip(PROMPTS, params, strict=True))

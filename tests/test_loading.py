@@ -80,7 +80,7 @@ def test_a_guide_with_its_card_a_plain_adapter_and_a_plain_model_all_steer(
 def test_an_adapter_may_run_on_a_model_of_its_own(base: HFModel, lora: Path, tmp_path: Path) -> None:
     """A small guide beside another base of the same vocabulary: weak to strong."""
     large = load_model(write_model(tmp_path / "large", hidden_size=48, seed=7), device="cpu")
-    with pytest.raises(BaseMismatchError, match="hidden_size 32"):
+    with pytest.raises(BaseMismatchError, match="has hidden_size 48 and not 32"):
         Decoder(large, {"g": load_guide(lora)})
     answer = next(Decoder(large, {"g": load_guide(lora, model=base)}).generate("w3", seed=0, max_new_tokens=3))
     assert answer.token_ids
@@ -107,7 +107,9 @@ def test_vocabularies_are_compared_by_content(base: HFModel, lora: Path, tmp_pat
 def test_padding_of_the_logits_is_no_difference(base: HFModel, tmp_path: Path) -> None:
     wide = load_model(write_model(tmp_path / "wide", vocab_size=64, seed=2), device="cpu")
     for model, guide in ((base, wide), (wide, base)):
-        answers = Decoder(model, {"g": ARM(guide)}).generate(["w3"] * 8, weights={"g": -1.0}, seed=0, max_new_tokens=8)
+        answers = Decoder(model, {"g": ARM(guide)}).generate(
+            ["w3"] * 8, weights={"g": -1.0}, plausibility=1e-30, seed=0, max_new_tokens=8
+        )
         for answer in answers:
             assert max(answer.token_ids) < 61
 
@@ -186,9 +188,13 @@ def test_a_weight_that_is_no_number(lora: Path) -> None:
         load_guide(lora, weight=float("nan"))
 
 
-def test_a_whole_model_takes_no_other_model(base: HFModel, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="leave `model` out"):
-        load_guide(write_model(tmp_path / "whole"), model=base)
+def test_a_whole_model_takes_another_only_to_be_measured_from(base: HFModel, tmp_path: Path) -> None:
+    whole = write_model(tmp_path / "whole")
+    with pytest.raises(OptionError, match="leave the guide's base out"):
+        load_guide(whole, model=base)
+    guide = load_guide(whole, model=base, form="shift")
+    assert isinstance(guide, ARM)
+    assert guide.reference is base
 
 
 def test_remote_code_is_off_unless_asked_for(tmp_path: Path, base: HFModel) -> None:

@@ -38,7 +38,7 @@ def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
 
 
 def test_greedy_on_a_left_padded_batch_gives_the_decoders_tokens(model: HFModel, guides: dict[str, Any]) -> None:
-    weights = [{"lora": 1.0, "small": 0.5}, {"lora": -0.5, "small": 0.0}, {"lora": 0.0, "small": 2.0}]
+    weights = [{"lora": 1.0, "small": 0.5}, {"lora": -0.5, "small": 0.6}, {"lora": 0.0, "small": 2.0}]
     inputs = padded(PROMPTS)
     processor = GuidanceProcessor(model, guides, weights=weights, attention_mask=inputs["attention_mask"])
     output = model.module.generate(**inputs, logits_processor=[processor], do_sample=False, max_new_tokens=8)

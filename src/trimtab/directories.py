@@ -97,6 +97,11 @@ def kind_of(directory: Path) -> str:
         return "arm"
 
 
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter of another model, in peft's format."""
+    return (directory / "adapter_config.json").exists()
+
+
 def guide_directory(name: str | Path, revision: str | None) -> Path:
     text = str(name)
     if text.startswith("builtin:"):

@@ -13,6 +13,7 @@ from typing import Protocol
 from trimtab.answers import Answer, Step
 from trimtab.core import LanguageModel, Prompt, SamplingParams, Selection
 from trimtab.errors import OptionError, unknown_name
+from trimtab.forms import check_negative, forms_of
 from trimtab.prompts import as_prompts
 
 
@@ -34,6 +35,8 @@ class GenerationEngine(ABC):
     model: LanguageModel
     guides: Mapping[str, KnownGuide]
     max_rows: int
+    has_plausibility = True
+    """Whether a request may bring a plausibility mask."""
 
     @property
     @abstractmethod
@@ -113,8 +116,14 @@ class GenerationEngine(ABC):
         """End what the engine runs elsewhere; it is of no more use."""
 
     def weights_of(self, params: SamplingParams) -> dict[str, float]:
-        """The weight of every guide in a request. Raises OptionError for an unknown name."""
+        """The weight of every guide in a request.
+
+        Raises OptionError for an unknown name, and for a negative weight that means nothing (`forms.check_negative`).
+        """
         for name in params.weights:
             if name not in self.guides:
                 raise unknown_name("guide", name, self.guides)
-        return {name: float(params.weights.get(name, guide.weight)) for name, guide in self.guides.items()}
+        weights = {name: float(params.weights.get(name, guide.weight)) for name, guide in self.guides.items()}
+        mask = params.plausibility if self.has_plausibility else None
+        check_negative(weights, forms_of(self.guides), temperature=params.temperature, plausibility=mask)
+        return weights

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trimtab.core import Candidates, Guide, GuideSession, LanguageModel, TokenIds
 from trimtab.errors import OptionError, unknown_name
+from trimtab.forms import check_negative, forms_of
 from trimtab.rules import Tilt, mix
 
 
@@ -76,7 +77,9 @@ class GuidanceProcessor:
                 raise unknown_name("guide", name, self._guides)
             if not math.isfinite(weight):
                 raise OptionError(f"The weight of guide {name} is {weight}; give a finite number.")
-        return {name: float(given.get(name, guide.weight)) for name, guide in self._guides.items()}
+        weights = {name: float(given.get(name, guide.weight)) for name, guide in self._guides.items()}
+        check_negative(weights, forms_of(self._guides), temperature=None, plausibility=None)
+        return weights
 
     def _column(self, name: str, num_rows: int, base: Tensor) -> Tensor:
         """[N] weights of a guide: one a prompt, repeated for its beams."""

@@ -1,4 +1,4 @@
-"""A session that is another session, read in its own way."""
+"""Sessions made of other sessions: one that is read in another way, or several whose rows go together."""
 
 from __future__ import annotations
 
@@ -33,3 +33,30 @@ class SessionView(Generic[S]):
 
     def keep(self, rows: Tensor) -> None:
         self._session.keep(rows)
+
+
+class SessionGroup:
+    """Several sessions that hold the same sequences, row by row; a subclass says what is read off them."""
+
+    def __init__(self, sessions: Sequence[Session]) -> None:
+        self._sessions = tuple(sessions)
+
+    @property
+    def num_rows(self) -> int:
+        return self._sessions[0].num_rows
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        for session in self._sessions:
+            session.admit(prompts)
+
+    def known(self, prompt: TokenIds) -> int:
+        """How many of a prompt's first tokens none of them has to feed."""
+        return min(num_known(session, prompt) for session in self._sessions)
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        for session in self._sessions:
+            session.advance(rows, token_ids)
+
+    def keep(self, rows: Tensor) -> None:
+        for session in self._sessions:
+            session.keep(rows)

@@ -37,7 +37,7 @@ def test_pack_writes_a_directory_and_says_how_to_serve_it(run: Run, tiny: Tiny, 
     ]
     assert json.loads((out / "config.json").read_text())["trimtab"]["guides"] == written["guides"]
     assert f"vllm serve {out}" in outcome.err
-    assert "kind (arm, shared, weight 0.5)" in outcome.err
+    assert "kind (product, shared, weight 0.5)" in outcome.err
 
 
 def test_pack_says_nothing_on_standard_output_unless_asked(run: Run, tiny: Tiny, tmp_path: Path) -> None:

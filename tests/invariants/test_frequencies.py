@@ -50,7 +50,7 @@ CASES = {
     "cold": Case({"expert": 1.0, "other": 0.0}, temperature=0.6),
     "top-k": Case({"expert": 1.0, "other": 0.0}, temperature=1.3, top_k=2),
     "top-p": Case({"expert": 1.0, "other": 0.0}, temperature=1.3, top_p=0.8),
-    "min-p": Case({"expert": -0.7, "other": 0.0}, temperature=0.9, min_p=0.3),
+    "min-p": Case({"expert": -0.7, "other": 0.7}, temperature=0.9, min_p=0.3),
     "all of them": Case({"expert": 1.0, "other": 0.0}, 1.5, top_k=3, top_p=0.9, min_p=0.1, repetition_penalty=1.4),
 }
 

@@ -16,6 +16,7 @@ from trimtab import decoding, requests
 from trimtab.answers import Answer
 from trimtab.core import Candidates, Guide, LanguageModel, ModelSession, SamplingParams
 from trimtab.decoding import Decoder
+from trimtab.forms import SHIFT
 from trimtab.guides.arm import ARM, AdapterARM, ARMSession
 from trimtab.models.tabular import TabularModel
 from trimtab.models.trunk import Row, Trunk
@@ -26,17 +27,20 @@ COMPANY = "a seeded request gives the same tokens alone and in any company"
 
 def tabular_world() -> tuple[LanguageModel, dict[str, Guide]]:
     base = TabularModel.random(61, seed=0)
-    return base, {"one": ARM(TabularModel.random(61, seed=1)), "two": ARM(base, prompt=[3, 1])}
+    return base, {"one": ARM(TabularModel.random(61, seed=1)), "two": ARM(base, prompt=[3, 1], form=SHIFT)}
 
 
 def llama_world() -> tuple[LanguageModel, dict[str, Guide]]:
     """One guide rides in the base's forward pass, the other is the base itself under another prompt."""
     base = tiny_model("llama")
-    return base, {"one": AdapterARM(random_lora(base, seed=5)), "two": ARM(base, prompt=[3, 1])}
+    return base, {"one": AdapterARM(random_lora(base, seed=5)), "two": ARM(base, prompt=[3, 1], form=SHIFT)}
 
 
 def mistral_world() -> tuple[LanguageModel, dict[str, Guide]]:
-    return tiny_model("mistral"), {"one": ARM(tiny_model("gemma2")), "two": ARM(tiny_model("mistral"), prompt=[3, 1])}
+    """Both guides are models of their own; the second is measured from a third."""
+    tuned, reference = tiny_model("mistral"), tiny_model("gemma2")
+    two = ARM(tuned, prompt=[3, 1], form=SHIFT, reference=reference)
+    return tiny_model("mistral"), {"one": ARM(tiny_model("gemma2")), "two": two}
 
 
 WORLDS = {"tabular": tabular_world, "llama": llama_world, "mistral": mistral_world}
@@ -45,7 +49,7 @@ WORLDS = {"tabular": tabular_world, "llama": llama_world, "mistral": mistral_wor
 def random_params(dice: random.Random) -> SamplingParams:
     """Anything a request may ask for."""
     return SamplingParams(
-        weights={name: dice.choice([0.0, 0.0, 1.0, -0.5, 2.0]) for name in ("one", "two")},
+        weights={"one": dice.choice([0.0, 0.0, 1.0, 0.5, 2.0]), "two": dice.choice([0.0, 0.0, 1.0, -0.5, 2.0])},
         max_new_tokens=dice.randint(1, 10),
         temperature=dice.choice([0.0, 0.7, 1.0, 1.5]),
         top_k=dice.choice([0, 0, 5]),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.laws.tiny_models import FAMILIES, PROMPTS, tiny_model
 from trimtab.core import Guide
+from trimtab.forms import SHIFT
 from trimtab.guides.arm import ARM, AdapterARM
 from trimtab.models.hf import HFModel
 from trimtab.models.lora import LoRA
@@ -20,6 +21,16 @@ TABULAR: dict[str, Guide] = {
     "the base itself": ARM(BASE),
     "a prompt of its own": ARM(TabularModel.random(6, seed=2), prompt=[3, 1, 4]),
     "a prompt from the prompt": ARM(BASE, weight=-0.5, prompt=lambda prompt: [5, *prompt][:2]),
+    "a shift from the base": ARM(TabularModel.random(6, seed=4), form=SHIFT),
+    "a shift from another model": ARM(
+        TabularModel.random(6, seed=4), form=SHIFT, reference=TabularModel.random(6, seed=5)
+    ),
+    "a shift under a prompt of its own": ARM(BASE, weight=-0.5, prompt=[3, 1, 4], form=SHIFT, reference=BASE),
+    "a shift from a model that vetoes": ARM(
+        TabularModel.random(6, seed=4),
+        form=SHIFT,
+        reference=TabularModel.of_table(torch.zeros(6, 6).masked_fill(torch.eye(6) == 1, -torch.inf)),
+    ),
     "vetoes": ARM(TabularModel.of_table(torch.zeros(6, 6).masked_fill(torch.eye(6) == 1, -torch.inf))),
     "a short memory": ARM(TabularModel.random(6, seed=3, max_length=12)),
 }

@@ -8,9 +8,10 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli import options
+from trimtab.cli import guide_options, options
 from trimtab.engines.vllm.manifest import KEY, Manifest
 from trimtab.errors import OptionError
 
@@ -81,14 +82,21 @@ def load_vllm(
     vllm_options = {**(more or {}), **dict(args.vllm_options)}
     how = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, "options": vllm_options}
     if packed(args.model) is not None:
-        if args.guides:
-            raise OptionError(f"{args.model} is packed with its guides; leave --guide out, or name the base itself.")
+        for name in ("guide", "form", "guide_base"):
+            if getattr(args, f"{name}s", None):
+                flag = name.replace("_", "-")
+                raise OptionError(
+                    f"{args.model} is packed with its guides; leave --{flag} out, or name the base itself."
+                )
         options.say(f"starting vLLM on {args.model}")
         return start(args.model, max_rows=max_rows, **how)
     weights = {spec.name: default_weight if spec.weight is None else spec.weight for spec in args.guides}
     options.say(f"starting vLLM on {args.model}, guides: {', '.join(weights) or 'none'}")
     paths = {spec.name: spec.path for spec in args.guides}
-    return start_packed(args.model, paths, weights=weights, max_rows=max_rows, revision=args.revision, **how)
+    forms, bases = guide_options.read(args)
+    return start_packed(
+        args.model, paths, weights=weights, forms=forms, bases=bases, max_rows=max_rows, revision=args.revision, **how
+    )
 
 
 def packed(model: str) -> Manifest | None:
@@ -115,24 +123,37 @@ def start_packed(
     dtype: str,
     trust_remote_code: bool,
     options: Mapping[str, Any],
+    forms: Mapping[str, str] = MappingProxyType({}),
+    bases: Mapping[str, str] = MappingProxyType({}),
     revision: str | None = None,
-    kind: str | None = None,
 ) -> VLLMEngine:
     """vLLM on a base with guides, packed into a directory that is gone once everything is loaded.
 
-    `kind` overrules what the guides' directories say of themselves.
+    `forms` and `bases` are guides' own where their cards do not say so (`packing.pack`).
     """
-    from dataclasses import replace
-
-    from trimtab.engines.vllm.packing import pack, write
+    from trimtab.engines.vllm.packing import pack
 
     with tempfile.TemporaryDirectory(prefix="trimtab-") as directory:
         out = Path(directory) / "served"
-        manifest = pack(model, guides, out, weights=weights, revision=revision, trust_remote_code=trust_remote_code)
-        if kind is not None:
-            changed = tuple(replace(guide, kind=kind) for guide in manifest.guides)
-            write(replace(manifest, guides=changed), out, overwrite=True)
+        manifest = pack(
+            model,
+            guides,
+            out,
+            weights=weights,
+            forms=forms,
+            bases=bases,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        say_bases(manifest, model)
         return start(str(out), max_rows=max_rows, dtype=dtype, trust_remote_code=trust_remote_code, options=options)
+
+
+def say_bases(manifest: Manifest, model: str) -> None:
+    """One line on standard error for each guide that runs beside the base, on the model that it was trained on."""
+    for guide in manifest.guides:
+        if guide.base is not None:
+            options.say(f"guide {guide.name} was trained on {guide.base}, which runs beside {model}")
 
 
 def start(served: str, *, max_rows: int, dtype: str, trust_remote_code: bool, options: Mapping[str, Any]) -> VLLMEngine:

@@ -9,7 +9,7 @@ import argparse
 import json
 from typing import Any
 
-from trimtab.cli import options
+from trimtab.cli import engines, guide_options, options
 from trimtab.engines.vllm.manifest import LORA_WAYS
 from trimtab.errors import OptionError
 
@@ -25,13 +25,14 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     options.add_guide_option(
         pack, "and its strength in requests that do not name it (0; an agent's threshold: its own)"
     )
+    guide_options.add_form_options(pack)
     pack.add_argument("--out", required=True, metavar="DIR", help="the directory to write")
     pack.add_argument(
         "--lora",
         choices=LORA_WAYS,
         default="shared",
-        help="how guides that are LoRA adapters of the base run: on rows of its own pass, or merged into a second copy "
-        "of its weights (%(default)s)",
+        help="how guides that are LoRA adapters run: on rows of their base's pass, or merged into a second copy of its "
+        "weights (%(default)s)",
     )
     pack.add_argument(
         "--base-prompts",
@@ -51,11 +52,14 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError("There is no guide to pack. Give at least one: --guide NAME=PATH.")
     from trimtab.engines.vllm.packing import pack
 
+    forms, bases = guide_options.read(args)
     manifest = pack(
         args.model,
         {spec.name: spec.path for spec in args.guides},
         args.out,
         weights={spec.name: spec.weight for spec in args.guides if spec.weight is not None},
+        forms=forms,
+        bases=bases,
         lora=args.lora,
         base_prompts=args.base_prompts,
         overwrite=args.overwrite,
@@ -64,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.json:
         print(json.dumps({"out": args.out, **manifest.as_config()}, ensure_ascii=False))
+    engines.say_bases(manifest, args.model)
     listed = ", ".join(
-        f"{guide.name} ({guide.kind}, {guide.way}, weight {guide.weight:g})" for guide in manifest.guides
+        f"{guide.name} ({guide.form or guide.kind}, {guide.way}, weight {guide.weight:g})" for guide in manifest.guides
     )
     options.say(f"{args.out}: {args.model} with {listed}. Serve it: vllm serve {args.out}")
     return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines
 from trimtab.errors import OptionError
+from trimtab.forms import PRODUCT, SHIFT
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ class VLLMMethods:
     def build(self, name: str, given: Mapping[str, Any]) -> Policy:
         """A method of `METHODS`; `given` has passed `check_method`."""
         from trimtab.policies.best_of_n import BestOfN
-        from trimtab.policies.build import GUIDE
+        from trimtab.policies.build import GUIDE, guide_base_of, is_policy
         from trimtab.policies.methods import METHODS as KNOWN
         from trimtab.policies.policy import Guided, number, numbers
         from trimtab.policies.segments import SegmentRejection
@@ -77,11 +78,14 @@ class VLLMMethods:
             return Guided(self._with({}), lambda strength: {})
         if name == "genarm":
             guides: Mapping[str, str] = chosen["guides"]
-            return Guided(self._with(guides), lambda strength: numbers(strength, list(guides)))
+            forms = {guide: SHIFT if is_policy(path) else PRODUCT for guide, path in guides.items()}
+            bases = {guide: base for guide in guides if (base := guide_base_of(chosen, guide)) is not None}
+            return Guided(self._with(guides, forms, bases), lambda strength: numbers(strength, list(guides)))
         if name in ("sharpened", "policy"):
-            one = (self.model, None) if name == "sharpened" else (chosen["path"], "policy")
+            path, form = (self.model, PRODUCT) if name == "sharpened" else (chosen["path"], SHIFT)
+            own = chosen.get("guide_base")
             return Guided(
-                self._with({GUIDE: one[0]}, kind=one[1]),
+                self._with({GUIDE: path}, {GUIDE: form}, {} if own is None else {GUIDE: own}),
                 lambda strength: {GUIDE: number(strength, what="give the weight")},
             )
         scorer = load_scorer(chosen["scorer"])
@@ -97,11 +101,14 @@ class VLLMMethods:
             self._engine[1].close()
             self._engine = None
 
-    def _with(self, guides: Mapping[str, str], *, kind: str | None = None) -> VLLMEngine:
-        """An engine with these guides: the one that is held, or a new one in its place."""
-        key = (dict(guides), kind)
+    def _with(
+        self, guides: Mapping[str, str], forms: Mapping[str, str] | None = None, bases: Mapping[str, str] | None = None
+    ) -> VLLMEngine:
+        """An engine with these guides, their forms and their own bases: the one that is held, or a new one for it."""
+        key = (dict(guides), dict(forms or {}), dict(bases or {}))
         if self._engine is None or self._engine[0] != key:
             self.close()
             weights = dict.fromkeys(guides, 0.0)
-            self._engine = key, engines.start_packed(self.model, guides, weights=weights, kind=kind, **self._how)
+            engine = engines.start_packed(self.model, guides, weights=weights, forms=key[1], bases=key[2], **self._how)
+            self._engine = key, engine
         return self._engine[1]

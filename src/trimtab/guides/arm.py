@@ -1,15 +1,21 @@
-"""An autoregressive reward model: a language model whose log-probabilities are the scores.
+"""A language model as a guide: its log-probabilities are the scores, whole or less those of what it was trained from.
 
-GenARM (Xu et al., ICLR 2025, arXiv 2410.08193), with w = 1/β:
-π(y_t | x, y_<t) ∝ π_base(y_t | x, y_<t) · π_r(y_t | x, y_<t)^w. Several guides multiply.
+As a *product*, an autoregressive reward model steers as in GenARM (Xu et al., ICLR 2025, arXiv 2410.08193), with w =
+1/β: π(y_t | x, y_<t) ∝ π_base(y_t | x, y_<t) · π_r(y_t | x, y_<t)^w. Several guides multiply.
 
-The same object with other weights is proxy tuning (expert +w, anti-expert −w; arXiv 2401.08565), contrastive decoding
-(the amateur at a negative weight with a plausibility mask; arXiv 2210.15097), decoding-time realignment (aligned model
-+λ, reference −λ; arXiv 2402.02992) and classifier-free guidance (the base itself, reading another prompt;
-arXiv 2306.17806). `examples/` shows each.
+As a *shift*, only what training changed is weighed: π ∝ π_base · (π_r / π_ref)^w, where π_ref is the model that π_r
+was trained from. Where that is the steered base itself, the mix is π_base^(1−w) · π_r^w: the base at 0, the tuned
+model at 1, decoding-time realignment between and beyond (DeRa, Liu et al., arXiv 2402.02992, equation 10), and its KL
+to the base is exact in the trace. Where it is a smaller model, it is proxy tuning (Liu et al., arXiv 2401.08565). A
+negative weight steers the other way; on a product it would cancel the base that is inside the guide (`forms`).
 
-Where it differs from the paper's released code: weights are never renormalised, so a weight does not change the
-temperature; the mix is float32; and the vocabulary is compared by content.
+The same object with other weights is contrastive decoding (the amateur at a negative weight with a plausibility mask;
+arXiv 2210.15097) and classifier-free guidance (the base itself, reading another prompt; arXiv 2306.17806). `examples/`
+shows each.
+
+Where it differs from the papers' released code: weights are never renormalised, so a weight does not change the
+temperature; the mix is float32; the vocabulary is compared by content; a guide that is an adapter of the base is a
+row of the base's own forward pass, and so is its reference.
 """
 
 from __future__ import annotations
@@ -24,9 +30,11 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, TokenIds
-from trimtab.errors import BaseMismatchError
+from trimtab.errors import BaseMismatchError, OptionError, unknown_name
+from trimtab.forms import FORMS, PRODUCT, SHIFT
 from trimtab.prompts import check_same_vocabulary, encode_prompt, guide_prompt_ids
-from trimtab.sessions import SessionView
+from trimtab.rules import NEVER
+from trimtab.sessions import SessionGroup, SessionView
 
 
 @dataclass(frozen=True)
@@ -36,22 +44,39 @@ class ARM:
     `prompt` is what the guide reads instead of the request's prompt: a prompt (the same for every request), or a
     function from the request's prompt to the guide's. Left out, the guide reads the request's own prompt; chat
     messages go through the guide's own template where it has one.
+
+    `form` says what of it is weighed: `product`, its log-probabilities; `shift`, these less those of `reference`, the
+    model that it was trained from, which reads what the guide reads. Without a reference, the steered base is it.
+    Raises OptionError for an unknown form, and for a reference of a product.
     """
 
     model: LanguageModel
     weight: float = 1.0
     prompt: Prompt | Callable[[Prompt], Prompt] | None = None
+    form: str = PRODUCT
+    reference: LanguageModel | None = None
 
     needs_hidden = False
     needs_context = False
     selection = None
 
+    def __post_init__(self) -> None:
+        check_form(self.form)
+        if self.reference is not None and self.form != SHIFT:
+            raise OptionError(f"A guide of the form {self.form} has no reference; give the form {SHIFT} with one.")
+
     @property
     def max_length(self) -> int | None:
-        return self.model.max_length
+        limits = [model.max_length for model in (self.model, self.reference) if model is not None]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def bind(self, base: LanguageModel) -> ARM:
         check_same_vocabulary(base, self.model)
+        if self.reference is None:
+            return self
+        if self.reference is base and self.prompt is None:  # the base's own row says what the reference would
+            return dataclasses.replace(self, reference=None)
+        check_same_vocabulary(base, self.reference)
         return self
 
     def prompt_ids(self, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
@@ -61,7 +86,12 @@ class ARM:
         return guide_prompt_ids(self.model, prompt, base_ids)
 
     def open(self, beside: ModelSession | None = None) -> GuideSession:
-        return ARMSession(self.model.open(beside))
+        session = self.model.open(beside)
+        if self.form == PRODUCT:
+            return ARMSession(session)
+        if self.reference is None:
+            return ShiftSession(session)
+        return ReferencedSession(session, self.reference.open(session if beside is None else beside))
 
 
 class ARMSession(SessionView[ModelSession]):
@@ -69,12 +99,33 @@ class ARMSession(SessionView[ModelSession]):
 
     def score(self, candidates: Candidates) -> Tensor:
         """[B, K] log π_r; −inf for ids beyond the guide's own logits (padding of the base's)."""
-        table = self._session.logprobs()
-        if candidates.complete:
-            return fit_width(table, candidates.logprobs.shape[1]).to(candidates.logprobs.device)
-        ids = candidates.token_ids.to(table.device)
-        scores = table.gather(1, ids.clamp(max=table.shape[1] - 1))
-        return scores.masked_fill(ids >= table.shape[1], -torch.inf).to(candidates.logprobs.device)
+        return scores_at(self._session.logprobs(), candidates)
+
+
+class ShiftSession(SessionView[ModelSession]):
+    """The growing sequences of a shift from the steered base."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """[B, K] log π_r − log π_base; 0 where the base forbids, which it does at any score."""
+        scores = scores_at(self._session.logprobs(), candidates)
+        forbidden = torch.isneginf(candidates.logprobs)
+        return (scores - candidates.logprobs.to(scores)).masked_fill(forbidden, 0.0)
+
+
+class ReferencedSession(SessionGroup):
+    """The growing sequences of a shift from another model than the steered base."""
+
+    def __init__(self, session: ModelSession, reference: ModelSession) -> None:
+        super().__init__([session, reference])
+        self._session = session
+        self._reference = reference
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """[B, K] log π_r − log π_ref; −inf where either has no logit or forbids."""
+        scores = scores_at(self._session.logprobs(), candidates)
+        reference = scores_at(self._reference.logprobs(), candidates)
+        unknown = torch.isneginf(scores) | torch.isneginf(reference)
+        return (scores - reference).masked_fill(unknown, NEVER)
 
 
 class Adapter(Protocol):
@@ -93,14 +144,26 @@ class AdapterARM:
     adapter: Adapter
     weight: float = 1.0
     prompt: Prompt | Callable[[Prompt], Prompt] | None = None
+    form: str = PRODUCT
 
     needs_hidden = False
     needs_context = False
     selection = None
     max_length = None
 
+    def __post_init__(self) -> None:
+        check_form(self.form)
+
     def bind(self, base: LanguageModel) -> ARM:
-        return ARM(self.adapter.on(base), weight=self.weight, prompt=self.prompt)
+        return ARM(self.adapter.on(base), weight=self.weight, prompt=self.prompt, form=self.form)
+
+    def on(self, base: LanguageModel) -> ARM:
+        """The guide on its own base, to steer another model of the same vocabulary beside it.
+
+        A shift is measured from `base`. Raises BaseMismatchError where the adapter is not of `base`.
+        """
+        arm = self.bind(base)
+        return dataclasses.replace(arm, reference=base) if self.form == SHIFT else arm
 
     def prompt_ids(self, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
         return base_ids
@@ -115,6 +178,21 @@ class AdapterARM:
     def at(self, weight: float) -> AdapterARM:
         """The same guide at another default strength."""
         return dataclasses.replace(self, weight=weight)
+
+
+def check_form(form: str) -> None:
+    """Raise OptionError for an unknown form."""
+    if form not in FORMS:
+        raise unknown_name("form of a guide", form, FORMS)
+
+
+def scores_at(table: Tensor, candidates: Candidates) -> Tensor:
+    """A [B, V'] table at the candidates: [B, K], −inf for ids beyond the table, on the candidates' device."""
+    if candidates.complete:
+        return fit_width(table, candidates.logprobs.shape[1]).to(candidates.logprobs.device)
+    ids = candidates.token_ids.to(table.device)
+    scores = table.gather(1, ids.clamp(max=table.shape[1] - 1))
+    return scores.masked_fill(ids >= table.shape[1], NEVER).to(candidates.logprobs.device)
 
 
 def fit_width(table: Tensor, width: int) -> Tensor:

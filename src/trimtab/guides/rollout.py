@@ -31,6 +31,7 @@ from trimtab.guides.trajectory import (
     opened,
 )
 from trimtab.prompts import check_same_vocabulary
+from trimtab.sessions import SessionGroup
 
 DIRECT_TOKENS = 20
 INDIRECT_TOKENS = 5
@@ -99,30 +100,14 @@ class RolloutGuide:
         )
 
 
-class RolloutSession:
-    """The growing sequences of a rollout guide: those of its policy and of its reward models, row by row the same."""
+class RolloutSession(SessionGroup):
+    """The growing sequences of a rollout guide: those of its policy and of its reward models."""
 
     def __init__(self, rollouts: Rollouts, rewards: RewardSession, policy_rewards: RewardSession | None) -> None:
+        super().__init__([rollouts.session, rewards, *([] if policy_rewards is None else [policy_rewards])])
         self._rollouts = rollouts
         self._rewards = rewards
         self._policy_rewards = policy_rewards
-        self._sessions = [rollouts.session, rewards, *([] if policy_rewards is None else [policy_rewards])]
-
-    @property
-    def num_rows(self) -> int:
-        return self._rewards.num_rows
-
-    def admit(self, prompts: Sequence[TokenIds]) -> None:
-        for session in self._sessions:
-            session.admit(prompts)
-
-    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
-        for session in self._sessions:
-            session.advance(rows, token_ids)
-
-    def keep(self, rows: Tensor) -> None:
-        for session in self._sessions:
-            session.keep(rows)
 
     def score(self, candidates: Candidates) -> Tensor:
         """[B, K]: r₂ of each completed candidate, times exp((r₂ − r₁)/2) where the form is indirect."""

@@ -40,13 +40,13 @@ class Backbone:
     def open_rows(
         self, beside: ModelSession | None, adapter: RowAdapter | None, *, tables: bool = True
     ) -> TrunkSession:
-        """A session whose rows run with `adapter`; shares forward passes with `beside` if that is one of ours.
+        """A session whose rows run with `adapter`; shares forward passes with `beside` if that is one of these weights,
+        and with what else was opened beside it on these weights.
 
         Without `tables`, nobody will ask its rows for log-probabilities, so that a shared pass need not make them.
         """
-        if isinstance(beside, TrunkSession) and beside.trunk.network is self:
-            return TrunkSession(beside.trunk, adapter, tables=tables)
-        return TrunkSession(Trunk(self), adapter, tables=tables)
+        trunk = beside.trunk.of(self) if isinstance(beside, TrunkSession) else Trunk(self)
+        return TrunkSession(trunk, adapter, tables=tables)
 
     @torch.inference_mode()
     def forward(

@@ -82,7 +82,7 @@ class LoRA:
         if not isinstance(base, AdaptableModel):
             raise BaseMismatchError(
                 f"A LoRA adapter changes the weights of a transformers model; this base is a {type(base).__name__}. "
-                "Give the model it was trained on: load_guide(path, model=load_model(...))."
+                "Give the model that it was trained on as the guide's own base."
             )
         self.check(base)
         return AdaptedModel(base, self)
@@ -90,22 +90,22 @@ class LoRA:
     def check(self, base: AdaptableModel) -> None:
         """Raise BaseMismatchError or VocabularyMismatchError for a model that this adapter was not trained on."""
         own, theirs = self.base, base.describe()
-        where = f"Load it on its own base: load_guide(path, model=load_model({own.get('name', 'BASE')!r}))."
-        for key in ("architecture", "num_layers", "hidden_size"):
-            if key in own and own[key] != theirs[key]:
-                raise BaseMismatchError(
-                    f"This adapter was trained on {own.get('name')} ({key} {own[key]}); the base here, "
-                    f"{theirs['name']}, has {key} {theirs[key]}. {where}"
-                )
+        where = "An adapter runs on the model that it was trained on: give that one as the guide's own base."
+        different = difference(own, theirs)
+        if different is not None and different != OTHER_WEIGHTS:
+            raise BaseMismatchError(
+                f"This adapter was trained on {own.get('name')}; the base here, {theirs['name']}, has {different}. "
+                f"{where}"
+            )
         fingerprint = self.vocabulary.get("fingerprint")
         if fingerprint and base.tokenizer is not None and base.tokenizer.fingerprint != fingerprint:
             raise VocabularyMismatchError(
                 f"This adapter was trained with another vocabulary ({self.vocabulary.get('size')} tokens) than the "
                 f"base's ({len(base.tokenizer.tokens)} tokens); they differ in content. {where}"
             )
-        if not _same_norms(own.get("norms", []), theirs["norms"]):
+        if different is not None:
             raise BaseMismatchError(
-                f"This adapter was trained on {own.get('name')}; the base here has the same shape but other weights. "
+                f"This adapter was trained on {own.get('name')}; the base here, {theirs['name']}, has {different}. "
                 f"{where}"
             )
         self._check_shapes(base, where)
@@ -123,6 +123,20 @@ class LoRA:
                     f"This adapter expects {name} to map {down.shape[1]} to {up.shape[0]} features; the base's maps "
                     f"{shape[0]} to {shape[1]}. {where}"
                 )
+
+
+OTHER_WEIGHTS = "the same shape but other weights"
+
+
+def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """What another model has that the base of an adapter has not; None where nothing that is known tells them apart.
+
+    `own` is the `base` of the adapter's card, `other` what `Backbone.describe` says of the other model.
+    """
+    for key in ("architecture", "num_layers", "hidden_size"):
+        if key in own and own[key] != other[key]:
+            return f"{key} {other[key]} and not {own[key]}"
+    return None if _same_norms(own.get("norms", []), other["norms"]) else OTHER_WEIGHTS
 
 
 def average(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:

@@ -91,6 +91,16 @@ class Trunk:
         self.network = network
         self._cache = RowCache()
         self._slots: list[Row] = []  # the row in each slot; no holes
+        self._others: dict[int, Trunk] = {}
+
+    def of(self, network: Network) -> Trunk:
+        """The trunk of a network among the sessions opened beside this one's: this one itself, or another's.
+
+        So guides that run on one model of their own share its passes, as those that run on the base share the base's.
+        """
+        if network is self.network:
+            return self
+        return self._others.setdefault(id(network), Trunk(network))
 
     def join(self, prompts: Sequence[TokenIds], adapter: RowAdapter | None, *, tables: bool = True) -> list[Row]:
         for prompt in prompts:

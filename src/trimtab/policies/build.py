@@ -8,12 +8,13 @@ from typing import Any
 
 from trimtab.core import Guide, SamplingParams
 from trimtab.decoding import Decoder
+from trimtab.directories import guide_directory, read_guide_card
 from trimtab.errors import OptionError
+from trimtab.forms import PRODUCT, SHIFT
 from trimtab.guides.arm import ARM, AdapterARM
-from trimtab.guides.policy import TunedPolicy
 from trimtab.guides.rollout import DIRECT_TOKENS, INDIRECT_TOKENS, RolloutGuide
 from trimtab.guides.trajectory import TrajectoryGuide, args_selection
-from trimtab.loading import load_guide, load_model, load_parm, load_policy, load_rewards
+from trimtab.loading import load_guide, load_model, load_own_base, load_policy, load_rewards
 from trimtab.models.hf import HFModel
 from trimtab.models.lora import LoRA, average
 from trimtab.policies.best_of_n import BestOfN
@@ -38,20 +39,22 @@ def sharpened(model: HFModel, options: Options) -> Policy:
 
 
 def genarm(model: HFModel, options: Options) -> Policy:
-    guides = {name: load_guide(path) for name, path in options["guides"].items()}
-    for name, guide in guides.items():
-        if guide.selection is not None:
+    """The paper's: an autoregressive reward model is a product, whatever its card says (as a shift: `policy`)."""
+    guides: dict[str, Guide] = {}
+    for name, path in options["guides"].items():
+        guide = load_guide(path, beside=model, guide_base=guide_base_of(options, name))
+        if not isinstance(guide, (ARM, AdapterARM)):
             raise OptionError(f"Guide {name} selects; genarm takes guides that tilt. Accepted: autoregressive ones.")
+        guides[name] = guide if is_policy(path) else as_product(guide)
     names = list(guides)
     return Guided(Decoder(model, guides), lambda strength: numbers(strength, names))
 
 
 def parm(model: HFModel, options: Options) -> Policy:
-    guide = load_parm(options["guide"])
-
     def at(strength: Strength) -> Policy:
         vector = strength if isinstance(strength, tuple) else (strength,)
-        return _fixed(model, guide.at(vector), options["weight"])
+        how = {"beside": model, "guide_base": options["guide_base"], "form": PRODUCT}
+        return _fixed(model, load_guide(options["guide"], preference=vector, **how), options["weight"])
 
     return PerStrength(at)
 
@@ -67,16 +70,17 @@ def mara(model: HFModel, options: Options) -> Policy:
 
 def args(model: HFModel, options: Options) -> Policy:
     """At the comparison's temperature; 0 is ARGS-greedy, above it ARGS-stochastic."""
-    guide = TrajectoryGuide(load_rewards(options["reward"])).at(top_k=options["top_k"])
+    rewards = load_rewards(options["reward"], beside=model, guide_base=options["guide_base"])
+    guide = TrajectoryGuide(rewards).at(top_k=options["top_k"])
     return _one_guide(model, guide, ask=_own_candidates)
 
 
 def transfer_q(model: HFModel, options: Options) -> Policy:
     indirect = options["policy_reward"] is not None
     guide = RolloutGuide(
-        load_rewards(options["reward"]),
-        None if options["policy"] is None else load_policy(options["policy"]),
-        load_rewards(options["policy_reward"]) if indirect else None,
+        load_rewards(options["reward"], beside=model, guide_base=options["guide_base"]),
+        None if options["policy"] is None else load_policy(options["policy"], beside=model),
+        load_rewards(options["policy_reward"], beside=model) if indirect else None,
         num_tokens=options["rollout_tokens"] or (INDIRECT_TOKENS if indirect else DIRECT_TOKENS),
         selection=args_selection(top_k=options["top_k"]),
     )
@@ -99,7 +103,8 @@ def segments(model: HFModel, options: Options) -> Policy:
 
 def aligner(model: HFModel, options: Options) -> Policy:
     writer = model if options["model"] is None else load_model(options["model"])
-    guides = {} if options["guide"] is None else {GUIDE: load_guide(options["guide"])}
+    how = {"beside": writer, "guide_base": options["guide_base"], "form": options["form"]}
+    guides = {} if options["guide"] is None else {GUIDE: load_guide(options["guide"], **how)}
     return Rewriting(
         Decoder(model),
         Decoder(writer, guides),
@@ -109,7 +114,7 @@ def aligner(model: HFModel, options: Options) -> Policy:
 
 
 def policy(model: HFModel, options: Options) -> Policy:
-    return _one_guide(model, _tuned(options["path"]))
+    return _one_guide(model, _tuned(model, options["path"], options))
 
 
 def policies(model: HFModel, options: Options) -> Policy:
@@ -119,7 +124,7 @@ def policies(model: HFModel, options: Options) -> Policy:
         index = int(number(strength, what="give the number of a path", low=0, whole=True))
         if index >= len(paths):
             raise OptionError(f"There are {len(paths)} policies, and a strength is {index}; they are counted from 0.")
-        return _fixed(model, _tuned(paths[index]), 1.0)
+        return _fixed(model, _tuned(model, paths[index], options), 1.0)
 
     return PerStrength(at)
 
@@ -127,11 +132,13 @@ def policies(model: HFModel, options: Options) -> Policy:
 def soup(model: HFModel, options: Options) -> Policy:
     """Averaged when a strength is asked for; the sum of changes is exact, so nothing is written."""
     paths: Sequence[str] = options["paths"]
-    adapters = [_adapter(path) for path in paths]
+    parts = [_adapter(path) for path in paths]
+    own = load_own_base(paths[0], beside=model, guide_base=options["guide_base"])
 
     def at(strength: Strength) -> Policy:
         weights = list(numbers(strength, list(paths)).values())
-        return _fixed(model, TunedPolicy(AdapterARM(average(adapters, weights))), 1.0)
+        policy = AdapterARM(average(parts, weights), form=SHIFT)
+        return _fixed(model, policy if own is None else policy.on(own), 1.0)
 
     return PerStrength(at)
 
@@ -158,11 +165,31 @@ def _fixed(model: HFModel, guide: Guide, weight: float) -> Policy:
     return Guided(Decoder(model, {GUIDE: guide}), lambda strength: {GUIDE: weight})
 
 
-def _tuned(path: str) -> TunedPolicy:
-    guide = load_guide(path)
-    if isinstance(guide, (ARM, AdapterARM)):  # a plain adapter or model, without our card
-        guide = TunedPolicy(guide)
-    if not isinstance(guide, TunedPolicy):
+def guide_base_of(options: Options, name: str) -> str | None:
+    """What `guide_base` says of one guide: one model for all of them, or a mapping of guides to models."""
+    given = options["guide_base"]
+    if isinstance(given, Mapping):
+        found = given.get(name)
+        return None if found is None else str(found)
+    return None if given is None else str(given)
+
+
+def as_product(guide: ARM | AdapterARM) -> ARM | AdapterARM:
+    """The same weights, their log-probabilities whole."""
+    if isinstance(guide, AdapterARM):
+        return replace(guide, form=PRODUCT)
+    return replace(guide, form=PRODUCT, reference=None)
+
+
+def is_policy(path: str) -> bool:
+    """Whether a guide is a tuned policy, which is always a shift."""
+    return read_guide_card(guide_directory(path, None)).get("kind") == "policy"
+
+
+def _tuned(model: HFModel, path: str, options: Options) -> ARM | AdapterARM:
+    """A policy, or any guide that is a language model, as a shift."""
+    guide = load_guide(path, beside=model, guide_base=options["guide_base"], form=SHIFT)
+    if not isinstance(guide, (ARM, AdapterARM)):
         raise OptionError(
             f"{path} is a guide of another kind; give what `trimtab train dpo`, `train rl` or `soup` wrote."
         )
@@ -170,9 +197,9 @@ def _tuned(path: str) -> TunedPolicy:
 
 
 def _adapter(path: str) -> LoRA:
-    policy = _tuned(path).policy
-    if not isinstance(policy, AdapterARM) or not isinstance(policy.adapter, LoRA):
+    policy = load_policy(path)
+    if not isinstance(policy, LoRA):
         raise OptionError(
             f"{path} is a whole model; soups here are of LoRA policies. Average whole ones: trimtab soup."
         )
-    return policy.adapter
+    return policy

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.forms import FORMS
 from trimtab.models.hf import HFModel
 from trimtab.policies import build
 from trimtab.policies.policy import Policy, Strength
@@ -88,6 +89,18 @@ def _paths(help_text: str) -> Option:
     )
 
 
+def _is_base(value: Any) -> bool:
+    return _is_name(value) or _is_names(value)
+
+
+_GUIDE_BASE = _path("the model that it was trained on, where that is not the steered one (what its card says)", None)
+_GUIDE_BASES = Option(
+    _is_base,
+    "a model's name, or a mapping of guides to models",
+    "the model that the guides were trained on, where that is not the steered one (what their cards say)",
+    None,
+)
+_FORM = Option(lambda value: value in FORMS, "product or shift", "how the guide is weighed (what its card says)", None)
 _REWARD = _path("trajectory reward model: what `trimtab train reward` wrote, or a one-label classifier")
 _SCORER = _path("sentiment, offence, a reward model's directory, or module:function")
 _SIGN = Option(lambda value: value in (1, -1), "1 or -1", "-1 where a lower score is better", 1)
@@ -112,7 +125,10 @@ METHODS: Mapping[str, Method] = {
             "2410.08193",
             "weight of the guide, or one a guide",
             (0.5, 1.0, 1.5, 2.0),
-            {"guides": Option(_is_names, "a mapping of names to paths", "guides by name")},
+            {
+                "guides": Option(_is_names, "a mapping of names to paths", "guides by name"),
+                "guide_base": _GUIDE_BASES,
+            },
             build.genarm,
             reads="guides",
             objectives=True,
@@ -123,7 +139,11 @@ METHODS: Mapping[str, Method] = {
             "2505.06274",
             "preference vector",
             ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0)),
-            {"guide": _path("what `trimtab train parm` wrote"), "weight": _number("weight of the guide", 1.0)},
+            {
+                "guide": _path("what `trimtab train parm` wrote"),
+                "weight": _number("weight of the guide", 1.0),
+                "guide_base": _GUIDE_BASE,
+            },
             build.parm,
             reads="guide",
             objectives=True,
@@ -146,7 +166,7 @@ METHODS: Mapping[str, Method] = {
             "2402.01694",
             "weight of the reward",
             (0.5, 1.0, 1.5, 3.0),
-            {"reward": _REWARD, "top_k": _TOP_K},
+            {"reward": _REWARD, "top_k": _TOP_K, "guide_base": _GUIDE_BASE},
             build.args,
             reads="reward",
         ),
@@ -162,6 +182,7 @@ METHODS: Mapping[str, Method] = {
                 "policy_reward": _path("what the policy was aligned to: the indirect form", None),
                 "rollout_tokens": _count("tokens of a completion (20; indirect 5)", 0),
                 "top_k": _TOP_K,
+                "guide_base": _GUIDE_BASE,
             },
             build.transfer_q,
             reads="reward",
@@ -202,6 +223,8 @@ METHODS: Mapping[str, Method] = {
             {
                 "model": _path("the model that rewrites; left out: the base itself", None),
                 "guide": _path("guide of the aligner", None),
+                "form": _FORM,
+                "guide_base": _GUIDE_BASE,
                 "template": Option(_is_name, "a text with {question} and {answer}", "what the aligner reads", None),
             },
             build.aligner,
@@ -214,7 +237,10 @@ METHODS: Mapping[str, Method] = {
             "2402.02992",
             "λ: π_base^(1 − λ) · π^λ; 1 is the policy itself",
             (0.5, 1.0, 1.5, 2.0),
-            {"path": _path("what `trimtab train dpo`, `train rl` or `soup` wrote")},
+            {
+                "path": _path("what `trimtab train dpo`, `train rl` or `soup` wrote, or a guide, as a shift"),
+                "guide_base": _GUIDE_BASE,
+            },
             build.policy,
             reads="path",
         ),
@@ -224,7 +250,7 @@ METHODS: Mapping[str, Method] = {
             "2306.04488",
             "which of the paths, counted from 0",
             (0.0,),
-            {"paths": _paths("policies in order")},
+            {"paths": _paths("policies in order"), "guide_base": _GUIDE_BASE},
             build.policies,
             reads="paths",
             low=0,
@@ -235,7 +261,7 @@ METHODS: Mapping[str, Method] = {
             "2306.04488",
             "λ of each policy",
             ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0)),
-            {"paths": _paths("LoRA policies of one base, in the order of λ")},
+            {"paths": _paths("LoRA policies of one base, in the order of λ"), "guide_base": _GUIDE_BASE},
             build.soup,
             reads="paths",
             objectives=True,

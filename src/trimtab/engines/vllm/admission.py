@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.errors import OptionError, unknown_name
+from trimtab.forms import check_negative
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,20 @@ def read_weights(extra_args: Mapping[str, Any] | None, defaults: Mapping[str, fl
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not _is_float32(weight):
             raise OptionError(f"The weight of guide {name} is {weight!r}; give a finite number.")
     return {**defaults, **{name: float(weight) for name, weight in asked.items()}}
+
+
+def check_weights(
+    extra_args: Mapping[str, Any] | None,
+    defaults: Mapping[str, float],
+    forms: Mapping[str, str | None],
+    temperature: float | None,
+) -> None:
+    """Raise OptionError for what `read_weights` refuses, and for negative weights that cancel the base in a product.
+
+    For the front end, which knows the guides' forms and the request's temperature (`forms.check_negative`).
+    """
+    # vLLM has no mask that would keep to the base's own candidates.
+    check_negative(read_weights(extra_args, defaults), forms, temperature=temperature, plausibility=None)
 
 
 def row_of(extra_args: Mapping[str, Any] | None, defaults: Mapping[str, float]) -> list[float]:

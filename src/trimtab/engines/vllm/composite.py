@@ -1,8 +1,9 @@
 """The network of a packed directory: a base and its guides in one forward pass of vLLM, mixed in float32.
 
-next token ∝ π_base · Π_i π_i^(w_i) (GenARM, arXiv 2410.08193, equation 6), the weights per request. The mix is
-`trimtab.rules`' own, applied to logits: a constant added to a row changes no policy, so nothing has to be normalised
-first, and a row whose weights are all 0 keeps the base's logits bit for bit.
+next token ∝ π_base · Π_i s_i^(w_i), the weights per request; s_i is π_i of a product (GenARM, arXiv 2410.08193,
+equation 6) and π_i / π_ref of a shift (`trimtab.forms`). Which networks run, and where each guide is read, is
+`layout`'s. The mix is `trimtab.rules`' own, applied to logits: a constant added to a row changes no policy, so nothing
+has to be normalised first, and a row whose weights are all 0 keeps the base's logits bit for bit.
 
 What it does not do: guides run at weight 0 as well, because a block of the cache without their keys would be handed to
 the next request that begins alike. No pipeline parallelism.
@@ -27,7 +28,8 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from trimtab.engines.vllm import rows, streams
 from trimtab.engines.vllm.admission import row_of
-from trimtab.engines.vllm.manifest import Manifest, ServedGuide
+from trimtab.engines.vllm.layout import Layout, Network
+from trimtab.engines.vllm.manifest import Manifest
 from trimtab.engines.vllm.notes import StepTables, scores_of
 from trimtab.engines.vllm.processors import ROWS
 from trimtab.guides.arm import fit_width
@@ -36,7 +38,7 @@ from trimtab.rules import NEVER, mix, tilt
 
 
 class TrimtabForCausalLM(nn.Module):
-    """Base and guides. Hidden states are wide rows (`rows`): [T, D_base + ΣD_guide + the weights' columns]."""
+    """Base and guides. Hidden states are wide rows (`rows`): [T, ΣD of every block of rows + the weights' columns]."""
 
     base: Any
     nameless: Tensor | None
@@ -45,39 +47,33 @@ class TrimtabForCausalLM(nn.Module):
         super().__init__()
         self._model_config = vllm_config.model_config
         manifest = Manifest.of(self._model_config.hf_config)
-        self.guides = manifest.guides
         self.defaults = manifest.weights
+        layout = Layout.of(manifest)
+        self.networks, self._readings = layout.networks, layout.readings
         self.secondary_weights: list[DefaultModelLoader.Source] = []
-        own = manifest.base_config(self._model_config.hf_config)
-        self.base = _submodel(vllm_config, own, "base")
-        shared = [guide for guide in self.guides if guide.way == "shared"]
-        if shared:
-            pairs = [adapter_files.read(Path(guide.path)) for guide in shared]
-            streams.share(self.base, pairs, vllm_config.compilation_config.static_forward_context)
         self._deltas: dict[str, adapter_files.Pairs] = {}
-        self._places: list[int] = []  # guide -> its place among the states
-        self._sizes = [own.get_text_config().hidden_size] * (1 + len(shared))
-        for number, guide in enumerate(self.guides):
-            self._add(vllm_config, number, guide, manifest)
-        self._num_shared = len(shared)
-        self.register_buffer("nameless", _nameless(manifest, own.get_text_config().vocab_size), persistent=False)
-        names, kinds = [guide.name for guide in self.guides], [guide.kind for guide in self.guides]
-        self.tables = StepTables(names, kinds)
+        self._sizes: list[int] = []  # of the states, block of rows by block
+        for network in self.networks:
+            self._add(vllm_config, network, manifest)
+        vocab_size = manifest.base_config(self._model_config.hf_config).get_text_config().vocab_size
+        self.register_buffer("nameless", _nameless(manifest, vocab_size), persistent=False)
+        self.tables = StepTables(list(manifest.weights), self._readings)
 
-    def _add(self, vllm_config: VllmConfig, number: int, guide: ServedGuide, manifest: Manifest) -> None:
-        if guide.way == "shared":
-            self._places.append(1 + sum(other.way == "shared" for other in self.guides[:number]))
-            return
-        merged = guide.way == "merged"
-        path = manifest.base if merged else guide.path
-        config = get_config(path, trust_remote_code=self._model_config.trust_remote_code)
-        prefix = f"guide{number}"
-        setattr(self, prefix, _submodel(vllm_config, config, prefix))
-        self.secondary_weights.append(DefaultModelLoader.Source(path, revision=None, prefix=f"{prefix}."))
-        if merged:
-            self._deltas[prefix] = adapter_files.read(Path(guide.path))
-        self._places.append(len(self._sizes))
-        self._sizes.append(config.get_text_config().hidden_size)
+    def _add(self, vllm_config: VllmConfig, network: Network, manifest: Manifest) -> None:
+        if network.place == 0:
+            config = manifest.base_config(self._model_config.hf_config)
+        else:
+            config = get_config(network.path, trust_remote_code=self._model_config.trust_remote_code)
+            source = DefaultModelLoader.Source(network.path, revision=None, prefix=f"{network.name}.")
+            self.secondary_weights.append(source)
+        setattr(self, network.name, _submodel(vllm_config, config, network.name))
+        if network.adapters:
+            pairs = [adapter_files.read(Path(path)) for path in network.adapters]
+            layers = vllm_config.compilation_config.static_forward_context
+            streams.share(getattr(self, network.name), pairs, layers, prefix=network.name)
+        if network.merged is not None:
+            self._deltas[network.name] = adapter_files.read(Path(network.merged))
+        self._sizes += [config.get_text_config().hidden_size] * network.blocks
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         embedded: Tensor = self.base.embed_input_ids(input_ids)
@@ -92,55 +88,48 @@ class TrimtabForCausalLM(nn.Module):
         guide_weights: Tensor | None = None,
     ) -> Tensor:
         """[T] ids and positions -> wide rows. `guide_weights` [T, guides] float32; None on Model Runner V1."""
-        copies = 1 + self._num_shared
-        ids, places = (input_ids, positions) if copies == 1 else (input_ids.repeat(copies), positions.repeat(copies))
-        states = list(self.base(ids, places).chunk(copies))
-        states += [model(input_ids, positions) for _, model in self._own_models()]
+        states: list[Tensor] = []
+        for network in self.networks:
+            ids, places = input_ids, positions
+            if network.blocks > 1:
+                ids, places = input_ids.repeat(network.blocks), positions.repeat(network.blocks)
+            states += getattr(self, network.name)(ids, places).chunk(network.blocks)
         if guide_weights is None:
             guide_weights = self._weights_of_v1(len(input_ids), input_ids.device)
         return rows.join(states, guide_weights)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """[N, wide] -> [N, V] float32 logits of the mixed policy; None where vLLM gathers them on another rank."""
-        states, weights = rows.split(hidden_states, self._sizes, len(self.guides))
-        shared = 1 + self._num_shared
-        first = self.base.compute_logits(torch.cat(states[:shared]) if shared > 1 else states[0])
-        others = [model.compute_logits(states[place]) for place, model in self._own_models()]
-        if first is None:
+        states, weights = rows.split(hidden_states, self._sizes, len(self._readings))
+        tables: list[Tensor] = []
+        for network in self.networks:
+            own = states[network.place : network.place + network.blocks]
+            logits = getattr(self, network.name).compute_logits(torch.cat(own) if len(own) > 1 else own[0])
+            if logits is not None:
+                tables += logits.chunk(network.blocks)
+        if not tables:
             return None
-        tables = [*first.chunk(shared), *others]
         base = tables[0].float()
         if self.nameless is not None:
             base = base.masked_fill(self.nameless, NEVER)
-        ordered = [tables[place] for place in self._places]
-        self.tables.keep(base, ordered, weights, self.nameless)
-        return self._mixed(base, ordered, weights)
+        self.tables.keep(base, tables[1:], weights, self.nameless)
+        return self._mixed(base, tables, weights)
 
     def _mixed(self, base: Tensor, tables: list[Tensor], weights: Tensor) -> Tensor:
-        """[N, V] from the base's logits and the guides', each [N, V]; weights [N, guides]."""
+        """[N, V] from the base's logits and those of every block of rows, each [N, V']; weights [N, guides]."""
         wait = base.device.type == "cpu"  # asking a GPU would hold up the next step
         if wait and not bool(weights.any()):
             return base
-        parts = [
-            (scores_of(guide.kind, base, fit_width(table.float(), base.shape[1])), weights[:, number])
-            for number, (guide, table) in enumerate(zip(self.guides, tables, strict=True))
-        ]
+        fitted = [base, *(fit_width(table.float(), base.shape[1]) for table in tables[1:])]
+        parts = [(scores_of(reading, fitted), weights[:, number]) for number, reading in enumerate(self._readings)]
         return tilt(base, mix(base, parts, wait=wait), wait=wait)  # a row of zero weights gets the base plus 0
-
-    def _own_models(self) -> list[tuple[int, Any]]:
-        """The guides that are models of their own, with their place among the states."""
-        return [
-            (self._places[number], getattr(self, f"guide{number}"))
-            for number, guide in enumerate(self.guides)
-            if guide.way != "shared"
-        ]
 
     def _weights_of_v1(self, num_tokens: int, device: torch.device) -> Tensor:
         """[T, guides]: each token's request found by where the requests of the batch begin."""
         table = getattr(self._model_config, ROWS, None)
         metadata = get_forward_context().attn_metadata
         if table is None or not metadata:  # a dummy run
-            return torch.zeros(num_tokens, len(self.guides), dtype=torch.float32, device=device)
+            return torch.zeros(num_tokens, len(self._readings), dtype=torch.float32, device=device)
         starts = next(iter(metadata.values())).query_start_loc
         index = torch.searchsorted(starts[1:], torch.arange(num_tokens, device=device, dtype=starts.dtype), right=True)
         return torch.from_numpy(table).to(device)[index.clamp_(max=len(table) - 1)]
@@ -151,9 +140,10 @@ class TrimtabForCausalLM(nn.Module):
 
     def _named(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The weights under the names of the parts, adapters added where they are merged."""
+        others = {network.name for network in self.networks[1:]}
         for name, weight in weights:
             part, _, inner = name.partition(".")
-            if not (part.startswith("guide") and hasattr(self, part)):
+            if part not in others:
                 yield f"base.{name}", weight
                 continue
             module = inner.removesuffix(".weight")

@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trimtab.errors import CheckpointError
+from trimtab.forms import FORMED_KINDS, form_of
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Format 1 knew no forms and no bases but the served one: a guide in it has the form of its kind."""
 KEY = "trimtab"
 ARCHITECTURE = "TrimtabForCausalLM"
 """Guides that tilt."""
@@ -33,6 +36,11 @@ class ServedGuide:
     base's weights at load time; `model`, a model of its own; `head`, on the base's states."""
     weight: float = 0.0
     """In a request that does not name it."""
+    form: str | None = None
+    """`product` or `shift` (`trimtab.forms`); None for what is no language model."""
+    base: str | None = None
+    """The directory of the model that it was trained on, where that is not the served base: an adapter runs on it, and
+    a shift is measured from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,11 @@ class Manifest:
     def weights(self) -> dict[str, float]:
         """Guide -> its weight in a request that does not name it."""
         return {guide.name: guide.weight for guide in self.guides}
+
+    @property
+    def forms(self) -> dict[str, str | None]:
+        """Guide -> its form."""
+        return {guide.name: guide.form for guide in self.guides}
 
     def base_config(self, config: Any) -> Any:
         """The base's own config: a copy of a packed directory's under the base's architectures."""
@@ -71,15 +84,19 @@ class Manifest:
             raise CheckpointError(
                 "This is no packed directory: config.json has no `trimtab`. Write one with `trimtab vllm pack`."
             )
-        if entry.get("format") != FORMAT:
+        if entry.get("format") not in READABLE:
             raise CheckpointError(
-                f"This directory was packed in format {entry.get('format')!r}; this version reads {FORMAT}. "
-                "Pack it again."
+                f"This directory was packed in format {entry.get('format')!r}; this version reads "
+                f"{' and '.join(map(str, READABLE))}. Pack it again."
             )
-        guides = tuple(ServedGuide(**guide) for guide in entry["guides"])
+        guides = tuple(ServedGuide(**{"form": _form_of_kind(guide["kind"]), **guide}) for guide in entry["guides"])
         return Manifest(
             base=entry["base"],
             architectures=tuple(entry["architectures"]),
             guides=guides,
             nameless=tuple((int(first), int(end)) for first, end in entry.get("nameless", ())),
         )
+
+
+def _form_of_kind(kind: str) -> str | None:
+    return form_of({}, kind) if kind in FORMED_KINDS else None

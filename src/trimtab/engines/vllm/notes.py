@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trimtab.answers import TokenTrace
 from trimtab.core import Candidates
+from trimtab.engines.vllm.layout import Reading
 from trimtab.guides.arm import fit_width
 from trimtab.rules import NEVER, Tilt, mix
 from trimtab.tracing import StepTensors, traces
@@ -28,8 +29,8 @@ class StepTables:
     """The base's logits and the guides' of the last step, with who was in it."""
 
     names: Sequence[str]
-    kinds: Sequence[str]
-    """Of each guide: `arm` or `policy`."""
+    readings: Sequence[Reading]
+    """Of each guide: where it is read."""
     watching: bool = False
     request_ids: Sequence[str] = ()
     """Of the rows, where the model is told (Model Runner V2)."""
@@ -39,34 +40,34 @@ class StepTables:
         """Keep the tables of the steps to come, or stop and forget."""
         self.watching, self._kept = on, None
 
-    def keep(self, base: Tensor, tables: Sequence[Tensor], weights: Tensor, nameless: Tensor | None) -> None:
-        """[N, V] float32 logits of the base, [N, V'] of each guide, [N, guides] weights, [V] bool ids without a token.
+    def keep(self, base: Tensor, others: Sequence[Tensor], weights: Tensor, nameless: Tensor | None) -> None:
+        """[N, V] float32 logits of the base, [N, V'] of each other block of rows, [N, guides] weights, [V] bool ids
+        without a token.
 
         The base's are copied, because samplers write into what a model returns.
         """
         if self.watching:
-            self._kept = base.clone(), list(tables), weights, nameless
+            self._kept = base.clone(), list(others), weights, nameless
 
     @torch.inference_mode()
     def explain(self, asked: Sequence[Asked], request_ids: Sequence[str]) -> list[TokenTrace] | None:
         """The traces of some rows of the last step; None on a rank that has no logits."""
         if self._kept is None:
             return None
-        base, tables, weights, nameless = self._kept
+        base, others, weights, nameless = self._kept
         places = {request_id: row for row, request_id in enumerate(request_ids)}
         rows = torch.tensor([places[request_id] for request_id, *_ in asked], device=base.device)
-        width = base.shape[1]
-        step = self._tensors(base[rows], [_named(table[rows], width, nameless) for table in tables], weights[rows])
+        own = [_normalised(table[rows], base.shape[1], nameless) for table in others]
+        step = self._tensors([torch.log_softmax(base[rows], dim=-1), *own], weights[rows])
         _, tokens, temperatures, rivals = zip(*asked, strict=True)
         return traces(step, tokens, range(len(asked)), temperatures, rivals)
 
-    def _tensors(self, base: Tensor, tables: Sequence[Tensor], weights: Tensor) -> StepTensors:
+    def _tensors(self, tables: Sequence[Tensor], weights: Tensor) -> StepTensors:
         """The rows as the built-in engine's step has them: everything normalised, float32, at temperature 1."""
-        logprobs = torch.log_softmax(base, dim=-1)
-        ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
+        logprobs = tables[0]
+        ids = torch.arange(logprobs.shape[1], device=logprobs.device).expand(len(logprobs), -1)
         candidates = Candidates(ids, logprobs, complete=True)
-        own = [torch.log_softmax(table, dim=-1) for table in tables]
-        scores = [scores_of(kind, logprobs, table) for kind, table in zip(self.kinds, own, strict=True)]
+        scores = [scores_of(reading, tables) for reading in self.readings]
         columns = [weights[:, number] for number in range(len(scores))]
         tilted = Tilt().policy(candidates, mix(logprobs, list(zip(scores, columns, strict=True))))
         guided = (weights != 0).any(dim=-1, keepdim=True)
@@ -94,12 +95,20 @@ class TraceExtension:
         return tables.explain(asked, on_v1.req_ids if on_v1 is not None else tables.request_ids)
 
 
-def _named(table: Tensor, width: int, nameless: Tensor | None) -> Tensor:
-    """[N, width] float32 logits, the ids that no token has at −inf."""
+def _normalised(table: Tensor, width: int, nameless: Tensor | None) -> Tensor:
+    """[N, width] float32 log-probabilities, the ids that no token has at −inf."""
     wide = fit_width(table.float(), width)
-    return wide if nameless is None else wide.masked_fill(nameless, NEVER)
+    return torch.log_softmax(wide if nameless is None else wide.masked_fill(nameless, NEVER), dim=-1)
 
 
-def scores_of(kind: str, base: Tensor, own: Tensor) -> Tensor:
-    """[N, V]: a guide's logits or log-probabilities, less the base's where it is a tuned policy (`guides.policy`)."""
-    return (own - base).masked_fill(torch.isneginf(base), 0.0) if kind == "policy" else own
+def scores_of(reading: Reading, tables: Sequence[Tensor]) -> Tensor:
+    """[N, V] scores of a guide from logits or log-probabilities [N, V] of every block of rows, the base's own first.
+
+    As in `guides.arm`: a product's own; of a shift those less its reference's, 0 where the steered base is the
+    reference and forbids, −inf where another reference does.
+    """
+    own = tables[reading.own]
+    if reading.reference is None:
+        return own
+    reference = tables[reading.reference]
+    return (own - reference).masked_fill(torch.isneginf(reference), 0.0 if reading.reference == 0 else NEVER)

@@ -1,20 +1,24 @@
 """A base and its guides as one directory that `vllm serve` loads: links and a config.json, no weight copied.
 
 What is checked here is what `Decoder` checks when it binds a guide (vocabulary by content, an adapter's own base), and
-what vLLM cannot do: a guide that reads another prompt than the base, or that needs a model to roll out.
+what vLLM cannot do: a guide that reads another prompt than the base, or that needs a model to roll out. A guide that
+was trained on another model than the base, of the same vocabulary, is packed with that one (from weak to strong).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.directories import guide_directory, kind_of, new_directory, read_guide_card, resolve_model
 from trimtab.engines.vllm.agent_settings import EngineBase, agent_overrides, read_agent
 from trimtab.engines.vllm.manifest import ARCHITECTURE, KEY, LORA_WAYS, Manifest, ServedGuide
-from trimtab.errors import CompatibilityError, unknown_name
+from trimtab.engines.vllm.own_bases import own_base
+from trimtab.errors import CompatibilityError, OptionError, unknown_name
+from trimtab.forms import check_negative, form_of
 from trimtab.guides.agent import Agent
 from trimtab.models.lora import LoRA
 from trimtab.models.outline import Outline
@@ -30,6 +34,8 @@ def pack(
     out: str | Path,
     *,
     weights: Mapping[str, float] | None = None,
+    forms: Mapping[str, str] | None = None,
+    bases: Mapping[str, str | Path] | None = None,
     lora: str = "shared",
     base_prompts: bool = False,
     overwrite: bool = False,
@@ -39,24 +45,33 @@ def pack(
     """Write the directory `out` that vLLM loads with guides in it; returns what it says.
 
     `weights` holds guides' weights in requests that do not name them (0 where it is silent; an agent's own threshold).
-    `lora` says how guides that are LoRA adapters of the base run (`manifest.ServedGuide.way`). Guides read the base's
+    `forms` holds guides' forms, `product` or `shift` (where it is silent: what their cards say), `bases` the models
+    that guides were trained on, where these are not the base and the cards do not say so, or name an old place.
+    `lora` says how guides that are LoRA adapters run (`manifest.ServedGuide.way`). Guides read the base's
     own prompt: one whose chat template differs is refused unless `base_prompts`. Without a guide it is the base, as the
     engine and its traces see it. Raises OptionError, CheckpointError,
     VocabularyMismatchError, BaseMismatchError, OutputExistsError, and CompatibilityError for what cannot run in vLLM.
     """
     if lora not in LORA_WAYS:
         raise unknown_name("way to run a LoRA guide", lora, LORA_WAYS)
-    for name in weights or {}:
+    for name in (*(weights or {}), *(forms or {}), *(bases or {})):
         if name not in guides:
             raise unknown_name("guide", name, guides)
     directory = resolve_model(model, revision=revision).resolve()
     base = Outline(directory, name=str(model), trust_remote_code=trust_remote_code)
     found = []
     for name, path in guides.items():
-        weight = (weights or {}).get(name)
-        guide = _guide(name, guide_directory(path, None).resolve(), weight, lora, base, base_prompts)
-        found.append(guide)
+        asked = _Asked(
+            weight=(weights or {}).get(name),
+            form=(forms or {}).get(name),
+            base=(bases or {}).get(name),
+            lora=lora,
+            base_prompts=base_prompts,
+            trust_remote_code=trust_remote_code,
+        )
+        found.append(_guide(name, guide_directory(path, None).resolve(), base, asked))
     manifest = Manifest(str(directory), tuple(base.architectures), tuple(found), _nameless(base))
+    check_negative(manifest.weights, manifest.forms, temperature=None, plausibility=None)
     write(manifest, Path(out), overwrite=overwrite)
     return manifest
 
@@ -85,28 +100,49 @@ def _entries(manifest: Manifest) -> dict[str, Any]:
     return agent_overrides()
 
 
-def _guide(
-    name: str, directory: Path, weight: float | None, lora: str, base: Outline, base_prompts: bool
-) -> ServedGuide:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What was asked of a guide."""
+
+    weight: float | None
+    form: str | None
+    base: str | Path | None
+    lora: str
+    base_prompts: bool
+    trust_remote_code: bool
+
+
+def _guide(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGuide:
     card = read_guide_card(directory)
     kind = str(card.get("kind", kind_of(directory)))
     if kind not in _KINDS:
         raise CompatibilityError(_refusal(name, kind))
     if kind == "agent":
-        return _agent(name, directory, weight, base)
-    if (directory / "adapter_config.json").exists():
-        LoRA.load(directory, card).check(base)
-        return ServedGuide(name, kind, str(directory), lora, weight or 0.0)
-    own = Outline(directory, name=name)
-    check_same_vocabulary(base, own)
-    _check_prompts(name, base, own, base_prompts)
-    return ServedGuide(name, kind, str(directory), "model", weight or 0.0)
+        return _agent(name, directory, base, asked)
+    form = form_of(card, kind, asked=asked.form)
+    adapter = (directory / "adapter_config.json").exists()
+    own = own_base(name, directory, card, form, base, asked.base, trust_remote_code=asked.trust_remote_code)
+    if own is not None:
+        check_same_vocabulary(base, own)
+        _check_prompts(name, base, own, asked.base_prompts)
+    if adapter:
+        LoRA.load(directory, card).check(own or base)
+    else:
+        whole = Outline(directory, name=name, trust_remote_code=asked.trust_remote_code)
+        check_same_vocabulary(base, whole)
+        _check_prompts(name, base, whole, asked.base_prompts)
+    way = asked.lora if adapter else "model"
+    beside = None if own is None else str(own.directory)
+    return ServedGuide(name, kind, str(directory), way, asked.weight or 0.0, form, beside)
 
 
-def _agent(name: str, directory: Path, weight: float | None, base: Outline) -> ServedGuide:
+def _agent(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGuide:
     """Raises CompatibilityError for an agent under a rule that vLLM cannot keep (`agent_settings.read_agent`)."""
+    if asked.form is not None or asked.base is not None:
+        what, flag = ("form", "--form") if asked.form is not None else ("base of its own", "--guide-base")
+        raise OptionError(f"Guide {name} is an accept-reject agent, which has no {what}; leave {flag} out.")
     agent = Agent.of_directory(directory, read_guide_card(directory))
-    guide = ServedGuide(name, "agent", str(directory), "head", agent.weight if weight is None else weight)
+    guide = ServedGuide(name, "agent", str(directory), "head", agent.weight if asked.weight is None else asked.weight)
     read_agent(
         Manifest(str(base.directory), tuple(base.architectures), (guide,)),
         EngineBase(base.hidden_size, base.name, base.device),

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from trimtab.engines.vllm.admission import read_weights, row_of
+from trimtab.engines.vllm.admission import check_weights, row_of
 
 ROWS = "trimtab_rows"
 """The attribute of a worker's model config that holds the weights [max_num_seqs, guides] of V1's rows."""
 
 
-def class_path(defaults: Mapping[str, float], *, v2: bool) -> str:
-    """The text for `logits_processors`: guides and their default weights, for one of the two runners."""
-    content = json.dumps(dict(defaults)).encode().hex()
+def class_path(defaults: Mapping[str, float], forms: Mapping[str, str | None], *, v2: bool) -> str:
+    """The text for `logits_processors`: guides, their default weights and their forms, for one of the two runners."""
+    content = json.dumps([dict(defaults), dict(forms)]).encode().hex()
     return f"{__name__}:{'V2' if v2 else 'V1'}_{content}"
 
 
@@ -33,10 +33,10 @@ def __getattr__(name: str) -> type:
 
 @lru_cache
 def _made(name: str, runner: str, content: str) -> type:
-    return _MAKERS[runner](name, json.loads(bytes.fromhex(content)))
+    return _MAKERS[runner](name, *json.loads(bytes.fromhex(content)))
 
 
-def _v2_class(name: str, defaults: Mapping[str, float]) -> type:
+def _v2_class(name: str, defaults: Mapping[str, float], forms: Mapping[str, str | None]) -> type:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
     class Admission(LogitsProcessor):  # type: ignore[misc]
@@ -44,7 +44,7 @@ def _v2_class(name: str, defaults: Mapping[str, float]) -> type:
 
         @classmethod
         def validate_params(cls, sampling_params: Any) -> None:
-            read_weights(sampling_params.extra_args, defaults)
+            check_weights(sampling_params.extra_args, defaults, forms, sampling_params.temperature)
 
         def add_request(self, req_idx: int, sampling_params: Any) -> bool:
             return False
@@ -55,7 +55,7 @@ def _v2_class(name: str, defaults: Mapping[str, float]) -> type:
     return _named(Admission, name)
 
 
-def _v1_class(name: str, defaults: Mapping[str, float]) -> type:
+def _v1_class(name: str, defaults: Mapping[str, float], forms: Mapping[str, str | None]) -> type:
     import numpy as np
     from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
@@ -69,7 +69,7 @@ def _v1_class(name: str, defaults: Mapping[str, float]) -> type:
 
         @classmethod
         def validate_params(cls, sampling_params: Any) -> None:
-            read_weights(sampling_params.extra_args, defaults)
+            check_weights(sampling_params.extra_args, defaults, forms, sampling_params.temperature)
 
         def is_argmax_invariant(self) -> bool:
             return True

@@ -19,6 +19,8 @@ class RunningGuide:
 
     weight: float
     """In a request that does not name it."""
+    form: str | None = None
+    """`product` or `shift` (`trimtab.forms`)."""
     selection: None = None
     """It tilts."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from trimtab.engines.vllm.manifest import Manifest
+from trimtab.engines.vllm.layout import Layout
+from trimtab.engines.vllm.manifest import Manifest, ServedGuide
 from trimtab.engines.vllm.processors import class_path
 from trimtab.engines.vllm.versions import check_version
 from trimtab.errors import CompatibilityError, OptionError
@@ -46,21 +48,27 @@ class AgentConfig(VerifyAndUpdateConfig):  # type: ignore[misc]
 
 def admit(vllm_config: Any, manifest: Manifest) -> None:
     """Have vLLM ask `processors` about every request's weights."""
-    path = class_path(manifest.weights, v2=vllm_config.use_v2_model_runner)
+    path = class_path(manifest.weights, manifest.forms, v2=vllm_config.use_v2_model_runner)
     others = vllm_config.model_config.logits_processors or []
     vllm_config.model_config.logits_processors = [*(other for other in others if other != path), path]
 
 
 def check_memory(vllm_config: Any, manifest: Manifest) -> None:
-    """Raise CompatibilityError for a base that remembers more than keys and values.
+    """Raise CompatibilityError for a base, or a model that runs for a guide, that remembers more than keys and values.
 
     vLLM asks the architecture whether it does, and that is ours; a rejected candidate could not be taken back from such
     a state, and a guide would share it.
     """
+    from vllm.transformers_utils.config import get_config
+
     model_config = vllm_config.model_config
-    if model_config.registry.model_has_inner_state(list(manifest.architectures), model_config):
+    trusted = model_config.trust_remote_code
+    others = (get_config(path, trust_remote_code=trusted).architectures for _, path in _other_models(manifest))
+    for architectures in (manifest.architectures, *others):
+        if not model_config.registry.model_has_inner_state(list(architectures or ()), model_config):
+            continue
         raise CompatibilityError(
-            f"{manifest.architectures[0]} keeps a recurrent state, which guides inside vLLM cannot share or take back. "
+            f"{architectures[0]} keeps a recurrent state, which guides inside vLLM cannot share or take back. "
             "Use a base of attention layers alone, or the built-in engine."
         )
 
@@ -91,7 +99,7 @@ def check_settings(vllm_config: Any, manifest: Manifest) -> None:
             "vLLM's own adapters (--enable-lora) cannot be switched under guides. Merge the adapter into the base, or "
             "pack it as a guide of kind `policy`."
         )
-    if vllm_config.model_config.quantization and any(guide.way != "shared" for guide in manifest.guides):
+    if vllm_config.model_config.quantization and len(Layout.of(manifest).networks) > 1:
         raise CompatibilityError(
             "A quantised base was only tried with guides that are LoRA adapters of it (--lora shared); a second model "
             "would be read with the base's quantisation. Give the base unquantised."
@@ -103,10 +111,8 @@ def fit_length(vllm_config: Any, manifest: Manifest) -> None:
     from vllm.transformers_utils.config import get_config
 
     model_config = vllm_config.model_config
-    for guide in manifest.guides:
-        if guide.way != "model":
-            continue
-        config = get_config(guide.path, trust_remote_code=model_config.trust_remote_code).get_text_config()
+    for guide, directory in _other_models(manifest):
+        config = get_config(directory, trust_remote_code=model_config.trust_remote_code).get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
         if limit is None or limit >= model_config.max_model_len:
             continue
@@ -117,3 +123,12 @@ def fit_length(vllm_config: Any, manifest: Manifest) -> None:
             )
         model_config.max_model_len = limit
         vllm_config.scheduler_config.max_model_len = limit
+
+
+def _other_models(manifest: Manifest) -> Iterator[tuple[ServedGuide, str]]:
+    """Guides with a directory of another model than the served base that runs for them: their own, or their base's."""
+    for guide in manifest.guides:
+        if guide.way == "model":
+            yield guide, guide.path
+        if guide.base is not None:
+            yield guide, guide.base

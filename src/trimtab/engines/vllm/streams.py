@@ -32,16 +32,17 @@ from trimtab.models.adapter_files import Pairs
 _WAY_OUT = "Pack it with --lora merged, which runs the adapted model as a second one."
 
 
-def share(base: nn.Module, adapters: Sequence[Pairs], layers: dict[str, Any]) -> None:
-    """Give `base` a block of rows for each adapter. `layers` is vLLM's table of attention layers by name.
+def share(base: nn.Module, adapters: Sequence[Pairs], layers: dict[str, Any], *, prefix: str) -> None:
+    """Give `base` a block of rows for each adapter. `layers` is vLLM's table of attention layers by name, in which
+    those of the base begin with `prefix` and a dot.
 
     Raises CompatibilityError for a base or an adapter that cannot run so.
     """
-    known = {name: module for name, module in layers.items() if name.startswith("base.")}
+    known = {name: module for name, module in layers.items() if name.startswith(f"{prefix}.")}
     for name, module in known.items():
         if type(module) is not Attention:
             raise CompatibilityError(
-                f"{name} of the base is a {type(module).__name__}, of which no row can have a "
+                f"{name} of its base is a {type(module).__name__}, of which no row can have a "
                 f"twin for an adapter. {_WAY_OUT}"
             )
     for module in list(base.modules()):

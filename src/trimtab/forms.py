@@ -1,0 +1,106 @@
+"""The form of a guide that is a language model: what its score is, and which weights mean something in it. Pure.
+
+A *product* scores by log π_guide (GenARM, arXiv 2410.08193): base · guide^w. The guide is a whole language model, so
+most of what it says its base says too, and the base counts 1 + w times. A *shift* scores by log π_guide − log π_ref:
+ref is the model that the guide was trained from, so only what training changed is weighed. At weight −1 a product
+divides the base by itself, and noise is left; a shift steers the other way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from trimtab.errors import CheckpointError, OptionError, unknown_name
+
+PRODUCT = "product"
+SHIFT = "shift"
+FORMS = (PRODUCT, SHIFT)
+CARD_KEY = "guide_form"
+"""The key of guide.json that holds the form; where it is absent, a guide is a product, and a tuned policy a shift."""
+
+FORMED_KINDS = ("arm", "parm", "policy")
+"""Kinds of guides that are language models, and so have a form."""
+_SLACK = 1e-6
+"""Weights that add up to 0 in decimals do so in floats up to rounding."""
+
+
+def form_of(card: Mapping[str, Any], kind: str, *, asked: str | None = None) -> str:
+    """The form of a guide of kind `arm`, `parm` or `policy`: the one that is asked for, else its card's.
+
+    Raises CheckpointError for a card with another form, OptionError where another form is asked for than there is, or
+    one of a guide that has none: a tuned policy (`policy`) is a shift, and other kinds are no language models.
+    """
+    if asked is not None and asked not in FORMS:
+        raise unknown_name("form of a guide", asked, FORMS)
+    if kind not in FORMED_KINDS:
+        raise OptionError(
+            f"A guide of kind {kind!r} has no form, since it is no language model; name no form for it. Kinds that "
+            f"have one: {', '.join(FORMED_KINDS)}."
+        )
+    written = card.get(CARD_KEY, SHIFT if kind == "policy" else PRODUCT)
+    if written not in FORMS or (kind == "policy" and written != SHIFT):
+        accepted = f"a tuned policy is a {SHIFT}" if kind == "policy" else f"accepted: {', '.join(FORMS)}"
+        raise CheckpointError(
+            f"The guide's card (guide.json) has {CARD_KEY} {written!r}; {accepted}. Mend the card, or update trimtab."
+        )
+    if kind == "policy" and asked == PRODUCT:
+        raise OptionError(
+            f"A tuned policy (kind {kind!r}) is always a {SHIFT}: at weight 1 it is the policy itself. Leave its form "
+            "out; to use the same weights as a product, load them without their guide.json."
+        )
+    return asked or str(written)
+
+
+@runtime_checkable
+class Formed(Protocol):
+    """A guide that is a language model, and says in which form it is weighed."""
+
+    @property
+    def form(self) -> str | None:
+        """`product` or `shift`; None for one that an engine runs and that has none."""
+
+
+def forms_of(guides: Mapping[str, object]) -> dict[str, str | None]:
+    """Guide -> its form; None for a guide that has none."""
+    return {name: guide.form if isinstance(guide, Formed) else None for name, guide in guides.items()}
+
+
+def check_negative(
+    weights: Mapping[str, float],
+    forms: Mapping[str, str | None],
+    *,
+    temperature: float | None,
+    plausibility: float | None,
+) -> None:
+    """Raise OptionError for a negative weight on a product where nothing makes up for the base that it cancels.
+
+    `weights` are a request's, guide -> weight; `forms` says each guide's form (None, or no entry: it has none, and is
+    not looked at). Accepted are a `plausibility` above 0, which keeps what is left among the base's own candidates
+    (contrastive decoding), and weights of products with 1 + Σ w ≥ `temperature`, so that the mix is no flatter than
+    the base (an expert against an anti-expert); 1 stands for a temperature of 0, of None (not known) and for any above
+    1. `plausibility` None says that the engine has no such mask, and the error then does not name it.
+    """
+    products = {name: weight for name, weight in weights.items() if forms.get(name) == PRODUCT}
+    negative = {name: weight for name, weight in products.items() if weight < 0}
+    if not negative or plausibility:
+        return
+    least = min(temperature or 1.0, 1.0)
+    if 1 + math.fsum(products.values()) >= least - _SLACK:
+        return
+    raise OptionError(_refusal(negative, least, masked=plausibility is not None))
+
+
+def _refusal(negative: Mapping[str, float], least: float, *, masked: bool) -> str:
+    name, weight = min(negative.items(), key=lambda item: item[1])
+    ways = f"To steer away from it, use it in the form {SHIFT}, which takes its own base's share out"
+    if masked:
+        ways += "; or give the request a plausibility above 0, which keeps to the base's likely tokens (as contrastive "
+        ways += "decoding does)"
+    return (
+        f"Guide {name} is a {PRODUCT} (base · guide^weight), and its weight is {weight:g}: a negative one cancels the "
+        "base that is inside the guide, so that noise is left. Accepted: weights of at least 0, or negative ones that "
+        "other products' positive weights make up for (1 + the sum of the products' weights at least "
+        f"{least:g}). {ways}."
+    )

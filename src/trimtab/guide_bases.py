@@ -1,0 +1,132 @@
+"""Which model a guide runs on: the one that it steers, or its own base, loaded beside that one.
+
+From weak to strong (GenARM, arXiv 2410.08193, section 4.2): a guide that was trained on a small model steers a large
+one of the same vocabulary. Its card names the small one, so nobody has to. A base is loaded once, however many guides
+run on it, and is gone when the last of them is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from trimtab.core import LanguageModel
+from trimtab.directories import is_adapter
+from trimtab.errors import BaseMismatchError, CheckpointError, MissingExtraError, OptionError, VocabularyMismatchError
+from trimtab.forms import SHIFT
+from trimtab.prompts import Vocabulary, check_same_vocabulary
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Vocabulary)
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A model that can be told from others; `models.hf.HFModel` is one."""
+
+    def describe(self) -> dict[str, Any]:
+        """Its name, and what tells its weights from others."""
+
+
+def own_base(
+    directory: Path,
+    card: Mapping[str, Any],
+    kind: str,
+    steered: LanguageModel | None,
+    load: Callable[[str], M],
+    *,
+    guide_base: str | Path | None = None,
+    form: str | None = None,
+) -> M | None:
+    """The model that the guide in `directory` runs on, loaded by its name; None where that is the steered one.
+
+    An adapter runs on the model that it was trained on; a whole model of the form `shift` is measured from it.
+    `guide_base` names it where the guide's card is silent or wrong. Raises OptionError where one is named for a guide
+    that runs on none, BaseMismatchError where its own cannot be had, VocabularyMismatchError where that has another
+    vocabulary than `steered`.
+    """
+    adapter = is_adapter(directory) or kind == "parm"
+    if not (adapter or form == SHIFT):
+        if guide_base is not None:
+            raise OptionError(
+                f"{directory} is a guide of kind {kind!r} that runs on no base of its own; leave its base "
+                f"({guide_base}) out. Accepted: adapters, and language models of the form shift."
+            )
+        return None
+    name = guide_base or _named_base(directory, card)
+    if guide_base is None and (steered is None or not _is_foreign(directory, card, kind, steered)):
+        return None
+    if name and str(name) == getattr(steered, "name", None):
+        return None
+    whose = getattr(steered, "name", "the steered model")
+    _check_vocabulary(directory, card, steered, whose)
+    if not name:
+        raise BaseMismatchError(
+            f"The guide {directory} was not trained on {whose}, and does not say on which model it was. Name it as "
+            "the guide's base (--guide-base NAME=MODEL at the command line, else guide_base)."
+        )
+    model = _load(str(name), directory, whose, load)
+    if steered is not None:
+        check_same_vocabulary(steered, model)
+        log.info("the guide %s was trained on %s, which is loaded beside %s", directory, name, whose)
+    return model
+
+
+def _is_foreign(directory: Path, card: Mapping[str, Any], kind: str, steered: LanguageModel) -> bool:
+    """Whether a guide was trained on another model than the steered one, as far as card and shapes tell."""
+    if not isinstance(steered, Described):
+        return False
+    from trimtab.models.lora import LoRA, difference
+
+    base = card.get("base")
+    if base:
+        return difference(base, steered.describe()) is not None
+    if kind != "arm" or not is_adapter(directory):
+        return False
+    try:
+        LoRA.load(directory, card).on(steered)
+    except BaseMismatchError:
+        return True
+    return False
+
+
+def _named_base(directory: Path, card: Mapping[str, Any]) -> str | None:
+    """What the card, or else peft's configuration, calls the model that a guide was trained on."""
+    name = card.get("base", {}).get("name")
+    if name:
+        return str(name)
+    try:
+        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        return config.get("base_model_name_or_path") or None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _check_vocabulary(directory: Path, card: Mapping[str, Any], steered: LanguageModel | None, whose: str) -> None:
+    """Raise VocabularyMismatchError before a model is loaded in vain, where the card tells enough."""
+    vocabulary = card.get("vocabulary", {})
+    tokenizer = None if steered is None else steered.tokenizer
+    written = vocabulary.get("fingerprint")
+    if tokenizer is None or not written or written == tokenizer.fingerprint:
+        return
+    trained_on = card.get("base", {}).get("name", "another model")
+    raise VocabularyMismatchError(
+        f"The guide {directory} was trained on {trained_on}, whose vocabulary ({vocabulary.get('size')} tokens) "
+        f"differs in content from that of {whose} ({len(tokenizer.tokens)} tokens). A guide steers models of its own "
+        f"vocabulary: train one on {whose} or on a smaller model of the same family (trimtab train arm)."
+    )
+
+
+def _load(name: str, directory: Path, whose: str, load: Callable[[str], M]) -> M:
+    try:
+        return load(name)
+    except (CheckpointError, MissingExtraError) as error:
+        raise BaseMismatchError(
+            f"The guide {directory} runs on {name}, the model that it was trained on, and not on {whose}; but {name} "
+            f"cannot be loaded: {error} Say where it is: name it as the guide's base (--guide-base NAME=MODEL at the "
+            "command line, else guide_base)."
+        ) from error
