@@ -35,4 +35,4 @@ for helpful in 80 50 20; do
     --max-new-tokens 20 --num-generations 4 --batch-size 16 --gradient-accumulation 1 --learning-rate 1e-3 --kl-weight 0.02
 done
 
-JUDGE_DATA=$DATA PYTHONPATH=recipes trimtab compare recipes/helpful_harmless.yaml --out runs/compare-helpful-harmless
+JUDGE_DATA=$DATA trimtab compare recipes/helpful_harmless.yaml --out runs/compare-helpful-harmless

@@ -1,6 +1,6 @@
 """Judges of answers that no guide, reward model or policy of a comparison has trained on or with: words and lengths.
 
-    JUDGE_DATA=DATA PYTHONPATH=recipes trimtab compare recipes/helpful_harmless.yaml --out runs/helpful-harmless
+    JUDGE_DATA=DATA trimtab compare recipes/helpful_harmless.yaml --out runs/helpful-harmless
 
 `judges:helpful` and `judges:harmless` are Bradley-Terry models on TF-IDF features (see two_guides.py), fitted when
 first asked to the training pairs of $JUDGE_DATA/helpful and $JUDGE_DATA/harmless. They share the methods' data, but not

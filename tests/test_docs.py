@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import operator
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,50 @@ def test_the_guide_of_the_guides_page_keeps_the_laws(repository: Path) -> None:
     exec(compile(source, "guides.md", "exec", dont_inherit=True), names)
     model = TabularModel.random(5, seed=0)
     check_guide(names["Shorter"](torch.arange(5.0)), model)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A small model in the place of the demo's, and an adapter of it in the place of the guide that ships."""
+    pytest.importorskip("peft")
+    from tests.tiny import byte_llama, byte_tokenizer, write_lora
+    from trimtab.models.hf import HFModel
+
+    tokenizer = byte_tokenizer()
+    model = HFModel(byte_llama(tokenizer, max_length=256), tokenizer, name="demo")
+    guide = trimtab.load_guide(write_lora(tmp_path / "lora", model.module, seed=1))
+    monkeypatch.setattr(trimtab, "load_model", {"demo": model}.__getitem__)
+    monkeypatch.setattr(trimtab, "load_guide", {"builtin:sentiment": guide}.__getitem__)
+    return model, guide
+
+
+def test_the_lines_for_generate_run_as_they_are_written(
+    reference: str, tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And give what the decoder gives."""
+    model, guide = tiny
+    (source,) = (block for block in _python_blocks(reference) if "model.module.generate" in block)
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(compile(source, "python.md", "exec", dont_inherit=True), names)
+    decoder = trimtab.Decoder(model, {"positive": guide})
+    how = {"weights": {"positive": 1.0}, "temperature": 0.0, "max_new_tokens": 24}
+    wanted = [answer.text for answer in decoder.generate(names["texts"], **how)]
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in wanted)
+    unguided = [answer.text for answer in trimtab.Decoder(model).generate(names["texts"], **{**how, "weights": {}})]
+    assert wanted != unguided
+
+
+def test_the_reference_says_what_a_model_offers(reference: str, tiny: Any) -> None:
+    """Every attribute of the table is there, and every public one is in the table or below `LanguageModel`."""
+    model, _ = tiny
+    rows = re.findall(r"^\| (`[^|]*`) \| (.*) \|$", reference.partition("### `load_guide`")[0], flags=re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([\w.]+)`", row[0])]
+    assert {"module", "tokenizer.hf", "name", "device", "vocab_size", "eos_ids", "max_length"} <= {*named}
+    for name in named:
+        operator.attrgetter(name)(model)
+    (said,) = (text for name, text in rows if name == "`tokenizer`")
+    offered = {name for name in dir(model.tokenizer) if not name.startswith("_")} - {"hf"}
+    assert {*re.findall(r"`(\w+)[(`]", said)} == offered
 
 
 def _python_blocks(page: str) -> list[str]:

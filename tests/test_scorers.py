@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.tiny_rewards import write_reward_model
 from trimtab.core import Prompt
 from trimtab.errors import CheckpointError, MissingExtraError, ModelError, OptionError
 from trimtab.models.reward import load_reward_model
-from trimtab.scorers import SCORERS, Scorer, load_scorer
+from trimtab.scorers import SCORERS, Scorer, is_function_name, load_scorer
 
 
 def test_sentiment_is_vader() -> None:
@@ -86,6 +87,99 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     scorer = load_scorer("my_rewards:length")
     assert scorer(["a", "b"], ["xy", ""]) == [2.0, 0.0]
     assert scorer.description == "Letters of the answer."
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory for modules of the test's own; what was imported from it is forgotten at the end."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # `python -m pytest` would find the rest
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+ONE = "def length(prompts, texts):\n    return [len(text) for text in texts]\n"
+
+
+def test_a_function_is_found_in_the_working_directory(beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (beside / "letters_here.py").write_text(ONE)
+    (beside / "letters").mkdir()
+    (beside / "letters" / "__init__.py").write_text("")
+    (beside / "letters" / "inner.py").write_text("from letters_here import length as there\nfrom . import *\n" + ONE)
+    before = list(sys.path)
+    with pytest.raises(OptionError, match="cannot be imported"):
+        load_scorer("letters_here:length")
+    monkeypatch.chdir(beside)
+    assert load_scorer("letters_here:length")([""], ["abc"]) == [3.0]
+    assert load_scorer("letters.inner:there")([""], ["abc"]) == [3.0]
+    assert sys.path == before
+    assert importlib.util.find_spec("letters_nowhere") is None
+
+
+def test_a_function_is_found_by_its_file(beside: Path) -> None:
+    """A file in a package is imported under its whole name, so that it may import its neighbours."""
+    package = beside / "letters_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "counting.py").write_text(ONE)
+    (package / "public.py").write_text("from .counting import length\n")
+    assert load_scorer(f"{package}/public.py:length")([""], ["abc"]) == [3.0]
+    with pytest.raises(OptionError, match=r"there is no file .*/private\.py"):
+        load_scorer(f"{package}/private.py:length")
+
+
+def test_what_lies_beside_a_function_is_found_when_it_is_called(beside: Path) -> None:
+    (beside / "letters_late.py").write_text(
+        "def length(prompts, texts):\n    import letters_later\n    return letters_later.length(prompts, texts)\n"
+    )
+    (beside / "letters_later.py").write_text(ONE)
+    before = list(sys.path)
+    assert load_scorer(f"{beside}/letters_late.py:length")([""], ["abc"]) == [3.0]
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_package\n", r"ModuleNotFoundError: No module named 'no_such_package', line 1"),
+        ("x = 1\ny = z\n", r"NameError: name 'z' is not defined, line 2"),
+        ("def f(:\n", r"SyntaxError: .*letters_broken\.py, line 1"),
+        ("raise SystemExit('set KEY')\n", r"SystemExit: set KEY, line 1"),
+        ("x = 1\n", r"has no function 'length'"),
+    ],
+)
+def test_a_file_that_fails_is_named_with_the_reason(beside: Path, source: str, reason: str) -> None:
+    (beside / "letters_broken.py").write_text(source)
+    with pytest.raises(OptionError, match=rf"{beside}/letters_broken\.py .*{reason}"):
+        load_scorer(f"{beside}/letters_broken.py:length")
+    assert str(beside) not in sys.path
+
+
+@pytest.mark.parametrize("name", ["json", "math", "colorsys", "trimtab", "vaderSentiment"])
+def test_a_file_with_the_name_of_another_module_is_refused(beside: Path, name: str) -> None:
+    """Python's own, built in or not imported yet, and installed ones: whoever imports one would get the other."""
+    (beside / f"{name}.py").write_text(ONE)
+    with pytest.raises(OptionError, match=rf"{beside}/{name}\.py cannot be used .* another module '{name}' .*Rename"):
+        load_scorer(f"{beside}/{name}.py:length")
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("a:f", True),
+        ("a.b:f", True),
+        ("x/y.py:f", True),
+        ("y.py:f", True),
+        ("sentiment", False),
+        ("owner/name", False),
+        ("runs/reward:f", False),
+        ("runs/a:0.5", False),
+        (":f", False),
+    ],
+)
+def test_which_names_are_functions(name: str, own: bool) -> None:
+    assert is_function_name(name) == own
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,24 @@ knows words, not meaning: it can be pleased by empty praise, and it reads Englis
 HIGHER IS WORSE, so it is used with a negative multiplier. It knows words, not meaning either: it finds abuse in rude
 words and misses it in polite ones, and a question about a rude word is rude to it.
 
-A directory or a hub id is a reward model (`models/reward.py`).
+A directory or a hub id is a reward model (`models/reward.py`), and `module:function` or `FILE.py:function` one of your
+own.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core import Prompt
@@ -40,6 +46,11 @@ log = logging.getLogger(__name__)
 
 ScoreFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_WAY_OUT = (
+    "Give module:function, with the module in the working directory (in a recipe: beside the recipe) or installed, or "
+    "FILE.py:function."
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 
 
@@ -73,11 +84,14 @@ class Scorer:
 
 
 def load_scorer(name: str) -> Scorer:
-    """A scorer by name, a reward model by its directory or hub id, or `module:function` for one of your own.
+    """A scorer by name, a reward model by its directory or hub id, or a function of your own.
 
-    The function takes the prompts and the texts and returns one number for each; its module is imported, so it runs
-    whatever it holds. A name that is in `SCORERS` is never a directory: give `./sentiment` for one. Raises OptionError,
-    CheckpointError for a directory that is no reward model, or MissingExtraError where a package is not installed.
+    `module:function` is looked for in the working directory, as `python -m` does, then where Python finds modules;
+    `FILE.py:function` names the file. The function takes the prompts and the texts and returns one number for each; its
+    module is imported, so it runs whatever it holds. What lies beside the file can be imported by it; nobody else finds
+    it there, since `sys.path` is as before once it is imported, and changed again only while it is called. A name that
+    is in `SCORERS` is never a directory: give `./sentiment` for one. Raises OptionError, CheckpointError for a
+    directory that is no reward model, or MissingExtraError where a package is not installed.
     """
     if name in SCORERS:
         return SCORERS[name]()
@@ -217,22 +231,115 @@ def _reward_model(name: str) -> Scorer:
     return Scorer(name, f"the reward model {name} ({type(model.module).__name__})", model.rewards)
 
 
+def module_file(module: str, directory: Path) -> Path | None:
+    """The file of a module in a directory: `a.b` is a/b.py or a/b/__init__.py; None where there is neither."""
+    if not _MODULE.fullmatch(module):
+        return None
+    path = directory.joinpath(*module.split("."))
+    found = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    return None if found is None else found.resolve()
+
+
+def is_function_name(name: str) -> bool:
+    """Whether a scorer's name is `module:function` or `FILE.py:function`, one of somebody's own."""
+    target, colon, function = name.rpartition(":")
+    return bool(colon) and function.isidentifier() and (target.endswith(".py") or bool(_MODULE.fullmatch(target)))
+
+
 def _own_scorer(name: str) -> Scorer:
-    module_name, _, function_name = name.partition(":")
-    way_out = "Give module:function, both importable from here (see PYTHONPATH)."
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise OptionError(f"Scorer {name!r}: {module_name!r} cannot be imported ({error}). {way_out}") from error
+    target, _, function_name = name.rpartition(":")
+    if target.endswith(".py"):
+        file: Path | None = Path(target).expanduser()
+        if not Path(target).expanduser().is_file():
+            raise OptionError(f"Scorer {name!r}: there is no file {target}. Give FILE.py:function, or module:function.")
+    elif _MODULE.fullmatch(target):
+        file = module_file(target, Path.cwd())
+    else:
+        raise OptionError(f"Scorer {name!r}: {target!r} cannot be imported, as it is not a module's name. {_WAY_OUT}")
+    root, module_name = (None, target) if file is None else _root_and_name(file.resolve())
+    module = _imported(name, module_name, file, root)
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise OptionError(f"Scorer {name!r}: {module_name} has no function {function_name!r}. {way_out}")
+        where = getattr(module, "__file__", None) or module_name
+        raise OptionError(f"Scorer {name!r}: {where} has no function {function_name!r}. {_WAY_OUT}")
     described = (getattr(function, "__doc__", None) or name).strip().splitlines()[0]
-    return Scorer(name, described, function)
+    return Scorer(name, described, function if root is None else _beside(root, function))
+
+
+def _root_and_name(file: Path) -> tuple[Path, str]:
+    """The directory where Python would find a file, and the module's name there, the packages above it included."""
+    parts = [] if file.name == "__init__.py" else [file.stem]
+    root = file.parent
+    while (root / "__init__.py").is_file():
+        parts.append(root.name)
+        root = root.parent
+    return root, ".".join(reversed(parts))
+
+
+def _imported(name: str, module_name: str, file: Path | None, root: Path | None) -> ModuleType:
+    """A scorer's module: the one in `file`, or the one that Python finds. Raises OptionError with the file and why."""
+    importlib.invalidate_caches()
+    if file is not None and root is not None:
+        top = module_name.partition(".")[0]
+        other = _another(top, root)
+        if other is not None:
+            raise OptionError(
+                f"Scorer {name!r}: {file} cannot be used under its name, because Python has another module "
+                f"{top!r} ({other}), and whoever imports one would get the other. Rename the file."
+            )
+    try:
+        if root is None:
+            return importlib.import_module(module_name)
+        with _on_path(root):
+            return importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        where = f"{module_name!r}" if file is None else str(file)
+        reason = f"{type(error).__name__}: {error}{_line_of(error, file)}"
+        raise OptionError(f"Scorer {name!r}: {where} cannot be imported ({reason}). {_WAY_OUT}") from error
+
+
+def _another(top: str, root: Path) -> str | None:
+    """Where Python has a module of this name that is not the one below `root`; None where it has no other."""
+    loaded = sys.modules.get(top)
+    try:
+        spec = importlib.util.find_spec(top) if loaded is None else loaded.__spec__
+    except (ImportError, ValueError):
+        spec = None
+    origin = getattr(loaded, "__file__", None) or (spec.origin if spec is not None else None)
+    if origin is None:  # nothing, or a directory without __init__.py, which gives way to any module
+        return None
+    return None if Path(origin).resolve() in {root / f"{top}.py", root / top / "__init__.py"} else origin
+
+
+def _line_of(error: BaseException, file: Path | None) -> str:
+    """`, line N` of the file, where the error came from there."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    return f", line {lines[-1]}" if lines else ""
+
+
+@contextmanager
+def _on_path(root: Path) -> Iterator[None]:
+    """A directory in front of where Python looks for modules, for as long as this lasts."""
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the module may have taken it out itself
+            sys.path.remove(str(root))
+
+
+def _beside(root: Path, function: ScoreFunction) -> ScoreFunction:
+    """A function that finds what lies beside it, also what it imports no sooner than it is called."""
+
+    def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> Sequence[float]:
+        with _on_path(root):
+            return function(prompts, texts)
+
+    return score
 
 
 SCORERS: dict[str, Callable[[], Scorer]] = {"sentiment": _sentiment, "offence": _offence}
 """Name -> what builds it."""
 
-_FORMS = ("module:function", "the directory of a reward model", "the hub id of one (owner/name)")
+_FORMS = ("module:function", "FILE.py:function", "the directory of a reward model", "the hub id of one (owner/name)")
 """What else `load_scorer` takes."""

@@ -1,7 +1,12 @@
-"""Why a token was chosen: log-probabilities, ranks and KL from the tensors of one decoding step. Pure functions."""
+"""Why a token was chosen: log-probabilities, ranks and KL from the tensors of one decoding step, and guides' shares.
+
+Pure functions. What shows a trace (`trimtab explain`, its page, the playground) takes the shares, their words and the
+strongest colour from here.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +17,45 @@ from trimtab.answers import Alternative, Choice, TokenTrace, Trial
 from trimtab.rules import NEVER
 from trimtab.sampling import apply_temperature
 from trimtab.selecting import Walk
+
+SHARE = (
+    "A guide's share of a token is its weight × (score − centre), in nats; the centre is the guide's mean score of the "
+    "tokens recorded at that step (the chosen one and its rivals), each counted by its probability under the base. A "
+    "positive share raises the token above what the base was about to say, a negative one lowers it."
+)
+"""The definition of a share in words: it stands on every page that shows one."""
+
+FULL_COLOUR = math.log(20)
+"""The change of a token's log-probability, either way, that is shown in the strongest colour: 20 times as likely."""
+
+
+def shares_of(trace: TokenTrace, weights: Mapping[str, float]) -> dict[int, dict[str, float]]:
+    """Token id -> guide -> its share, for each token recorded at a step; `SHARE` says in words what that is.
+
+    A constant added to all scores of a guide changes nothing, so a score says something only against the others of its
+    step. −inf where the guide forbids the token, whatever the sign of its weight; 0 at weight 0.
+    """
+    recorded = {item.token_id: item for item in (*trace.alternatives, trace.chosen)}
+    centres = {name: _centre(name, list(recorded.values())) for name in trace.chosen.guide_scores}
+    return {
+        token_id: {name: _share(weights[name], score - centres[name]) for name, score in item.guide_scores.items()}
+        for token_id, item in recorded.items()
+    }
+
+
+def _share(weight: float, height: float) -> float:
+    """What a guide forbids stays forbidden at any weight but 0."""
+    if weight == 0:
+        return 0.0
+    return -math.inf if height == -math.inf else weight * height
+
+
+def _centre(name: str, recorded: Sequence[Alternative]) -> float:
+    """The mean score of a guide over the recorded tokens, weighted by the base; tokens that it forbids are left out."""
+    finite = [(math.exp(item.base_logprob), item.guide_scores[name]) for item in recorded]
+    finite = [(mass, score) for mass, score in finite if mass > 0 and math.isfinite(score)]
+    total = sum(mass for mass, _ in finite)
+    return sum(mass * score for mass, score in finite) / total if total else 0.0
 
 
 @dataclass(frozen=True, slots=True)

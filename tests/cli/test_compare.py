@@ -48,7 +48,9 @@ def write(directory: Path, tiny: Tiny, **changes: Any) -> Path:
 
 
 def answers(out: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The rows in one order; float32 numbers without the digits that depend on how many rows a batch has."""
+    lines = (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line, parse_float=lambda text: round(float(text), 4)) for line in lines]
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
 
@@ -99,6 +101,30 @@ def test_other_settings_are_refused_and_overwrite_begins_anew(run: Run, tiny: Ti
     assert "decoding.max_new_tokens was 4, is 3" in outcome.err
     assert run("compare", changed, "--out", str(out), "--overwrite").code == 0
     assert max(row["num_tokens"] for row in answers(out)) == 3
+
+
+def test_a_scorer_beside_the_recipe_is_found(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    """Wherever the command runs, as files beside it are; a reward's and a method's."""
+    lines = ["def length(prompts, texts):", "    return [len(text) for text in texts]"]
+    (tmp_path / "rewards_beside_a_recipe.py").write_text("\n".join(lines))
+    name = "rewards_beside_a_recipe:length"
+    methods = [{"method": "base"}, {"method": "best-of-n", "scorer": name, "strengths": [2]}]
+    rewards = {"length": {"scorer": name}, "file": {"scorer": "rewards_beside_a_recipe.py:length"}}
+    path = write(tmp_path, tiny, methods=methods, rewards=rewards)
+    outcome = run("compare", str(path), "--out", str(tmp_path / "run"))
+    assert outcome.code == 0, outcome.err
+    assert all(row["rewards"]["length"] == len(row["text"]) for row in answers(tmp_path / "run"))
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert list(settings["rewards"]["length"]["files"]) == ["rewards_beside_a_recipe.py"]  # --resume sees it change
+
+
+def test_a_method_without_its_scorer_is_refused_before_anything_is_made(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    methods = [{"method": "base"}, {"method": "best-of-n", "scorer": "no_such_module:f", "strengths": [2]}]
+    outcome = run("compare", str(write(tmp_path, tiny, methods=methods)), "--out", str(tmp_path / "run"))
+    assert outcome.code == 2
+    assert "'no_such_module' cannot be imported" in outcome.err
+    assert "loading" not in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_methods_may_be_added(run: Run, tiny: Tiny, tmp_path: Path) -> None:

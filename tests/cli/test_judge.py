@@ -34,6 +34,19 @@ def key(monkeypatch: pytest.MonkeyPatch) -> str:
     return KEY
 
 
+def test_a_scorer_in_the_working_directory_judges(
+    comparison: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judges_of_ones_own.py").write_text("def length(prompts, texts):\n    return map(len, texts)\n")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    command = ("judge", str(comparison), "--judge", "scorer:judges_of_ones_own:length", "--json")
+    assert run(*command).code == 2
+    monkeypatch.chdir(tmp_path)
+    outcome = run(*command)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["methods"][0]["win"] == 9
+
+
 def test_a_judge_behind_an_endpoint(comparison: Path, run: Run, key: str) -> None:
     pytest.importorskip("openai")
     with fake_judge(prefers(len)) as fake:

@@ -115,6 +115,14 @@ def test_a_directory_may_hold_a_colon(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (parse_reward("a=rm:2").source, parse_reward("a=rm:2").multiplier) == ("rm:2", 1.0)
 
 
+def test_a_function_of_ones_own_may_be_named_by_its_file() -> None:
+    found = [parse_reward(f"a=rewards/mine.py:length{tail}") for tail in ("", ":-0.5")]
+    assert [(one.source, one.multiplier) for one in found] == [
+        ("rewards/mine.py:length", 1.0),
+        ("rewards/mine.py:length", -0.5),
+    ]
+
+
 BAD_FORMS = {
     "sentiment": "is not a reward. Accepted: NAME=SOURCE",
     "=sentiment": "is not a reward",

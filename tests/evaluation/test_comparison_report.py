@@ -26,9 +26,9 @@ from trimtab.evaluation.comparison_results import Results, read_results, summary
 from trimtab.evaluation.comparison_win_rates import win_rate_sections
 from trimtab.evaluation.cost_summary import summarise_cost
 from trimtab.evaluation.recipe import Recipe
-from trimtab.evaluation.recipe_reader import parse_recipe
+from trimtab.evaluation.recipe_reader import parse_recipe, role_problems
 from trimtab.evaluation.records import Key, Row
-from trimtab.evaluation.summary import MIN_PROMPTS, cells_of, choose, estimate, measured, reward_of
+from trimtab.evaluation.summary import MIN_PROMPTS, cells_of, choose, estimate, headline, measured, reward_of
 from trimtab.policies.policy import Strength
 from trimtab.statistics import difference_interval, mean_interval
 
@@ -177,24 +177,62 @@ def test_the_tables_are_about_the_chosen_strengths(results: Results) -> None:
     assert results.num_wanted == 52 + 3 * 52 + 2 * 40 + 52
 
 
-def test_the_first_sentence_says_what_was_found(page: str, results: Results) -> None:
+def test_the_first_sentence_is_about_the_best_on_validation_prompts(page: str, results: Results) -> None:
     text = " ".join(read(page).text.split())
-    best = next(one for one in results.shown if one.label == "arm")
-    mean = f"{best.rewards['good'].value:.2f}"
-    said = re.search(
-        r"(arm|best-of-n) at strength (\d) has the highest mean good reward on the test prompts, ([\d.]+)", text
-    )
-    assert said is not None
-    top = max(results.shown, key=lambda one: one.rewards["good"].value)
-    assert said.group(1) == top.label
-    assert said.group(3) == f"{top.rewards['good'].value:.2f}"
-    assert mean in text
+    best = next(one for one in results.shown if one.label == results.headline)
+    base = results.shown[0]
+    good = f"{best.rewards['good'].value:.2f} against {base.rewards['good'].value:.2f} without guidance"
+    assert f"On the validation prompts {best.label} at strength" in text
+    assert good in text
+    assert f"a gain of {best.gains['good'].value:.2f} (95 % interval {best.gains['good'].low:.2f} to" in text
 
 
-def test_no_gain_is_said_to_be_none(tmp_path: Path) -> None:
-    methods = [{"method": "base"}, {"method": "aligner", "model": "m", "strengths": [1]}]
-    run(tmp_path, fakes.recipe(methods=methods), lambda spec: fakes.FakePolicy("base"))
-    assert read_results(tmp_path, fakes.METHODS).lead.startswith("No method has a higher mean good reward")
+VALIDATION = {("base", 0.0): 0.1, ("arm", 1.0): 0.6, ("best-of-n", 8.0): 0.5, ("aligner", 1.0): 0.2}
+
+
+def said_of(test: dict[tuple[str, Strength], float], validation: dict[tuple[str, Strength], float]) -> str:
+    recipe = fakes.recipe()
+    before = cells_of(recipe, rows_of(recipe, validation, split="validation"), "validation")
+    chosen = choose(recipe, before)
+    shown = measured(recipe, cells_of(recipe, rows_of(recipe, test), "test"), {})
+    return findings(recipe, shown, {}, headline=headline(recipe, before, chosen))
+
+
+def test_test_prompts_have_no_say_in_what_the_headline_is_about() -> None:
+    """`best-of-n` is far ahead on the test prompts: the headline stays with what was chosen before, and says so."""
+    test = {("base", 0.0): 0.1, ("arm", 1.0): 0.3, ("best-of-n", 8.0): 0.9, ("aligner", 1.0): 0.3}
+    said = said_of(test, VALIDATION)
+    assert said.startswith("On the validation prompts arm at strength 1 gained the most good reward.")
+    assert "a gain of 0.20 " in said
+    assert "aligner cannot be told apart from it" in said
+    assert "best-of-n at strength 8 is ahead of it there, by 0.60 " in said
+
+
+def test_a_headline_that_gains_nothing_says_so() -> None:
+    test = {("base", 0.0): 0.3, ("arm", 1.0): 0.1, ("best-of-n", 8.0): 0.2}
+    said = said_of(test, VALIDATION)
+    assert "a difference of −0.20 (95 % interval −0.20 to −0.20)" in said
+    assert "gain of" not in said
+
+
+def test_without_a_choice_every_strength_is_named_or_all_are_counted() -> None:
+    test: dict[tuple[str, Strength], float] = {("base", 0.0): 0.1, ("arm", 0.5): 0.3, ("arm", 2.0): 0.9}
+    said = said_of(test, {})
+    assert said.startswith("Without guidance the mean good reward on the test prompts is 0.15")
+    assert "arm at strength 0.5 gains 0.20 " in said
+    assert "arm at strength 2 gains 0.80 " in said
+    assert "None is picked out" in said
+    methods = [
+        {"method": "base"},
+        {"name": "arm", "method": "genarm", "guides": {"g": "x"}, "strengths": [1, 2, 3, 4, 5, 6, 7]},
+    ]
+    recipe = fakes.recipe(methods=methods)
+    many: dict[tuple[str, Strength], float] = {("base", 0.0): 0.1, ("arm", 1.0): 0.0, ("arm", 2.0): 0.1}
+    many |= {("arm", float(strength)): 0.5 for strength in range(3, 8)}
+    shown = measured(recipe, cells_of(recipe, rows_of(recipe, many), "test"), {})
+    counted = findings(recipe, shown, {})
+    assert "Of 7 methods and strengths paired with it, 5 gain clear of 0 (95 % intervals), 1 lose, and 1 are" in counted
+    assert "arm at strength" not in counted
 
 
 def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
@@ -206,7 +244,7 @@ def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
 
 def test_figures_take_their_colours_from_the_page(page: str) -> None:
     svgs = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(svgs) == 2  # the reward that was trained on, and the judge
+    assert len(svgs) == 2  # the main reward, and the judge
     for svg in svgs:
         ElementTree.fromstring(svg)
         assert re.findall(r"(?:stroke|fill): #[0-9a-fA-F]+", svg) == []
@@ -249,10 +287,45 @@ def _luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def plain(page: str) -> str:
+    return " ".join(re.sub(r"<.*?>", " ", html.unescape(page)).split())
+
+
+UNTRAINED = [{"method": "base"}, {"method": "best-of-n", "scorer": "sentiment", "strengths": [2, 8]}]
+ROLES = {
+    "a default is no claim": ({}, {}, "Rewards measured good"),
+    "a guide was trained": ({"role": "trained_on"}, {}, "Rewards trained on good"),
+    "nothing was trained": ({"role": "trained_on"}, {"methods": UNTRAINED}, "Rewards measured good"),
+}
+
+
+@pytest.mark.parametrize("case", ROLES)
+def test_a_reward_is_trained_on_only_where_something_was(case: str, tmp_path: Path) -> None:
+    role, changes, wanted = ROLES[case]
+    rewards = {"good": {"scorer": "sentiment", **role}, "brief": {"scorer": "offence", "role": "judged_by"}}
+    run(tmp_path, fakes.recipe(rewards=rewards, **changes))
+    text = plain(write_comparison_report(tmp_path, read_results(tmp_path, fakes.METHODS)).read_text(encoding="utf-8"))
+    assert wanted in text
+    assert ("trained on" in text) == ("trained on" in wanted)
+    assert "best-of-n: chooses among answers by this very reward" in text
+
+
+def test_a_claim_that_cannot_be_true_is_a_problem() -> None:
+    rewards = {"good": {"scorer": "sentiment", "role": "trained_on"}, "other": {"scorer": "offence"}}
+    (trained,) = role_problems(fakes.recipe(rewards=rewards, methods=UNTRAINED))
+    assert trained.startswith("rewards.good.role: is trained_on, and none of the methods (base, best-of-n) was trained")
+    assert role_problems(fakes.recipe(rewards=rewards)) == []
+    rewards["good"]["role"] = "judged_by"
+    (judged,) = role_problems(fakes.recipe(rewards=rewards))
+    assert judged == (
+        "rewards.good.role: is judged_by, and best-of-n chooses its answers by that scorer; leave it out."
+    )
+
+
 def test_roles_and_settings_are_said(page: str) -> None:
-    text = " ".join(re.sub(r"<.*?>", " ", html.unescape(page)).split())
+    text = plain(page)
     for wanted in (
-        "Rewards trained on good: sentiment",
+        "Rewards measured good: sentiment; best-of-n: chooses among answers by this very reward",
         "Rewards judging brief: offence, times -1 so that higher is better",
         "14 of trimtab's own list 'demo', from number 13 on",
         "max new tokens 12, temperature 1.0",
@@ -312,21 +385,6 @@ def test_too_few_prompts_are_said(tmp_path: Path) -> None:
     assert "no interval" in page[page.index("<table>") :]
 
 
-def test_methods_that_are_shown_twice_are_named_with_their_strengths() -> None:
-    recipe = fakes.recipe()
-    gains = {("base", 0.0): 0.0, ("arm", 1.0): 0.5, ("arm", 2.0): 0.5001, ("aligner", 1.0): 0.5}
-    noise = {("arm", 2.0): 0.005}
-    rows = [
-        row(*cell, i, 0.1 * (i % 4) + gain + noise.get(cell, 0.0) * (-1) ** i)
-        for cell, gain in gains.items()
-        for i in range(12)
-    ]
-    shown = measured(recipe, cells_of(recipe, rows, "test"), {})
-    said = findings(recipe, shown, {})
-    assert "arm at strength 2 has the highest" in said
-    assert "arm at strength 1 and aligner cannot be told apart" in said
-
-
 def test_without_validation_prompts_every_strength_is_shown(tmp_path: Path) -> None:
     run(tmp_path, fakes.recipe(prompts={"test": {"builtin": "demo"}}, batch_size=50))
     kept = [line for line in (tmp_path / "answers.jsonl").read_text().splitlines() if '"split": "test"' in line]
@@ -335,6 +393,8 @@ def test_without_validation_prompts_every_strength_is_shown(tmp_path: Path) -> N
     assert len(results.shown) == 7
     page = write_comparison_report(tmp_path, results).read_text(encoding="utf-8")
     assert "The recipe has no validation prompts, so no strength is chosen" in page
+    assert "Of 6 methods" not in page
+    assert results.lead.count(" gains ") == 6
 
 
 def test_what_an_answer_says_is_text(tmp_path: Path) -> None:
@@ -371,7 +431,8 @@ def test_two_objectives_have_a_front(pareto: Path) -> None:
     page = (pareto / "report.html").read_text(encoding="utf-8")
     text = " ".join(read(page).text.split())
     assert "Reference point: good 0, brief -13." in text
-    assert "a hypervolume of" in text
+    for front in results.fronts:  # all of them: which covers the most is itself read off these prompts
+        assert f"{front.label} {front.hypervolume.value:.3f} (95 % interval " in text
     assert len(re.findall("<svg", page)) == 3
     assert (pareto / "pareto.png").is_file()
     assert len((pareto / "fronts.csv").read_text().splitlines()) == 1 + len(results.fronts)

@@ -43,8 +43,12 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
 
 
 def test_the_main_reward_is_the_first_that_was_trained_on() -> None:
-    rewards = {"brief": {"scorer": "offence", "role": "judged_by"}, "good": {"scorer": "sentiment"}}
+    judge = {"brief": {"scorer": "offence", "role": "judged_by"}}
+    rewards = {**judge, "good": {"scorer": "sentiment"}}
     assert recipe(rewards=rewards).main_reward.name == "good"
+    rewards = {**judge, "plain": {"scorer": "sentiment"}, "good": {"scorer": "offence", "role": "trained_on"}}
+    assert recipe(rewards=rewards).main_reward.name == "good"
+    assert recipe(rewards=judge).main_reward.name == "brief"
 
 
 def test_every_problem_comes_at_once_with_its_place_and_the_nearest_name() -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -20,6 +21,7 @@ from trimtab.evaluation.trace import (
     visible,
 )
 from trimtab.evaluation.trace_page import trace_page
+from trimtab.tracing import SHARE
 
 WEIGHTS = {"kind": 2.0, "brief": -1.0}
 TEXTS = {0: " good", 1: "bad", 2: "\n", 3: "</script><img src=x onerror=alert(1)>"}
@@ -105,17 +107,33 @@ def test_blank_characters_can_be_seen(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
-def test_colour_says_lifted_or_held_back_and_underline_says_moved() -> None:
+def test_what_a_guide_forbids_is_no_gain_at_a_negative_weight() -> None:
+    never = Alternative(2, BASE[2], {"kind": KIND[2], "brief": -math.inf}, -math.inf, 2, 2)
+    (token,) = explain_tokens([TokenTrace(_alternative(0), (never,), 0.1)], WEIGHTS, TEXTS.__getitem__)
+    assert token.rivals[0].shares["brief"] == -math.inf
+    assert token.rivals[0].rest == 0.0
+
+
+def test_the_definition_of_a_share_is_one(repository: Path, page: str) -> None:
+    """Written in the code, and in the same words wherever a reader meets shares."""
+    from trimtab.cli import explain
+
+    playground = repository / "src" / "trimtab" / "serving" / "playground" / "index.html"
+    texts = [page, str(explain.__doc__), playground.read_text(), (repository / "docs" / "cli.md").read_text()]
+    assert [SHARE in " ".join(text.split()) for text in texts] == [True] * 4
+
+
+def test_colour_says_raised_or_lowered_and_bold_says_moved() -> None:
     text = coloured_text(_explained(0, 1))
     assert text.plain == " goodbad"
-    (lifted, held) = (span.style for span in text.spans)
+    (raised, lowered) = (span.style for span in text.spans)
     assert TILTED[0] - NORMALISER > BASE[0]
-    red, _, blue = lifted.bgcolor.triplet  # type: ignore[union-attr]
-    assert blue > red
-    assert not lifted.underline  # type: ignore[union-attr]
-    red, _, blue = held.bgcolor.triplet  # type: ignore[union-attr]
+    red, _, blue = raised.bgcolor.triplet  # type: ignore[union-attr]
     assert red > blue
-    assert held.underline  # type: ignore[union-attr]
+    assert not raised.bold  # type: ignore[union-attr]
+    red, _, blue = lowered.bgcolor.triplet  # type: ignore[union-attr]
+    assert blue > red
+    assert lowered.bold  # type: ignore[union-attr]
 
 
 def test_markup_in_tokens_and_names_stays_text() -> None:

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -17,9 +17,13 @@ import pytest
 from tests.serving.conftest import Running, Start
 from trimtab.answers import Alternative, Choice, TokenTrace, Trial
 from trimtab.decoding import Decoder
+from trimtab.evaluation.trace import explain_tokens
+from trimtab.evaluation.trace_page import trace_page
 from trimtab.models.hf import HFModel
+from trimtab.serving.asking import Catalogue
 from trimtab.serving.limits import Limits
 from trimtab.serving.wire import explained
+from trimtab.tracing import SHARE, shares_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
 expect = playwright.expect
@@ -89,13 +93,15 @@ def text_of(page: Any, answer: str) -> str:
 def answers_of(server: Running, weights: dict[str, float], **how: Any) -> Any:
     """What the decoder says to the page's question."""
     prompt = [{"role": "user", "content": PROMPT}]
-    how = {"seed": 3, "max_new_tokens": 20, "trace": True, "num_alternatives": 8, **how}
+    how = {"seed": 3, "max_new_tokens": 20, "trace": True, "num_alternatives": 10, **how}
     return next(server.service.decoder.generate([prompt], weights=weights, **how))
 
 
 def test_both_answers_are_the_servers(visit: Visit, server: Running) -> None:
     page = visit()
     expect(page.locator("#base")).to_have_text("tiny")
+    expect(page.get_by_text("All guides are off")).to_be_hidden()
+    page.get_by_role("button", name="all off").click()
     expect(page.get_by_text("All guides are off")).to_be_visible()
     page.get_by_label("up, slider").focus()
     for _ in range(15):
@@ -115,6 +121,94 @@ def test_both_answers_are_the_servers(visit: Visit, server: Running) -> None:
     assert page.locator("#unguided .token:not(.same)").count() == 0
 
 
+def test_the_first_pair_differs(visit: Visit, server: Running) -> None:
+    """Nothing is moved: where the server gave its guides no weights, the first of them steers at 1."""
+    page = visit()
+    expect(page.get_by_label("up", exact=True)).to_have_value("1")
+    expect(page.get_by_label("down", exact=True)).to_have_value("0")
+    ask(page)
+    assert text_of(page, "guided") == answers_of(server, {"up": 1.0, "down": 0.0}).text
+    assert text_of(page, "guided") != text_of(page, "unguided")
+
+
+def test_the_page_starts_with_the_servers_own_weights(visit: Visit, start: Start, tiny_model: HFModel) -> None:
+    with start(catalogue=Catalogue(tiny_model, "tiny", {"up": 0.0, "down": -0.5}, {})) as own:
+        page = visit(own.url)
+        expect(page.get_by_label("down", exact=True)).to_have_value("-0.5")
+        expect(page.get_by_label("up", exact=True)).to_have_value("0")
+        page.goto(f"{own.url}/#w.up=0.25")  # a link says all
+        expect(page.get_by_label("up", exact=True)).to_have_value("0.25")
+        expect(page.get_by_label("down", exact=True)).to_have_value("0")
+
+
+def test_a_threshold_starts_at_a_half(visit: Visit) -> None:
+    page = visit(replies=scripted(guides=("agent", "mild"), weight=0.0))
+    expect(page.get_by_label("agent (threshold)")).to_have_value("0.5")
+    expect(page.get_by_label("mild", exact=True)).to_have_value("0")
+
+
+def test_a_guide_says_its_form(visit: Visit) -> None:
+    """A product's slider ends at 0; what the server refuses of a typed number is shown as its sentence."""
+    forms = {"mild": "product", "kind": "shift"}
+    texts = ("Hm",)
+    replies = scripted(("Hm", told(texts, 0), "length"), guides=("mild", "kind", "args"), forms=forms, refuses="mild")
+    page = visit(replies=replies, may_log="status of 400")
+    limits = {"mild": ("0", "product: "), "kind": ("-3", "shift: "), "args": ("-3", "")}
+    for name, (least, sentence) in limits.items():
+        slider = page.get_by_label(f"{name}, slider")
+        expect(slider).to_have_attribute("min", least)
+        words = page.locator(".dial", has=slider).locator(".hint")
+        expect(words).to_have_text(re.compile(f"^{sentence}")) if sentence else expect(words).to_be_hidden()
+        expect(slider).to_have_accessible_description(re.compile(f"^{sentence}"))
+    page.get_by_label("mild", exact=True).fill("-1")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#guided [role='alert']")).to_have_text(REFUSED)
+    expect(page.locator("#unguided [role='alert']")).to_be_hidden()
+    assert text_of(page, "unguided") == "Hm"
+
+
+SHADE = """element => {
+    const style = getComputedStyle(element);
+    return [style.getPropertyValue("--tone").trim(), style.getPropertyValue("--amount").trim(),
+        style.borderBottomStyle, style.backgroundColor];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_explain_and_the_playground_say_the_same(
+    visit: Visit, server: Running, browser: Any, scheme: str
+) -> None:
+    """The shares in numbers and in words, and the colours of the tokens, of one answer on both pages."""
+    weights = {"up": 1.0, "down": -0.5}
+    answer = answers_of(server, weights)
+    tokens = explain_tokens(answer.trace, weights, server.service.decoder.model.tokenizer.token_text)
+    context = browser.new_context(color_scheme=scheme)
+    paper = context.new_page()
+    paper.set_content(trace_page(tokens, prompt=PROMPT, model="tiny", weights=weights, seed=3))
+    page = visit(color_scheme=scheme)
+    page.get_by_role("button", name="odd").click()
+    ask(page)
+    shades = [page.locator("#guided .token").nth(index).evaluate(SHADE) for index in range(len(tokens))]
+    assert [paper.locator(".t").nth(index).evaluate(SHADE) for index in range(len(tokens))] == shades
+    assert len({tuple(shade) for shade in shades}) > 3
+    for index in (0, 7):
+        page.locator("#guided .token").nth(index).click(force=True)
+        paper.locator(".t").nth(index).click(force=True)
+        here = [row.inner_text().split("\t") for row in page.get_by_role("dialog").locator("tbody tr").all()]
+        there = [row.inner_text().split("\t") for row in paper.locator("#rivals tr").all()]
+        shares = [[_number(cell) for cell in (row[3], row[5])] for row in here]
+        assert shares == [[_number(cell) for cell in row[3:5]] for row in there]
+        assert any(share > 0 for row in shares for share in row)
+        assert any(share < 0 for row in shares for share in row)
+    for text in (page.get_by_role("dialog").inner_text(), paper.locator("#split").inner_text()):
+        assert SHARE in " ".join(text.split())
+    context.close()
+
+
+def _number(cell: str) -> float:
+    return float(cell.replace("−", "-"))
+
+
 def test_a_token_tells_why(visit: Visit, server: Running) -> None:
     page = visit()
     page.get_by_role("button", name="odd").click()
@@ -126,21 +220,18 @@ def test_a_token_tells_why(visit: Visit, server: Running) -> None:
     expect(sheet.get_by_role("columnheader", name="up × 1", exact=True)).to_be_visible()
     rows = [row.inner_text().split("\t") for row in sheet.locator("tbody tr").all()]
     expected = {one.token_id: one for one in (trace.chosen, *trace.alternatives)}
+    shares = shares_of(trace, {"up": 1.0, "down": -0.5})
     assert len(rows) == len(expected)
     ordered = sorted(expected.values(), key=lambda one: (one.mixed_rank, one.base_rank))
     for row, one in zip(rows, ordered, strict=True):
         assert ("(chosen)" in row[0]) == (one.token_id == trace.chosen.token_id)
-        scores = [value for name, weight in (("up", 1.0), ("down", -0.5)) for value in _score(one, name, weight)]
+        scores = [value for name in ("up", "down") for value in (one.guide_scores[name], shares[one.token_id][name])]
         assert [float(cell.replace("−", "-")) for cell in row[2:6]] == pytest.approx(scores, abs=0.0051)
         for cell, logprob in ((row[1], one.base_logprob), (row[6], one.mixed_logprob)):
             assert float(cell.removesuffix(" %")) == pytest.approx(100 * math.exp(logprob), rel=0.05, abs=1e-9)
         assert row[7] == f"{one.base_rank + 1} → {one.mixed_rank + 1}"
     tone = "raised" if trace.chosen.mixed_logprob > trace.chosen.base_logprob else "lowered"
     expect(page.locator("#guided .token.open")).to_have_class(re.compile(tone))
-
-
-def _score(one: Alternative, name: str, weight: float) -> tuple[float, float]:
-    return one.guide_scores[name], weight * one.guide_scores[name]
 
 
 def test_by_keyboard_alone(visit: Visit) -> None:
@@ -276,18 +367,37 @@ def placed(token_id: int, base: float, mixed: float, **scores: float) -> Alterna
     return Alternative(token_id, math.log(base), scores, math.log(mixed) if mixed else -math.inf, 1, 0)
 
 
-def scripted(*chunks: Any, ending: str = "data: [DONE]\n\n", guides: tuple[str, ...] = ("mild",)) -> Any:
-    """Replies of a server whose answers are these (text, trace of the token, finish reason)."""
+REFUSED = "Guide mild is a product, and its weight is below 0."
+
+
+def scripted(
+    *chunks: Any,
+    ending: str = "data: [DONE]\n\n",
+    guides: tuple[str, ...] = ("mild",),
+    weight: float = 0.5,
+    forms: Mapping[str, str] | None = None,
+    refuses: str = "",
+) -> Any:
+    """Replies of a server whose answers are these (text, trace of the token, finish reason).
+
+    `weight` is every guide's own; one that is named by `refuses` has a sentence for weights below 0.
+    """
+    known = [
+        {"id": name, "weight": weight, "accepts": name == "agent", "max_weight": 9.0, "form": (forms or {}).get(name)}
+        for name in guides
+    ]
 
     def reply(route: Any) -> None:
         kind = route.request.url.rsplit("/", 1)[-1]
         if kind == "guides":
-            data = [{"id": name, "weight": 0.5, "accepts": name == "agent", "max_weight": 9.0} for name in guides]
-            route.fulfill(json={"data": data})
+            route.fulfill(json={"data": known})
         elif kind == "models":
-            route.fulfill(json={"data": [{"id": "base", "guidance": dict.fromkeys(guides, 0.5)}]})
+            route.fulfill(json={"data": [{"id": "base", "guidance": dict.fromkeys(guides, weight)}]})
         else:
             weights = json.loads(route.request.post_data)["guidance"]["weights"]
+            if weights.get(refuses, 0) < 0:
+                route.fulfill(status=400, json={"error": {"message": REFUSED}})
+                return
             first = {"delta": {"content": ""}, "finish_reason": None, "guidance": {"weights": weights, "seed": 3}}
             sent = [first, *(_choice(*chunk) for chunk in chunks)]
             events = "".join(f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in sent)
@@ -303,7 +413,7 @@ def _choice(text: str, told: Any, finish_reason: str | None = None) -> dict[str,
 def told(texts: tuple[str, ...], token_id: int, base: float = 0.02, mixed: float = 0.4, choice: Any = None) -> Any:
     own = placed(token_id, base, mixed, mild=2.5)
     rivals = tuple(placed(other, 0.1, 0.05, mild=-0.5) for other in range(len(texts)) if other != token_id)
-    return explained(TokenTrace(own, rivals, 0.5, choice), Tokens(*texts))
+    return explained(TokenTrace(own, rivals, 0.5, choice), Tokens(*texts), {"mild": 0.5})
 
 
 def test_text_is_never_wrong(visit: Visit) -> None:

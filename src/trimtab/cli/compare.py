@@ -68,12 +68,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace, out: Path) -> None:
-    from trimtab.evaluation.recipe_reader import path_problems, read_recipe
+    from trimtab.evaluation.recipe_reader import path_problems, read_recipe, role_problems
     from trimtab.policies.methods import check_method
 
     recipe = read_recipe(Path(args.recipe), _known_methods(), check_method)
     if problems := path_problems(recipe):
         raise OptionError(f"{args.recipe} names what is not there:\n" + "\n".join(problems))
+    if problems := role_problems(recipe):
+        raise OptionError(f"{args.recipe} says of a reward what is not so:\n" + "\n".join(problems))
     if args.engine == "vllm":
         from trimtab.cli.vllm_methods import check_methods
 
@@ -203,6 +205,8 @@ def _remove(out: Path) -> None:
 def _load_scorers(recipe: Recipe) -> dict[str, Scorer]:
     from trimtab.scorers import load_scorer
 
+    for name in recipe.own_scorers:  # those of methods too: better now than when the method's turn comes
+        load_scorer(name)
     return {reward.name: load_scorer(recipe.scorer_of(reward)) for reward in recipe.rewards}
 
 

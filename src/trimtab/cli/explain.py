@@ -1,10 +1,13 @@
 """`trimtab explain`: answer one prompt and show, token by token, what the base wanted and what each guide made of it.
 
-A share is weight × (score − centre); the centre is the mean score of the tokens recorded at that step (the chosen one
-and the alternatives), each counted by its probability under the base. base + shares + rest = mixed, in nats, where the
-rest is normalisation, the same for all tokens of a step; filters and the repetition penalty come after. Plain text is
-put to the model as a user's message if it has a chat template; --raw continues it as it stands. In --json, ranks count
-from 0.
+A guide's share of a token is its weight × (score − centre), in nats; the centre is the guide's mean score of the
+tokens recorded at that step (the chosen one and its rivals), each counted by its probability under the base. A
+positive share raises the token above what the base was about to say, a negative one lowers it.
+base + shares + rest = mixed, where the rest is normalisation, the same for all tokens of a step; filters and the
+repetition penalty come after.
+
+Plain text is put to the model as a user's message if it has a chat template; --raw continues it as it stands. In
+--json, ranks count from 0.
 
 Where an accept-reject agent chose, the table says how likely it accepted the token, how many candidates were seen of
 how many, and which were passed over; --json and the page list every candidate with its verdict.
@@ -127,6 +130,6 @@ def _print_text(answer: Answer, tokens: list[ExplainedToken]) -> None:
     console.print(
         f"\n{len(tokens)} tokens, ended by {answer.finish_reason}; seed {answer.seed}; "
         f"KL to the base {answer.kl:.2f} nats.\n"
-        "Shares in nats. Blue: lifted by the guides; orange: held back; underlined: not the base's first choice.",
+        "Shares in nats. Orange: raised by the guides; blue: lowered; bold: not the base's first choice.",
         soft_wrap=True,
     )

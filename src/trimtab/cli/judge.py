@@ -35,7 +35,11 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "judge", help="win rates of the methods of a comparison", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("run_directory", metavar="RUN", help="what `trimtab compare` wrote")
-    parser.add_argument("--judge", metavar="NAME", help="openai:MODEL, reward:PATH or scorer:NAME")
+    parser.add_argument(
+        "--judge",
+        metavar="NAME",
+        help="openai:MODEL, reward:PATH, or scorer:NAME (sentiment, offence, module:function, FILE.py:function)",
+    )
     parser.add_argument(
         "--lower-is-better", action="store_true", help="the judge is a cost model (scorer:offence is known to be one)"
     )
@@ -227,6 +231,8 @@ def _print(judgement: Judgement) -> None:
     for rate in judgement.methods:
         for note in rate.notes:
             print(f"{rate.contender}: {note}.")
+    if judgement.caution:
+        print(f"{judgement.caution}.")
     cost = judgement.cost
     if cost.num_calls:
         print(

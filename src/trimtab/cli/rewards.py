@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from trimtab.errors import OptionError
 from trimtab.training.agent_settings import AgentReward
 
 _REWARD_FORM = "NAME=SOURCE[:MULTIPLIER], for example kind=sentiment:2.0 or cost=models/cost:-1.0"
-_MODULE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> None:
@@ -29,8 +27,9 @@ def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._Ar
         required=True,
         type=_reward,
         metavar="NAME=SOURCE[:MULTIPLIER]",
-        help="a term of the reward: a scorer, the directory or hub id of a reward model, or module:function, and how "
-        "much it counts (1; negative for a cost); repeat for several",
+        help="a term of the reward: a scorer, the directory or hub id of a reward model, module:function (looked for "
+        "in the working directory first) or FILE.py:function, and how much it counts (1; negative for a cost); repeat "
+        "for several",
     )
 
 
@@ -50,8 +49,9 @@ def run_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def parse_reward(text: str) -> AgentReward:
     """`NAME=SOURCE[:MULTIPLIER]` -> AgentReward; without a multiplier it is 1.
 
-    SOURCE is a scorer's name, the directory or hub id of a reward model, or module:function. What follows the last
-    colon is the multiplier if it is a number, unless the whole names something that exists. Raises OptionError.
+    SOURCE is a scorer's name, the directory or hub id of a reward model, module:function or FILE.py:function. What
+    follows the last colon is the multiplier if it is a number, unless the whole names something that exists. Raises
+    OptionError.
     """
     name, equals, target = text.partition("=")
     if not equals or not name or not target:
@@ -73,10 +73,10 @@ def parse_reward(text: str) -> AgentReward:
 
 
 def _is_function(target: str) -> bool:
-    from trimtab.scorers import SCORERS
+    from trimtab.scorers import SCORERS, is_function_name
 
-    head = target.partition(":")[0]
-    return bool(_MODULE_FUNCTION.fullmatch(target)) and head not in SCORERS and not Path(head).is_dir()
+    head = target.rpartition(":")[0]
+    return is_function_name(target) and head not in SCORERS and not Path(head).is_dir()
 
 
 def _reward(text: str) -> AgentReward:

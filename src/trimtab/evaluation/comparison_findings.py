@@ -1,7 +1,9 @@
-"""What a comparison found, in a few sentences: what is best, by how much, at what price, and what is not told apart.
+"""What a comparison found, in a few sentences: what is gained, at what price, and what is not told apart.
 
-Differences are paired by prompt on the test split. Two methods are told apart where the 95 % interval of their
-difference leaves out 0; nothing corrects for how many methods are compared.
+Nothing is picked out on the prompts on which its gain is then reported: the largest of several noisy gains is too large
+(the winner's curse). The method that the sentences are about is the best on the validation prompts; without these, all
+are named, or counted. Differences are paired by prompt on the test split. Two methods are told apart where the 95 %
+interval of their difference leaves out 0; nothing corrects for how many methods are compared.
 """
 
 from __future__ import annotations
@@ -14,46 +16,74 @@ from trimtab.evaluation.pareto_summary import Front
 from trimtab.evaluation.recipe import Recipe, strength_text
 from trimtab.evaluation.summary import Estimate, Measured, paired, reward_of
 
+MAX_NAMED = 6
+"""So many strengths a sentence names; more are counted."""
 
-def findings(recipe: Recipe, shown: Sequence[Measured], costs: Mapping[str, CostSummary]) -> str:
-    """Of methods at their chosen strengths."""
-    name = recipe.main_reward.name
+
+def findings(
+    recipe: Recipe, shown: Sequence[Measured], costs: Mapping[str, CostSummary], *, headline: str | None = None
+) -> str:
+    """The first sentences of a report: about the method `headline`, or, where none was chosen, about all alike."""
     base = next((one for one in shown if one.cell.spec == recipe.baseline), None)
-    others = [one for one in shown if one.cell.spec != recipe.baseline]
+    others = [one for one in shown if one.cell.spec != recipe.baseline and recipe.main_reward.name in one.gains]
     if base is None or not others:
         return "Nothing can be compared yet: the base or every other method has no answer to a test prompt."
-    best = max(others, key=lambda one: one.rewards[name].value)
-    gain = best.gains.get(name)
-    if gain is None or gain.value <= 0:
-        return f"No method has a higher mean {name} reward than the unguided model ({written(base.rewards[name])})."
+    best = next((one for one in others if one.label == headline), None)
+    return _of_all(recipe, base, others) if best is None else _of_one(recipe, base, best, others, costs)
+
+
+def _of_one(
+    recipe: Recipe, base: Measured, best: Measured, others: Sequence[Measured], costs: Mapping[str, CostSummary]
+) -> str:
+    name = recipe.main_reward.name
+    gain = best.gains[name]
     sentences = [
-        f"{_named(best)} has the highest mean {name} reward on the test "
-        f"prompts, {signed(best.rewards[name].value)} against {signed(base.rewards[name].value)} without guidance: a "
-        f"gain of {written(gain)}{_price(best, costs)}.",
+        f"On the validation prompts {_named(best)} gained the most {name} reward. On the test prompts, which had no "
+        f"say in that, it has {signed(best.rewards[name].value)} against {signed(base.rewards[name].value)} without "
+        f"guidance: {'a gain' if gain.value > 0 else 'a difference'} of {written(gain)}{_price(best, costs)}."
     ]
     if gain.low is not None and not gain.clear_of_zero:
-        sentences.append("The interval of that gain holds 0, so it may be chance.")
-    rivals = [one for one in others if one is not best and _not_told_apart(best, one, name)]
-    if rivals:
-        labels = [one.label for one in shown]
-        names = [_named(one) if labels.count(one.label) > 1 else one.label for one in rivals]
-        sentences.append(f"On these prompts {_listed(names)} cannot be told apart from it.")
+        sentences.append("That interval holds 0, so it may be chance.")
+    differences = [(one, paired(one.cell, best.cell, reward_of(name))) for one in others if one is not best]
+    alike = [one.label for one, difference in differences if difference is None or not difference.clear_of_zero]
+    if alike:
+        sentences.append(f"On these prompts {_listed(alike)} cannot be told apart from it.")
+    sentences += [
+        f"{_named(one)} is ahead of it there, by {written(difference)}."
+        for one, difference in differences
+        if difference is not None and difference.clear_of_zero and difference.value > 0
+    ]
     return " ".join(sentences)
 
 
+def _of_all(recipe: Recipe, base: Measured, others: Sequence[Measured]) -> str:
+    name = recipe.main_reward.name
+    gains = [(one, one.gains[name]) for one in others]
+    begin = f"Without guidance the mean {name} reward on the test prompts is {written(base.rewards[name])}. "
+    end = " None is picked out, since nothing was chosen on other prompts than these (the recipe's `validation`)."
+    if len(gains) <= MAX_NAMED:
+        return (
+            f"{begin}Paired with it, {'; '.join(f'{_named(one)} gains {written(gain)}' for one, gain in gains)}.{end}"
+        )
+    above = sum(gain.clear_of_zero and gain.value > 0 for _, gain in gains)
+    below = sum(gain.clear_of_zero and gain.value < 0 for _, gain in gains)
+    return (
+        f"{begin}Of {len(gains)} methods and strengths paired with it, {above} gain clear of 0 (95 % intervals), "
+        f"{below} lose, and {len(gains) - above - below} are not told apart from it; by chance alone about one "
+        f"interval in 40 lies above 0. The table gives each.{end}"
+    )
+
+
 def pareto_findings(recipe: Recipe, fronts: Sequence[Front]) -> str:
-    """Of fronts."""
+    """The first sentence of a report with two objectives: the hypervolume of every front."""
     if not fronts:
         return "Nothing can be compared yet: no method has answered the test prompts at all of its strengths."
-    best = max(fronts, key=lambda one: one.hypervolume.value)
-    sentence = (
-        f"{best.label} covers the most of {_listed(list(recipe.objectives))} together: a hypervolume of "
-        f"{written(best.hypervolume, digits=3)} over the reference point ({_point(recipe)})."
+    volumes = "; ".join(f"{one.label} {written(one.hypervolume, digits=3)}" for one in fronts)
+    return (
+        f"What each method covers of {_listed(list(recipe.objectives))} together, as a hypervolume over the reference "
+        f"point ({_point(recipe)}), all of its strengths taken: {volumes}. None is picked out, since nothing was "
+        "chosen on other prompts than these."
     )
-    rivals = [one.label for one in fronts if one is not best and _overlap(one.hypervolume, best.hypervolume)]
-    if rivals:
-        sentence += f" Its interval overlaps that of {_listed(rivals)}."
-    return sentence
 
 
 def written(estimate: Estimate, *, digits: int = 2) -> str:
@@ -78,17 +108,6 @@ def _price(best: Measured, costs: Mapping[str, CostSummary]) -> str:
     if cost is not None and cost.ratio_to_base is not None:
         parts.append(f"{cost.ratio_to_base:.2f} of the base's speed")
     return f", for {' and '.join(parts)}"
-
-
-def _not_told_apart(best: Measured, other: Measured, name: str) -> bool:
-    difference = paired(best.cell, other.cell, reward_of(name))
-    return difference is None or not difference.clear_of_zero
-
-
-def _overlap(one: Estimate, other: Estimate) -> bool:
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return True
-    return one.low <= other.high and other.low <= one.high
 
 
 def _point(recipe: Recipe) -> str:

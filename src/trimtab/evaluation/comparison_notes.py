@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.evaluation.recipe import JUDGED_BY, TRAINED_ON, PromptSource, Recipe, strength_text
+from trimtab.evaluation.recipe import JUDGED_BY, MEASURED, TRAINED_ON, PromptSource, Recipe, Reward, strength_text
 from trimtab.evaluation.summary import MIN_PROMPTS, Cell, Chosen
 from trimtab.evaluation.text_metrics import COHERENCE
 from trimtab.statistics import NUM_RESAMPLES
@@ -25,8 +25,7 @@ def notes_of(recipe: Recipe, run: Mapping[str, Any], cells: Sequence[Cell]) -> d
         "Prompts": "; ".join(f"{split}: {_prompts(source, run, split)}" for split, source in recipe.prompts.items()),
         "Decoding": _decoding(recipe),
         "Seeds": f"{', '.join(map(str, recipe.seeds))}; a prompt's seeds are averaged before anything is resampled",
-        "Rewards trained on": _rewards(recipe, run, TRAINED_ON),
-        "Rewards judging": _rewards(recipe, run, JUDGED_BY),
+        **_rewards(recipe, run),
         "KL": "; ".join(f"{', '.join(labels)}: {_KL.get(kind, kind)}" for kind, labels in _by_kind(cells).items()),
         "Intervals": f"95 %, bootstrap over prompts (BCa, {NUM_RESAMPLES:,} resamples), from {MIN_PROMPTS} prompts on; "
         "differences to the base are paired by prompt; nothing corrects for how many methods are compared",
@@ -64,13 +63,13 @@ def choices_note(recipe: Recipe, chosen: Mapping[str, Chosen]) -> str:
     if recipe.is_pareto:
         return "Every strength is shown: with two objectives the sweep is the result, and none is chosen."
     if "validation" not in recipe.prompts:
-        return "The recipe has no validation prompts, so no strength is chosen: every one is shown."
+        return "The recipe has no validation prompts, so no strength is chosen or singled out: every one is shown."
     budget = "" if recipe.kl_budget is None else f" within {recipe.kl_budget:g} nats of KL an answer"
     reasons = "; ".join(f"{label}: {choice.why}" for label, choice in chosen.items() if "only" not in choice.why)
     return (
         f"Each method stands at the strength with the highest mean {recipe.main_reward.name} reward on the validation "
-        f"prompts{budget}, and is measured on the test prompts, which had no say in it."
-        + (f" {reasons}." if recipe.kl_budget is not None and reasons else "")
+        f"prompts{budget}, and is measured on the test prompts, which had no say in it; nor in which method the first "
+        "sentence of this page is about." + (f" {reasons}." if recipe.kl_budget is not None and reasons else "")
     )
 
 
@@ -85,16 +84,30 @@ def _decoding(recipe: Recipe) -> str:
     return f"{said or 'the defaults'}; an answer's seed depends on its prompt and seed only, whatever the method"
 
 
-def _rewards(recipe: Recipe, run: Mapping[str, Any], role: str) -> str:
-    described = run.get("scorers", {})
-    found = [
-        f"{reward.name}: {described.get(reward.name, reward.scorer)}"
-        + ("" if reward.weight == 1 else f", times {reward.weight:g} so that higher is better")
-        for reward in recipe.rewards
-        if reward.role == role
-    ]
-    nobody = "none: what the methods were made to raise also judges them" if role == JUDGED_BY else "none"
-    return "; ".join(found) or nobody
+_ROLES = {
+    MEASURED: "Rewards measured",
+    TRAINED_ON: "Rewards trained on",
+    JUDGED_BY: "Rewards judging",
+}
+
+
+def _rewards(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:
+    """What each reward is, by the role that may be said of it. Without a judge, that is said."""
+    found = {
+        heading: "; ".join(_reward(recipe, run, reward) for reward in recipe.rewards if recipe.role_of(reward) == role)
+        for role, heading in _ROLES.items()
+    }
+    unseen = "none: the recipe names no reward that no method was trained on or chooses by"
+    found[_ROLES[JUDGED_BY]] = found[_ROLES[JUDGED_BY]] or unseen
+    return {heading: text for heading, text in found.items() if text}
+
+
+def _reward(recipe: Recipe, run: Mapping[str, Any], reward: Reward) -> str:
+    text = f"{reward.name}: {run.get('scorers', {}).get(reward.name, reward.scorer)}"
+    if reward.weight != 1:
+        text += f", times {reward.weight:g} so that higher is better"
+    choosing = recipe.chosen_by(reward)
+    return text + (f"; {', '.join(choosing)}: chooses among answers by this very reward" if choosing else "")
 
 
 def _methods(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:

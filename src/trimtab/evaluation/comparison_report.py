@@ -25,7 +25,7 @@ from trimtab.evaluation.comparison_page import (
 )
 from trimtab.evaluation.comparison_results import Results, cost_row, front_row, method_row
 from trimtab.evaluation.figure import as_svg, write_png
-from trimtab.evaluation.recipe import JUDGED_BY, Reward, strength_text
+from trimtab.evaluation.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, Reward, strength_text
 from trimtab.evaluation.records import Row
 from trimtab.evaluation.summary import Estimate, Measured
 
@@ -69,12 +69,12 @@ def _frontiers(directory: Path, results: Results) -> list[Section]:
     wanted = recipe.objectives if recipe.is_pareto else (recipe.main_reward.name,)
     rewards = [one for one in recipe.rewards if one.name in wanted]
     rewards += [one for one in recipe.rewards if one.role == JUDGED_BY and one not in rewards]
-    return [Section(_frontier_title(reward), _frontier(directory, results, reward)) for reward in rewards]
+    return [Section(_frontier_title(recipe, reward), _frontier(directory, results, reward)) for reward in rewards]
 
 
-def _frontier_title(reward: Reward) -> str:
-    role = "which judges" if reward.role == JUDGED_BY else "trained on"
-    return f"Reward against KL: {reward.name}, {role}"
+def _frontier_title(recipe: Recipe, reward: Reward) -> str:
+    said = {MEASURED: "", TRAINED_ON: ", trained on", JUDGED_BY: ", which judges"}[recipe.role_of(reward)]
+    return f"Reward against KL: {reward.name}{said}"
 
 
 def _frontier(directory: Path, results: Results, reward: Reward) -> str:

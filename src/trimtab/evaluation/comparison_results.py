@@ -16,7 +16,7 @@ from trimtab.evaluation.pareto_summary import Front, fronts_of
 from trimtab.evaluation.recipe import Recipe, strength_text
 from trimtab.evaluation.recipe_reader import KnownMethod, parse_recipe
 from trimtab.evaluation.records import Cost, Key, read_answers, read_costs
-from trimtab.evaluation.summary import Cell, Chosen, Estimate, Measured, cells_of, choose, measured
+from trimtab.evaluation.summary import Cell, Chosen, Estimate, Measured, cells_of, choose, headline, measured
 from trimtab.evaluation.text_metrics import coherence
 from trimtab.policies.policy import Strength
 
@@ -34,6 +34,8 @@ class Results:
     measured: Sequence[Measured]
     """The cells, in numbers."""
     chosen: Mapping[str, Chosen]
+    headline: str | None
+    """The method that the first sentence is about: chosen on validation prompts, None without any."""
     costs: Sequence[Cost]
     fronts: Sequence[Front]
     num_missing: int
@@ -61,7 +63,8 @@ class Results:
         """The findings."""
         if self.recipe.is_pareto:
             return pareto_findings(self.recipe, self.fronts)
-        return findings(self.recipe, self.shown, {cost.label: cost for cost in self.cost_summaries})
+        costs = {cost.label: cost for cost in self.cost_summaries}
+        return findings(self.recipe, self.shown, costs, headline=self.headline)
 
     def _at(self, label: str) -> Strength | None:
         return self.chosen[label].strength if label in self.chosen else None
@@ -77,12 +80,15 @@ def read_results(directory: Path, methods: Mapping[str, KnownMethod]) -> Results
     if not cells:
         raise DataError("no test prompt has an answer yet; run the comparison first.", path=directory)
     wanted = _wanted(recipe, run)
+    validation = cells_of(recipe, rows, "validation")
+    chosen = choose(recipe, validation)
     return Results(
         recipe,
         run,
         cells,
         measured(recipe, cells, _coherences(cells)),
-        choose(recipe, cells_of(recipe, rows, "validation")),
+        chosen,
+        headline(recipe, validation, chosen),
         read_costs(files.costs),
         fronts_of(recipe, cells) if recipe.is_pareto else [],
         num_missing=wanted - len([row for row in rows if _belongs(recipe, row.key)]),

@@ -6,12 +6,14 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 
 from trimtab.evaluation.cost_summary import CostSummary
-from trimtab.evaluation.page import signed
+from trimtab.evaluation.page import gained, signed
 from trimtab.evaluation.pareto_summary import Front
-from trimtab.evaluation.recipe import JUDGED_BY, Recipe, strength_text
+from trimtab.evaluation.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, strength_text
 from trimtab.evaluation.summary import REPETITION_N, Estimate, Measured
 
 Write = Callable[[float], str]
+ROLE_WORDS: Mapping[str, str] = {MEASURED: "", TRAINED_ON: "trained on", JUDGED_BY: "judge"}
+"""What stands below a reward's name."""
 UNKNOWN = "<span class=range>unknown</span>"
 
 
@@ -41,8 +43,9 @@ def rewards_table(recipe: Recipe, shown: Sequence[Measured]) -> str:
     """Rewards, gains over the base and KL, one row a method and strength."""
     headings = ["method", "strength"]
     for reward in recipe.rewards:
-        role = "judge" if reward.role == JUDGED_BY else "trained on"
-        headings += [f"{html.escape(reward.name)}<span class=range>{role}</span>", "over base"]
+        said = ROLE_WORDS[recipe.role_of(reward)]
+        role = f"<span class=range>{said}</span>" if said else ""
+        headings += [f"{html.escape(reward.name)}{role}", "over base"]
     headings += ["KL an answer", "KL a token", "−log π<sub>base</sub>", "prompts"]
     return table(headings, [_rewards_row(recipe, one) for one in shown])
 
@@ -104,7 +107,7 @@ def _rewards_row(recipe: Recipe, one: Measured) -> list[str]:
     cells = _named(one)
     for reward in recipe.rewards:
         gain = one.gains.get(reward.name)
-        cells += [interval_cell(one.rewards[reward.name], signed), interval_cell(gain, _gained) if gain else "–"]
+        cells += [interval_cell(one.rewards[reward.name], signed), interval_cell(gain, gained) if gain else "–"]
     bound = one.cell.kl_kind == "bound"
     cells += [
         interval_cell(one.kl, _one_digit, bound=bound),
@@ -125,8 +128,3 @@ def _one_digit(value: float) -> str:
 
 def _three_digits(value: float) -> str:
     return f"{value:.3f}".replace("-", "−")
-
-
-def _gained(value: float) -> str:
-    text = signed(value)
-    return text if text.startswith("−") or text == "0.00" else f"+{text}"

@@ -29,7 +29,7 @@ def _section(judgement: Judgement) -> Section:
         f"regression. It took {cost.num_calls} calls, {cost.num_retries} of them again, and {cost.prompt_tokens} + "
         f"{cost.completion_tokens} tokens."
     )
-    body += note(text)
+    body += note(f"{text} {judgement.caution}." if judgement.caution else text)
     if remarks:
         body += note(f"{'. '.join(remarks)}.")
     return Section(f"Win rates against {judgement.baseline.method}, by {judgement.judge}", body)

@@ -10,6 +10,9 @@ from trimtab.evaluation.frontier import Point
 
 Row = Mapping[str, float]
 
+MAX_NAMED = 6
+"""So many strengths the summary names; more are left to the table."""
+
 
 def frontier_page(
     *,
@@ -58,16 +61,25 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def _summary(rows: Sequence[Row], reference: Point) -> str:
-    """One sentence: what the strength with the highest reward gives, and what it costs."""
-    best = max(rows, key=lambda row: row["reward"])
-    if best["gain"] <= 0:
-        return "No strength raised the mean reward above the one without guidance."
-    return (
-        f"At strength {best['weight']:g} the mean reward is <b>{signed(best['reward'])}</b>, against "
-        f"{signed(reference.reward.value)} without guidance: a gain of <b>{signed(best['gain'])}</b> "
-        f"(95&#8239;% interval {signed(best['gain_low'])} to {signed(best['gain_high'])}), bought with "
-        f"{best['kl']:.1f} nats of KL an answer."
+    """What every strength gives and costs. None is picked out: the largest gain on these prompts would be too large."""
+    base = f"Without guidance the mean reward is <b>{signed(reference.reward.value)}</b>."
+    guided = [row for row in rows if row["weight"] != 0]
+    if not guided:
+        return base
+    if len(guided) > MAX_NAMED:
+        return f"{base} The table gives what each of {len(guided)} strengths adds to it, and at what price."
+    gains = "; ".join(
+        f"at strength {row['weight']:g} by <b>{gained(row['gain'])}</b> ({signed(row['gain_low'])} to "
+        f"{signed(row['gain_high'])}) for {row['kl']:.1f} nats of KL an answer"
+        for row in guided
     )
+    return f"{base} The guide changes it {gains} (95&#8239;% intervals, paired)."
+
+
+def gained(value: float) -> str:
+    """`signed` with a plus sign where it is above 0."""
+    text = signed(value)
+    return text if text.startswith("−") or text == "0.00" else f"+{text}"
 
 
 def _row(row: Row) -> str:
@@ -178,7 +190,8 @@ to the left.</figcaption>
 </tbody>
 </table></div>
 <p class=note>Below each mean: its 95&#8239;% bootstrap interval over prompts; the gain is paired by prompt and seed.
-The base without any guide decodes {{base}} tokens/s at the same batch.</p>
+The base without any guide decodes {{base}} tokens/s at the same batch. No strength is chosen: which of them does best
+on these prompts is itself subject to chance.</p>
 <h2>What it says</h2>
 <p class=note>{{sample_note}} An ellipsis marks an answer that the length limit cut.</p>
 {{samples}}

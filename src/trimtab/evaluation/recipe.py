@@ -13,13 +13,19 @@ from typing import Any
 
 from trimtab.core import SamplingParams
 from trimtab.policies.policy import Strength
+from trimtab.scorers import SCORERS, is_function_name, module_file
 
 SPLITS = ("validation", "test")
 """Strengths are chosen on the first and reported on the second."""
 
-TRAINED_ON, JUDGED_BY = "trained_on", "judged_by"
-ROLES = (TRAINED_ON, JUDGED_BY)
-"""What a reward is to the methods: what they were made to raise, or a judge that none of them has seen."""
+MEASURED, TRAINED_ON, JUDGED_BY = "measured", "trained_on", "judged_by"
+ROLES = (MEASURED, TRAINED_ON, JUDGED_BY)
+"""What a reward is to the methods, as far as the recipe says: nothing but measured; what one of them was trained on,
+itself or through pairs that it labelled; or a judge that none of them has seen."""
+
+
+SCORER = "scorer"
+"""The option of a method that is a scorer, as a reward's is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class Reward:
     scorer: str
     weight: float = 1.0
     """Multiplies the score, so that HIGHER IS BETTER: −1 for a cost."""
-    role: str = TRAINED_ON
+    role: str = MEASURED
 
     @property
     def file_name(self) -> str:
@@ -108,8 +114,32 @@ class Recipe:
 
     @property
     def main_reward(self) -> Reward:
-        """The first reward that the methods were made to raise; without any, the first of all."""
-        return next((reward for reward in self.rewards if reward.role == TRAINED_ON), self.rewards[0])
+        """The first reward that something was trained on; without any, the first that does not judge, or the first."""
+        for role in (TRAINED_ON, MEASURED):
+            for reward in self.rewards:
+                if reward.role == role:
+                    return reward
+        return self.rewards[0]
+
+    def role_of(self, reward: Reward) -> str:
+        """The role that a report may speak of: nothing was trained on a reward where no method was trained at all."""
+        claimed = reward.role == TRAINED_ON and not any(self.may_be_trained(spec) for spec in self.methods)
+        return MEASURED if claimed else reward.role
+
+    def may_be_trained(self, spec: MethodSpec) -> bool:
+        """Whether a method reads anything that could have been trained: a guide, a policy, a reward model, a writer.
+
+        Not the base itself, a lexicon, a function of one's own, or the text of a template.
+        """
+        scorer = spec.options.get(SCORER)
+        knows_nothing = scorer in SCORERS or (isinstance(scorer, str) and is_function_name(scorer))
+        names = {*spec.options} - {"template", *([SCORER] if knows_nothing else [])}
+        return any(text != self.model for name in names for text in _texts(spec.options[name]))
+
+    def chosen_by(self, reward: Reward) -> list[str]:
+        """The methods that choose among answers by this very reward, trained or not: best-of-N by its own judge."""
+        scorer = self.scorer_of(reward)
+        return [spec.name for spec in self.methods if self.options_of(spec).get(SCORER) == scorer]
 
     @property
     def is_pareto(self) -> bool:
@@ -117,11 +147,30 @@ class Recipe:
 
     def options_of(self, spec: MethodSpec) -> dict[str, Any]:
         """A method's options with the paths that lead somewhere from the recipe's directory made whole."""
-        return {name: resolved(value, self.directory) for name, value in spec.options.items()}
+        return {
+            name: resolved_scorer(value, self.directory) if name == SCORER else resolved(value, self.directory)
+            for name, value in spec.options.items()
+        }
 
     def scorer_of(self, reward: Reward) -> str:
         """What `load_scorer` is given: a name, or a path made whole."""
-        return str(resolved(reward.scorer, self.directory))
+        return str(resolved_scorer(reward.scorer, self.directory))
+
+    @property
+    def own_scorers(self) -> list[str]:
+        """The functions of one's own that score here, of rewards and of methods, as `load_scorer` is given them."""
+        named = [self.scorer_of(reward) for reward in self.rewards]
+        named += [str(options[SCORER]) for spec in self.methods if SCORER in (options := self.options_of(spec))]
+        return [name for name in dict.fromkeys(named) if is_function_name(name)]
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of an option, in lists and mappings too."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def resolved(value: Any, directory: Path) -> Any:
@@ -141,6 +190,19 @@ def resolved(value: Any, directory: Path) -> Any:
     if whole.exists():
         return str(whole.resolve())
     return f"{beside.resolve()}:{tail}" if colon and path and beside.exists() else value
+
+
+def resolved_scorer(value: Any, directory: Path) -> Any:
+    """A scorer with its path made whole, as `resolved` does; `module:function` too, where `directory` has the module.
+
+    It becomes `FILE.py:function`. A module that is not there is left to `load_scorer`, which knows where else to look.
+    """
+    if isinstance(value, str) and is_function_name(value):
+        target, _, function = value.rpartition(":")
+        beside = directory / Path(target).expanduser()
+        file = beside if target.endswith(".py") and beside.is_file() else module_file(target, directory)
+        return value if file is None else f"{file.resolve()}:{function}"
+    return resolved(value, directory)
 
 
 def missing_paths(value: Any, directory: Path) -> list[str]:

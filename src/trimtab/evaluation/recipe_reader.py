@@ -13,7 +13,18 @@ import yaml  # type: ignore[import-untyped]
 from trimtab.core import SamplingParams
 from trimtab.errors import DataError, OptionError, unknown_name
 from trimtab.evaluation import recipe_values as values
-from trimtab.evaluation.recipe import ROLES, SPLITS, TRAINED_ON, MethodSpec, PromptSource, Recipe, Reward, missing_paths
+from trimtab.evaluation.recipe import (
+    JUDGED_BY,
+    MEASURED,
+    ROLES,
+    SPLITS,
+    TRAINED_ON,
+    MethodSpec,
+    PromptSource,
+    Recipe,
+    Reward,
+    missing_paths,
+)
 from trimtab.policies.policy import Strength
 
 T = TypeVar("T")
@@ -100,6 +111,20 @@ def path_problems(recipe: Recipe) -> list[str]:
         for path in missing_paths(reward.scorer, recipe.directory)
     ]
     return [f"{place}: there is no {path}; paths start from {recipe.directory}." for place, path in found]
+
+
+def role_problems(recipe: Recipe) -> list[str]:
+    """Roles of rewards that cannot be true of the recipe's methods, with their places."""
+    found = []
+    for reward in recipe.rewards:
+        place, choosing = f"rewards.{reward.name}.role", recipe.chosen_by(reward)
+        if reward.role == TRAINED_ON and recipe.role_of(reward) != TRAINED_ON:
+            listed = ", ".join(spec.name for spec in recipe.methods)
+            found.append(f"{place}: is trained_on, and none of the methods ({listed}) was trained; leave it out.")
+        if reward.role == JUDGED_BY and choosing:
+            listed = ", ".join(choosing)
+            found.append(f"{place}: is judged_by, and {listed} chooses its answers by that scorer; leave it out.")
+    return found
 
 
 def _refuse_twice(node: Any) -> None:
@@ -250,7 +275,7 @@ def _rewards(section: Section) -> list[Reward]:
             name,
             one.take("scorer", values.text, "", required="give sentiment, offence, a reward model's directory, ..."),
             one.take("weight", values.number(), 1.0),
-            one.take("role", values.one_of("role", ROLES), TRAINED_ON),
+            one.take("role", values.one_of("role", ROLES), MEASURED),
         )
         if reward.weight == 0:
             one.problem("weight", "is 0, which makes every answer equal; give −1 for a cost, else 1.")

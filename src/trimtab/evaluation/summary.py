@@ -171,6 +171,25 @@ def choose(recipe: Recipe, cells: Sequence[Cell]) -> dict[str, Chosen]:
     return found
 
 
+def headline(recipe: Recipe, cells: Sequence[Cell], chosen: Mapping[str, Chosen]) -> str | None:
+    """The label of the method with the highest mean gain over the base on validation prompts, at its chosen strength.
+
+    `cells` are those of the validation split. Test prompts have no say, so what they then say of it is not flattered by
+    the choice. None where no other method than the base has validation answers.
+    """
+    base = next((cell for cell in cells if cell.spec == recipe.baseline), None)
+    if base is None:
+        return None
+    read, gains = reward_of(recipe.main_reward.name), {}
+    for cell in cells:
+        choice = chosen.get(cell.spec.name)
+        if cell.spec != recipe.baseline and choice is not None and choice.strength == cell.strength:
+            gain = paired(cell, base, read)
+            if gain is not None:
+                gains[cell.spec.name] = gain.value
+    return max(gains, key=gains.__getitem__) if gains else None
+
+
 def _chosen(cells: Sequence[Cell], read: Read, budget: float | None) -> Chosen:
     def reward(cell: Cell) -> float:
         value = cell.mean(read)

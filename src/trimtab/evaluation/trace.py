@@ -4,11 +4,9 @@ Everything is in nats of log-probability at temperature 1. For each token,
 
     mixed = base + sum of the guides' shares + rest
 
-where a guide's *share* is weight · (score − centre). A constant added to all scores of a guide changes nothing, so a
-score says something only against the others of its step: the *centre* is the mean score of the tokens recorded at that
-step (the chosen one and the alternatives), each counted by its probability under the base. A positive share means that
-the guide lifts the token above what the base was about to say. The *rest* is normalisation, the same for every token of
-a step. The filters and the repetition penalty come after all this.
+where a guide's *share* is what `tracing.SHARE` says. The *rest* is normalisation, the same for every token of a step.
+The filters and the repetition penalty come after all this. Orange is a token that the guides raised, blue one that they
+lowered, here and in the playground.
 
 Where a guide selects (an accept-reject agent), mixed is what its rule makes of the candidates: everything on the chosen
 one, as a rule, so that the rest holds the choice too. What was seen, accepted and passed over is told beside it.
@@ -26,12 +24,10 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.answers import Alternative, Choice, TokenTrace
+from trimtab.tracing import FULL_COLOUR, shares_of
 
 PASSED_OVER = 4
 """How many candidates that were not taken a line of the table names."""
-
-FULL_COLOUR = 2.0
-"""The shift, in nats, that is shown in the strongest colour; a factor of 7.4 in probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,7 @@ class Placing:
     text: str
     base_logprob: float
     shares: Mapping[str, float]
-    """weight · (score − centre) of each guide that ran."""
+    """Guide -> its share, of each that ran (`tracing.shares_of`)."""
     rest: float
     """mixed_logprob − base_logprob − the shares."""
     mixed_logprob: float
@@ -107,13 +103,10 @@ def explain_tokens(
 
 def _explain(trace: TokenTrace, weights: Mapping[str, float], token_text: Callable[[int], str]) -> ExplainedToken:
     recorded = {item.token_id: item for item in (*trace.alternatives, trace.chosen)}
-    centres = {name: _centre(name, list(recorded.values())) for name in trace.chosen.guide_scores}
+    every = shares_of(trace, weights)
 
     def place(item: Alternative) -> Placing:
-        shares = {
-            name: weights[name] * difference(score, centres[name]) if weights[name] else 0.0
-            for name, score in item.guide_scores.items()
-        }
+        shares = every[item.token_id]
         rest = difference(difference(item.mixed_logprob, item.base_logprob), sum(shares.values()))
         text = token_text(item.token_id)
         return Placing(
@@ -146,14 +139,6 @@ def acceptance(log_odds: float) -> float:
     return 1 / (1 + math.exp(-log_odds)) if log_odds >= 0 else math.exp(log_odds) / (1 + math.exp(log_odds))
 
 
-def _centre(name: str, recorded: Sequence[Alternative]) -> float:
-    """The mean score of a guide over the recorded tokens, weighted by the base; tokens that it forbids are left out."""
-    finite = [(math.exp(item.base_logprob), item.guide_scores[name]) for item in recorded]
-    finite = [(mass, score) for mass, score in finite if mass > 0 and math.isfinite(score)]
-    total = sum(mass for mass, _ in finite)
-    return sum(mass * score for mass, score in finite) / total if total else 0.0
-
-
 def difference(left: float, right: float) -> float:
     """left − right, where never minus never is no difference."""
     return 0.0 if left == right else left - right
@@ -181,9 +166,9 @@ def visible(text: str) -> str:
 
 
 def coloured_text(tokens: Sequence[ExplainedToken]) -> Text:
-    """The answer for a terminal: blue where the guides lifted a token, orange where they held it back.
+    """The answer for a terminal: orange where the guides raised a token, blue where they lowered it.
 
-    Underlined: not what the base alone had in first place.
+    Bold: not what the base alone had in first place.
     """
     text = Text()
     for token in tokens:
@@ -193,13 +178,13 @@ def coloured_text(tokens: Sequence[ExplainedToken]) -> Text:
 
 def _style(placing: Placing) -> Style:
     strength = min(abs(placing.shift) / FULL_COLOUR, 1.0)
-    underline = placing.base_rank > 0
+    bold = placing.base_rank > 0
     if strength < 0.05:
-        return Style(underline=underline)
-    hue = (0, 95, 215) if placing.shift > 0 else (190, 80, 0)
+        return Style(bold=bold)
+    hue = (190, 80, 0) if placing.shift > 0 else (0, 95, 215)
     # From dark to strong on either side, so that white letters stay readable on any terminal.
     red, green, blue = (round(40 + (channel - 40) * strength) for channel in hue)
-    return Style(color="white", bgcolor=f"rgb({red},{green},{blue})", underline=underline)
+    return Style(color="white", bgcolor=f"rgb({red},{green},{blue})", bold=bold)
 
 
 def as_table(tokens: Sequence[ExplainedToken]) -> Table:
@@ -249,7 +234,7 @@ def _number(candidate: Candidate) -> str:
 
 
 def _share_style(share: float) -> str:
-    return "" if abs(share) < 0.1 else "blue" if share > 0 else "dark_orange3"
+    return "" if abs(share) < 0.1 else "dark_orange3" if share > 0 else "blue"
 
 
 def percent(logprob: float) -> str:

@@ -13,7 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.core import Prompt
-from trimtab.evaluation.trace import FULL_COLOUR, ExplainedToken, as_rows, percent, visible
+from trimtab.evaluation.trace import ExplainedToken, as_rows, percent, visible
+from trimtab.tracing import FULL_COLOUR, SHARE
+
+LEAST_SHIFT = 0.005
+"""A smaller change of a log-probability has no colour, here and in the playground."""
 
 
 def trace_page(
@@ -34,8 +38,9 @@ def trace_page(
         "tokens": "".join(_button(index, token) for index, token in enumerate(tokens)),
         "rows": "\n".join(_row(token, tilting) for token in tokens),
         "headings": "".join(f"<th scope=col>{html.escape(name)}</th>" for name in tilting),
-        "data": _script_json({"full": FULL_COLOUR, "guides": tilting, "tokens": as_rows(tokens)}),
-        "full": f"{FULL_COLOUR:g}",
+        "data": _script_json({"full": FULL_COLOUR, "least": LEAST_SHIFT, "guides": tilting, "tokens": as_rows(tokens)}),
+        "full": f"{math.exp(FULL_COLOUR):.0f}",
+        "share": html.escape(SHARE, quote=False),
         "style": STYLE,
         "script": SCRIPT,
     }
@@ -60,12 +65,13 @@ def _choices(guides: Sequence[str]) -> str:
 def _button(index: int, token: ExplainedToken) -> str:
     chosen = token.chosen
     strength = max(-1.0, min(1.0, chosen.shift / FULL_COLOUR))
-    kind = "t moved" if chosen.base_rank > 0 else "t"
+    tone = "same" if abs(chosen.shift) < LEAST_SHIFT else "raised" if chosen.shift > 0 else "lowered"
+    kind = f"t {tone} moved" if chosen.base_rank > 0 else f"t {tone}"
     label = html.escape(chosen.text.replace("\r", "").replace("\n", "↵")) or "∅"
     breaks = "<br>" * chosen.text.count("\n")
     return (
         f'<button type=button class="{kind}" data-i={index} tabindex={0 if index == 0 else -1} aria-pressed=false '
-        f'style="--s:{strength:.3f}">{label}</button>{breaks}'
+        f'style="--amount:{abs(strength):.3f}">{label}</button>{breaks}'
     )
 
 
@@ -93,9 +99,9 @@ def _finite(value: Any) -> Any:
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fdfdfb; --ink: #1b1b1b; --soft: #5c5c5c; --line: #d9d7d0;
-  --lift: #8fc1ff; --hold: #ffb37a; --focus: #1a5fd0; }
+  --raised: #f08c2e; --lowered: #4a90e8; --strength: 62%; --focus: #1a5fd0; }
 @media (prefers-color-scheme: dark) { :root { --paper: #17181a; --ink: #ececec; --soft: #a5a5a5; --line: #3a3c40;
-  --lift: #1f5fb4; --hold: #a4500f; --focus: #8fc1ff; } }
+  --raised: #e0781c; --lowered: #3f83dd; --strength: 58%; --focus: #8fc1ff; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 62rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.6 system-ui, sans-serif; }
@@ -105,13 +111,15 @@ dt, .note, legend { color: var(--soft); } dd { margin: 0; white-space: pre-wrap;
 .note { font-size: .9rem; } #caption { margin: 0 0 .3rem; }
 fieldset { border: 0; padding: 0; margin: .6rem 0; } legend { float: left; margin-right: .8rem; }
 label { margin-right: .8rem; white-space: nowrap; }
-.key { display: inline-block; padding: 0 .4rem; border-radius: .2rem; color: var(--ink); }
+.key { display: inline-block; padding: 0 .4rem; color: var(--ink); --amount: 1; }
 #answer { line-height: 2; overflow-wrap: anywhere; margin: .5rem 0 1rem; }
-.t { font: inherit; color: inherit; border: 0; border-radius: .2rem; padding: .1rem 0; margin: 0; cursor: pointer;
-  white-space: pre-wrap; text-align: left; display: inline;
-  background: color-mix(in srgb, var(--lift) calc(max(var(--s), 0) * 100%),
-    color-mix(in srgb, var(--hold) calc(max(0 - var(--s), 0) * 100%), transparent)); }
-.moved { text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: .2em; }
+.t { font: inherit; color: inherit; border: 0; padding: .1rem 0; margin: 0; cursor: pointer;
+  white-space: pre-wrap; text-align: left; display: inline; }
+.t, .key { --tone: transparent; border-radius: .2rem;
+  background: color-mix(in srgb, var(--tone) calc(var(--amount) * var(--strength)), transparent); }
+.raised { --tone: var(--raised); border-bottom: 2px solid var(--tone); }
+.lowered { --tone: var(--lowered); border-bottom: 2px dotted var(--tone); }
+.t.moved, .moved { font-weight: 700; }
 .t:hover, .t[aria-pressed=true] { outline: 2px solid var(--focus); }
 .t:focus-visible, input:focus-visible, summary:focus-visible { outline: 3px solid var(--focus); outline-offset: 1px; }
 .wide { overflow-x: auto; }
@@ -131,6 +139,7 @@ const nats = x => x === null ? "never" : x.toFixed(2).replace(/^-0\\.00$/, "0.00
 const signed = x => x !== null && x >= 0.005 ? "+" + nats(x) : nats(x);
 const dots = spaces => "\\u00b7".repeat(spaces.length);
 const visible = s => s.replace(/^ +| +$/g, dots).replace(/\\n/g, "\\u21b5").replace(/\\t/g, "\\u21e5");
+const toneOf = shift => Math.abs(shift) < data.least ? "same" : shift > 0 ? "raised" : "lowered";
 let selected = 0;
 function cell(kind, text) { const c = document.createElement(kind); c.textContent = text; return c; }
 function row(item, chosen) {
@@ -185,7 +194,8 @@ function select(i) {
 function colour(by) {
   buttons.forEach((b, i) => {
     const t = data.tokens[i], shift = by ? t.shares[by] || 0 : t.mixed_logprob - t.base_logprob;
-    b.style.setProperty("--s", Math.max(-1, Math.min(1, shift / data.full)).toFixed(3));
+    b.style.setProperty("--amount", Math.min(1, Math.abs(shift) / data.full).toFixed(3));
+    for (const tone of ["raised", "lowered", "same"]) b.classList.toggle(tone, tone === toneOf(shift));
   });
 }
 buttons.forEach((b, i) => {
@@ -222,10 +232,10 @@ PAGE = """<!doctype html>
 </dl>
 <h2>Answer</h2>
 <p class=note>{{summary}}.
-<span class=key style="background:var(--lift)">lifted by the guides</span>
-<span class=key style="background:var(--hold)">held back by them</span>
-(full colour at {{full}} nats); <span class=moved>underlined</span>: not the base's first choice.
-Point at a token, or use Tab and the arrow keys.</p>
+<span class="key raised">raised by the guides</span>
+<span class="key lowered">lowered by them</span>
+(full colour where {{full}} times or a {{full}}th as likely); <span class=moved>bold</span>: not the base's first
+choice. Point at a token, or use Tab and the arrow keys.</p>
 {{choices}}
 <div id=answer role=group aria-label="Answer, one button for each token">{{tokens}}</div>
 <section id=panel hidden>
@@ -244,9 +254,9 @@ Point at a token, or use Tab and the arrow keys.</p>
 <th scope=col>rest</th><th scope=col>= mixed, nats</th><th scope=col>mixed</th><th scope=col>rank</th></tr></thead>
 <tbody id=rivals></tbody>
 </table></div>
-<p class=note>base + each guide's share + rest = mixed, in nats, at temperature 1 and before any filter. A share is
-weight × (score − centre), the centre being the mean score of the tokens shown, each counted by its probability under
-the base. The rest is normalisation, the same for every token of a step, and the choice where a guide makes one. Rank 1
+<p class=note>base + each guide's share + rest = mixed, in nats, at temperature 1 and before any filter.
+{{share}}
+The rest is normalisation, the same for every token of a step, and the choice where a guide makes one. Rank 1
 is the most probable.</p>
 </div>
 </section>

@@ -163,6 +163,16 @@ class Judgement:
     cost: Cost
     """Of all verdicts of this judge on file."""
 
+    @property
+    def caution(self) -> str:
+        """What a reader must know of prompts on which strengths were chosen; nothing to say of test prompts."""
+        if self.split != "validation":
+            return ""
+        return (
+            "Strengths that were not given were chosen on these very prompts, so their rates flatter them; the test "
+            "prompts had no say"
+        )
+
     @staticmethod
     def of(judge: Judge, baseline: Contender, split: str, groups: Sequence[Sequence[Judged]], cost: Cost) -> Judgement:
         rates = tuple(win_rate(group, sees_order=judge.sees_order) for group in groups)
@@ -201,6 +211,7 @@ def as_json(judgement: Judgement) -> dict[str, Any]:
     """A judgement as `win_rates.json` has it."""
     fields = asdict(judgement)
     fields["baseline"] = judgement.baseline._asdict()
+    fields["caution"] = judgement.caution
     for item, rate in zip(fields["methods"], judgement.methods, strict=True):
         item["contender"] = rate.contender._asdict()
         item["notes"] = list(rate.notes)

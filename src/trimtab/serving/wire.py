@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtab.answers import Alternative, Choice, Step, TokenTrace
 from trimtab.core import Tokenizer
+from trimtab.tracing import shares_of
 
 Json = dict[str, Any]
 
@@ -96,7 +97,9 @@ class Writer:
             logprobs = (_chat_logprobs if style.chat else _completion_logprobs)(listed, style)
         choice = {"index": self.index, **body, "logprobs": logprobs, "finish_reason": self.finish_reason}
         if style.explain and notes:
-            choice["guidance"] = {"tokens": [explained(step.trace, style.tokenizer) for step, _ in notes if step.trace]}
+            choice["guidance"] = {
+                "tokens": [explained(step.trace, style.tokenizer, self.weights) for step, _ in notes if step.trace]
+            }
         return choice
 
 
@@ -109,16 +112,17 @@ def usage(num_prompt_tokens: int, num_tokens: int) -> Json:
     }
 
 
-def explained(trace: TokenTrace, tokenizer: Tokenizer) -> Json:
-    """Why a token was chosen."""
-    told = {**_placed(trace.chosen, tokenizer), "kl": _finite(trace.kl)}
-    told["alternatives"] = [_placed(rival, tokenizer) for rival in trace.alternatives]
+def explained(trace: TokenTrace, tokenizer: Tokenizer, weights: Mapping[str, float]) -> Json:
+    """Why a token was chosen, by guides at these weights."""
+    shares = shares_of(trace, weights)
+    told = {**_placed(trace.chosen, tokenizer, shares), "kl": _finite(trace.kl)}
+    told["alternatives"] = [_placed(rival, tokenizer, shares) for rival in trace.alternatives]
     if trace.choice is not None:
         told["choice"] = _chosen(trace.choice, tokenizer)
     return told
 
 
-def _placed(one: Alternative, tokenizer: Tokenizer) -> Json:
+def _placed(one: Alternative, tokenizer: Tokenizer, shares: Mapping[int, Mapping[str, float]]) -> Json:
     return {
         "token": tokenizer.token_text(one.token_id),
         "token_id": one.token_id,
@@ -127,6 +131,7 @@ def _placed(one: Alternative, tokenizer: Tokenizer) -> Json:
         "base_rank": one.base_rank,
         "mixed_rank": one.mixed_rank,
         "scores": {name: _finite(score) for name, score in one.guide_scores.items()},
+        "shares": {name: _finite(share) for name, share in shares[one.token_id].items()},
     }
 
 

@@ -48,7 +48,7 @@ function bodies() {
     messages,
     stream: true,
     ...settings.sampling(),
-    guidance: { weights, explain: true, alternatives: 8 },
+    guidance: { weights, explain: true, alternatives: 10 },
   }));
 }
 

@@ -4,7 +4,12 @@
 const field = (id) => document.getElementById(id);
 const SAMPLING = ["max", "temperature", "seed"];
 const WIDE = { min: -3, max: 3, step: 0.1 };
+const UPWARDS = { ...WIDE, min: 0 };
 const THRESHOLD = { min: 0, max: 0.95, step: 0.05 }; // of a guide that accepts or rejects; 1 would accept nothing
+const FORMS = {
+  product: "product: the model's probabilities times the guide's own; it cannot steer the other way.",
+  shift: "shift: adds only what training changed in the guide; below 0 it steers the other way.",
+};
 
 const dials = new Map(); // guide -> { number, slider }
 const presets = new Map(); // button -> weights
@@ -20,7 +25,7 @@ export function build(guides, [base, ...others]) {
   const named = others.map((model) => [model.id, model.guidance]);
   field("presets").replaceChildren(...[["all off", {}], ...own, ...named].map(([name, weights]) => preset(name, weights)));
   if (!guides.length) field("presets").replaceChildren();
-  set(base.guidance);
+  set(starting(guides, base.guidance));
   reseed();
   built = true;
   restore(location.hash);
@@ -44,25 +49,41 @@ export function reseed() {
   changed();
 }
 
-/** Take over what an address says. */
+/** The server's own weights; where it has none, the first guide at 1 (a threshold at ½): the first pair shall differ.
+ *  One alone: several might cancel each other, and of guides that select a request may run one. */
+function starting([first], own) {
+  if (!first || Object.values(own).some(Boolean)) return own;
+  return { ...own, [first.id]: first.accepts ? 0.5 : 1 };
+}
+
+/** Take over what an address says; a link that sets weights sets all of them. */
 export function restore(hash) {
   const said = new URLSearchParams(hash.slice(1));
   for (const name of SAMPLING) if (said.has(name)) field(name).value = said.get(name);
-  set(Object.fromEntries([...dials.keys()].map((name) => [name, Number(said.get(`w.${name}`) ?? weights()[name]) || 0])));
+  const linked = [...dials.keys()].some((name) => said.has(`w.${name}`));
+  const rest = linked ? {} : weights();
+  set(Object.fromEntries([...dials.keys()].map((name) => [name, Number(said.get(`w.${name}`) ?? rest[name]) || 0])));
 }
 
 function dial(guide) {
   const row = field("dial").content.cloneNode(true).firstElementChild;
   const [number, slider] = row.querySelectorAll("input");
   const label = row.querySelector("label");
-  row.classList.toggle("threshold", guide.accepts);
-  const limits = guide.accepts ? THRESHOLD : WIDE;
+  const limits = guide.accepts ? THRESHOLD : guide.form === "product" ? UPWARDS : WIDE;
+  row.classList.toggle("from-zero", limits.min === 0);
   number.id = `weight-${guide.id}`;
   label.htmlFor = number.id;
   label.textContent = guide.accepts ? `${guide.id} (threshold)` : guide.id;
   slider.ariaLabel = `${guide.id}, slider`;
+  const form = row.querySelector(".hint");
+  form.hidden = !FORMS[guide.form];
+  if (FORMS[guide.form]) {
+    form.textContent = FORMS[guide.form];
+    form.id = `form-${guide.id}`;
+    for (const input of [number, slider]) input.setAttribute("aria-describedby", form.id);
+  }
   Object.assign(slider, limits);
-  number.min = guide.accepts ? 0 : -guide.max_weight;
+  number.min = guide.accepts ? 0 : -guide.max_weight; // of a product too: what is refused, the server says and why
   number.max = guide.max_weight;
   slider.addEventListener("input", () => (number.value = slider.value));
   number.addEventListener("input", () => (slider.value = number.value));

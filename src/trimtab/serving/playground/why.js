@@ -1,6 +1,6 @@
 // Why a token was chosen: the tables of one token, in a sheet that leaves the answers in reach.
 
-import { factor, lift, percent, plain, share, signed, tone, visible } from "./words.js";
+import { factor, lift, percent, plain, signed, tone, visible } from "./words.js";
 
 const sheet = document.getElementById("why");
 const tables = document.getElementById("why-tables");
@@ -18,7 +18,7 @@ export function show(of, at, moved) {
     `Token ${index + 1} of ${answer.tokens.length}, ${answer.name.toLowerCase()}: the base gave it ` +
     `${percent(told.base_logprob)}, with the guides ${percent(told.mixed_logprob)} (${factor(lift(told))}). ` +
     `KL of this step ${told.kl.toFixed(3)} nats.`;
-  tables.replaceChildren(...(told.choice ? [trials(told.choice)] : []), rivals(told));
+  tables.replaceChildren(...(told.choice ? [trials(told.choice)] : []), rivals(told), definition());
   tables.scrollTo(0, 0);
   if (!sheet.open) sheet.show();
   if (!moved) document.getElementById("why-title").focus();
@@ -46,6 +46,14 @@ sheet.addEventListener("keydown", (event) => {
   if (by && !(event.target === tables && tables.scrollWidth > tables.clientWidth)) step(by);
 });
 
+/** What a share is, in the words of the page. */
+function definition() {
+  const words = document.createElement("p");
+  words.className = "hint";
+  words.textContent = document.getElementById("share").textContent.replace(/\s+/g, " ");
+  return words;
+}
+
 /** The chosen token among its rivals: what the base says, what each guide adds, what comes of it. */
 function rivals(told) {
   const names = Object.keys(told.scores);
@@ -61,7 +69,7 @@ function rivals(told) {
     barred(row, one.base_logprob, "base");
     for (const name of names) {
       celled(row, signed(one.scores[name]));
-      celled(row, signed(share(answer.weights[name], one.scores[name])));
+      celled(row, signed(one.shares[name]));
     }
     barred(row, one.mixed_logprob, tone(lift(one)));
     celled(row, `${one.base_rank + 1} → ${one.mixed_rank + 1}`);

@@ -18,9 +18,6 @@ export function signed(value) {
 
 export const plain = (value) => String(value).replace("-", "−");
 
-/** What a guide adds to the log-probability; what it forbids stays forbidden at any weight. */
-export const share = (weight, score) => (score <= NEVER ? NEVER : weight * score);
-
 /** How many times as likely: ×3.2, ÷8.0. */
 export function factor(change) {
   if (Math.abs(change) < LEAST) return "unchanged";
