@@ -21,6 +21,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+BOTH = [
+    *(("shift", weight) for weight in (-1.0, 0.0, 0.5, 1.0, 2.0)),
+    *(("product", weight) for weight in (0.5, 1.0, 2.0)),
+]
+
+
 def _demo(tiny: Tiny, *argv: str) -> tuple[str, ...]:
     return ("demo", "--model", tiny.model, "--guide", tiny.lora, *FAST, *argv)
 
@@ -30,14 +36,13 @@ def test_json_is_what_the_manual_says(run: Run, tiny: Tiny) -> None:
     assert outcome.code == 0, outcome.err
     summary = json.loads(outcome.out)
     assert list(summary) == ["strengths", "base_tokens_per_s", "report"]
-    assert [row["weight"] for row in summary["strengths"]] == [0.0, 0.5, 1.0, 2.0]
+    assert [(row["form"], row["weight"]) for row in summary["strengths"]] == BOTH
     for row in summary["strengths"]:
-        assert list(row) == ["weight", "reward", "reward_low", "reward_high", "kl", "tokens_per_s"]
+        assert list(row) == ["form", "weight", "reward", "reward_low", "reward_high", "kl", "tokens_per_s"]
         assert row["reward_low"] <= row["reward"] <= row["reward_high"]
         assert row["tokens_per_s"] > 0
     kls = [row["kl"] for row in summary["strengths"]]
-    assert kls[0] == 0.0
-    assert min(kls[1:]) > 0.0
+    assert [kl == 0.0 for kl in kls] == [weight == 0 for _, weight in BOTH]
     assert summary["base_tokens_per_s"] > 0
     assert Path(summary["report"]).is_file()
 
@@ -56,7 +61,7 @@ def test_the_table_and_the_answers_are_shown(run: Run, tiny: Tiny) -> None:
     ):
         assert wanted in outcome.out
     assert "loading" in outcome.err
-    assert "strengths 0, 1" in outcome.err
+    assert "at shift 0, 1; product 1" in outcome.err
     assert "loading" not in outcome.out
 
 

@@ -36,19 +36,31 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return summary  # type: ignore[no-any-return]
 
 
+def _of(summary: dict[str, list[dict[str, float]]], form: str) -> list[dict[str, float]]:
+    return [row for row in summary["strengths"] if row["form"] == form]
+
+
 def test_reward_rises_with_the_strength(summary: dict[str, list[dict[str, float]]]) -> None:
-    strengths = summary["strengths"]
-    assert [row["weight"] for row in strengths] == [0, 0.5, 1, 2]
-    rewards = [row["reward"] for row in strengths]
-    assert rewards == sorted(rewards)
-    # Not by chance: the intervals of the base and of the full strength do not touch.
-    assert strengths[2]["reward_low"] > strengths[0]["reward_high"]
+    shift, product = _of(summary, "shift"), _of(summary, "product")
+    assert [row["weight"] for row in shift] == [-1, 0, 0.5, 1, 2]
+    assert [row["weight"] for row in product] == [0.5, 1, 2]
+    for rows in (shift, [shift[1], *product]):
+        rewards = [row["reward"] for row in rows]
+        assert rewards == sorted(rewards)
+    # Not by chance: the intervals of the base and of the strengths 1 and −1 do not touch.
+    assert shift[3]["reward_low"] > shift[1]["reward_high"]
+    assert shift[0]["reward_high"] < shift[1]["reward_low"]
+    assert product[1]["reward_low"] > shift[1]["reward_high"]
 
 
 def test_kl_is_paid_for_it(summary: dict[str, list[dict[str, float]]]) -> None:
-    kls = [row["kl"] for row in summary["strengths"]]
-    assert kls[0] == 0
-    assert kls == sorted(set(kls))
+    shift, product = ([row["kl"] for row in _of(summary, form)] for form in ("shift", "product"))
+    assert shift[1] == 0
+    assert shift[1:] == sorted(set(shift[1:]))
+    assert shift[0] > 0
+    # At strengths 0.5 and 1 the product pays for its base's share as well.
+    assert product[0] > shift[2]
+    assert product[1] > shift[3]
 
 
 def test_the_report_names_model_judge_and_size(summary: dict[str, Path]) -> None:
@@ -56,8 +68,9 @@ def test_the_report_names_model_judge_and_size(summary: dict[str, Path]) -> None
     for wanted in ("SmolLM2-135M-Instruct", "64 of our own", "labelled the pairs", "VADER", "held-out pairs"):
         assert wanted in page
     answers = [json.loads(line) for line in summary["report"].with_name("answers.jsonl").read_text().splitlines()]
-    assert len(answers) == 4 * 64
-    by_strength = {weight: [row["text"] for row in answers if row["weight"] == weight] for weight in (0, 1)}
+    assert len(answers) == 8 * 64
+    shift = [row for row in answers if row["form"] == "shift"]
+    by_strength = {weight: [row["text"] for row in shift if row["weight"] == weight] for weight in (0, 1)}
     assert sum(one != other for one, other in zip(by_strength[0], by_strength[1], strict=True)) > 60
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.options import list_of, number, say, seed_number, whole
+from trimtab.directories import guide_directory, kind_of, read_guide_card
 from trimtab.errors import MissingExtraError, OptionError, OutputExistsError
+from trimtab.forms import FORMED_KINDS, PRODUCT, SHIFT
 
 if TYPE_CHECKING:
     from trimtab.evaluation.frontier import Point, Sweep
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 SHIPPED_GUIDE = "builtin:sentiment"
 NUM_PROMPTS = 64
 NUM_HELD_OUT_PROMPTS = 60
-GUIDE_NAME = "positive"
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -45,9 +46,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--strengths",
         type=list_of(number(-100, 100)),
-        default=[0.0, 0.5, 1.0, 2.0],
+        default=[-1.0, 0.0, 0.5, 1.0, 2.0],
         metavar="W,W,...",
-        help="(0,0.5,1,2)",
+        help="strengths of the guide as a shift; those above 0 also as a product (-1,0,0.5,1,2)",
     )
     parser.add_argument(
         "--prompts", type=whole(2, NUM_PROMPTS), default=NUM_PROMPTS, metavar="N", help="how many of the %(default)s"
@@ -186,18 +187,23 @@ def _measure(args: argparse.Namespace, model: HFModel, guide: str, scorer: Score
     prompts = demo_prompts()[: args.prompts]
     sweep = Sweep(prompts, scorer, max_new_tokens=args.max_new_tokens, seed=args.seed)
     base = Decoder(model, max_rows=args.batch_size)
-    guided = Decoder(model, {GUIDE_NAME: load_guide(guide)}, max_rows=args.batch_size)
+    forms = _forms(guide)
+    guides = {form: load_guide(guide, beside=model, form=form or None) for form in forms}
+    guided = Decoder(model, guides, max_rows=args.batch_size)
+    wanted = [(form, weight) for form in forms for weight in sorted(args.strengths) if form != PRODUCT or weight > 0]
     for decoder in (base, guided):  # the first passes pay for memory that later ones find
         list(decoder.generate(prompts[:2], max_new_tokens=2, seed=0))
     step = "[3/3] " if args.train else ""
-    with _Bar(f"{step}{len(prompts)} answers of the base, then at strengths {_listed(args.strengths)}", None) as bar:
-        total = len(prompts) * (1 + len(args.strengths))
-        bar.at(0, total)
+    with _Bar(f"{step}{len(prompts)} answers of the base, then at {_listed(wanted)}", None) as bar:
+        bar.at(0, len(prompts) * (1 + len(wanted)))
         reference = sweep.measure(base, {}, 0.0, bar.advance)
-        points = [sweep.measure(guided, {GUIDE_NAME: weight}, weight, bar.advance) for weight in args.strengths]
+        off = dict.fromkeys(forms, 0.0)
+        points = [
+            sweep.measure(guided, {**off, form: weight}, weight, bar.advance, form=form) for form, weight in wanted
+        ]
     return Study(
         title=_title(args, guide),
-        points=sorted(points, key=lambda point: point.weight),
+        points=points,
         reference=reference,
         reward_name=f"{scorer.name} reward",
         notes=_notes(args, model, guide, sweep),
@@ -259,7 +265,7 @@ def _guide_note(guide: str) -> str:
 
 
 def _summary(study: Study, report: Path) -> dict[str, Any]:
-    keys = ("weight", "reward", "reward_low", "reward_high", "kl", "tokens_per_s")
+    keys = ("form", "weight", "reward", "reward_low", "reward_high", "kl", "tokens_per_s")
     rows = [study.row(point) for point in study.points]
     return {
         "strengths": [{key: row[key] for key in keys} for row in rows],
@@ -282,7 +288,7 @@ def _show(study: Study) -> None:
         table.add_column(heading, justify="right")
     for row in map(study.row, study.points):
         table.add_row(
-            f"{row['weight']:g}",
+            f"{row['form']} {row['weight']:g}".strip(),
             f"{row['reward']:.3f} [{row['reward_low']:.3f}, {row['reward_high']:.3f}]",
             f"{row['kl']:.1f}",
             f"{row['tokens_per_s']:.0f}",
@@ -294,18 +300,34 @@ def _show(study: Study) -> None:
         console.print(f"\n{prompt_text(shown[0].answers[index].prompt)}", style="bold", markup=False, highlight=False)
         beside = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
         for point in shown:
-            beside.add_column(f"strength {point.weight:g}, reward {point.rewards[index]:.2f}", ratio=1)
+            name = f"{point.form or 'strength'} {point.weight:g}"
+            beside.add_column(f"{name}, reward {point.rewards[index]:.2f}", ratio=1)
         beside.add_row(*(Text(" ".join(point.answers[index].text.split())) for point in shown))
         console.print(beside)
 
 
 def _three(points: Sequence[Point]) -> list[Point]:
-    """The weakest, the middle one and the strongest: what fits side by side in a terminal."""
+    """The weakest, the middle one and the strongest of the first form: what fits side by side in a terminal."""
+    points = [point for point in points if point.form == points[0].form]
     return [points[index] for index in sorted({0, len(points) // 2, len(points) - 1})]
 
 
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+def _forms(guide: str) -> list[str]:
+    """The forms in which a guide is measured: both of a reward model, the one of a tuned policy, else none ("")."""
+    directory = guide_directory(guide, None)
+    card = read_guide_card(directory)
+    kind = str(card.get("kind", kind_of(directory)))
+    if kind in FORMED_KINDS:
+        return [SHIFT] if kind == "policy" else [SHIFT, PRODUCT]
+    return [""]
+
+
+def _listed(wanted: Sequence[tuple[str, float]]) -> str:
+    """`shift -1, 0, 1; product 1`."""
+    forms = dict.fromkeys(form for form, _ in wanted)
+    return "; ".join(
+        f"{form or 'strength'} {', '.join(f'{weight:g}' for own, weight in wanted if own == form)}" for form in forms
+    )
 
 
 class _Bar:

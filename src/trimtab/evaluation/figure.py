@@ -12,7 +12,14 @@ from typing import Any
 from trimtab.errors import MissingExtraError
 from trimtab.evaluation.frontier import Point
 
-COLOURS = {"ink": "#1b1b1d", "soft": "#5c5c61", "line": "#dcdad3", "accent": "#1f5fb4", "paper": "#ffffff"}
+COLOURS = {
+    "ink": "#1b1b1d",
+    "soft": "#5c5c61",
+    "line": "#dcdad3",
+    "paper": "#ffffff",
+    "accent": "#1f5fb4",
+    "second": "#a8480f",
+}
 """Colours of the PNG; in the SVG each becomes the page's variable of that name."""
 
 STYLE = {
@@ -40,8 +47,8 @@ Draw = Callable[[Any], None]
 
 
 def frontier_svg(points: Sequence[Point], *, reward_label: str) -> str:
-    """The curve as an SVG element to stand in a page that defines --ink, --soft, --line, --accent and --paper."""
-    summary = "; ".join(f"strength {p.weight:g}: KL {p.kl.value:.1f}, reward {p.reward.value:.2f}" for p in points)
+    """The curve, one for each form, as an SVG element to stand in a page that defines the variables of `COLOURS`."""
+    summary = "; ".join(f"strength {p.name}: KL {p.kl.value:.1f}, reward {p.reward.value:.2f}" for p in points)
     return as_svg(_frontier(points, reward_label), label=f"Reward against KL. {summary}.", colours=COLOURS)
 
 
@@ -89,7 +96,11 @@ def _render(draw: Draw, target: Any, kind: str, size: tuple[float, float]) -> No
 def _frontier(points: Sequence[Point], reward_label: str) -> Draw:
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        _curve(axes, points)
+        forms = list(dict.fromkeys(point.form for point in points))
+        for form, colour, marker in zip(forms, ("accent", "second"), ("o", "s"), strict=False):
+            _curve(axes, [point for point in points if point.form == form], COLOURS[colour], marker, form)
+        if len(forms) > 1:
+            axes.legend(frameon=False, labelcolor=COLOURS["ink"])
         axes.set_xlabel("KL to the base, nats an answer")
         axes.set_ylabel(reward_label)
         axes.tick_params(length=0)
@@ -97,7 +108,7 @@ def _frontier(points: Sequence[Point], reward_label: str) -> Draw:
     return draw
 
 
-def _curve(axes: Any, points: Sequence[Point]) -> None:
+def _curve(axes: Any, points: Sequence[Point], colour: str, marker: str, form: str) -> None:
     ordered = sorted(points, key=lambda point: point.weight)
     kls, rewards = [p.kl for p in ordered], [p.reward for p in ordered]
     axes.errorbar(
@@ -105,8 +116,9 @@ def _curve(axes: Any, points: Sequence[Point]) -> None:
         [reward.value for reward in rewards],
         xerr=[[kl.value - kl.low for kl in kls], [kl.high - kl.value for kl in kls]],
         yerr=[[r.value - r.low for r in rewards], [r.high - r.value for r in rewards]],
-        color=COLOURS["accent"],
-        marker="o",
+        color=colour,
+        marker=marker,
+        label=f"as a {form}" if form else None,
         markersize=6,
         linewidth=1.8,
         elinewidth=1,

@@ -26,6 +26,13 @@ class Point:
     rewards: tuple[float, ...]
     seconds: float
     """Time it took to decode the answers, prompts included."""
+    form: str = ""
+    """`product` or `shift`; empty for a guide that has no form, and for the base."""
+
+    @property
+    def name(self) -> str:
+        """What the point is called: its strength, and its form where it has one."""
+        return f"{self.form} {self.weight:g}".strip()
 
     @property
     def num_tokens(self) -> int:
@@ -73,9 +80,15 @@ class Sweep:
         }
 
     def measure(
-        self, decoder: Decoder, weights: dict[str, float], weight: float, on_answer: Callable[[], None] | None = None
+        self,
+        decoder: Decoder,
+        weights: dict[str, float],
+        weight: float,
+        on_answer: Callable[[], None] | None = None,
+        *,
+        form: str = "",
     ) -> Point:
-        """Answer every prompt with `weights` in force; `weight` is what the point is called.
+        """Answer every prompt with `weights` in force; the point is called by `weight` and `form`.
 
         `on_answer` is called after each answer. Traces are taken at every strength, the base included, so that their
         small cost does not pass for the guide's.
@@ -95,7 +108,7 @@ class Sweep:
                 on_answer()
         seconds = time.perf_counter() - begin
         rewards = self.scorer(self.prompts, [answer.text for answer in answers])
-        return Point(weight, tuple(answers), tuple(rewards), seconds)
+        return Point(weight, tuple(answers), tuple(rewards), seconds, form)
 
 
 def _kl(answer: Answer) -> float:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trimtab.core import Prompt
 from trimtab.evaluation.frontier import Point
 
-Row = Mapping[str, float]
+Row = Mapping[str, Any]
+
+_FORMS = """ As a shift the guide adds what training changed in it, and below 0 it steers the other way; as a product
+(GenARM's own form) it adds all that it says, its base's share with it."""
 
 MAX_NAMED = 6
 """So many strengths the summary names; more are left to the table."""
@@ -36,6 +40,7 @@ def frontier_page(
         "sample_note": f"Prompts {listed([index + 1 for index in samples])} of {len(points[0].answers)}, "
         "spread evenly over the list and not chosen by what was said. A prompt has the same seed at every strength.",
         "notes": noted(notes),
+        "forms": _FORMS if any(point.form for point in points) else "",
     }
     return filled(_PAGE, fields)
 
@@ -69,11 +74,15 @@ def _summary(rows: Sequence[Row], reference: Point) -> str:
     if len(guided) > MAX_NAMED:
         return f"{base} The table gives what each of {len(guided)} strengths adds to it, and at what price."
     gains = "; ".join(
-        f"at strength {row['weight']:g} by <b>{gained(row['gain'])}</b> ({signed(row['gain_low'])} to "
+        f"{_as(row)}at strength {row['weight']:g} by <b>{gained(row['gain'])}</b> ({signed(row['gain_low'])} to "
         f"{signed(row['gain_high'])}) for {row['kl']:.1f} nats of KL an answer"
         for row in guided
     )
     return f"{base} The guide changes it {gains} (95&#8239;% intervals, paired)."
+
+
+def _as(row: Row) -> str:
+    return f"as a {row['form']} " if row["form"] else ""
 
 
 def gained(value: float) -> str:
@@ -90,12 +99,18 @@ def _row(row: Row) -> str:
         f"{row['tokens_per_s']:.0f}",
         f"{row['ratio_to_base']:.2f}",
     ]
-    return f"<tr><th scope=row>{row['weight']:g}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    name = f"{row['form']} {signed_short(row['weight'])}".strip()
+    return f"<tr><th scope=row>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _range(low: float, high: float, write: object) -> str:
     assert callable(write)
     return f"<span class=range>{write(low)} to {write(high)}</span>"
+
+
+def signed_short(value: float) -> str:
+    """As few digits as it takes, with a true minus sign."""
+    return f"{value:g}".replace("-", "−")
 
 
 def signed(value: float) -> str:
@@ -105,14 +120,18 @@ def signed(value: float) -> str:
 
 
 def _sample(points: Sequence[Point], index: int) -> str:
-    answers = "\n".join(
-        f"<article><h4>strength {point.weight:g}<span>reward {signed(point.rewards[index])}</span></h4>"
-        f"<p>{html.escape(point.answers[index].text.strip()) or '<i>(nothing)</i>'}"
-        f"{'&nbsp;…' if point.answers[index].finish_reason == 'length' else ''}</p></article>"
-        for point in points
-    )
+    answers = "\n".join(_answer(point, index) for point in points)
     prompt = html.escape(prompt_text(points[0].answers[index].prompt))
     return f"<section class=sample><h3>{prompt}</h3><div class=answers>\n{answers}\n</div></section>"
+
+
+def _answer(point: Point, index: int) -> str:
+    answer, name = point.answers[index], f"{point.form or 'strength'} {signed_short(point.weight)}"
+    cut = "&nbsp;…" if answer.finish_reason == "length" else ""
+    return (
+        f"<article><h4>{html.escape(name)}<span>reward {signed(point.rewards[index])}</span></h4>"
+        f"<p>{html.escape(answer.text.strip()) or '<i>(nothing)</i>'}{cut}</p></article>"
+    )
 
 
 def listed(numbers: Sequence[int]) -> str:
@@ -123,9 +142,9 @@ def listed(numbers: Sequence[int]) -> str:
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fdfdfb; --card: #f5f4f0; --ink: #1b1b1d; --soft: #5c5c61;
-  --line: #dcdad3; --accent: #1f5fb4; }
+  --line: #dcdad3; --accent: #1f5fb4; --second: #a8480f; }
 @media (prefers-color-scheme: dark) { :root { --paper: #17181a; --card: #212326; --ink: #ececec; --soft: #a8a8ad;
-  --line: #3a3c40; --accent: #8fc1ff; } }
+  --line: #3a3c40; --accent: #8fc1ff; --second: #f0a877; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
@@ -177,7 +196,7 @@ _PAGE = (
 <figure>
 {{figure}}
 <figcaption>Mean reward against mean KL from the base, one point for each strength of the guide, which stands
-beside it. Bars are 95&#8239;%
+beside it.{{forms}} Bars are 95&#8239;%
 bootstrap intervals over prompts. Every way of steering buys reward with KL, so a better guide lies further up and
 to the left.</figcaption>
 </figure>

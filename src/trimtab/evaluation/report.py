@@ -22,7 +22,7 @@ class Study:
 
     title: str
     points: Sequence[Point]
-    """In rising strength, over the same prompts and seeds."""
+    """Form by form in rising strength, over the same prompts and seeds."""
     reference: Point
     """The decoder without any guide: what gains and speed are compared with."""
     reward_name: str
@@ -36,10 +36,11 @@ class Study:
         count = len(self.points[0].answers)
         return sorted({index * count // NUM_SAMPLES for index in range(NUM_SAMPLES)})
 
-    def row(self, point: Point) -> dict[str, float]:
+    def row(self, point: Point) -> dict[str, Any]:
         """One strength in numbers."""
         gain = point.gain(self.reference)
         return {
+            "form": point.form,
             "weight": point.weight,
             "num_prompts": len(point.rewards),
             "reward": point.reward.value,
@@ -81,11 +82,12 @@ def write_report(study: Study, directory: Path) -> Path:
     return path
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in rows)
+        for row in rows:
+            writer.writerow({key: value if isinstance(value, str) else f"{value:.6g}" for key, value in row.items()})
 
 
 def _write_answers(path: Path, points: Sequence[Point]) -> None:
@@ -93,6 +95,7 @@ def _write_answers(path: Path, points: Sequence[Point]) -> None:
         for point in points:
             for answer, reward in zip(point.answers, point.rewards, strict=True):
                 row: dict[str, Any] = {
+                    "form": point.form,
                     "weight": point.weight,
                     "prompt": answer.prompt,
                     "text": answer.text,
