@@ -53,7 +53,7 @@ class new_directory:  # noqa: N801  a context manager that reads as a verb
         from trimtab.errors import OutputExistsError
 
         if target.exists() and not overwrite:
-            raise OutputExistsError(target)
+            raise OutputExistsError(target, resume=False)
         self.target = target
 
     def __enter__(self) -> Path:

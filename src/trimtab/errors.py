@@ -77,12 +77,11 @@ class DataError(InputError):
 
 
 class OutputExistsError(InputError):
-    """An output file is in the way."""
+    """An output file is in the way. `resume` says whether what writes it could go on with it (--resume)."""
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(
-            f"{path} already exists. Give --resume to continue it, --overwrite to replace it, or another path."
-        )
+    def __init__(self, path: str | Path, *, resume: bool = True) -> None:
+        go_on = "--resume to continue it, " if resume else ""
+        super().__init__(f"{path} already exists. Give {go_on}--overwrite to replace it, or another path.")
 
 
 class CheckpointError(TrimtabError, ValueError):

@@ -167,7 +167,7 @@ def _adapter_reward(
     if not base_name:
         raise CheckpointError(
             f"{name} holds an adapter and no guide.json that names its base, so it cannot be scored with. Merge it "
-            "into its base with peft's merge_and_unload() and save the result."
+            "into its base with peft, which trained it, and give the directory of the result."
         )
     # Merged in float32 on the CPU, whatever it runs in: a sum of roundings is no reward.
     base = load_model(base_name, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)

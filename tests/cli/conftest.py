@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.cli.main import main
+from trimtab.cli.main import build_parser, main
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,48 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*argv: str) -> Outcome:
         capsys.readouterr()
         code = main(argv)
-        return Outcome(code, *capsys.readouterr())
+        outcome = Outcome(code, *capsys.readouterr())
+        assert ways_out_that_are_not_there(argv, outcome.err) == []
+        return outcome
 
     return call
+
+
+OTHERS = ("accelerate", "vllm serve", "lm_eval")
+"""Programs whose flags an error may name too."""
+
+
+def ways_out_that_are_not_there(argv: Sequence[str], err: str) -> list[str]:
+    """What an error on the command line points to and the command does not have: flags of others, calls of Python's.
+
+    What the user typed may be quoted, and another command be named with its own flags (`trimtab train rl --reward`).
+    """
+    found: list[str] = []
+    for line in err.splitlines():
+        said = re.sub(r"`trimtab[^`]*`", "", line)
+        if line.startswith("trimtab: error: ") and not any(name in line for name in OTHERS):
+            flags = {flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", said) if not _typed(flag, argv)}
+            found += sorted(flags - _flags(argv))
+            found += re.findall(r"\b(?:load|save)_\w+\(|\b\w+=(?:True|False|None)\b", said)
+    return found
+
+
+def _typed(flag: str, argv: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == flag for word in argv)
+
+
+def _flags(argv: Sequence[str]) -> set[str]:
+    """The flags of the command that is meant, found word by word."""
+    parser: argparse.ArgumentParser = build_parser()
+    found = set(parser._option_string_actions)
+    for word in argv:
+        (choices,) = [one.choices for one in parser._actions if isinstance(one, argparse._SubParsersAction)] or [{}]
+        assert isinstance(choices, dict)
+        if word not in choices:
+            break
+        parser = choices[word]
+        found |= set(parser._option_string_actions)
+    return found
 
 
 def spawn(argv: Sequence[str], *, stdin: str = "", cwd: Path | None = None) -> Outcome:

@@ -187,6 +187,13 @@ def test_prompts_that_are_not_there(run: Run, tiny: Tiny, tmp_path: Path, prompt
     assert problem in outcome.err
 
 
+def test_a_bad_line_names_no_flag_of_another_command(run: Run, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("{\n")
+    outcome = run("compare", str(recipe), "--out", str(tmp_path / "run"))  # `run` looks at the flags that it names
+    assert outcome.code == 2
+    assert "prompts.jsonl, line 1: not JSON" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("argv", "problem"),
     [

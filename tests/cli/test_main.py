@@ -16,7 +16,7 @@ from trimtab.cli import main as main_module
 from trimtab.cli.main import COMMANDS, build_parser
 from trimtab.errors import CheckpointError
 
-from .conftest import Run, Tiny, spawn
+from .conftest import Run, Tiny, spawn, ways_out_that_are_not_there
 
 # Imports trimtab.cli.main as a package of that name would without the public surface in its __init__.
 LIGHT = """
@@ -161,3 +161,18 @@ def test_a_reader_that_goes_away_is_no_crash(tiny: Tiny) -> None:
     assert done.returncode == 141
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "message", "found"),
+    [
+        (("soup", "a"), "a exists. Give --resume or --overwrite.", ["--resume"]),
+        (("train", "arm"), "Give --resume, or --data.", []),
+        (("chat",), "Use `trimtab generate --raw`.", []),
+        (("generate", "--loud"), "Unknown option '--loud'.", []),
+        (("explain",), "Give the model: load_guide(path), trace=True.", ["load_guide(", "trace=True"]),
+    ],
+)
+def test_a_way_out_that_a_command_does_not_have_is_found(argv: tuple[str, ...], message: str, found: list[str]) -> None:
+    """Every test that runs a command through `run` is held to this."""
+    assert ways_out_that_are_not_there(argv, f"trimtab: error: {message}") == found

@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
     """Read lines until the end of the input or /quit."""
     tokenizer, decoder = options.load_decoder(args, max_rows=1)
     if not tokenizer.has_chat_template:
-        raise OptionError(f"{args.model} has no chat template. Use a model tuned for chat, or trimtab generate --raw.")
+        raise OptionError(
+            f"{args.model} has no chat template. Use a model tuned for chat, or `trimtab generate --raw`."
+        )
     conversation = Conversation(
         decoder,
         options.sampling_params(

@@ -166,7 +166,7 @@ def _read(split: str, source: PromptSource, directory: Path) -> list[Prompt]:
         everything: list[Prompt] = list(demo_prompts() if source.builtin == "demo" else training_prompts())
     else:
         path = directory / Path(source.path or "").expanduser()
-        everything = [row.prompt for row in read_prompts(str(path), ())]
+        everything = [row.prompt for row in read_prompts(str(path), (), skip_bad_lines=None)]
     end = len(everything) if source.num is None else source.start + source.num
     if end > len(everything) or source.start >= len(everything):
         raise DataError(

@@ -113,7 +113,7 @@ def _directory(args: argparse.Namespace) -> Path:
     if out.exists() and not out.is_dir():
         raise OptionError(f"--out {out} is a file; give a directory.")
     if out.is_dir() and any(out.iterdir()) and not (args.resume or args.overwrite):
-        raise OutputExistsError(out)
+        raise OutputExistsError(out, resume=args.train)
     return out
 
 

@@ -40,10 +40,11 @@ class PromptRow:
     """1-based; None where the prompt came from the command line."""
 
 
-def read_prompts(path: str, guide_names: Iterable[str], *, skip_bad_lines: bool = False) -> list[PromptRow]:
+def read_prompts(path: str, guide_names: Iterable[str], *, skip_bad_lines: bool | None = False) -> list[PromptRow]:
     """The prompts of a file (`-`: JSON lines on standard input).
 
-    Raises DataError with the line number; with `skip_bad_lines`, bad lines are left out with a warning instead.
+    Raises DataError with the line number; with `skip_bad_lines`, bad lines are left out with a warning instead. None is
+    for a command that has no flag for it.
     """
     names, rows, num_bad = set(guide_names), [], 0
     for line, text in _lines(path):
@@ -51,7 +52,8 @@ def read_prompts(path: str, guide_names: Iterable[str], *, skip_bad_lines: bool 
             rows.append(_row(path, line, text, names))
         except DataError as error:
             if not skip_bad_lines:
-                raise DataError(f"{error} Correct it, or give --skip-bad-lines to go on without it.") from error
+                instead = "" if skip_bad_lines is None else ", or give --skip-bad-lines to go on without it"
+                raise DataError(f"{error} Correct it{instead}.") from error
             log.warning("left out: %s", error)
             num_bad += 1
     if not rows:
@@ -73,11 +75,9 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise DataError(
-            "there is no such file; --prompts takes a .jsonl or .txt file, or - for standard input.", path=path
-        ) from None
+        raise DataError("there is no such file; prompts are read from a .jsonl or .txt file.", path=path) from None
     except IsADirectoryError:
-        raise DataError("this is a directory; --prompts takes a .jsonl or .txt file.", path=path) from None
+        raise DataError("this is a directory; prompts are read from a .jsonl or .txt file.", path=path) from None
 
 
 def _row(path: str, line: int, data: bytes, guide_names: set[str]) -> PromptRow:

@@ -51,7 +51,7 @@ def acceptance_of(answers: Sequence[Answer]) -> Acceptance:
     choices: list[Choice] = []
     for answer in answers:
         if answer.trace is None:
-            raise InputError("An answer has no trace. Generate with trace=True.")
+            raise InputError("An answer has no trace. Decode it with a trace.")
         choices += [step.choice for step in answer.trace if step.choice is not None]
     asked = [choice for choice in choices if choice.reason != "only"]
     return Acceptance(

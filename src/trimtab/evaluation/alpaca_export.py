@@ -26,7 +26,7 @@ def export_alpaca_eval(
     paths = [directory / f"{_file_name(contender)}.json" for contender in contenders]
     for path in paths:
         if path.exists() and not overwrite:
-            raise OutputExistsError(path)
+            raise OutputExistsError(path, resume=False)
     directory.mkdir(parents=True, exist_ok=True)
     for path, contender in zip(paths, contenders, strict=True):
         own = [row for row in rows if row.key[:2] == tuple(contender)]

@@ -139,7 +139,7 @@ def prompt_key(pair: PreferencePair) -> str:
     return json.dumps(pair.prompt, sort_keys=True)
 
 
-_WAY_OUT = "Correct the line, or go on without such lines: --skip-bad-lines (skip_bad_lines=True)"
+_WAY_OUT = "Correct the line, or go on without such lines: --skip-bad-lines"
 
 
 class _Reader:

@@ -78,7 +78,7 @@ def _policy_card(directory: Path) -> dict[str, Any]:
     if card.get("kind", "policy") != "policy":
         raise CheckpointError(
             f"{directory} holds a guide of kind {card['kind']!r}; a soup averages policies. Guides are mixed while "
-            "decoding: give each its weight with --guide NAME=PATH:WEIGHT."
+            "decoding, each at a weight of its own: `trimtab generate --guide NAME=PATH:WEIGHT`."
         )
     return card
 
