@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_loaded: WeakValueDictionary[tuple[str, ...], HFModel] = WeakValueDictionary()
+_loaded: WeakValueDictionary[tuple[object, ...], HFModel] = WeakValueDictionary()
 
 
 @runtime_checkable
@@ -139,7 +139,7 @@ def _check_vocabulary(directory: Path, card: Mapping[str, Any], steered: Languag
 
 
 def _load_once(name: str, directory: Path, whose: str, options: BaseOptions, load: Callable[..., HFModel]) -> HFModel:
-    key = (name, str(options.dtype), str(options.device), str(options.trust_remote_code))
+    key = (load, name, str(options.dtype), str(options.device), str(options.trust_remote_code))
     found = _loaded.get(key)
     if found is not None:
         return found

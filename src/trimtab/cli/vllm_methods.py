@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trimtab.models.outline import Outline
     from trimtab.policies.policy import Policy
 
+_NONE: Mapping[str, str] = {}
 METHODS = ("base", "sharpened", "genarm", "policy", "best-of-n", "segments")
 
 
@@ -67,7 +68,7 @@ class VLLMMethods:
     def build(self, name: str, given: Mapping[str, Any]) -> Policy:
         """A method of `METHODS`; `given` has passed `check_method`."""
         from trimtab.policies.best_of_n import BestOfN
-        from trimtab.policies.build import GUIDE
+        from trimtab.policies.build import GUIDE, guide_base_of
         from trimtab.policies.methods import METHODS as KNOWN
         from trimtab.policies.policy import Guided, number, numbers
         from trimtab.policies.segments import SegmentRejection
@@ -78,11 +79,14 @@ class VLLMMethods:
             return Guided(self._with({}), lambda strength: {})
         if name == "genarm":
             guides: Mapping[str, str] = chosen["guides"]
-            return Guided(self._with(guides), lambda strength: numbers(strength, list(guides)))
+            forms = {guide: _paper_form(path) for guide, path in guides.items()}
+            bases = {guide: own for guide in guides if (own := guide_base_of(chosen, guide)) is not None}
+            return Guided(self._with(guides, forms, bases), lambda strength: numbers(strength, list(guides)))
         if name in ("sharpened", "policy"):
             path, form = (self.model, PRODUCT) if name == "sharpened" else (chosen["path"], SHIFT)
+            own = chosen.get("guide_base")
             return Guided(
-                self._with({GUIDE: path}, form=form),
+                self._with({GUIDE: path}, {GUIDE: form}, {} if own is None else {GUIDE: own}),
                 lambda strength: {GUIDE: number(strength, what="give the weight")},
             )
         scorer = load_scorer(chosen["scorer"])
@@ -98,15 +102,24 @@ class VLLMMethods:
             self._engine[1].close()
             self._engine = None
 
-    def _with(self, guides: Mapping[str, str], *, form: str | None = None) -> VLLMEngine:
+    def _with(
+        self, guides: Mapping[str, str], forms: Mapping[str, str] = _NONE, bases: Mapping[str, str] = _NONE
+    ) -> VLLMEngine:
         """An engine with these guides: the one that is held, or a new one in its place.
 
-        `form` is theirs whatever their cards say; left out, it is what the cards say.
+        `forms` and `bases` are theirs whatever their cards say.
         """
-        key = (dict(guides), form)
+        key = (dict(guides), dict(forms), dict(bases))
         if self._engine is None or self._engine[0] != key:
             self.close()
             weights = dict.fromkeys(guides, 0.0)
-            forms = {} if form is None else dict.fromkeys(guides, form)
-            self._engine = key, engines.start_packed(self.model, guides, weights=weights, forms=forms, **self._how)
+            engine = engines.start_packed(self.model, guides, weights=weights, forms=forms, bases=bases, **self._how)
+            self._engine = key, engine
         return self._engine[1]
+
+
+def _paper_form(path: str) -> str:
+    """How `genarm` weighs a guide: as the paper's product, whatever its card says; a tuned policy is always a shift."""
+    from trimtab.directories import guide_directory, read_guide_card
+
+    return SHIFT if read_guide_card(guide_directory(path, None)).get("kind") == "policy" else PRODUCT
