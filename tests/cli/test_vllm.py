@@ -49,9 +49,32 @@ def test_pack_says_nothing_on_standard_output_unless_asked(run: Run, tiny: Tiny,
     assert run(*argv, "--overwrite").code == 0
 
 
+def test_pack_says_in_a_line_that_a_guide_runs_on_a_model_of_its_own(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    guides = ("--guide", f"near={tiny.lora}", "--guide", f"far={tiny.separate}:-0.5")
+    more = ("--guide-base", f"near={tiny.plain}", "--form", "far=shift", "--form", "near=product")
+    outcome = run("vllm", "pack", "--model", tiny.model, *guides, *more, "--out", str(tmp_path / "served"), "--json")
+    assert outcome.code == 0, outcome.err
+    packed = json.loads(outcome.out)["guides"]
+    assert [(guide["form"], guide["base"], guide["weight"]) for guide in packed] == [
+        ("product", tiny.plain, 0.0),
+        ("shift", None, -0.5),
+    ]
+    assert f"guide near was trained on {tiny.plain}, which runs beside {tiny.model}\n" in outcome.err
+    assert "near (product, shared, weight 0), far (shift, model, weight -0.5)" in outcome.err
+
+
 PACK: dict[str, tuple[tuple[str, ...], str]] = {
     "no guide": ((), "There is no guide to pack"),
     "two of a name": (("--guide", "a=x", "--guide", "a=y"), "names 'a' twice"),
+    "no form": (("--guide", "a=x", "--form", "a=sum"), "Accepted: product, shift"),
+    "a form for nobody": (
+        ("--guide", "a=x", "--form", "shift"),
+        "does not name a guide and a form: NAME=product|shift",
+    ),
+    "a form for another": (("--guide", "a=x", "--form", "b=shift"), "--form b=shift: Unknown guide 'b'"),
+    "two forms": (("--guide", "a=x", "--form", "a=shift", "--form", "a=product"), "--form names 'a' twice"),
+    "a base for another": (("--guide", "a=x", "--guide-base", "b=y"), "--guide-base b=y: Unknown guide 'b'"),
+    "a base for nobody": (("--guide", "a=x", "--guide-base", "a="), "does not name a guide and a model: NAME=MODEL"),
     "an unknown way": (("--guide", "a=x", "--lora", "mergd"), "invalid choice"),
 }
 
