@@ -34,7 +34,7 @@ def main(name: str = "demo") -> None:
     model = load_model(name)
     # One objective is trained, the other is the model itself under an instruction.
     brief = ARM(model, prompt=lambda prompt: [BRIEF, *prompt])
-    decoder = mixed_objectives(model, {"positive": load_guide("builtin:sentiment"), "brief": brief})
+    decoder = mixed_objectives(model, {"positive": load_guide("builtin:sentiment", form="product"), "brief": brief})
     dials = trade_offs("positive", "brief")
     question = [{"role": "user", "content": "Describe a rainy Monday morning."}]
     for answer in decoder.generate([question] * len(dials), weights=dials, max_new_tokens=48, seed=1):

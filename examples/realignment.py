@@ -30,7 +30,7 @@ def weights_for(strength: float) -> dict[str, float]:
 
 def main(*strengths: str) -> None:
     model = load_model("demo")
-    decoder = realignment(model, load_guide("builtin:sentiment"))
+    decoder = realignment(model, load_guide("builtin:sentiment", form="product"))
     weights = [weights_for(float(strength)) for strength in strengths or ("0", "0.5", "1", "2")]
     question = [{"role": "user", "content": "Describe a rainy Monday morning."}]
     for answer in decoder.generate([question] * len(weights), weights=weights, max_new_tokens=48, seed=1):

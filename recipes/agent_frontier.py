@@ -147,7 +147,7 @@ def _arms(args: argparse.Namespace, model: Any) -> dict[str, Arm]:
             arms[f"{name}, untrained"] = Arm({name: blind}, {"temperature": 1.0})
     for text in args.arm:
         name, path, strengths = _split(text)
-        arm = load_guide(path)
+        arm = load_guide(path, form="product")  # the paper's, whatever the guide's card says
         for strength in map(float, strengths.split(",")):
             arms[f"{name} (ARM), {strength:g}"] = Arm({name: arm}, {"weights": {name: strength}, "temperature": 1.0})
     return arms

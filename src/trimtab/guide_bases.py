@@ -10,25 +10,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-from weakref import WeakValueDictionary
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from trimtab.core import LanguageModel
 from trimtab.directories import is_adapter
 from trimtab.errors import BaseMismatchError, CheckpointError, MissingExtraError, OptionError, VocabularyMismatchError
 from trimtab.forms import SHIFT
-from trimtab.prompts import check_same_vocabulary
-
-if TYPE_CHECKING:
-    import torch
-
-    from trimtab.models.hf import HFModel
+from trimtab.prompts import Vocabulary, check_same_vocabulary
 
 log = logging.getLogger(__name__)
 
-_loaded: WeakValueDictionary[tuple[object, ...], HFModel] = WeakValueDictionary()
+M = TypeVar("M", bound=Vocabulary)
 
 
 @runtime_checkable
@@ -39,46 +32,36 @@ class Described(Protocol):
         """Its name, and what tells its weights from others."""
 
 
-@dataclass(frozen=True, slots=True)
-class BaseOptions:
-    """How a guide's own base is found and loaded."""
-
-    guide_base: str | Path | None = None
-    """Its name where the guide's card is silent or wrong."""
-    dtype: str | torch.dtype = "auto"
-    device: str | torch.device | None = None
-    trust_remote_code: bool = False
-
-
 def own_base(
     directory: Path,
     card: Mapping[str, Any],
     kind: str,
     steered: LanguageModel | None,
-    options: BaseOptions,
-    load: Callable[..., HFModel],
+    load: Callable[[str], M],
     *,
+    guide_base: str | Path | None = None,
     form: str | None = None,
-) -> LanguageModel | None:
-    """The model that the guide in `directory` runs on where that is not the steered one, which then need not be named.
+) -> M | None:
+    """The model that the guide in `directory` runs on, loaded by its name; None where that is the steered one.
 
-    An adapter runs on the model that it was trained on; a whole model of the form `shift` is measured from it. `load`
-    loads a model by its name. Raises OptionError where a base is named for a guide that runs on none, BaseMismatchError
-    where its own cannot be had, VocabularyMismatchError where that has another vocabulary than `steered`.
+    An adapter runs on the model that it was trained on; a whole model of the form `shift` is measured from it.
+    `guide_base` names it where the guide's card is silent or wrong. Raises OptionError where one is named for a guide
+    that runs on none, BaseMismatchError where its own cannot be had, VocabularyMismatchError where that has another
+    vocabulary than `steered`.
     """
     adapter = is_adapter(directory) or kind == "parm"
     if not (adapter or form == SHIFT):
-        if options.guide_base is not None:
+        if guide_base is not None:
             raise OptionError(
-                f"{directory} is a guide of kind {kind!r} that runs on no base of its own; leave {options.guide_base} "
-                "out. Accepted: adapters, and language models of the form shift."
+                f"{directory} is a guide of kind {kind!r} that runs on no base of its own; leave its base "
+                f"({guide_base}) out. Accepted: adapters, and language models of the form shift."
             )
         return None
-    name = options.guide_base or _named_base(directory, card)
-    if options.guide_base is None and (steered is None or not _is_foreign(directory, card, kind, steered)):
+    name = guide_base or _named_base(directory, card)
+    if guide_base is None and (steered is None or not _is_foreign(directory, card, kind, steered)):
         return None
-    if steered is not None and str(name) == getattr(steered, "name", None):
-        return steered
+    if name and str(name) == getattr(steered, "name", None):
+        return None
     whose = getattr(steered, "name", "the steered model")
     _check_vocabulary(directory, card, steered, whose)
     if not name:
@@ -86,7 +69,7 @@ def own_base(
             f"The guide {directory} was not trained on {whose}, and does not say on which model it was. Name it as "
             "the guide's base (--guide-base NAME=MODEL at the command line, else guide_base)."
         )
-    model = _load_once(str(name), directory, whose, options, load)
+    model = _load(str(name), directory, whose, load)
     if steered is not None:
         check_same_vocabulary(steered, model)
         log.info("the guide %s was trained on %s, which is loaded beside %s", directory, name, whose)
@@ -138,18 +121,12 @@ def _check_vocabulary(directory: Path, card: Mapping[str, Any], steered: Languag
     )
 
 
-def _load_once(name: str, directory: Path, whose: str, options: BaseOptions, load: Callable[..., HFModel]) -> HFModel:
-    key = (load, name, str(options.dtype), str(options.device), str(options.trust_remote_code))
-    found = _loaded.get(key)
-    if found is not None:
-        return found
+def _load(name: str, directory: Path, whose: str, load: Callable[[str], M]) -> M:
     try:
-        found = load(name, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code)
+        return load(name)
     except (CheckpointError, MissingExtraError) as error:
         raise BaseMismatchError(
             f"The guide {directory} runs on {name}, the model that it was trained on, and not on {whose}; but {name} "
             f"cannot be loaded: {error} Say where it is: name it as the guide's base (--guide-base NAME=MODEL at the "
             "command line, else guide_base)."
         ) from error
-    _loaded[key] = found
-    return found

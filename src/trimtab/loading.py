@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -30,7 +31,7 @@ from trimtab.directories import (
 )
 from trimtab.errors import CheckpointError, OptionError
 from trimtab.forms import CARD_KEY, FORMED_KINDS, SHIFT, form_of
-from trimtab.guide_bases import BaseOptions, own_base
+from trimtab.guide_bases import own_base
 
 if TYPE_CHECKING:
     from trimtab.guides.arm import Adapter
@@ -119,9 +120,9 @@ def load_guide(
     if weight is not None and not math.isfinite(weight):
         raise OptionError(f"The weight of guide {name} is {weight}; give a finite number.")
     if model is None:
-        how = BaseOptions(guide_base, dtype, device, trust_remote_code)
         asked = form_of(card, kind, asked=form) if kind in FORMED_KINDS else None
-        model = own_base(directory, card, kind, beside, how, load_model, form=asked)
+        load = _shared_loader(dtype, device, trust_remote_code)
+        model = own_base(directory, card, kind, beside, load, guide_base=guide_base, form=asked)
     elif guide_base is not None:
         raise OptionError("The guide's own base is given twice, as `model` and as `guide_base`; give one of them.")
     options = GuideOptions(model, form, weight, prompt, rule, preference, dtype, device, trust_remote_code)
@@ -152,7 +153,7 @@ def load_rewards(
     from trimtab.models.reward import load_reward_model
     from trimtab.models.value import load_adapter_rewards, token_rewards
 
-    own = own_base(directory, card, kind, beside, BaseOptions(guide_base, dtype, device), load_model)
+    own = own_base(directory, card, kind, beside, _shared_loader(dtype, device), guide_base=guide_base)
     if is_adapter(directory):
         rewards = load_adapter_rewards(directory, card)
         return rewards if own is None else rewards.on(own)
@@ -166,7 +167,7 @@ def load_own_base(
     directory = guide_directory(name, None)
     card = read_guide_card(directory)
     kind = str(card.get("kind", kind_of(directory)))
-    return own_base(directory, card, kind, beside, BaseOptions(guide_base), load_model)
+    return own_base(directory, card, kind, beside, _shared_loader(), guide_base=guide_base)
 
 
 def load_policy(
@@ -185,7 +186,7 @@ def load_policy(
     if is_adapter(directory):
         from trimtab.models.lora import LoRA
 
-        own = own_base(directory, card, "policy", beside, BaseOptions(guide_base), load_model)
+        own = own_base(directory, card, "policy", beside, _shared_loader(), guide_base=guide_base)
         adapter = LoRA.load(directory, card)
         return adapter if own is None else adapter.on(own)
     return load_model(directory)
@@ -204,6 +205,26 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
             "Accepted: what `trimtab train parm` wrote. Load this one with load_guide."
         )
     return _parm(directory, card)
+
+
+_own_bases: WeakValueDictionary[tuple[str, str, str, bool], HFModel] = WeakValueDictionary()
+"""The models that guides run on beside a steered one: each is loaded once, and gone when its last guide is."""
+
+
+def _shared_loader(
+    dtype: str | torch.dtype = "auto", device: str | torch.device | None = None, trust_remote_code: bool = False
+) -> Callable[[str], HFModel]:
+    """What loads a guide's own base, or gives the one that another guide runs on already."""
+
+    def load(name: str) -> HFModel:
+        key = (name, str(dtype), str(device), trust_remote_code)
+        found = _own_bases.get(key)
+        if found is None:
+            found = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            _own_bases[key] = found
+        return found
+
+    return load
 
 
 @dataclass(frozen=True, slots=True)

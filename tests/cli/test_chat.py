@@ -54,9 +54,8 @@ def test_streamed_text_is_the_answers_text(chat: Chat) -> None:
 
 
 def test_a_dial_turned_in_the_conversation_counts_from_the_next_answer_on(chat: Chat) -> None:
-    rows = _answers(
-        chat("/seed 1", "Hi", "/weight helpful -3", "/retry", "/weight helpful 1", "/retry", options=("--json",))
-    )
+    shift = ("--json", "--form", "helpful=shift")
+    rows = _answers(chat("/seed 1", "Hi", "/weight helpful -3", "/retry", "/weight helpful 1", "/retry", options=shift))
     assert [row["weights"]["helpful"] for row in rows] == [1.0, -3.0, 1.0]
     assert rows[0]["seed"] == rows[1]["seed"]
     assert rows[0] == rows[2]
@@ -79,6 +78,7 @@ WRONG = {
     "/wieght helpful 1": "Unknown command '/wieght'. Did you mean '/weight'?",
     "/weight helpfull 1": "Unknown guide 'helpfull'. Did you mean 'helpful'? Accepted: helpful, kind.",
     "/weight helpful nan": "'nan' is not accepted; give a finite number",
+    "/weight helpful -1": "Guide helpful is a product",
     "/weight helpful": "'' is not accepted; give a finite number",
     "/weight": "Unknown guide ''. Accepted: helpful, kind.",
     "/temperature -1": "'-1' is not accepted; give a finite number of at least 0",

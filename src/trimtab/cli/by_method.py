@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli import options
+from trimtab.cli import guide_options, options
 from trimtab.cli.answering import Request
 from trimtab.cli.prompts import as_chat, use_template
 from trimtab.errors import OptionError
@@ -67,6 +67,7 @@ def method_choice(args: argparse.Namespace) -> MethodChoice | None:
     if method is not None and method.reads is None and args.guides:
         raise OptionError(f"{args.method} reads no guide; leave --guide out.")
     chosen = {} if method is None or method.reads is None else _read(args, method.reads)
+    chosen |= _about_guides(args)
     found = {**chosen, **dict(args.method_options)}
     strength = _strength(args)
     problems = check_method(args.method, found, [] if strength is None else [strength])
@@ -116,6 +117,17 @@ def _read(args: argparse.Namespace, reads: str) -> dict[str, Any]:
     if len(paths) > 1:
         raise OptionError(f"--method {args.method} reads one guide ({reads}), and {len(paths)} are given.")
     return {reads: next(iter(paths.values()))}
+
+
+def _about_guides(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that --form and --guide-base are; a method that has no such option refuses it."""
+    forms, bases = guide_options.read(args)
+    found: dict[str, Any] = {}
+    if forms:
+        found["form"] = next(iter(forms.values())) if len(forms) == 1 else forms
+    if bases:
+        found["guide_base"] = next(iter(bases.values())) if len(args.guides) == 1 else bases
+    return found
 
 
 def _strength(args: argparse.Namespace) -> Strength | None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from trimtab.decoding import Decoder
 
 HELP = """\
-/weight NAME NUMBER   how strongly a guide steers, from the next answer on (0: not at all; negative: away)
+/weight NAME NUMBER   how strongly a guide steers, from the next answer on (0: not at all; negative: away,
+                      for a guide of the form shift)
 /weights              every guide's weight
 /system [TEXT]        the system message; without a text, none
 /seed [NUMBER]        fix the seed; without a number, a new one for each answer
@@ -177,9 +178,9 @@ class Conversation:
         name, _, number = argument.partition(" ")
         if name not in self.params.weights:
             raise unknown_name("guide", name, self.params.weights)
-        self.params = dataclasses.replace(
-            self.params, weights={**self.params.weights, name: _number(number, -math.inf)}
-        )
+        changed = dataclasses.replace(self.params, weights={**self.params.weights, name: _number(number, -math.inf)})
+        self.decoder.weights_of(changed)  # refused now, and not at the next answer
+        self.params = changed
         self.weights("")
 
     def weights(self, argument: str) -> None:

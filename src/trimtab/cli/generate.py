@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from trimtab.cli import answers, engines, options
+from trimtab.cli import answers, engines, guide_options, options
 from trimtab.cli.answering import Request, in_order, located
 from trimtab.cli.by_method import MethodChoice, add_method_options, answered, method_choice
 from trimtab.cli.prompts import PromptRow, as_chat, prompts_of, read_prompts, use_template
@@ -123,6 +123,7 @@ def _first_seed(seed: int | None, plan: answers.Plan | None) -> int:
 def _settings(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) -> dict[str, Any]:
     """Everything that an answer depends on. The batch size is not among them: it changes no answer."""
     preferences = options.preferences_of(args)
+    forms, bases = guide_options.read(args)
     content = json.dumps([[row.prompt, row.weights, row.seed] for row in rows], ensure_ascii=True)
     return {
         **{name: getattr(args, name) for name in _SETTINGS},
@@ -131,6 +132,8 @@ def _settings(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) ->
                 "source": _source(spec.path),
                 "weight": spec.weight,
                 **({"preference": list(preferences[spec.name])} if spec.name in preferences else {}),
+                **({"form": forms[spec.name]} if spec.name in forms else {}),
+                **({"guide_base": bases[spec.name]} if spec.name in bases else {}),
             }
             for spec in args.guides
         },

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.cli import guide_options
 from trimtab.errors import CheckpointError, OptionError, unknown_name
+from trimtab.forms import Formed
 
 if TYPE_CHECKING:
     from trimtab.core import Guide, SamplingParams
@@ -160,6 +162,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
         choices=("first", "random", "most"),
         help="which accepted candidate an agent takes: the first, a random one, or the one it accepts most (first)",
     )
+    guide_options.add_form_options(group)
     group.add_argument("--dtype", default="auto", help="auto (float32 on a CPU), float32, bfloat16 or float16")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
     group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
@@ -346,6 +349,7 @@ def load_parts(args: argparse.Namespace) -> tuple[HFModel, dict[str, Guide]]:
     """The model and the guides, saying on standard error what is being loaded."""
     check_guide_names(args.guides)
     preferences = preferences_of(args)
+    forms, bases = guide_options.read(args)
     model = load_base(args)
     from trimtab.loading import load_guide
 
@@ -353,13 +357,17 @@ def load_parts(args: argparse.Namespace) -> tuple[HFModel, dict[str, Guide]]:
     for spec in args.guides:
         guide = guides[spec.name] = load_guide(
             spec.path,
+            beside=model,
+            guide_base=bases.get(spec.name),
+            form=forms.get(spec.name),
             weight=spec.weight,
             preference=preferences.get(spec.name),
             dtype=args.dtype,
             device=args.device,
             trust_remote_code=args.trust_remote_code,
         )
-        say(f"loaded guide {spec.name} from {spec.path}, weight {guide.weight:g}")
+        form = guide.form if isinstance(guide, Formed) else None
+        say(f"loaded guide {spec.name} from {spec.path}, weight {guide.weight:g}{f', as a {form}' if form else ''}")
     return model, _ruled(guides, args.rule)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
 from trimtab.errors import DataError, MissingExtraError, OptionError
+from trimtab.forms import check_negative, forms_of
 from trimtab.serving.config import ServeConfig, read_config
 from trimtab.serving.limits import Limits
 
@@ -102,8 +103,12 @@ def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread
     keys = _keys(args)
     args.model = model_name
     # Off, unless a request, a preset or the guide's own entry says otherwise.
+    flags = {spec.name for spec in args.guides}
     args.guides = [replace(spec, weight=spec.weight or 0.0) for spec in (*args.guides, *_entries(args, config))]
-    args.preferences = [*args.preferences, *_preferences(args, config)]
+    # A guide of a flag is the flag's; one of the configuration may have its form and base changed by flags.
+    args.preferences = [*args.preferences, *_of_entries(config, "preference", flags, args.preferences)]
+    args.forms = [*args.forms, *_of_entries(config, "form", flags, args.forms)]
+    args.guide_bases = [*args.guide_bases, *_of_entries(config, "guide_base", flags, args.guide_bases)]
     engine = _engine(args, config, limits)
     from trimtab.serving.app import Service
     from trimtab.serving.asking import Catalogue
@@ -111,9 +116,11 @@ def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread
     name = args.name or config.name or model_name
     if name in config.presets:
         raise OptionError(f"The preset {name!r} has the base's name; give --name, or rename it.")
+    own = _own_weights(args, engine)
+    _check_weights(engine, {name: own, **{preset: dict(weights) for preset, weights in config.presets.items()}})
     return Service(
         decoder=engine,
-        catalogue=Catalogue(engine.model, name, _own_weights(args, engine), config.presets),
+        catalogue=Catalogue(engine.model, name, own, config.presets),
         limits=limits,
         keys=keys,
         origins=(*config.origins, *args.origins),
@@ -140,6 +147,15 @@ def _own_weights(args: argparse.Namespace, engine: GenerationEngine) -> dict[str
     return {name: flags.get(name, guide.weight) for name, guide in engine.guides.items()}
 
 
+def _check_weights(engine: GenerationEngine, presets: Mapping[str, Mapping[str, float]]) -> None:
+    """Raise OptionError for a preset that no request could run (`forms.check_negative`)."""
+    for name, weights in presets.items():
+        try:
+            check_negative(weights, forms_of(engine.guides), temperature=None, plausibility=None)
+        except OptionError as error:
+            raise OptionError(f"The model name {name!r} cannot be served. {error}") from None
+
+
 def _given(args: argparse.Namespace) -> dict[str, float]:
     return {name: value for name in _LIMITS if (value := getattr(args, name)) is not None}
 
@@ -152,12 +168,15 @@ def _entries(args: argparse.Namespace, config: ServeConfig) -> list[options.Guid
     ]
 
 
-def _preferences(args: argparse.Namespace, config: ServeConfig) -> list[tuple[str, tuple[float, ...]]]:
-    flags = {name for name, _ in args.preferences}
+def _of_entries(
+    config: ServeConfig, field: str, replaced: Collection[str], flags: Sequence[tuple[str, Any]]
+) -> list[tuple[str, Any]]:
+    """(guide, value) of one field of the configuration's guides: those that no flag replaces, nor says it of."""
+    said = {name for name, _ in flags}
     return [
-        (name, entry.preference)
+        (name, value)
         for name, entry in config.guides.items()
-        if entry.preference is not None and name not in flags
+        if (value := getattr(entry, field)) is not None and name not in replaced and name not in said
     ]
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from trimtab.models.outline import Outline
     from trimtab.policies.policy import Policy
 
-_NONE: Mapping[str, str] = {}
 METHODS = ("base", "sharpened", "genarm", "policy", "best-of-n", "segments")
 
 
@@ -68,7 +67,7 @@ class VLLMMethods:
     def build(self, name: str, given: Mapping[str, Any]) -> Policy:
         """A method of `METHODS`; `given` has passed `check_method`."""
         from trimtab.policies.best_of_n import BestOfN
-        from trimtab.policies.build import GUIDE, guide_base_of
+        from trimtab.policies.build import GUIDE, guide_base_of, is_policy
         from trimtab.policies.methods import METHODS as KNOWN
         from trimtab.policies.policy import Guided, number, numbers
         from trimtab.policies.segments import SegmentRejection
@@ -79,8 +78,8 @@ class VLLMMethods:
             return Guided(self._with({}), lambda strength: {})
         if name == "genarm":
             guides: Mapping[str, str] = chosen["guides"]
-            forms = {guide: _paper_form(path) for guide, path in guides.items()}
-            bases = {guide: own for guide in guides if (own := guide_base_of(chosen, guide)) is not None}
+            forms = {guide: SHIFT if is_policy(path) else PRODUCT for guide, path in guides.items()}
+            bases = {guide: base for guide in guides if (base := guide_base_of(chosen, guide)) is not None}
             return Guided(self._with(guides, forms, bases), lambda strength: numbers(strength, list(guides)))
         if name in ("sharpened", "policy"):
             path, form = (self.model, PRODUCT) if name == "sharpened" else (chosen["path"], SHIFT)
@@ -103,23 +102,13 @@ class VLLMMethods:
             self._engine = None
 
     def _with(
-        self, guides: Mapping[str, str], forms: Mapping[str, str] = _NONE, bases: Mapping[str, str] = _NONE
+        self, guides: Mapping[str, str], forms: Mapping[str, str] | None = None, bases: Mapping[str, str] | None = None
     ) -> VLLMEngine:
-        """An engine with these guides: the one that is held, or a new one in its place.
-
-        `forms` and `bases` are theirs whatever their cards say.
-        """
-        key = (dict(guides), dict(forms), dict(bases))
+        """An engine with these guides, their forms and their own bases: the one that is held, or a new one for it."""
+        key = (dict(guides), dict(forms or {}), dict(bases or {}))
         if self._engine is None or self._engine[0] != key:
             self.close()
             weights = dict.fromkeys(guides, 0.0)
-            engine = engines.start_packed(self.model, guides, weights=weights, forms=forms, bases=bases, **self._how)
+            engine = engines.start_packed(self.model, guides, weights=weights, forms=key[1], bases=key[2], **self._how)
             self._engine = key, engine
         return self._engine[1]
-
-
-def _paper_form(path: str) -> str:
-    """How `genarm` weighs a guide: as the paper's product, whatever its card says; a tuned policy is always a shift."""
-    from trimtab.directories import guide_directory, read_guide_card
-
-    return SHIFT if read_guide_card(guide_directory(path, None)).get("kind") == "policy" else PRODUCT

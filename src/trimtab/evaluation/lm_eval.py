@@ -65,8 +65,10 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
     """A language model with guides.
 
     `model` is a name or an HFModel; `guide` names one, or several with ";" between them, each with its part of `weight`
-    (left out: its own). A mapping of names to guides is taken as it is. Raises OptionError for weights that do not fit
-    the guides, CheckpointError for a model without a tokenizer.
+    (left out: its own), of `form` (`product` or `shift`; left out: what its card says) and of `guide_base` (the model
+    that it was trained on where that is not `model`; left out: what its card says). A mapping of names to guides is
+    taken as it is. Raises OptionError for parts that do not fit the guides, CheckpointError for a model without a
+    tokenizer.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         guide: str | Mapping[str, Guide] = "",
         weight: float | str | None = None,
         *,
+        form: str = "",
+        guide_base: str = "",
         batch_size: int | str = 16,
         max_batch_size: int | None = None,
         max_length: int | None = None,
@@ -94,7 +98,25 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
             raise CheckpointError(f"{model.name} has no tokenizer, so it cannot read text. Put its files there.")
         self._model = model
         self.tokenizer = model.tokenizer.hf
-        guides = _guides(guide, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        if isinstance(guide, str):
+            names = _names(guide)
+            forms, bases = _parts("form", form, names), _parts("guide_base", guide_base, names)
+            guides: dict[str, Guide] = {
+                name: load_guide(
+                    name,
+                    beside=model,
+                    form=one_form,
+                    guide_base=one_base,
+                    dtype=dtype,
+                    device=device,
+                    trust_remote_code=trust_remote_code,
+                )
+                for name, one_form, one_base in zip(names, forms, bases, strict=True)
+            }
+        elif form or guide_base:
+            raise OptionError("Guides that are loaded already have their form and base; leave both out.")
+        else:
+            guides = dict(guide)
         self._weights = _weights(weight, list(guides))
         # "auto" asks for what fits; a decoder takes what is given to it.
         rows = 16 if str(batch_size).startswith("auto") else int(batch_size)
@@ -260,15 +282,25 @@ def _present(device: str | None) -> str | None:
     return device
 
 
-def _guides(
-    given: str | Mapping[str, Guide], *, dtype: str, device: str | None, trust_remote_code: bool
-) -> dict[str, Guide]:
-    if not isinstance(given, str):
-        return dict(given)
+def _names(given: str) -> list[str]:
+    """The guides that `guide` names."""
     names = [name for name in given.split(";") if name]
     if len(set(names)) < len(names):
         raise OptionError(f"guide={given} names a guide twice; give each once, with its weight.")
-    return {name: load_guide(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code) for name in names}
+    return names
+
+
+def _parts(what: str, given: str, names: Sequence[str]) -> list[str | None]:
+    """What `given` says of each guide, ';' between them; None where it says nothing."""
+    if not given:
+        return [None] * len(names)
+    parts = given.split(";")
+    if len(parts) != len(names):
+        raise OptionError(
+            f"{what}={given} is not accepted with {len(names)} guides; give one for each, ';' between them (nothing "
+            "between two: what the guide's card says)."
+        )
+    return [part or None for part in parts]
 
 
 def _weights(given: float | str | None, names: Sequence[str]) -> dict[str, float]:

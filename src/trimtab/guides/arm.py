@@ -91,7 +91,7 @@ class ARM:
             return ARMSession(session)
         if self.reference is None:
             return ShiftSession(session)
-        return ReferencedSession(session, self.reference.open(beside))
+        return ReferencedSession(session, self.reference.open(session if beside is None else beside))
 
 
 class ARMSession(SessionView[ModelSession]):

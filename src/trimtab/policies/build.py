@@ -45,7 +45,7 @@ def genarm(model: HFModel, options: Options) -> Policy:
         guide = load_guide(path, beside=model, guide_base=guide_base_of(options, name))
         if not isinstance(guide, (ARM, AdapterARM)):
             raise OptionError(f"Guide {name} selects; genarm takes guides that tilt. Accepted: autoregressive ones.")
-        guides[name] = guide if _is_policy(path) else as_product(guide)
+        guides[name] = guide if is_policy(path) else as_product(guide)
     names = list(guides)
     return Guided(Decoder(model, guides), lambda strength: numbers(strength, names))
 
@@ -181,7 +181,7 @@ def as_product(guide: ARM | AdapterARM) -> ARM | AdapterARM:
     return replace(guide, form=PRODUCT, reference=None)
 
 
-def _is_policy(path: str) -> bool:
+def is_policy(path: str) -> bool:
     """Whether a guide is a tuned policy, which is always a shift."""
     return read_guide_card(guide_directory(path, None)).get("kind") == "policy"
 

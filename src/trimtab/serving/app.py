@@ -31,6 +31,7 @@ from trimtab.errors import (
     TrimtabError,
     UnknownModelError,
 )
+from trimtab.forms import forms_of
 from trimtab.generation import GenerationEngine
 from trimtab.serving import schema
 from trimtab.serving.answering import Answering
@@ -252,6 +253,8 @@ def _add_lists(app: FastAPI, service: Service) -> None:
             raise UnknownModelError(f"The model {name!r} does not exist. This server has: {', '.join(models)}.")
         return models[name]
 
+    forms = forms_of(service.decoder.guides)
+
     @app.get("/v1/guides", response_model=schema.NamedList)
     async def guides() -> dict[str, Any]:
         found = []
@@ -260,6 +263,7 @@ def _add_lists(app: FastAPI, service: Service) -> None:
             kind = {
                 "selects": selection is not None,
                 "accepts": selection is not None and selection.rule.accepts,  # its weight is an acceptance threshold
+                "form": forms[name],  # product or shift, of a guide that is a language model
             }
             entry = {"id": name, "object": "guide", "weight": weight, "max_weight": service.limits.max_weight}
             found.append({**entry, **kind})

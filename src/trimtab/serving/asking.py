@@ -128,6 +128,7 @@ def _params(
         top_p=body.top_p,
         top_k=body.top_k,
         min_p=body.min_p or 0.0,
+        plausibility=guidance.plausibility,
         repetition_penalty=body.repetition_penalty or 1.0,
         stop=body.stops,
         seed=secrets.randbits(31) if body.seed is None else (body.seed + number) % (1 << 63),

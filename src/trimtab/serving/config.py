@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import DataError, MissingExtraError, OptionError
+from trimtab.forms import FORMS
 from trimtab.serving.limits import Limits
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -25,7 +26,11 @@ class GuideEntry:
     weight: float = 0.0
     """In a request that does not say; 0: off."""
     preference: tuple[float, ...] | None = None
-    """Of a guide that was trained for several objectives."""
+    """The vector at which a guide that was trained for several objectives runs."""
+    form: str | None = None
+    """`product` or `shift`; None: what the guide's card says."""
+    guide_base: str | None = None
+    """The model that the guide was trained on, where that is not the server's; None: what the guide's card says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +105,17 @@ class _Reader:
         if vector is not None:
             items = vector if isinstance(vector, list) else [vector]
             preference = tuple(self._number(item, f"{place}.preference") for item in items)
-        return GuideEntry(path=self._path(path or ""), weight=weight, preference=preference)
+        form = self._text(given.get("form"), f"{place}.form")
+        if form is not None and form not in FORMS:
+            self.problems.append(f"{place}.form is {form!r}; give {' or '.join(FORMS)}")
+        guide_base = self._text(given.get("guide_base"), f"{place}.guide_base")
+        return GuideEntry(
+            path=self._path(path or ""),
+            weight=weight,
+            preference=preference,
+            form=form,
+            guide_base=None if guide_base is None else self._path(guide_base),
+        )
 
     def _weights(self, entry: Any, place: str, guides: Iterable[str]) -> dict[str, float]:
         given = self._mapping(entry, place, list(guides))

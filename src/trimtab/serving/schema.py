@@ -54,6 +54,12 @@ class Guidance(BaseModel):
     explain: bool = Field(default=False, description="add to each token why it was chosen")
     alternatives: int = Field(default=5, ge=0, le=20, description="with explain: rivals of each token")
     logprobs: Literal["mixed", "base"] = Field(default="mixed", description="of which policy `logprobs` are")
+    plausibility: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="before mixing: drop tokens below this fraction of the best one's probability",
+    )
 
 
 class StreamOptions(BaseModel):

@@ -11,15 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from trimtab.core import LanguageModel
 from trimtab.directories import guide_directory, is_adapter, kind_of, new_directory, read_guide_card, resolve_model
 from trimtab.engines.vllm.agent_settings import EngineBase, agent_overrides, read_agent
 from trimtab.engines.vllm.manifest import ARCHITECTURE, KEY, LORA_WAYS, Manifest, ServedGuide
 from trimtab.errors import CompatibilityError, OptionError, unknown_name
 from trimtab.forms import check_negative, form_of
-from trimtab.guide_bases import BaseOptions, own_base
+from trimtab.guide_bases import own_base
 from trimtab.guides.agent import Agent
 from trimtab.models.lora import LoRA
 from trimtab.models.outline import Outline
@@ -140,14 +139,12 @@ def _own_base(
     directory: Path, card: Mapping[str, Any], kind: str, form: str, base: Outline, asked: _Asked
 ) -> Outline | None:
     """The model that a guide runs on or is measured from, where that is not `base` (`guide_bases.own_base`)."""
-    options = BaseOptions(asked.base, trust_remote_code=asked.trust_remote_code)
-    own = own_base(directory, card, kind, cast(LanguageModel, base), options, _outline, form=form)
-    return None if own is None or cast(Outline, own).directory == base.directory else cast(Outline, own)
 
+    def outline(name: str) -> Outline:
+        return Outline(resolve_model(name).resolve(), name=name, trust_remote_code=asked.trust_remote_code)
 
-def _outline(name: str, *, dtype: Any, device: Any, trust_remote_code: bool) -> Any:
-    """A model by its name, without its weights; the signature is `load_model`'s."""
-    return Outline(resolve_model(name).resolve(), name=name, trust_remote_code=trust_remote_code)
+    own = own_base(directory, card, kind, base, outline, guide_base=asked.base, form=form)
+    return None if own is None or own.directory == base.directory else own
 
 
 def _agent(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGuide:
