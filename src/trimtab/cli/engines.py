@@ -135,7 +135,7 @@ def start_packed(
 
     with tempfile.TemporaryDirectory(prefix="trimtab-") as directory:
         out = Path(directory) / "served"
-        manifest = pack(
+        pack(
             model,
             guides,
             out,
@@ -145,15 +145,7 @@ def start_packed(
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        say_bases(manifest, model)
         return start(str(out), max_rows=max_rows, dtype=dtype, trust_remote_code=trust_remote_code, options=options)
-
-
-def say_bases(manifest: Manifest, model: str) -> None:
-    """One line on standard error for each guide that runs beside the base, on the model that it was trained on."""
-    for guide in manifest.guides:
-        if guide.base is not None:
-            options.say(f"guide {guide.name} was trained on {guide.base}, which runs beside {model}")
 
 
 def start(served: str, *, max_rows: int, dtype: str, trust_remote_code: bool, options: Mapping[str, Any]) -> VLLMEngine:
