@@ -49,9 +49,35 @@ def test_pack_says_nothing_on_standard_output_unless_asked(run: Run, tiny: Tiny,
     assert run(*argv, "--overwrite").code == 0
 
 
+def test_pack_says_in_a_line_that_a_guide_runs_on_a_model_of_its_own(
+    run: Run, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guides = ("--guide", f"near={tiny.lora}", "--guide", f"far={tiny.separate}:-0.5")
+    more = ("--guide-base", f"near={tiny.plain}", "--form", "far=shift", "--form", "near=product")
+    outcome = run("vllm", "pack", "--model", tiny.model, *guides, *more, "--out", str(tmp_path / "served"), "--json")
+    assert outcome.code == 0, outcome.err
+    packed = json.loads(outcome.out)["guides"]
+    assert [(guide["form"], guide["base"], guide["weight"]) for guide in packed] == [
+        ("product", tiny.plain, 0.0),
+        ("shift", None, -0.5),
+    ]
+    told = f"the guide {tiny.lora} was trained on {tiny.plain}, which is loaded beside {tiny.model}"
+    assert [record.getMessage() for record in caplog.records if record.name == "trimtab.guide_bases"] == [told]
+    assert "near (product, shared, weight 0), far (shift, model, weight -0.5)" in outcome.err
+
+
 PACK: dict[str, tuple[tuple[str, ...], str]] = {
     "no guide": ((), "There is no guide to pack"),
     "two of a name": (("--guide", "a=x", "--guide", "a=y"), "names 'a' twice"),
+    "no form": (("--guide", "a=x", "--form", "a=sum"), "Accepted: product, shift"),
+    "a form for nobody": (
+        ("--guide", "a=x", "--form", "shift"),
+        "does not name a guide and a form: NAME=product|shift",
+    ),
+    "a form for another": (("--guide", "a=x", "--form", "b=shift"), "--form b=shift: Unknown guide 'b'"),
+    "two forms": (("--guide", "a=x", "--form", "a=shift", "--form", "a=product"), "--form names 'a' twice"),
+    "a base for another": (("--guide", "a=x", "--guide-base", "b=y"), "--guide-base b=y: Unknown guide 'b'"),
+    "a base for nobody": (("--guide", "a=x", "--guide-base", "a="), "does not name a guide and a model: NAME=MODEL"),
     "an unknown way": (("--guide", "a=x", "--lora", "mergd"), "invalid choice"),
 }
 
@@ -132,9 +158,10 @@ def test_a_comparison_names_the_methods_that_vllm_runs(run: Run, tiny: Tiny, tmp
 def test_a_packed_model_has_its_guides_already(run: Run, tiny: Tiny, tmp_path: Path) -> None:
     out = str(tmp_path / "served")
     assert run("vllm", "pack", "--model", tiny.model, "--guide", f"kind={tiny.lora}", "--out", out).code == 0
-    outcome = run("generate", "--engine", "vllm", "--model", out, "--guide", f"g={tiny.lora}", "--prompt", "Hello")
-    assert outcome.code == 2
-    assert "packed with its guides; leave --guide out" in outcome.err
+    for flag, value in (("--guide", f"g={tiny.lora}"), ("--form", "kind=shift"), ("--guide-base", "kind=x")):
+        outcome = run("generate", "--engine", "vllm", "--model", out, flag, value, "--prompt", "Hello")
+        assert outcome.code == 2
+        assert f"packed with its guides; leave {flag} out" in outcome.err
 
 
 def test_training_an_agent_says_why_it_does_not_roll_out_there(run: Run, tiny: Tiny, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.engines.vllm.admission import as_extra_args, read_weights, row_of
+from trimtab.engines.vllm.admission import as_extra_args, check_weights, read_weights, row_of
 from trimtab.errors import OptionError
 
 DEFAULTS = {"kind": 0.5, "short": 0.0}
@@ -58,6 +58,35 @@ def test_what_is_wrong_is_refused_with_a_sentence_and_never_in_a_worker(name: st
         read_weights(extra_args, DEFAULTS)
     assert sentence in str(error.value)
     assert row_of(extra_args, DEFAULTS) == [0.5, 0.0]
+
+
+FORMS = {"kind": "product", "short": "shift"}
+NEGATIVE: dict[str, tuple[dict[str, float], float, bool]] = {
+    "a product": ({"kind": -0.1}, 1.0, False),
+    "a product, greedy": ({"kind": -0.1}, 0.0, False),
+    "a product as sharp as the temperature": ({"kind": -0.1}, 0.9, True),
+    "a shift": ({"short": -5.0}, 1.0, True),
+    "none": ({"kind": 0.0}, 1.0, True),
+}
+
+
+@pytest.mark.parametrize("name", NEGATIVE)
+def test_a_negative_weight_on_a_product_is_refused_in_the_front_end_alone(name: str) -> None:
+    weights, temperature, accepted = NEGATIVE[name]
+    asked = as_extra_args(weights)
+    if accepted:
+        check_weights(asked, DEFAULTS, FORMS, temperature)
+    else:
+        with pytest.raises(OptionError) as error:
+            check_weights(asked, DEFAULTS, FORMS, temperature)
+        assert "Guide kind is a product" in str(error.value)
+        assert "plausibility" not in str(error.value)  # vLLM has none
+    assert row_of(asked, DEFAULTS) == list({**DEFAULTS, **weights}.values())
+
+
+def test_the_front_end_refuses_what_cannot_be_read() -> None:
+    with pytest.raises(OptionError, match="Unknown guide 'kinf'"):
+        check_weights({"guidance": '{"kinf": 1}'}, DEFAULTS, FORMS, 1.0)
 
 
 JSON = st.recursive(

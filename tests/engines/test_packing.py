@@ -37,10 +37,22 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _card(root / "odd", kind="oracle")
     write_lora(root / "of another", tiny_module("llama", hidden_size=48))
     _save(root / "other", tiny_tokenizer([f"w{index}" for index in range(56)]), hidden_size=16)
+    small = _save(root / "small", tiny_tokenizer([f"w{index}" for index in range(56)]), hidden_size=16)
+    for name in ("weak", "weaker", "lost", "bare"):
+        write_lora(root / name, small)
+    described = {"architecture": "LlamaForCausalLM", "num_layers": 3, "hidden_size": 16}
+    _card(root / "weak", kind="arm", guide_form="shift", base={"name": str(root / "small"), **described})
+    _card(root / "lost", kind="arm", base={"name": str(root / "gone"), **described})
+    write_lora(root / "weaker", small, base_model_name_or_path=str(root / "small"))
+    _card(root / "agent", kind="agent")
+    _card(root / "formless", kind="arm", guide_form="sum")
+    write_lora(root / "formless", base)
+    _save(root / "tuned whole", tiny_tokenizer([f"w{index}" for index in range(56)]), hidden_size=16)
+    _card(root / "tuned whole", kind="policy", base={"name": str(root / "small"), **described})
     _save(root / "words", tiny_tokenizer([f"v{index}" for index in range(56)]))
     spoken = tiny_tokenizer([f"w{index}" for index in range(56)])
     spoken.chat_template = OTHER_TEMPLATE
-    _save(root / "spoken", spoken)
+    _save(root / "spoken", spoken, hidden_size=16)
     return root
 
 
@@ -64,14 +76,59 @@ def test_a_packed_directory_says_what_runs_how(house: Path, tmp_path: Path) -> N
     assert manifest.base == str(house / "base")
     assert manifest.architectures == ("LlamaForCausalLM",)
     assert config["architectures"] == ["TrimtabForCausalLM"]
-    ways = {guide.name: (guide.kind, guide.way, guide.path, guide.weight) for guide in manifest.guides}
+    ways = {guide.name: (guide.kind, guide.way, guide.path, guide.weight, guide.form) for guide in manifest.guides}
     assert ways == {
-        "near": ("arm", "shared", str(house / "near"), 0.5),
-        "tuned": ("policy", "shared", str(house / "tuned"), 0.0),
-        "other": ("arm", "model", str(house / "other"), 0.0),
+        "near": ("arm", "shared", str(house / "near"), 0.5, "product"),
+        "tuned": ("policy", "shared", str(house / "tuned"), 0.0, "shift"),
+        "other": ("arm", "model", str(house / "other"), 0.0, "product"),
     }
+    assert [guide.base for guide in manifest.guides] == [None, None, None]
     assert manifest.weights == {"near": 0.5, "tuned": 0.0, "other": 0.0}
     assert manifest.nameless == ((58, 61),)
+
+
+def test_a_guide_of_a_smaller_model_is_packed_with_it(house: Path, tmp_path: Path) -> None:
+    guides = {name: house / name for name in ("near", "weak", "weaker", "bare", "tuned whole", "other")}
+    bases = {"bare": str(house / "small" / ".." / "small")}
+    manifest = pack(house / "base", guides, tmp_path / "served", bases=bases)
+    found = {guide.name: (guide.way, guide.form, guide.base) for guide in manifest.guides}
+    small = str(house / "small")
+    assert found == {
+        "near": ("shared", "product", None),
+        "weak": ("shared", "shift", small),
+        "weaker": ("shared", "product", small),
+        "bare": ("shared", "product", small),
+        "tuned whole": ("model", "shift", small),
+        "other": ("model", "product", None),
+    }
+    assert _manifest(tmp_path / "served") == manifest
+
+
+def test_a_base_that_is_named_goes_before_the_card_s(house: Path, tmp_path: Path) -> None:
+    guides = {"lost": house / "lost", "near": house / "near"}
+    manifest = pack(house / "base", guides, tmp_path / "a", bases={"lost": house / "small", "near": house / "base"})
+    assert [guide.base for guide in manifest.guides] == [str(house / "small"), None]
+    other = pack(house / "base", {"whole": house / "other"}, tmp_path / "b", bases={"whole": house / "small"},
+                 forms={"whole": "shift"})  # fmt: skip
+    assert [guide.base for guide in other.guides] == [str(house / "small")]
+
+
+def test_a_form_that_is_asked_for_goes_before_the_card_s(house: Path, tmp_path: Path) -> None:
+    guides = {"near": house / "near", "weak": house / "weak", "tuned": house / "tuned"}
+    manifest = pack(house / "base", guides, tmp_path / "served", forms={"near": "shift", "weak": "product"})
+    assert manifest.forms == {"near": "shift", "weak": "product", "tuned": "shift"}
+    assert manifest.weights == dict.fromkeys(guides, 0.0)
+
+
+def test_a_directory_of_the_first_format_is_read_as_it_was_meant() -> None:
+    guides = [{"name": kind, "kind": kind, "path": kind, "way": way, "weight": 0.5} for kind, way in OLD.items()]
+    entry = {"format": 1, "base": "base", "architectures": ["LlamaForCausalLM"], "guides": guides, "nameless": [[3, 4]]}
+    manifest = Manifest.of({"trimtab": entry})
+    assert manifest.forms == {"arm": "product", "policy": "shift", "agent": None}
+    assert [guide.base for guide in manifest.guides] == [None, None, None]
+
+
+OLD = {"arm": "shared", "policy": "model", "agent": "head"}
 
 
 def test_nothing_is_copied_and_the_rest_of_the_config_is_the_base_s(house: Path, tmp_path: Path) -> None:
@@ -116,6 +173,9 @@ REFUSED: dict[str, tuple[str, type[TrimtabError], str]] = {
     "an adapter of another base": ("of another", BaseMismatchError, ""),
     "another vocabulary": ("words", VocabularyMismatchError, "differs from the base's"),
     "another chat template": ("spoken", CompatibilityError, "--base-prompts"),
+    "an unknown form": ("formless", CheckpointError, "guide_form 'sum'; accepted: product, shift"),
+    "an adapter of nobody knows what": ("bare", BaseMismatchError, "--guide-base NAME=MODEL"),
+    "an adapter of a model that has gone": ("lost", BaseMismatchError, "--guide-base NAME=MODEL"),
     "nothing": ("nowhere", CheckpointError, "There is no guide"),
 }
 
@@ -132,6 +192,43 @@ def test_what_vllm_cannot_run_is_refused_and_leaves_nothing(house: Path, tmp_pat
 def test_a_guide_with_another_template_may_read_the_base_s_prompt(house: Path, tmp_path: Path) -> None:
     manifest = pack(house / "base", {"it": house / "spoken"}, tmp_path / "served", base_prompts=True)
     assert [guide.way for guide in manifest.guides] == ["model"]
+
+
+ASKED: dict[str, tuple[str, dict[str, Any], type[TrimtabError], str]] = {
+    "a base of another vocabulary": ("bare", {"bases": {"it": "words"}}, VocabularyMismatchError, "differs"),
+    "a base with another chat template": ("bare", {"bases": {"it": "spoken"}}, CompatibilityError, "--base-prompts"),
+    "a base that the adapter is not of": ("bare", {"bases": {"it": "base"}}, BaseMismatchError, "expects"),
+    "a base that is not there": ("near", {"bases": {"it": "nowhere"}}, BaseMismatchError, "cannot be loaded"),
+    "a base for a whole product": ("other", {"bases": {"it": "small"}}, OptionError, "runs on no base of its own"),
+    "a base for an agent": ("agent", {"bases": {"it": "small"}}, OptionError, "leave --guide-base out"),
+    "a form for an agent": ("agent", {"forms": {"it": "shift"}}, OptionError, "leave --form out"),
+    "a policy as a product": ("tuned", {"forms": {"it": "product"}}, OptionError, "always a shift"),
+    "another form": ("near", {"forms": {"it": "shfit"}}, OptionError, "Did you mean 'shift'"),
+    "the form of another guide": ("near", {"forms": {"itt": "shift"}}, OptionError, "Unknown guide 'itt'"),
+    "the base of another guide": ("near", {"bases": {"itt": "small"}}, OptionError, "Unknown guide 'itt'"),
+    "a negative product": ("near", {"weights": {"it": -1.0}}, OptionError, "Guide it is a product"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_is_asked_of_a_guide_and_cannot_be_is_refused(house: Path, tmp_path: Path, name: str) -> None:
+    path, how, kind, sentence = ASKED[name]
+    how = {key: {it: _inside(house, value) for it, value in given.items()} for key, given in how.items()}
+    with pytest.raises(kind) as error:
+        pack(house / "base", {"it": house / path}, tmp_path / "served", **how)
+    assert sentence in str(error.value)
+    assert "plausibility" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _inside(house: Path, value: Any) -> Any:
+    return house / value if value in ("words", "spoken", "base", "small", "nowhere") else value
+
+
+def test_a_negative_weight_may_be_a_shift_s(house: Path, tmp_path: Path) -> None:
+    weights = {"near": 1.0, "tuned": -1.0, "weak": -2.0}
+    manifest = pack(house / "base", {name: house / name for name in weights}, tmp_path / "served", weights=weights)
+    assert manifest.weights == weights
 
 
 def test_options_are_checked(house: Path, tmp_path: Path) -> None:

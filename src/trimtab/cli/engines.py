@@ -54,6 +54,13 @@ def check_engine(args: argparse.Namespace) -> None:
     for name, why in _REFUSED.items():
         if getattr(args, name, None):
             raise OptionError(f"--{name.rstrip('s')} cannot be used with --engine vllm: {why}")
+    if packed(getattr(args, "model", None) or "") is not None:
+        for name in ("guide", "form", "guide_base"):
+            if getattr(args, f"{name}s", None):
+                flag = name.replace("_", "-")
+                raise OptionError(
+                    f"{args.model} is packed with its guides; leave --{flag} out, or name the base itself."
+                )
 
 
 def check_sampling(args: argparse.Namespace, params: SamplingParams) -> None:
@@ -82,12 +89,6 @@ def load_vllm(
     vllm_options = {**(more or {}), **dict(args.vllm_options)}
     how = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, "options": vllm_options}
     if packed(args.model) is not None:
-        for name in ("guide", "form", "guide_base"):
-            if getattr(args, f"{name}s", None):
-                flag = name.replace("_", "-")
-                raise OptionError(
-                    f"{args.model} is packed with its guides; leave --{flag} out, or name the base itself."
-                )
         options.say(f"starting vLLM on {args.model}")
         return start(args.model, max_rows=max_rows, **how)
     weights = {spec.name: default_weight if spec.weight is None else spec.weight for spec in args.guides}
@@ -135,7 +136,7 @@ def start_packed(
 
     with tempfile.TemporaryDirectory(prefix="trimtab-") as directory:
         out = Path(directory) / "served"
-        manifest = pack(
+        pack(
             model,
             guides,
             out,
@@ -145,15 +146,7 @@ def start_packed(
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        say_bases(manifest, model)
         return start(str(out), max_rows=max_rows, dtype=dtype, trust_remote_code=trust_remote_code, options=options)
-
-
-def say_bases(manifest: Manifest, model: str) -> None:
-    """One line on standard error for each guide that runs beside the base, on the model that it was trained on."""
-    for guide in manifest.guides:
-        if guide.base is not None:
-            options.say(f"guide {guide.name} was trained on {guide.base}, which runs beside {model}")
 
 
 def start(served: str, *, max_rows: int, dtype: str, trust_remote_code: bool, options: Mapping[str, Any]) -> VLLMEngine:

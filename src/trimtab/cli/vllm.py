@@ -9,7 +9,7 @@ import argparse
 import json
 from typing import Any
 
-from trimtab.cli import engines, guide_options, options
+from trimtab.cli import guide_options, options
 from trimtab.engines.vllm.manifest import LORA_WAYS
 from trimtab.errors import OptionError
 
@@ -68,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.json:
         print(json.dumps({"out": args.out, **manifest.as_config()}, ensure_ascii=False))
-    engines.say_bases(manifest, args.model)
     listed = ", ".join(
         f"{guide.name} ({guide.form or guide.kind}, {guide.way}, weight {guide.weight:g})" for guide in manifest.guides
     )

@@ -127,7 +127,7 @@ def known(engine: VLLMEngine, given: dict[str, Any]) -> Any:
     except TrimtabError as error:
         opened = [type(error).__name__, str(error)]
     return {
-        "guides": {name: [guide.weight, guide.selection] for name, guide in engine.guides.items()},
+        "guides": {name: [guide.weight, guide.selection, guide.form] for name, guide in engine.guides.items()},
         "eos": sorted(model.eos_ids),
         "vocab_size": model.vocab_size,
         "hidden_size": model.hidden_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,22 @@ LENGTH = 256
 SHAPE = {"head_dim": 32, "max_position_embeddings": LENGTH}  # vLLM's attention on a processor has no smaller heads
 OTHER = {**SHAPE, "hidden_size": 96, "num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 3}
 """Another depth, width and number of key-value heads than the base's."""
+SMALL = {**SHAPE, "num_hidden_layers": 2, "hidden_size": 64}
 
 
 def build(directory: Path, family: str = "llama", **shape: Any) -> Path:
-    """A base `base`, adapters of it `near` and `far`, a model of another shape `other`; all random."""
+    """A base `base`, adapters of it `near` and `far`, a model of another shape `other`, a smaller base `small` and
+    adapters of it, `weak` and `weaker`, whose cards name it; all random.
+    """
     module = save(directory / "base", family, seed=1, **{**SHAPE, **shape})
     for name, seed in (("near", 2), ("far", 3)):
         write_lora(directory / name, module, rank=seed, seed=seed)
     save(directory / "other", family, seed=4, **{**OTHER, **shape})
+    small = save(directory / "small", family, seed=5, **{**SMALL, **shape})
+    for name, seed in (("weak", 6), ("weaker", 7)):
+        write_lora(directory / name, small, rank=2, seed=seed)
+        base = {"name": str(directory / "small"), "num_layers": SMALL["num_hidden_layers"]}
+        (directory / name / "guide.json").write_text(json.dumps({"format": 1, "kind": "arm", "base": base}))
     return directory
 
 
@@ -48,12 +57,18 @@ def prompts(number: int, *, longest: int = 40, seed: int = 0) -> list[list[int]]
     return found
 
 
-def expected(house: Path, guides: Mapping[str, str], requests: Sequence[Mapping[str, Any]]) -> list[Answer]:
+def expected(
+    house: Path,
+    guides: Mapping[str, str],
+    requests: Sequence[Mapping[str, Any]],
+    forms: Mapping[str, str] | None = None,
+    bases: Mapping[str, Path] | None = None,
+) -> list[Answer]:
     """The built-in engine's answers, traced."""
     model = load_model(house / "base")
     loaded = {
         name: load_guide(
-            house / path, model=model if (house / path / "adapter_config.json").exists() else None, weight=0.0
+            house / path, beside=model, form=(forms or {}).get(name), guide_base=(bases or {}).get(name), weight=0.0
         )
         for name, path in guides.items()
     }

@@ -49,7 +49,7 @@ def command(environment: Mapping[str, str], *argv: str) -> subprocess.CompletedP
 
 def test_generate_prints_answers_alone_and_the_same_ones(house: Path, environment: Mapping[str, str]) -> None:
     prompts = house / "prompts.jsonl"
-    rows = [{"prompt": "Hello"}, {"prompt": "Bye", "weights": {"near": -0.5}}, {"prompt": "x" * LENGTH}]
+    rows = [{"prompt": "Hello"}, {"prompt": "Bye", "weights": {"near": 2.0}}, {"prompt": "x" * LENGTH}]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ("generate", "--model", str(house / "base"), "--guide", f"near={house / 'near'}", "--prompts", str(prompts))
     more = (*SAMPLING, "--skip-bad-lines", "--trace", "--num-alternatives", "2")
@@ -129,6 +129,7 @@ def test_the_server_refuses_what_vllm_cannot_honour_and_goes_on(server: tuple[An
         ({"repetition_penalty": 1.5}, "another formula"),
         ({"top_p": 0.5, "min_p": 0.1, "temperature": 1}, "top_p and min_p together"),
         ({"guidance": {"weights": {"neer": 1}}}, "Unknown guide 'neer'"),
+        ({"guidance": {"weights": {"near": -1}}}, "Guide near is a product"),
         ({"prompt": "x" * LENGTH}, "this engine holds"),
     ):
         status, reply = call(port, "/v1/completions", {**ASK, **change})

@@ -12,7 +12,9 @@ from tests.engines.vllm import house as houses
 pytest.importorskip("vllm")
 
 RUNNERS = pytest.mark.parametrize("version", ["v1", "v2"])
-WEIGHTS = (0.0, 0.5, 1.0, -0.5)
+WEIGHTS = (0.0, 0.5, 1.0, 1.5)
+BOTH_WAYS = (0.0, 0.5, 1.0, -0.5)
+"""A shift's."""
 ONE = {"near": "near"}
 TWO = {"near": "near", "other": "other"}
 LOGPROBS = {"logprobs": 1}
@@ -23,12 +25,14 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return houses.build(tmp_path_factory.mktemp("house"))
 
 
-def grid(names: list[str], number: int = 20, *, longest: int = 40, **params: Any) -> list[dict[str, Any]]:
+def grid(
+    names: list[str], number: int = 20, *, longest: int = 40, each: tuple[float, ...] = WEIGHTS, **params: Any
+) -> list[dict[str, Any]]:
     """Every prompt at every weight, the second guide's turned by one, in an order that mixes them."""
     requests = []
-    for turn in range(len(WEIGHTS)):
+    for turn in range(len(each)):
         for index, ids in enumerate(houses.prompts(number, longest=longest)):
-            weights = {name: WEIGHTS[(turn + index + place) % 4] for place, name in enumerate(names)}
+            weights = {name: each[(turn + index + place) % 4] for place, name in enumerate(names)}
             requests.append({"ids": ids, "weights": weights, "params": {**LOGPROBS, **params}})
     return requests
 
@@ -54,7 +58,7 @@ def test_greedy_answers_are_the_built_in_ones(
 def test_prompts_in_pieces_remembered_beginnings_and_evicted_requests(
     house: Path, tmp_path: Path, version: str
 ) -> None:
-    guides = {**TWO, "far": "far"}
+    guides = {**TWO, "far": "far", "weak": "weak"}
     first = grid(list(guides), 12, longest=60, max_tokens=30)
     second = [{**request, "weights": {"near": 0.7, "far": -0.3}} for request in first[:12]]
     out = houses.served(house, guides, tmp_path / "served")
@@ -128,13 +132,43 @@ def test_a_tuned_policy_scores_by_what_it_changed(house: Path, tmp_path: Path, v
     for path in (house / "near").iterdir():
         (tuned / path.name).write_bytes(path.read_bytes())
     (tuned / "guide.json").write_text('{"format": 1, "kind": "policy"}')
-    requests = grid(["tuned"], 8)
+    requests = grid(["tuned"], 8, each=BOTH_WAYS)
     out = houses.served(house, {"tuned": str(tuned)}, tmp_path / "served")
     found = houses.run(version, tmp_path, out, [requests])["waves"][0]
     assert houses.differences(found, houses.expected(house, {"tuned": str(tuned)}, requests)) == (
         0,
         pytest.approx(0, abs=1e-3),
     )
+
+
+FORMS = {"near": "shift", "far": "product", "other": "shift", "weak": "product", "weaker": "shift", "whole": "shift"}
+
+
+@RUNNERS
+def test_forms_and_guides_on_a_smaller_base(house: Path, tmp_path: Path, version: str) -> None:
+    """Shifts from the base and from a smaller one, products beside them, at weights of both signs in one batch."""
+    guides = {**{name: name for name in FORMS}, "whole": "other"}
+    bases = {"whole": house / "small"}
+    shifts = [name for name, form in FORMS.items() if form == "shift"]
+    requests = grid(shifts, 6, each=BOTH_WAYS)
+    for index, request in enumerate(requests):
+        request["weights"].update({"far": 0.5 * (index % 3), "weak": 0.5 * (index % 2)})
+    out = houses.served(house, guides, tmp_path / "served", forms=FORMS, bases=bases)
+    found = houses.run(version, tmp_path, out, [requests])["waves"][0]
+    wrong, gap = houses.differences(found, houses.expected(house, guides, requests, FORMS, bases))
+    assert wrong == 0
+    assert gap < 1e-3
+
+
+@pytest.mark.parametrize("form", ["product", "shift"])
+def test_an_adapter_of_a_smaller_base_may_be_merged_into_it(house: Path, tmp_path: Path, form: str) -> None:
+    guides, forms = {"weak": "weak", "near": "near"}, {"weak": form, "near": "shift"}
+    requests = grid(list(guides), 6, each=BOTH_WAYS if form == "shift" else WEIGHTS)
+    out = houses.served(house, guides, tmp_path / "served", forms=forms, lora="merged")
+    found = houses.run("v1", tmp_path, out, [requests])["waves"][0]
+    wrong, gap = houses.differences(found, houses.expected(house, guides, requests, forms))
+    assert wrong == 0
+    assert gap < 1e-3
 
 
 @RUNNERS
@@ -164,9 +198,10 @@ def test_a_window_is_the_models_own(tmp_path: Path, version: str, windowed: str)
 @RUNNERS
 def test_two_ranks_answer_like_one(house: Path, tmp_path: Path, version: str) -> None:
     here = houses.build(tmp_path / "even", num_attention_heads=4, num_key_value_heads=2)
-    requests = grid(list(TWO), 6)
-    out = houses.served(here, TWO, tmp_path / "served")
+    guides, forms = {**TWO, "weak": "weak"}, {"weak": "shift"}
+    requests = grid(list(guides), 6)
+    out = houses.served(here, guides, tmp_path / "served", forms=forms)
     found = houses.run(version, tmp_path, out, [requests], tensor_parallel_size=2)["waves"][0]
-    wrong, gap = houses.differences(found, houses.expected(here, TWO, requests))
+    wrong, gap = houses.differences(found, houses.expected(here, guides, requests, forms))
     assert wrong == 0
     assert gap < 1e-3

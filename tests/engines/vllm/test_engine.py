@@ -20,20 +20,24 @@ pytest.importorskip("vllm")
 
 LENGTH = 64
 PROMPTS = [[5, 9, 13], "w3 w3 w8 w21", [7], [{"role": "user", "content": "w40 w11 w2"}], [60, 59, 58, 57], [5, 9, 13]]
-WEIGHTS = [{"near": 1.0}, {"other": 1.5, "near": -0.5}, {}, {"tuned": 1.0}, {"near": 0.4, "other": 0.4}, {"near": 0.0}]
-NAMES = ("near", "tuned", "other")
+WEIGHTS = [{"near": 1.0}, {"other": 1.5, "near": -0.5}, {}, {"tuned": 1.0}, {"near": 0.4, "weak": -0.7}, {"near": 0.0}]
+NAMES = ("near", "tuned", "other", "weak")
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, an adapter of it, a tuned policy of it and a model of another shape; all random, with names for ids."""
+    """A base, an adapter of it, a tuned policy of it, a model of another shape, and an adapter of that one as a shift;
+    all random, with names for ids.
+    """
     directory = tmp_path_factory.mktemp("house")
     shape = {"head_dim": 32, "max_position_embeddings": LENGTH}
     module = _save(directory / "base", seed=1, **shape)
     write_lora(directory / "near", module, rank=2, seed=2)
     write_lora(directory / "tuned", module, rank=3, seed=3)
     (directory / "tuned" / "guide.json").write_text(json.dumps({"format": 1, "kind": "policy"}))
-    _save(directory / "other", seed=4, **{**shape, "hidden_size": 64, "num_hidden_layers": 2})
+    other = _save(directory / "other", seed=4, **{**shape, "hidden_size": 64, "num_hidden_layers": 2})
+    write_lora(directory / "weak", other, rank=2, seed=5, base_model_name_or_path=str(directory / "other"))
+    (directory / "weak" / "guide.json").write_text(json.dumps({"format": 1, "kind": "arm", "guide_form": "shift"}))
     pack(directory / "base", {name: directory / name for name in NAMES}, directory / "served", weights={"other": 0.25})
     pack(directory / "base", {}, directory / "alone")
     return directory
@@ -51,7 +55,7 @@ def _save(directory: Path, *, seed: int, **shape: Any) -> Any:
 @pytest.fixture(scope="module")
 def decoder(house: Path) -> Decoder:
     model = load_model(house / "base")
-    guides = {name: load_guide(house / name, weight=0.25 if name == "other" else 0.0) for name in NAMES}
+    guides = {name: load_guide(house / name, beside=model, weight=0.25 if name == "other" else 0.0) for name in NAMES}
     return Decoder(model, guides)
 
 
@@ -69,6 +73,7 @@ FILTERS = {
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a guide": ([5], {"weights": {"neer": 1.0}}, "Did you mean 'near'"),
     "a weight": ([5], {"weights": {"near": 1e39}}, "give a finite number"),
+    "a negative product": ([5], {"weights": {"near": -1.0}, "temperature": 0}, "Guide near is a product"),
     "plausibility": ([5], {"plausibility": 0.1}, "plausibility masks the base"),
     "a penalty": ([5], {"repetition_penalty": 1.2}, "another formula"),
     "forced": ([5], {"forced": [3]}, "no forced tokens"),
@@ -213,7 +218,12 @@ def test_what_cannot_be_honoured_is_refused_with_a_sentence(found: Mapping[str, 
 
 def test_it_knows_what_a_server_asks(found: Mapping[str, Any], decoder: Decoder) -> None:
     known, model = found["known"], decoder.model
-    assert known["guides"] == {"near": [0.0, None], "tuned": [0.0, None], "other": [0.25, None]}
+    assert known["guides"] == {
+        "near": [0.0, None, "product"],
+        "tuned": [0.0, None, "shift"],
+        "other": [0.25, None, "product"],
+        "weak": [0.0, None, "shift"],
+    }
     assert known["eos"] == sorted(model.eos_ids) == [1, 44]
     assert [known[name] for name in ("vocab_size", "hidden_size", "max_length")] == [61, 32, LENGTH]
     assert known["chat"] is True

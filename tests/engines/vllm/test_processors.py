@@ -17,17 +17,19 @@ from trimtab.engines.vllm.processors import ROWS, class_path
 from trimtab.errors import OptionError
 
 DEFAULTS = {"near": 0.25, "far": 0.0}
+FORMS = {"near": "product", "far": "shift"}
 
 
 def made(*, v2: bool) -> Any:
     """The class that vLLM would make of the text."""
-    module, _, name = class_path(DEFAULTS, v2=v2).partition(":")
+    module, _, name = class_path(DEFAULTS, FORMS, v2=v2).partition(":")
     assert module == processors.__name__
     return getattr(processors, name)
 
 
-def asking(weights: dict[str, float] | None) -> Any:
-    return SimpleNamespace(extra_args=None if weights is None else {"guidance": json.dumps(weights)})
+def asking(weights: dict[str, float] | None, temperature: float = 1.0) -> Any:
+    extra_args = None if weights is None else {"guidance": json.dumps(weights)}
+    return SimpleNamespace(extra_args=extra_args, temperature=temperature)
 
 
 def update(**moves: Any) -> BatchUpdate:
@@ -53,6 +55,15 @@ def test_a_class_refuses_what_its_guides_do_not_know(v2: bool) -> None:
     made(v2=v2).validate_params(asking({"far": 3.0}))
     with pytest.raises(OptionError, match="Did you mean 'far'"):
         made(v2=v2).validate_params(asking({"farr": 3.0}))
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_a_class_refuses_a_negative_product_by_form_and_temperature(v2: bool) -> None:
+    made(v2=v2).validate_params(asking({"far": -3.0}))
+    made(v2=v2).validate_params(asking({"near": -0.3}, temperature=0.7))
+    for temperature in (0.0, 1.0):
+        with pytest.raises(OptionError, match="Guide near is a product"):
+            made(v2=v2).validate_params(asking({"near": -0.3, "far": 2.0}, temperature))
 
 
 def test_another_name_is_no_class() -> None:

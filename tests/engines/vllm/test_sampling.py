@@ -27,7 +27,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_samples_are_of_the_mixed_policy(house: Path, tmp_path: Path, version: str) -> None:
     """One token, at two weights that share a batch: counts against the built-in engine's probabilities."""
-    prompt, weights = [7, 8, 9], (1.0, -0.5)
+    prompt, weights = [7, 8, 9], (1.0, 0.2)
     requests = [
         {
             "ids": prompt,
@@ -76,7 +76,7 @@ def test_speculation_changes_no_greedy_answer(house: Path, tmp_path: Path, metho
     requests = [
         {
             "ids": (ids * 8)[:40],  # repetitive, so that drafts are accepted
-            "weights": {"near": (0.0, 0.5, 1.0, -0.5)[index % 4], "other": 0.3 * (index % 3)},
+            "weights": {"near": (0.0, 0.5, 1.0, 1.5)[index % 4], "other": 0.3 * (index % 3)},
             "params": {"max_tokens": 24, "logprobs": 1},
         }
         for index, ids in enumerate(houses.prompts(12))

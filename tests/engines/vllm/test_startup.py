@@ -55,6 +55,8 @@ def test_settings_that_cannot_be_honoured(house: Path, tmp_path: Path) -> None:
     houses.save(short / "other", "llama", seed=4, **{**houses.OTHER, "max_position_embeddings": 64})
     near = houses.served(house, {"near": "near"}, tmp_path / "near")
     brief = houses.served(short, {"other": "other"}, tmp_path / "brief")
+    houses.save(short / "small", "llama", seed=4, **{**houses.SMALL, "max_position_embeddings": 48})
+    weak = houses.served(house, {"weak": "weak"}, tmp_path / "weak", bases={"weak": short / "small"})
     found = starts(
         "v1",
         tmp_path,
@@ -64,6 +66,7 @@ def test_settings_that_cannot_be_honoured(house: Path, tmp_path: Path) -> None:
         (brief, {}, []),
         (brief, {"max_model_len": 100}, []),
         (brief, {"max_model_len": 50}, []),
+        (weak, {"max_model_len": 100}, []),
         (near, {}, ["0.99", "1.5"]),
     )
     assert found[0] == houses.LENGTH
@@ -72,7 +75,8 @@ def test_settings_that_cannot_be_honoured(house: Path, tmp_path: Path) -> None:
     assert found[3] == 64
     assert "Guide other holds 64 tokens, fewer than --max-model-len 100. Give at most 64." in found[4]
     assert found[5] == 50
-    assert "guides were tested inside vLLM 0.99.x, 1.5.x" in found[6]
+    assert "Guide weak holds 48 tokens, fewer than --max-model-len 100. Give at most 48." in found[6]
+    assert "guides were tested inside vLLM 0.99.x, 1.5.x" in found[7]
 
 
 def test_settings_that_the_second_runner_cannot_honour(house: Path, tmp_path: Path) -> None:
@@ -96,6 +100,7 @@ WRONG = {
     '{"near": true}': "give a finite number",
     '{"nearr": 1}': "Unknown guide 'nearr'. Did you mean 'near'?",
     "[1, 2]": "give JSON in a text",
+    '{"near": -1}': "Guide near is a product (base · guide^weight), and its weight is -1",
 }
 
 

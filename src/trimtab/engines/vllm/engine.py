@@ -21,7 +21,7 @@ from typing import Any
 
 from trimtab.answers import Answer, Step, TokenTrace
 from trimtab.core import Prompt, SamplingParams
-from trimtab.engines.vllm.admission import as_extra_args, check_weights
+from trimtab.engines.vllm.admission import as_extra_args, read_weights
 from trimtab.engines.vllm.manifest import ARCHITECTURE, Manifest
 from trimtab.engines.vllm.served import RunningGuide, ServedModel
 from trimtab.engines.vllm.versions import check_version
@@ -66,6 +66,7 @@ class VLLMEngine(GenerationEngine):
 
     guides: Mapping[str, RunningGuide]
     model: ServedModel
+    has_plausibility = False
 
     def __init__(
         self,
@@ -105,7 +106,6 @@ class VLLMEngine(GenerationEngine):
             device=_device(),
             trust_remote_code=trust_remote_code,
         )
-        self._forms = manifest.forms
         self.guides = {guide.name: RunningGuide(guide.weight, guide.form) for guide in manifest.guides}
         self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, str]] = {}  # with vLLM's own id
@@ -182,9 +182,9 @@ class VLLMEngine(GenerationEngine):
                 self.cancel(request_id)
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        weights = self.weights_of(params)
         check_params(params)
-        check_weights(as_extra_args(weights), self._defaults, self._forms, params.temperature)
+        weights = self.weights_of(params)
+        read_weights(as_extra_args(weights), self._defaults)
         if params.trace and not self._explains:
             raise OptionError("Drafts leave no tables to explain a token by; leave speculative_config out, or `trace`.")
         params = dataclasses.replace(

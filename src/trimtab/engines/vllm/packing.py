@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.directories import guide_directory, kind_of, new_directory, read_guide_card, resolve_model
+from trimtab.directories import guide_directory, is_adapter, kind_of, new_directory, read_guide_card, resolve_model
 from trimtab.engines.vllm.agent_settings import EngineBase, agent_overrides, read_agent
 from trimtab.engines.vllm.manifest import ARCHITECTURE, KEY, LORA_WAYS, Manifest, ServedGuide
-from trimtab.engines.vllm.own_bases import own_base
 from trimtab.errors import CompatibilityError, OptionError, unknown_name
 from trimtab.forms import check_negative, form_of
+from trimtab.guide_bases import own_base
 from trimtab.guides.agent import Agent
 from trimtab.models.lora import LoRA
 from trimtab.models.outline import Outline
@@ -120,10 +120,9 @@ def _guide(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGu
     if kind == "agent":
         return _agent(name, directory, base, asked)
     form = form_of(card, kind, asked=asked.form)
-    adapter = (directory / "adapter_config.json").exists()
-    own = own_base(name, directory, card, form, base, asked.base, trust_remote_code=asked.trust_remote_code)
+    adapter = is_adapter(directory)
+    own = _own_base(directory, card, kind, form, base, asked)
     if own is not None:
-        check_same_vocabulary(base, own)
         _check_prompts(name, base, own, asked.base_prompts)
     if adapter:
         LoRA.load(directory, card).check(own or base)
@@ -134,6 +133,18 @@ def _guide(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGu
     way = asked.lora if adapter else "model"
     beside = None if own is None else str(own.directory)
     return ServedGuide(name, kind, str(directory), way, asked.weight or 0.0, form, beside)
+
+
+def _own_base(
+    directory: Path, card: Mapping[str, Any], kind: str, form: str, base: Outline, asked: _Asked
+) -> Outline | None:
+    """The model that a guide runs on or is measured from, where that is not `base` (`guide_bases.own_base`)."""
+
+    def outline(name: str) -> Outline:
+        return Outline(resolve_model(name).resolve(), name=name, trust_remote_code=asked.trust_remote_code)
+
+    own = own_base(directory, card, kind, base, outline, guide_base=asked.base, form=form)
+    return None if own is None or own.directory == base.directory else own
 
 
 def _agent(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGuide:
