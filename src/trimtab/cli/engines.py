@@ -54,13 +54,18 @@ def check_engine(args: argparse.Namespace) -> None:
     for name, why in _REFUSED.items():
         if getattr(args, name, None):
             raise OptionError(f"--{name.rstrip('s')} cannot be used with --engine vllm: {why}")
-    if packed(getattr(args, "model", None) or "") is not None:
-        for name in ("guide", "form", "guide_base"):
-            if getattr(args, f"{name}s", None):
-                flag = name.replace("_", "-")
-                raise OptionError(
-                    f"{args.model} is packed with its guides; leave --{flag} out, or name the base itself."
-                )
+    _check_packed(args)
+
+
+def _check_packed(args: argparse.Namespace) -> None:
+    """Raise OptionError for a packed directory with guides, or what is theirs, beside it (of a server's file too)."""
+    model = getattr(args, "model", None)  # a comparison names it in its recipe
+    if model is None or packed(model) is None:
+        return
+    for name in ("guide", "form", "guide_base"):
+        if getattr(args, f"{name}s", None):
+            flag = name.replace("_", "-")
+            raise OptionError(f"{model} is packed with its guides; leave --{flag} out, or name the base itself.")
 
 
 def check_sampling(args: argparse.Namespace, params: SamplingParams) -> None:
@@ -89,6 +94,7 @@ def load_vllm(
     vllm_options = {**(more or {}), **dict(args.vllm_options)}
     how = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, "options": vllm_options}
     if packed(args.model) is not None:
+        _check_packed(args)
         options.say(f"starting vLLM on {args.model}")
         return start(args.model, max_rows=max_rows, **how)
     weights = {spec.name: default_weight if spec.weight is None else spec.weight for spec in args.guides}
