@@ -38,6 +38,14 @@ class PairMeter:
         self._parts[training].append(gather(table).cpu())
         self._num_tokens += num_tokens
 
+    def open_window(self) -> list[list[float]]:
+        """Chosen reward, rejected reward and loss of each training pair since the last report."""
+        return torch.cat(self._parts[True]).tolist() if self._parts[True] else []
+
+    def reopen_window(self, rows: list[list[float]]) -> None:
+        """Continue from `open_window`."""
+        self._parts[True] = [torch.tensor(rows, dtype=torch.float32)] if rows else []
+
     def report(self, trainer: Any, logs: dict[str, float]) -> None:
         """Add what was measured since the last report to `logs`. Raises NotFiniteError for a NaN loss."""
         evaluating = any(key.startswith("eval_") for key in logs)
