@@ -259,9 +259,10 @@ def test_a_signal_while_the_result_is_measured_loses_no_step(
         if not trainer.model.training:
             signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(PairMeter, "add", interrupted)
-        arm(tiny, tmp_path / "out", changes={"save_steps": save_steps})
+        with pytest.raises(Interrupted) as caught:
+            arm(tiny, tmp_path / "out", changes={"save_steps": save_steps})
     assert caught.value.step == NUM_STEPS
     assert checkpoints.step_of(checkpoints.last_good(checkpoints.workspace_of(tmp_path / "out"))) == NUM_STEPS
     arm(tiny, tmp_path / "out", resume=True)
@@ -310,9 +311,9 @@ def test_checkpoints_come_by_minutes_as_well_as_by_steps(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from trimtab.training import saving
+    from trimtab.training import cadence
 
-    monkeypatch.setattr(saving, "MAX_SHARE", 1e9)  # of the time, however little it takes here
+    monkeypatch.setattr(cadence, "MAX_SHARE", 1e9)  # of the time, however little it takes here
     with caplog.at_level(logging.DEBUG):
         arm(tiny, tmp_path / "out", changes=changes)
     assert saved_steps(caplog) == steps
@@ -320,7 +321,7 @@ def test_checkpoints_come_by_minutes_as_well_as_by_steps(
 
 
 def test_a_checkpoint_that_took_long_is_not_written_as_often() -> None:
-    from trimtab.training.saving import Clock
+    from trimtab.training.cadence import Clock
 
     now = 0.0
     clock = Clock(minutes=1.0, time=lambda: now)

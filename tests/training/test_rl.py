@@ -290,7 +290,7 @@ def test_a_run_is_not_continued_as_another(finished: Path, tiny: str, tmp_path: 
         train(tiny, out, [AgentReward("vowels", vowels, 2.0)], resume=True)
     with pytest.raises(OutputExistsError):
         train(tiny, out)
-    with pytest.raises(OptionError, match="trained for other rewards"):
+    with pytest.raises(OptionError, match=r"is finished.*: rewards is vowels="):
         train(tiny, finished, [VOWELS], prompt_files=["p.jsonl"], resume=True)
 
 

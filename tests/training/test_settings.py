@@ -70,3 +70,7 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
 def test_what_cannot_go_together_is_refused_by_name(kind: type[Any], given: dict[str, Any], problem: str) -> None:
     with pytest.raises(OptionError, match=problem):
         kind(**given)
+
+
+def test_the_paper_is_what_a_guide_steers_as_unless_told_otherwise() -> None:
+    assert (ArmSettings().form, ArmSettings(form="shift").form) == ("product", "shift")

@@ -143,8 +143,8 @@ class AgentSettings:
         if self.warmup > self.buffer_size:
             raise naming(
                 OptionError,
-                "Updates would never begin: they wait for {0} transitions ({warmup_batches} {1} × {batch_size} {2}), and "
-                "the buffer holds {3}. Give a larger {buffer_size}, or a smaller {batch_size}.",
+                "Updates would never begin: they wait for {0} transitions ({warmup_batches} {1} × {batch_size} {2}), "
+                "and the buffer holds {3}. Give a larger {buffer_size}, or a smaller {batch_size}.",
                 *(self.warmup, self.warmup_batches, self.batch_size, self.buffer_size),
             )
 

@@ -80,7 +80,7 @@ def _job(
     from trimtab.training.trainer import build_trainer, trainer_config
 
     train, held = (tokens_of(host, pairs, settings) for pairs in (split.train, split.held))
-    description = run.describe("arm", host, settings, split.card)
+    description = {**run.describe("arm", host, settings, split.card), "guide_form": settings.form}
     config = trainer_config(settings, checkpoints.workspace_of(out))
 
     return run.Job(

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.directories import read_guide_card
 from trimtab.errors import CheckpointError, OptionError, OutputExistsError
 from trimtab.training.identity import check_same
 
@@ -78,6 +79,22 @@ def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
         problem=f"The run in {path.parent} cannot be continued with other settings",
         way_out="Give the same ones, or start anew: --overwrite.",
     )
+
+
+def finished(out: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """`guide.json` of a run that came to its end before. Raises OptionError for one that was told something else.
+
+    `told` are the parts of `guide.json` that are known without the model.
+    """
+    facts = read_guide_card(out)
+    check_same(
+        told,
+        {key: facts.get(key) for key in told},
+        problem=f"{out} is finished, and there is nothing to continue with other settings",
+        way_out="Give --overwrite to replace it, or another path.",
+    )
+    log.info("%s is finished; nothing is left to do", out)
+    return facts
 
 
 def seal(checkpoint: Path) -> None:

@@ -36,8 +36,8 @@ def uses_bfloat16(settings: RunSettings) -> bool:
     if launched not in ("no", "bf16") or (launched == "bf16" and settings.dtype == "float32"):
         raise naming(
             OptionError,
-            "accelerate's mixed_precision is {0}, and {dtype} is {1}. Accepted: mixed_precision no, or bf16 with {dtype} "
-            'auto or bfloat16. Launch with --mixed_precision "no" or bf16.',
+            "accelerate's mixed_precision is {0}, and {dtype} is {1}. Accepted: mixed_precision no, or bf16 with "
+            '{dtype} auto or bfloat16. Launch with --mixed_precision "no" or bf16.',
             *(launched, settings.dtype),
         )
     if launched == "bf16":
@@ -100,7 +100,9 @@ def check_trackers(names: Sequence[str]) -> None:
         if name not in integration_utils.INTEGRATION_TO_CALLBACK:
             raise unknown_name("tracker", name, integration_utils.INTEGRATION_TO_CALLBACK)
         if name not in integration_utils.get_available_reporting_integrations():
-            raise naming(OptionError, "The tracker {0} is not installed. Install it, or leave it out of {report_to}.", name)
+            raise naming(
+                OptionError, "The tracker {0} is not installed. Install it, or leave it out of {report_to}.", name
+            )
 
 
 @contextmanager

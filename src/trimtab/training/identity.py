@@ -8,6 +8,7 @@ is what no answer depends on (`settings.NOT_OF_THE_RUN`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,9 @@ _NAMES = {
     ("base", "name"): "{model}",
     ("data", "files"): "{data}",
     ("data", "eval_files"): "{eval_data}",
+    ("data", "prompt_files"): "{prompts}",
     ("data", "template"): "{template}",
-    ("data", "fingerprint"): "the content of the training data",
+    ("data", "fingerprint"): "the content of the data",
     ("data", "eval_fingerprint"): "the content of the held-out data",
     ("data", "num_pairs"): "the number of training pairs",
     ("data", "num_prompts"): "the number of prompts",
@@ -34,6 +36,8 @@ _NAMES = {
     ("method",): "the method",
 }
 _MAX_LENGTH = 60
+_MAX_NAMED = 6
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 def check_same(now: Mapping[str, Any], before: Mapping[str, Any], *, problem: str, way_out: str) -> None:
@@ -43,9 +47,11 @@ def check_same(now: Mapping[str, Any], before: Mapping[str, Any], *, problem: st
     """
     found = differences(now, before)
     if found:
+        more = f"; and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
+        found = found[:_MAX_NAMED]
         values = [value for _, *both in found for value in both]
         parts = [f"{name} is {{{2 * at}}} here and {{{2 * at + 1}}} in the run" for at, (name, *_) in enumerate(found)]
-        raise naming(OptionError, f"{_literal(problem)}: {'; '.join(parts)}. {_literal(way_out)}", *values)
+        raise naming(OptionError, f"{_literal(problem)}: {'; '.join(parts)}{more}. {_literal(way_out)}", *values)
 
 
 def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -53,7 +59,7 @@ def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple
 
     A name is a template as in `naming`.
     """
-    left, right = _flat(now), _flat(json.loads(json.dumps(before)))
+    left, right = _flat(now), _flat(_plain(before))
     keys = [key for key in (*left, *(key for key in right if key not in left)) if _is_decided(key)]
     differing = [key for key in keys if _plain(left.get(key)) != right.get(key)]
     settings = [key for key in differing if key[0] == _SETTINGS]
@@ -68,10 +74,15 @@ def _flat(facts: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     flat: dict[tuple[str, ...], Any] = {}
     for key, value in facts.items():
         if isinstance(value, Mapping):
-            flat.update({(key, name): inner for name, inner in value.items()})
+            flat.update({(key, _own_name(name, value)): inner for name, inner in value.items()})
         else:
             flat[(key,)] = value
     return flat
+
+
+def _own_name(name: str, section: Mapping[str, Any]) -> str:
+    """A fact's name; what is data for one training is prompts for another."""
+    return "prompt_files" if name == "files" and "num_prompts" in section else name
 
 
 def _is_decided(key: tuple[str, ...]) -> bool:
@@ -80,6 +91,9 @@ def _is_decided(key: tuple[str, ...]) -> bool:
 
 def _causes(differing: Sequence[tuple[str, ...]], settings: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Those that do not follow from others: a seed decides what is held out, a model its vocabulary."""
+    whole: list[tuple[str, ...]] = [key for key in differing if key in (("kind",), ("method",))]
+    if whole:
+        return whole
     decided = [key for key in differing if "{" in _name(key)]
     if any(key[0] == "base" for key in decided):
         differing = [key for key in differing if key in decided or key[0] not in ("base", "vocabulary")]
@@ -103,6 +117,8 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         value = ", ".join(map(_term, value)) or "none"
     text = "not set" if value is None else str(value)
+    if _FINGERPRINT.fullmatch(text):
+        return f"{text[:12]}…"
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
 
 

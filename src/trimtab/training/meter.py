@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.errors import NotFiniteError
 from trimtab.training.losses import correct
+from trimtab.training.naming import naming
 
 
 class PairMeter:
@@ -55,9 +56,10 @@ class PairMeter:
         prefix = "eval_" if evaluating else ""
         measured = self._measures(torch.cat(parts), trainer.accelerator.num_processes)
         if not math.isfinite(measured["loss"]):
-            raise NotFiniteError(
-                f"The loss is {measured['loss']} at step {trainer.state.global_step}. "
-                "Start anew (--overwrite) with a lower --learning-rate or --beta, or in float32."
+            raise naming(
+                NotFiniteError,
+                "The loss is {0} at step {1}. Start anew (--overwrite) with a lower {learning_rate}, or in float32.",
+                *(measured["loss"], trainer.state.global_step),
             )
         logs.update({f"{prefix}{name}": value for name, value in measured.items()})
 

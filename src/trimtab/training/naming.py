@@ -24,8 +24,10 @@ def naming(kind: Callable[[str], _Error], template: str, *values: object) -> _Er
 
 def renamed(error: BaseException, name_of: Callable[[str], str]) -> str | None:
     """The message with each setting called `name_of(field)`; None for an error that names no settings."""
-    found = vars(error).get("naming")
-    return None if found is None else _filled(*found, name_of)
+    if "naming" not in vars(error):
+        return None
+    template, values = vars(error)["naming"]
+    return _filled(template, values, name_of)
 
 
 def _filled(template: str, values: Sequence[object], name_of: Callable[[str], str]) -> str:

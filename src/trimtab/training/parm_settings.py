@@ -50,7 +50,9 @@ class ParmSettings(ArmSettings):
     def _no_shared_rank(self) -> OptionError:
         if isinstance(self.preference_rank, Follows):
             return naming(
-                OptionError, "{lora_rank} is {0}; give at least 2: a part of it depends on the preference.", self.lora_rank
+                OptionError,
+                "{lora_rank} is {0}; give at least 2: a part of it depends on the preference.",
+                self.lora_rank,
             )
         return naming(
             OptionError,

@@ -98,7 +98,7 @@ def train_rl(
     data, told = prompt_card(prompts, template, prompt_files), rewards_card(rewards)
     if run.is_finished(out, resume=resume):
         known = {"kind": "policy", "data": data, "rewards": told, "hyperparameters": run.hyperparameters(settings)}
-        return _result(out, run.finished(out, known))
+        return _result(out, checkpoints.finished(out, known))
     rater = Rater(rewards, AgentSettings())  # without a baseline: RLOO has one of its own
     host = run.load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
     description = {**run.describe("policy", host, settings, data), "method": "rloo", "rewards": told}
@@ -157,7 +157,8 @@ def _tokens(
     if not kept:
         raise naming(
             DataError,
-            "All {0} prompts have more than {1} tokens ({max_prompt_length}). Give shorter prompts, or allow longer ones.",
+            "All {0} prompts have more than {1} tokens ({max_prompt_length}). Give shorter prompts, or allow longer "
+            "ones.",
             *(num_long, settings.max_prompt_length),
         )
     if num_long:
@@ -169,8 +170,8 @@ def _tokens(
     if host.max_length is not None and longest + settings.max_new_tokens > host.max_length:
         raise naming(
             OptionError,
-            "The longest prompt has {0} tokens; with {1} new ones ({max_new_tokens}) that is more than the {2} that {3} "
-            "can hold. Give a smaller {max_new_tokens} or {max_prompt_length}.",
+            "The longest prompt has {0} tokens; with {1} new ones ({max_new_tokens}) that is more than the {2} that "
+            "{3} can hold. Give a smaller {max_new_tokens} or {max_prompt_length}.",
             *(longest, settings.max_new_tokens, host.max_length, host.name),
         )
     return kept, num_long

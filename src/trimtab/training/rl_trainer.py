@@ -24,6 +24,7 @@ from trimtab.training.agent_scoring import Rater
 from trimtab.training.configs import adapter_config, known_targets, made_trainable, run_options, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.losses import token_logprobs
+from trimtab.training.naming import naming
 from trimtab.training.rl_packing import Packed, pack
 from trimtab.training.rl_settings import RLSettings
 from trimtab.training.settings import TrainProgress
@@ -152,9 +153,11 @@ class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
                 logs["loss"] = sum(self._losses) * self.args.gradient_accumulation_steps / max(1, len(self._losses))
             self._losses.clear()
             if not math.isfinite(logs.get("loss", 0.0)):
-                raise NotFiniteError(
-                    f"The loss is {logs['loss']} at step {self.state.global_step}. Start anew (--overwrite) with a "
-                    "lower --learning-rate, or in float32."
+                raise naming(
+                    NotFiniteError,
+                    "The loss is {0} at step {1}. Start anew (--overwrite) with a lower {learning_rate}, or in "
+                    "float32.",
+                    *(logs["loss"], self.state.global_step),
                 )
             logs.update(self._line(window))
             window.clear()

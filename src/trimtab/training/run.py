@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 
-from trimtab.directories import DEMO_HUB_ID, new_directory, read_guide_card
+from trimtab.directories import DEMO_HUB_ID, new_directory
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError
 from trimtab.loading import load_model
 from trimtab.training import card, checkpoints
-from trimtab.training.identity import check_same
 from trimtab.training.interruption import Interrupted, interruptible
 from trimtab.training.naming import naming
 from trimtab.training.settings import RunSettings
@@ -81,7 +80,7 @@ def train(
     `data` is the account of the data, which a finished run must share, and so it must the settings.
     """
     if is_finished(out, resume=resume):
-        return finished(out, {"kind": kind, "data": data, "hyperparameters": hyperparameters(settings)})
+        return checkpoints.finished(out, {"kind": kind, "data": data, "hyperparameters": hyperparameters(settings)})
     host = load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
     facts = carry_out(make_job(host), resume=resume)
     if push_to_hub is not None:
@@ -255,22 +254,6 @@ def write_weights(
 def is_finished(out: Path, *, resume: bool) -> bool:
     """Whether a run to be resumed came to its end before."""
     return resume and out.exists() and not checkpoints.workspace_of(out).exists()
-
-
-def finished(out: Path, told: Mapping[str, Any]) -> dict[str, Any]:
-    """`guide.json` of a run that came to its end before. Raises OptionError for one that was told something else.
-
-    `told` are the parts of `guide.json` that are known without the model.
-    """
-    facts = read_guide_card(out)
-    check_same(
-        told,
-        {key: facts.get(key) for key in told},
-        problem=f"{out} is finished, and there is nothing to continue with other settings",
-        way_out="Give --overwrite to replace it, or another path.",
-    )
-    log.info("%s is finished; nothing is left to do", out)
-    return facts
 
 
 def push(out: Path, repository: str) -> None:

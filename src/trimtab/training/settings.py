@@ -68,7 +68,7 @@ class RunSettings:
     save_steps: int = 50
     """Steps between checkpoints; 0: none by steps."""
     save_minutes: float = 5.0
-    """Minutes between checkpoints, more where writing one takes long (`saving.MAX_SHARE`); 0: none by minutes."""
+    """Minutes between checkpoints, more where writing one takes long (`cadence.MAX_SHARE`); 0: none by minutes."""
     report_to: tuple[str, ...] = ()
     """Trackers: tensorboard, wandb, trackio, mlflow, ..."""
 
@@ -191,8 +191,8 @@ def check_prompt_length(settings: _Lengths) -> None:
     if not 0 < prompt < whole:
         raise naming(
             OptionError,
-            "{max_prompt_length} {0} leaves no room for a response in {max_length} {1}; give a number above 0 and below "
-            "{max_length}, or none: half of it.",
+            "{max_prompt_length} {0} leaves no room for a response in {max_length} {1}; give a number above 0 and "
+            "below {max_length}, or none: half of it.",
             *(prompt, whole),
         )
 
