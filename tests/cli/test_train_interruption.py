@@ -59,15 +59,25 @@ def length(prompts: Sequence[object], texts: Sequence[str]) -> list[float]:
 TRAININGS = {"arm": (arm, "step"), "agent": (agent, "episode")}
 
 
-def interrupt(argv: Sequence[str], line: str, numbers: Sequence[int] = (signal.SIGINT,)) -> tuple[int, str]:
-    """Run a command, send it signals once it has written a line that begins so; its exit code and standard error."""
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+OURS = ("-m", "trimtab.cli.main")
+
+
+def interrupt(
+    argv: Sequence[str], line: str, numbers: Sequence[int] = (signal.SIGINT,), program: Sequence[str] = OURS
+) -> tuple[int, str]:
+    """Run a command, send its process group signals once it has written a line that begins so, as a terminal does.
+
+    Its exit code and standard error.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "trimtab.cli.main", *argv],
+        [sys.executable, *program, *argv],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         bufsize=1,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        env=ENVIRONMENT,
     )
     assert process.stderr is not None
     seen: list[str] = []
@@ -76,7 +86,7 @@ def interrupt(argv: Sequence[str], line: str, numbers: Sequence[int] = (signal.S
         if text.startswith(line):
             break
     for number in numbers:
-        process.send_signal(number)
+        os.killpg(process.pid, number)
     rest = process.stderr.read()
     return process.wait(), "".join(seen) + rest
 
@@ -119,6 +129,46 @@ def test_ctrl_c_saves_and_says_the_command_that_ends_in_the_same_losses(
     assert run(*command(tiny, data, "whole")).code == 0
     assert same_weights(data / "out", data / "whole")
     assert losses(data / "out") == losses(data / "whole")
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_group_end_at_the_same_step(run: Run, tiny: Tiny, data: Path, repository: Path) -> None:
+    """The launcher hands the signal on, and ends with an error of its own."""
+    config = repository / "recipes" / "two_processes_cpu.yaml"
+    launch = ("-m", "accelerate.commands.launch", "--config_file", str(config), *OURS)
+    code, err = interrupt(arm(tiny, data, "out"), "step  2/", program=launch)
+    assert code != 0
+    assert err.count("The training was ended after step ") == 1, "one process talks"
+    assert "accelerate launch ... -m trimtab.cli.main train arm" in err
+    for more in (("out", "--resume"), ("whole",)):
+        command = [sys.executable, *launch, *arm(tiny, data, more[0]), *more[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr
+    assert same_weights(data / "out", data / "whole")
+    assert losses(data / "out") == losses(data / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_workers_end_with_the_training(times: int, run: Run, tiny: Tiny, data: Path) -> None:
+    pytest.importorskip("ray")
+    workers = ("--workers", "2", "--worker-cpus", "0.5")
+    code, err = interrupt([*agent(tiny, data, "out"), *workers], "episode  4/", [signal.SIGINT] * times)
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert not [name for name in _running() if str(data / "out") in name]
+    if times == 2:
+        return
+    assert run(*agent(tiny, data, "out"), *workers, "--resume").code == 0
+    assert run(*agent(tiny, data, "whole"), *workers).code == 0
+    assert same_weights(data / "out", data / "whole")
+    assert losses(data / "out") == losses(data / "whole")
+
+
+def _running() -> list[str]:
+    """The command lines of all processes."""
+    paths = Path("/proc").glob("[0-9]*/cmdline")
+    return [path.read_bytes().replace(b"\0", b" ").decode(errors="replace") for path in paths if path.exists()]
 
 
 @pytest.mark.parametrize("method", TRAININGS)
@@ -164,7 +214,7 @@ def test_the_command_goes_on_and_does_not_start_anew(
     monkeypatch.setattr(sys, "argv", ["/usr/bin/trimtab"])
     assert train_interruption.resume_command(given) == f"trimtab {told}"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert train_interruption.resume_command(given) == f"accelerate launch (as before) -m trimtab.cli.main {told}"
+    assert train_interruption.resume_command(given) == f"accelerate launch ... -m trimtab.cli.main {told}"
 
 
 RESUMED = {
@@ -191,7 +241,7 @@ def test_a_resume_with_another_setting_names_its_flag_with_both_values(
     more, problem = RESUMED[name]
     outcome = run(*arm(tiny, data, "out"), "--resume", *(word.format(**names) for word in more))
     assert outcome.code == 2
-    assert problem.format(**{key: value[:60] + "…" * (len(value) > 60) for key, value in names.items()}) in outcome.err
+    assert problem.format(**names) in outcome.err
     assert "hyperparameters" not in outcome.err
     for other in ("--save-minutes", "--save-steps"):
         outcome = run(*arm(tiny, data, "out"), "--resume", other, "7", *more[:0], "--beta", "0.5")

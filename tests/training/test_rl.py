@@ -314,7 +314,7 @@ def test_long_prompts_are_left_out_and_a_sample_is_taken(tiny: str, tmp_path: Pa
 
 REFUSED = {
     "num_generations is 1": {"num_generations": 1},
-    "16 answers, which 3 to a prompt": {"num_generations": 3},
+    "16 answers, which num_generations 3 to a prompt": {"num_generations": 3},
     "temperature is 0": {"temperature": 0.0},
     "kl_weight is -1": {"kl_weight": -1.0},
     "max_new_tokens is 0": {"max_new_tokens": 0},

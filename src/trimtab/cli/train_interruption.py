@@ -41,7 +41,7 @@ def resume_command(given: Sequence[str]) -> str:
     """The command that continues a run, from the arguments that it was given."""
     own = shlex.join([*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return f"accelerate launch (as before) -m trimtab.cli.main {own}"
+        return f"accelerate launch ... -m trimtab.cli.main {own}"
     is_module = Path(sys.argv[0]).suffix == ".py"
     return f"{'python -m trimtab.cli.main' if is_module else 'trimtab'} {own}"
 

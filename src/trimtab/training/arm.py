@@ -49,7 +49,9 @@ def train_arm(
     (`accelerate launch`) every process calls this; the first one writes.
 
     Raises OptionError and DataError for what the caller gave, OutputExistsError, CheckpointError (also where the disk
-    is full: the last good checkpoint survives), NotFiniteError where the loss diverges.
+    is full: the last good checkpoint survives), NotFiniteError where the loss diverges. Interrupted (a
+    KeyboardInterrupt) where SIGINT or SIGTERM asked the run to end: its step is finished and saved first, and a second
+    signal ends it at once.
     """
     out, settings = Path(out), settings or ArmSettings()
     run.require_extra()

@@ -59,7 +59,7 @@ def open_workspace(out: Path, run: Mapping[str, Any], *, resume: bool) -> Path:
         if good is None:
             log.info("the run in %s has no checkpoint yet, so it starts anew", workspace)
         else:
-            log.info("going on from %s in %s", good.name, workspace)
+            log.info("continuing from %s in %s", good.name, workspace)
         return workspace
     if resume:
         log.info("there is no run to continue in %s, so it starts anew", workspace)

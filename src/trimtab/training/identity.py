@@ -35,7 +35,7 @@ _NAMES = {
     ("kind",): "the kind of training",
     ("method",): "the method",
 }
-_MAX_LENGTH = 60
+_MAX_LENGTH = 200
 _MAX_NAMED = 6
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
 

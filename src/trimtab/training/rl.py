@@ -88,7 +88,7 @@ def train_rl(
 
     Raises OptionError, DataError and PromptError for what the caller gave, OutputExistsError, CheckpointError (also
     where the disk is full: the last checkpoint survives), ModelError where rewards are never finite, NotFiniteError
-    where the loss diverges.
+    where the loss diverges, Interrupted as `arm.train_arm`.
     """
     out, settings = Path(out), settings or RLSettings()
     run.require_extra()

@@ -110,7 +110,6 @@ def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
     trainer = job.build()
     with interruptible("step") as interruption:
         saving = Saving(trainer, job.settings, interruption, start)
-        trainer.add_callback(saving)
         started = time.monotonic()
         _train(trainer, workspace, start)
         measured = None if saving.stopped else _measured(job, trainer, saving, time.monotonic() - started)

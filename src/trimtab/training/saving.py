@@ -44,8 +44,8 @@ class StopMeasuring(Exception):  # noqa: N818 - nobody sees it
     """The measurement at the end was interrupted."""
 
 
-class Saving(TrainerCallback):  # type: ignore[misc]  # transformers carries no types here
-    """Saves and seals checkpoints and ends the training, as the settings and an interruption say."""
+class Saving:
+    """Saves and seals a trainer's checkpoints and ends its training, as the settings and an interruption say."""
 
     def __init__(self, trainer: Any, settings: RunSettings, interruption: Interruption, start: Path | None) -> None:
         self._trainer = trainer
@@ -57,14 +57,19 @@ class Saving(TrainerCallback):  # type: ignore[misc]  # transformers carries no 
         self._began = 0.0
         self.stopped = False
         """Whether the training was ended before its time, with a checkpoint."""
+        trainer.add_callback(_Hooks(self))
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Go on with the window that was open."""
+    def begin(self) -> None:
+        """The training begins: go on with the window that was open."""
         self._training = True
         if self._start is not None and (self._start / _WINDOW).exists():
             self._trainer.reopen_window(json.loads((self._start / _WINDOW).read_text(encoding="utf-8")))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def end(self) -> None:
+        """The training has ended: what is evaluated from now on is the result."""
+        self._training = False
+
+    def after_step(self, state: Any, control: Any) -> None:
         """Decide whether this step is saved, and whether it is the last."""
         every, minutes = self._settings.save_steps, self._settings.save_minutes
         asked, due = self._agreed(self._interruption.asked, self._clock.is_due)
@@ -72,26 +77,20 @@ class Saving(TrainerCallback):  # type: ignore[misc]  # transformers carries no 
         if due or (every and state.global_step % every == 0) or (is_last and (every or minutes)):
             control.should_save = True
         self._stop(control, asked)
-        self._began = self._clock.now()
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def after_evaluation(self, control: Any) -> None:
         """An evaluation takes long: whoever asked meanwhile waits for its end and not for another step."""
         if self._training:
             self._stop(control, self._agreed(self._interruption.asked)[0])
-            self._began = self._clock.now()
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """What is measured at the end is measured again by the run that goes on."""
+    def after_prediction(self) -> None:
+        """What is measured at the end is measured again by the run that goes on. Raises StopMeasuring."""
         if not self._training and self._agreed(self._interruption.asked)[0]:
             raise StopMeasuring
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """What is evaluated from now on is the result."""
-        self._training = False
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def seal(self, directory: str, state: Any) -> None:
         """Seal the checkpoint once every process has written its part."""
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        checkpoint = Path(directory) / f"checkpoint-{state.global_step}"
         group = PartialState()
         if state.is_world_process_zero:
             checkpoints.write_text(checkpoint / _WINDOW, json.dumps(self._trainer.open_window()))
@@ -105,14 +104,15 @@ class Saving(TrainerCallback):  # type: ignore[misc]  # transformers carries no 
         """Write the checkpoint of the step where the trainer stands, where there is none."""
         trainer = self._trainer
         checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-        found = self._agreed(checkpoints.is_whole(checkpoint))[0]
-        if not found:
+        if not self._agreed(checkpoints.is_whole(checkpoint))[0]:
+            self._began = self._clock.now()
             trainer._save_checkpoint(trainer.model_wrapped, None)
-            self.on_save(trainer.args, trainer.state, trainer.control)
+            self.seal(trainer.args.output_dir, trainer.state)
 
     def _stop(self, control: Any, asked: bool) -> None:
         if asked:
             control.should_save = control.should_training_stop = self.stopped = True
+        self._began = self._clock.now()
 
     def _agreed(self, any_of: bool, first_of: bool = False) -> tuple[bool, bool]:
         """What all processes do: the first if any of them has it, the second if the first process has it."""
@@ -121,3 +121,28 @@ class Saving(TrainerCallback):  # type: ignore[misc]  # transformers carries no 
             return any_of, first_of
         told = gather(torch.tensor([[any_of, first_of]], device=group.device, dtype=torch.int32))
         return bool(told[:, 0].any()), bool(told[0, 1])
+
+
+class _Hooks(TrainerCallback):  # type: ignore[misc]  # transformers carries no types here
+    """Where transformers' loop asks `Saving`."""
+
+    def __init__(self, saving: Saving) -> None:
+        self._saving = saving
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._saving.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._saving.after_step(state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._saving.after_evaluation(control)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._saving.after_prediction()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._saving.end()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._saving.seal(args.output_dir, state)
