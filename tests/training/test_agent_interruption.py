@@ -121,7 +121,7 @@ def test_a_resume_with_another_setting_names_it_with_both_values(tmp_path: Path)
 def test_a_run_says_what_it_waits_for_and_when_the_first_update_comes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="trimtab"):
         train(tmp_path / "agent", ALONE)
     text = caplog.text
     assert "rolling out 14 episodes to 5 prompts, 2 at a time" in text
@@ -152,10 +152,10 @@ def test_resuming_where_nothing_was_saved_says_that_it_starts_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = AgentSettings(**{**dataclasses.asdict(ALONE), "episodes": 2})
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="trimtab"):
         train(tmp_path / "agent", settings, resume=True)
     assert caplog.text.count("starts anew") == 1
     caplog.clear()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="trimtab"):
         train(tmp_path / "agent", settings, resume=True)
     assert "is finished; nothing is left to do" in caplog.text

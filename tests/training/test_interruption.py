@@ -58,14 +58,14 @@ def test_the_first_signal_sets_a_flag_and_the_second_ends_at_once(number: signal
 
 
 def test_what_comes_of_the_first_signal_is_said_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), interruptible("round"):
+    with caplog.at_level(logging.INFO, logger="trimtab"), interruptible("round"):
         signal.raise_signal(signal.SIGINT)
     assert "after this round" in caplog.text
     assert "once more" in caplog.text
 
 
 def test_nothing_is_said_where_nobody_interrupts(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG), interruptible("step"):
+    with caplog.at_level(logging.DEBUG, logger="trimtab"), interruptible("step"):
         pass
     assert caplog.text == ""
 
@@ -314,7 +314,7 @@ def test_checkpoints_come_by_minutes_as_well_as_by_steps(
     from trimtab.training import cadence
 
     monkeypatch.setattr(cadence, "MAX_SHARE", 1e9)  # of the time, however little it takes here
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="trimtab"):
         arm(tiny, tmp_path / "out", changes=changes)
     assert saved_steps(caplog) == steps
     assert_same(tmp_path / "out", whole("arm"))
