@@ -136,12 +136,13 @@ def test_all_processes_of_a_group_end_at_the_same_step(run: Run, tiny: Tiny, dat
     """The launcher hands the signal on, and ends with an error of its own."""
     config = repository / "recipes" / "two_processes_cpu.yaml"
     launch = ("-m", "accelerate.commands.launch", "--config_file", str(config), *OURS)
-    code, err = interrupt(arm(tiny, data, "out"), "step  2/", program=launch)
+    longer = ("--epochs", "8")
+    code, err = interrupt([*arm(tiny, data, "out"), *longer], "step  2/20", program=launch)
     assert code != 0
     assert err.count("The training was ended after step ") == 1, "one process talks"
     assert "accelerate launch ... -m trimtab.cli.main train arm" in err
     for more in (("out", "--resume"), ("whole",)):
-        command = [sys.executable, *launch, *arm(tiny, data, more[0]), *more[1:]]
+        command = [sys.executable, *launch, *arm(tiny, data, more[0]), *longer, *more[1:]]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr
     assert same_weights(data / "out", data / "whole")

@@ -112,6 +112,11 @@ class AgentRun:
             *(f"{self._settings.episodes:,}", len(self._prompts), self._settings.rollout_batch),
             *(self._settings.max_new_tokens, done),
         )
+        if self.learner.num_updates == 0:
+            log.info(
+                "no update before %s transitions are collected; after the first round it is said how long that takes",
+                f"{self._settings.warmup:,}",
+            )
 
     def _say_how_it_goes(self, learnt: int, *, crossed: bool) -> None:
         """What is waited for, after the first round and with every line of the curve until the first update."""
