@@ -129,7 +129,10 @@ REFUSED = {
         "Did you mean 'hh'?",
     ),
     "no room for a response": (
-        (*("train", "arm", "--model", "m", "--data", "d", "--out", "o"), *("--max-length", "8")),
+        (
+            *("train", "arm", "--model", "m", "--data", "d", "--out", "o"),
+            *("--max-length", "8", "--max-prompt-length", "8"),
+        ),
         "leaves no room for a response",
     ),
 }

@@ -86,7 +86,10 @@ REFUSED = {
     "an option of another method": (("reward", "--beta", "1"), "'--beta'"),
     "a centre below 0": (("reward", "--center-rewards", "-1"), "give a finite number"),
     "a beta of 0": (("dpo", "--beta", "0"), "give a finite number above 0"),
-    "no room for a response": (("dpo", "--max-length", "8"), "leaves no room for a response"),
+    "no room for a response": (
+        ("dpo", "--max-length", "8", "--max-prompt-length", "8"),
+        "leaves no room for a response",
+    ),
     "a missing file": (("dpo",), "there is no such file"),
 }
 

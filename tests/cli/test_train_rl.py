@@ -72,9 +72,9 @@ def test_the_policy_steers_and_makes_a_soup(run: Run, tiny: Tiny, prompts: str, 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(run: Run, tiny: Tiny, prompts: str, tmp_path: Path) -> None:
     refused = {
-        ("--num-generations", "3"): "8 answers, which 3 to a prompt",
+        ("--num-generations", "3"): "8 answers, which --num-generations 3 to a prompt",
         ("--num-generations", "1"): "whole number of at least 2",
-        ("--lora-targets", "nothing"): "lora_targets nothing",
+        ("--lora-targets", "nothing"): "--lora-targets nothing",
         ("--reward", f"length={__name__}:length"): "Two rewards are named 'length'",
         ("--reward", "x=sentimnt"): "Did you mean 'sentiment'",
         ("--max-new-tokens", "95"): "more than the 96 that",

@@ -389,10 +389,16 @@ def stopped(tmp_path: Path) -> Path:
 
 
 CHANGED: dict[str, tuple[dict[str, Any], str]] = {
-    "a setting": ({"settings": dataclasses.replace(SETTINGS, gamma=0.9)}, r"gamma was 0\.99, is 0\.9\)"),
-    "the prompts": ({"prompts": PROMPTS[1:]}, "prompt_fingerprint was "),
-    "the rewards": ({"rewards": REWARDS[:1]}, "rewards was .*c=.*, is "),
-    "the model": ({"model": TabularModel.random(10, seed=3)}, "vocabulary was "),
+    "a setting": (
+        {"settings": dataclasses.replace(SETTINGS, gamma=0.9)},
+        r": gamma is 0\.9 here and 0\.99 in the run",
+    ),
+    "the prompts": ({"prompts": PROMPTS[1:]}, r"the content of the data is \w{12}… here and \w{12}… in the run"),
+    "the rewards": (
+        {"rewards": REWARDS[:1]},
+        r": rewards is letters=\S+:2 here and letters=\S+:2, c=\S+:-1 in",
+    ),
+    "the model": ({"model": TabularModel.random(10, seed=3)}, "the vocabulary's fingerprint is"),
 }
 
 
@@ -407,9 +413,9 @@ def test_a_finished_run_has_nothing_left_to_do(finished: Path, monkeypatch: pyte
     monkeypatch.setattr(agent_module, "_rollouts", lambda *args: pytest.fail("loaded a model"))
     result = train(finished, resume=True)
     assert result.num_episodes == 14
-    with pytest.raises(OptionError, match="finished guide with other data"):
+    with pytest.raises(OptionError, match=r"is finished.*the number of prompts is 2 here and 5"):
         train(finished, resume=True, prompts=PROMPTS[:2])
-    with pytest.raises(OptionError, match="finished guide with other hyperparameters"):
+    with pytest.raises(OptionError, match="other settings: seed is 5 here and 0 in the run"):
         train(finished, settings=dataclasses.replace(SETTINGS, seed=5), resume=True)
 
 

@@ -23,7 +23,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an infinite baseline": ({"baseline": float("inf")}, "baseline is inf"),
     "a dtype": ({"state_dtype": "int8"}, "accepted: float32, float16"),
     "a network without a second layer": ({"hidden_dim": 3}, "hidden_dim is 3"),
-    "a buffer that never fills": ({"buffer_size": 1000}, "never begin: they wait for 65536 .* holds 1000"),
+    "a buffer that never fills": ({"buffer_size": 1000}, "never begin: they wait for 1024 .* holds 1000"),
 }
 
 

@@ -92,7 +92,7 @@ def test_a_run_is_continued_only_with_its_own_settings(tmp_path: Path) -> None:
     checkpoint(workspace, 5)
     open_workspace(out, {"beta": 0.05, "targets": ("a", "b")}, resume=True)
     assert last_good(workspace) is not None
-    with pytest.raises(OptionError, match=r"beta was 0.05, is 0.1"):
+    with pytest.raises(OptionError, match=r"other settings: beta is 0.1 here and 0.05 in the run. Give the same ones"):
         open_workspace(out, {"beta": 0.1, "targets": ("a", "b")}, resume=True)
     open_workspace(out, {"beta": 0.1}, resume=False)
     assert last_good(workspace) is None, "a new run begins without the old one's checkpoints"

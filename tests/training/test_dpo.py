@@ -189,7 +189,7 @@ def test_a_finished_run_of_another_method_is_not_taken_for_its_own(
     monkeypatch.setattr(run, "load_model", lambda *args, **options: pytest.fail("loaded a model"))
     data = PairData(tuple(PAIRS), ("pairs.jsonl",))
     assert train_dpo(tiny, data, eval_pairs=HELD, out=finished, settings=SETTINGS, resume=True).num_pairs == len(PAIRS)
-    with pytest.raises(OptionError, match="a finished policy"):
+    with pytest.raises(OptionError, match="the kind of training is reward here and policy in the run"):
         train_reward(tiny, data, eval_pairs=HELD, out=finished, settings=RewardSettings(), resume=True)
 
 

@@ -203,7 +203,7 @@ def test_a_finished_run_has_nothing_left_to_do(finished: Path, tiny: str, monkey
     data = PairData(tuple(PAIRS), ("pairs.jsonl",))
     result = train_reward(tiny, data, eval_pairs=HELD, out=finished, settings=SETTINGS, resume=True)
     assert result.num_eval_pairs == len(HELD)
-    with pytest.raises(OptionError, match="trained on other data"):
+    with pytest.raises(OptionError, match=r"is finished.*data is none here and pairs.jsonl in the run"):
         train_reward(tiny, PAIRS[:9], eval_pairs=HELD, out=finished, settings=SETTINGS, resume=True)
 
 

@@ -290,7 +290,7 @@ def test_a_run_is_not_continued_as_another(finished: Path, tiny: str, tmp_path: 
         train(tiny, out, [AgentReward("vowels", vowels, 2.0)], resume=True)
     with pytest.raises(OutputExistsError):
         train(tiny, out)
-    with pytest.raises(OptionError, match="trained for other rewards"):
+    with pytest.raises(OptionError, match=r"is finished.*: rewards is vowels="):
         train(tiny, finished, [VOWELS], prompt_files=["p.jsonl"], resume=True)
 
 
@@ -314,7 +314,7 @@ def test_long_prompts_are_left_out_and_a_sample_is_taken(tiny: str, tmp_path: Pa
 
 REFUSED = {
     "num_generations is 1": {"num_generations": 1},
-    "16 answers, which 3 to a prompt": {"num_generations": 3},
+    "16 answers, which num_generations 3 to a prompt": {"num_generations": 3},
     "temperature is 0": {"temperature": 0.0},
     "kl_weight is -1": {"kl_weight": -1.0},
     "max_new_tokens is 0": {"max_new_tokens": 0},

@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
         args = build_parser().parse_args(argv)
+        args.given = sys.argv[1:] if argv is None else list(argv)
         _configure_logging(verbose=args.verbose)
         code = COMMANDS[args.command].run(args)
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -31,10 +32,18 @@ class Progress:
         self._task = self._bar.add_task(what, total=None)
 
     def __enter__(self) -> Progress:
+        stream = sys.stderr
         self._bar.start()
+        # rich has put a stream of its own in the place of standard error; what is logged goes above the bar too.
+        handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
+        self._moved = [(one, stream) for one in handlers if one.stream is stream and sys.stderr is not stream]
+        for handler, _ in self._moved:
+            handler.setStream(sys.stderr)
         return self
 
     def __exit__(self, *_: object) -> None:
+        for handler, stream in self._moved:
+            handler.setStream(stream)
         self._bar.stop()
 
     def say(self, message: str) -> None:

@@ -1,13 +1,16 @@
-"""What every kind of training of a language model shares on the command line: optimiser, adapter, precision, output."""
+"""What every kind of training shares on the command line: settings, output, what errors call them."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from trimtab.cli import options
+from trimtab.errors import TrimtabError
+from trimtab.training.naming import renamed
 from trimtab.training.settings import DTYPES, RunSettings
 
 above_zero = options.number(0, open_low=True)
@@ -18,6 +21,9 @@ count_or_none = options.whole(0)
 
 Settings = Mapping[str, tuple[Callable[[str], Any], str]]
 """Settings of one number: name -> (type, help)."""
+
+PROMPT_LENGTH = "tokens of the prompt, cut from the left; not given: half of --max-length"
+SAVE_MINUTES = "minutes between checkpoints, longer where writing one takes long; 0: none by minutes"
 
 OPTIMISER: Settings = {
     "learning_rate": (above_zero, "peak of the cosine schedule"),
@@ -33,7 +39,8 @@ ADAPTER: Settings = {
 }
 STEPS: Settings = {
     "logging_steps": (count, "steps between lines of the curve"),
-    "save_steps": (count_or_none, "steps between checkpoints; 0: none"),
+    "save_steps": (count_or_none, "steps between checkpoints; 0: none by steps"),
+    "save_minutes": (from_zero, SAVE_MINUTES),
 }
 
 _OTHERS = ("lora_targets", "dtype", "save_dtype", "gradient_checkpointing", "report_to")
@@ -74,3 +81,27 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 def is_main() -> bool:
     """Whether this is the process of its group that talks (`accelerate launch` numbers them)."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Setting -> the flag that sets it."""
+    found: dict[str, list[str]] = {}
+    for action in parser._actions:
+        if action.option_strings:
+            flag = action.option_strings[-1]
+            says_no = isinstance(action, argparse._StoreFalseAction)
+            found.setdefault(action.dest, []).append(f"{action.dest} ({flag})" if says_no else flag)
+    flags = {name: " or ".join(own) for name, own in found.items()}
+    return flags | ({"eval_pairs": flags["eval_data"]} if "eval_data" in flags else {})
+
+
+@contextmanager
+def naming_flags(flags: Mapping[str, str]) -> Iterator[None]:
+    """Inside, an error that names settings names their flags."""
+    try:
+        yield
+    except TrimtabError as error:
+        text = renamed(error, lambda name: flags.get(name, name))
+        if text is not None:
+            error.args = (text,)
+        raise

@@ -2,7 +2,8 @@
 
 `arm` trains an autoregressive reward model from preference pairs (GenARM), `parm` one for several objectives, `reward`
 a trajectory reward model (Bradley-Terry), `dpo` a policy (direct preference optimisation); from rewards, `rl` trains a
-policy (RLOO), `agent` an accept-reject agent (MARA). Interrupted, each goes on with --resume exactly where its last
+policy (RLOO), `agent` an accept-reject agent (MARA). The first Ctrl-C ends a training at its current step with a whole
+checkpoint and says how to go on, a second one ends it at once; with --resume it goes on exactly where its last whole
 checkpoint stands.
 """
 
@@ -12,7 +13,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from trimtab.cli import train_agent, train_arm, train_dpo, train_parm, train_reward, train_rl
+from trimtab.cli import run_options, train_agent, train_arm, train_dpo, train_parm, train_reward, train_rl
+from trimtab.cli.train_interruption import until_interrupted
 
 
 class Method(Protocol):
@@ -37,11 +39,13 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the command and one sub-command for each kind of guide."""
     parser = subparsers.add_parser("train", help="make a guide", description=__doc__)
     methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
-    for method in METHODS.values():
+    for name, method in METHODS.items():
         method.register(methods)
+        methods.choices[name].set_defaults(flags=run_options.flags_of(methods.choices[name]))
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train a guide of the kind that was asked for."""
-    return METHODS[args.method].run(args)
+    with run_options.naming_flags(args.flags):
+        return until_interrupted(METHODS[args.method].run, args)

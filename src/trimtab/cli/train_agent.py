@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli import options
+from trimtab.cli import options, run_options
 from trimtab.cli.engines import ENGINES
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
@@ -46,8 +46,11 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "target_entropy_share": (_share, "target entropy as a share of ln 2"),
     "max_grad_norm": (_above_zero, "longer gradients are clipped"),
     "batch_size": (_count, "transitions in one update"),
-    "buffer_size": (_count, "transitions remembered"),
-    "warmup_batches": (_count_or_none, "updates begin once the buffer holds so many batches"),
+    "buffer_size": (_count, "transitions remembered; not given: more where updates wait for more"),
+    "warmup_batches": (
+        _count_or_none,
+        "updates begin once the buffer holds so many batches; not given: fewer where --buffer-size holds fewer",
+    ),
     "updates_per_episode": (_count, "updates for each new episode"),
     "gamma": (_share, "discount"),
     "tau": (_open_share, "how far target critics go towards the critics after each episode's updates"),
@@ -55,7 +58,8 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "reward_scale": (_above_zero, "multiplies the reward less its baseline"),
     "seed": (options.seed_number, "of the weights, the episodes and what is drawn from the buffer"),
     "logging_episodes": (_count, "episodes between lines of the curve"),
-    "save_episodes": (_count_or_none, "episodes between checkpoints; 0: none"),
+    "save_episodes": (_count_or_none, "episodes between checkpoints; 0: none by episodes"),
+    "save_minutes": (_from_zero, run_options.SAVE_MINUTES),
 }
 """Settings of one number: name -> (type, help)."""
 
@@ -96,10 +100,10 @@ def run(args: argparse.Namespace) -> int:
     check_rewards(args.rewards)
     _check_engine(args.engine)
     rows = read_prompts(args.prompts, (), skip_bad_lines=args.skip_bad_lines)
-    from trimtab.training.agent import train_agent
-
     with Progress("episodes", _line) as progress:
-        progress.say(f"{len(rows)} prompts to train on; loading {args.model}")
+        progress.say(f"{len(rows)} prompts to train on")
+        from trimtab.training.agent import train_agent
+
         result = train_agent(
             args.model,
             [row.prompt for row in rows],

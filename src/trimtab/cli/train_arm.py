@@ -7,15 +7,16 @@ last checkpoint stands. On several GPUs: `accelerate launch --multi_gpu -m trimt
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from trimtab.cli import options, run_options, train_pairs
-from trimtab.training.settings import ArmSettings
+from trimtab.training.settings import FORMS, ArmSettings
 
 _OWN: run_options.Settings = {
     "beta": (run_options.above_zero, "scale of the reward in the loss"),
     "gamma": (options.any_number, "margin to be exceeded in the loss"),
-    "max_prompt_length": (run_options.count, "tokens of the prompt, cut from the left"),
+    "max_prompt_length": (run_options.count, run_options.PROMPT_LENGTH),
 }
 
 
@@ -24,12 +25,20 @@ def register(methods: argparse._SubParsersAction[Any]) -> None:
     parser = methods.add_parser(
         "arm", help="an autoregressive reward model (GenARM)", description=__doc__, allow_abbrev=False
     )
-    train_pairs.add_options(parser, _OWN, ArmSettings(), "where the guide goes")
+    group = train_pairs.add_options(parser, _OWN, ArmSettings(), "where the guide goes")
+    group.add_argument(
+        "--form",
+        choices=FORMS,
+        default="product",
+        help="how the guide steers: product, the paper's, by its log-probabilities; shift, by what they add to its "
+        "base's (%(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Train an autoregressive reward model."""
-    return train_pairs.run_training(args, train_pairs.settings_of(ArmSettings, args, _OWN), _load)
+    settings = dataclasses.replace(train_pairs.settings_of(ArmSettings, args, _OWN), form=args.form)
+    return train_pairs.run_training(args, settings, _load)
 
 
 def _load() -> train_pairs.Trains:

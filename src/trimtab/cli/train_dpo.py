@@ -14,7 +14,7 @@ from trimtab.training.dpo_settings import DpoSettings
 
 _OWN: run_options.Settings = {
     "beta": (run_options.above_zero, "how much a nat away from the reference costs"),
-    "max_prompt_length": (run_options.count, "tokens of the prompt, cut from the left"),
+    "max_prompt_length": (run_options.count, run_options.PROMPT_LENGTH),
 }
 
 

@@ -115,6 +115,8 @@ def run_training(args: argparse.Namespace, settings: PairSettings, load: Callabl
 def read(args: argparse.Namespace, sources: Sequence[str]) -> PairData:
     """The pairs of some sources, as the flags say."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each run
+    if is_main():
+        options.say(f"reading {', '.join(sources)}")
     from trimtab.training.data import read_pairs
 
     return read_pairs(sources, format=args.format, skip_bad_lines=args.skip_bad_lines)
@@ -132,7 +134,7 @@ def train(
     if not is_main():
         args.json = False
     with Progress("steps", _line, active=is_main()) as progress:
-        progress.say(f"{num_pairs} pairs to train on; loading {args.model}")
+        progress.say(f"{num_pairs} pairs to train on")
         with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs on standard output, which is the result's
             result = load()(
                 args.model,

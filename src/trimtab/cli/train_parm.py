@@ -24,14 +24,17 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _DEFAULTS = ParmSettings()
 _OWN: run_options.Settings = {
     "gamma": (options.any_number, "margin to be exceeded in the loss"),
-    "preference_rank": (run_options.count, "part of the adapter's rank that depends on the preference"),
+    "preference_rank": (
+        run_options.count,
+        "part of the adapter's rank that depends on the preference; not given: half of --lora-rank",
+    ),
     "concentration": (
         run_options.above_zero,
         "preferences are drawn from a Dirichlet distribution with this parameter",
     ),
     "epochs": (run_options.above_zero, "passes over the largest objective's pairs; fractions are accepted"),
     "gradient_accumulation": (run_options.count, "forward passes of each objective in one step"),
-    "max_prompt_length": (run_options.count, "tokens of the prompt, cut from the left"),
+    "max_prompt_length": (run_options.count, run_options.PROMPT_LENGTH),
 }
 
 

@@ -33,7 +33,10 @@ _SETTINGS: run_options.Settings = {
     "temperature": (run_options.above_zero, "of the answers"),
     "epochs": (run_options.above_zero, "passes over the prompts; fractions are accepted"),
     "batch_size": (run_options.count, "answers in one forward pass of a process"),
-    "gradient_accumulation": (run_options.count, "forward passes in one step"),
+    "gradient_accumulation": (
+        run_options.count,
+        "forward passes in one step; not given: the fewest from 2 on that --num-generations fills evenly",
+    ),
     "max_prompts": (run_options.count_or_none, "train on a random sample of so many prompts; 0: all"),
     "max_prompt_length": (run_options.count, "prompts of more tokens are left out and counted"),
     "seed": (options.seed_number, "of the adapter, the order, the sample and the answers"),
@@ -66,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
     check_rewards(args.rewards)
     talks = run_options.is_main()
     rows = read_prompts(args.prompts, (), skip_bad_lines=args.skip_bad_lines)
-    from trimtab.training.rl import train_rl
-
     with Progress("steps", _line, active=talks) as progress:
-        progress.say(f"{len(rows)} prompts to train on; loading {args.model}")
+        progress.say(f"{len(rows)} prompts to train on")
+        from trimtab.training.rl import train_rl
+
         with contextlib.redirect_stdout(sys.stderr):  # as in `train_pairs.train`
             result = train_rl(
                 args.model,

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import logging
 import math
 import shutil
@@ -32,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trimtab.core import LanguageModel, Prompt, Selection
-from trimtab.directories import new_directory, read_guide_card
+from trimtab.directories import new_directory
 from trimtab.errors import MissingExtraError, OptionError
 from trimtab.guides.agent import Agent
 from trimtab.loading import load_model
@@ -41,6 +40,8 @@ from trimtab.training import checkpoints
 from trimtab.training.agent_card import agent_card, versions
 from trimtab.training.agent_scoring import Rater, rewards_card
 from trimtab.training.agent_settings import AgentReward, AgentSettings, check_rewards
+from trimtab.training.interruption import interruptible
+from trimtab.training.naming import naming
 from trimtab.training.prompt_data import check_prompts, prompt_card, templated
 from trimtab.training.settings import TrainProgress
 
@@ -84,6 +85,7 @@ class ModelSource:
 
     def load(self) -> LanguageModel:
         """Load it."""
+        log.info("loading %s", self.name)
         return load_model(
             self.name,
             dtype=self.dtype,
@@ -126,7 +128,8 @@ def train_agent(
 
     Raises OptionError, DataError and PromptError for what the caller gave, OutputExistsError, CheckpointError (also
     where the disk is full: the last checkpoint survives), ModelError where rewards are never finite or all workers
-    died, NotFiniteError where the losses diverge.
+    died, NotFiniteError where the losses diverge. Interrupted (a KeyboardInterrupt) where SIGINT or SIGTERM asked the
+    run to end: its round is finished and saved first, and a second signal ends it at once.
     """
     out, settings = Path(out), settings or AgentSettings()
     claims = (worker_cpus, worker_gpus)
@@ -142,7 +145,7 @@ def train_agent(
         ready = templated(prompts, template, has_chat_template=rollouts.facts.has_chat_template)
         rollouts.check(ready)
         description = {"format": 1, "kind": "agent", **rollouts.facts.card, **told}
-        workspace = checkpoints.open_workspace(out, _identity(description), resume=resume)
+        workspace = checkpoints.open_workspace(out, description, resume=resume)
         return _run(rollouts, ready, rater, settings, workspace, out, description, progress)
     finally:
         rollouts.close()
@@ -164,14 +167,18 @@ def _check(
     check_prompts(prompts, template)
     check_rewards(rewards)
     if workers < 0:
-        raise OptionError(f"workers is {workers}; give a whole number of at least 0 (0: roll out in this process).")
+        raise naming(
+            OptionError, "{workers} is {0}; give a whole number from 0 (0: roll out in this process).", workers
+        )
     if ray_address is not None and not workers:
-        raise OptionError("A ray_address is of no use without workers; give how many.")
+        raise naming(OptionError, "{ray_address} is of no use without {workers}; give how many.")
     if claims != (1.0, None) and not workers:
-        raise OptionError("worker_cpus and worker_gpus are of no use without workers; give how many.")
+        raise naming(OptionError, "{worker_cpus} and {worker_gpus} are of no use without {workers}; give how many.")
     if not (math.isfinite(claims[0]) and claims[0] > 0) or (claims[1] is not None and not 0 <= claims[1] < math.inf):
-        raise OptionError(
-            f"worker_cpus is {claims[0]} and worker_gpus {claims[1]}; give finite numbers, above 0 and at least 0."
+        raise naming(
+            OptionError,
+            "{worker_cpus} is {0} and {worker_gpus} {1}; give finite numbers, above 0 and at least 0.",
+            *claims,
         )
     if workers and not isinstance(model, str | Path):
         raise OptionError("Workers load the model themselves; give its name or directory, not a loaded model.")
@@ -211,14 +218,6 @@ def _told(
     }
 
 
-def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run, one name for each thing that could differ."""
-    data = {f"prompt_{name}": value for name, value in description["data"].items()}
-    rewards = [f"{term['name']}={term['source']}:{term['multiplier']:g}" for term in description["rewards"]]
-    facts = {name: description[name] for name in ("kind", "base", "vocabulary")}
-    return {**facts, **data, **description["hyperparameters"], "rewards": rewards}
-
-
 def _run(
     rollouts: Rollouts,
     prompts: Sequence[Prompt],
@@ -232,9 +231,10 @@ def _run(
     from trimtab.training.agent_run import AgentRun
 
     started = time.monotonic()
-    run = AgentRun(rollouts, prompts, rater, settings, workspace, progress)
-    before = run.num_episodes
-    run.run()
+    with interruptible("round") as interruption:
+        run = AgentRun(rollouts, prompts, rater, settings, workspace, interruption, progress)
+        before = run.num_episodes
+        run.run()
     metrics = {
         **{name: value for name, value in run.last_line.items() if name != "step"},
         "num_episodes": run.num_episodes,
@@ -261,15 +261,7 @@ def _write(directory: Path, run: AgentRun, settings: AgentSettings, card: Mappin
 
 def _finished(out: Path, told: Mapping[str, Any]) -> AgentResult:
     """The result of a run that came to its end before."""
-    card = read_guide_card(out)
-    now = json.loads(json.dumps(told))
-    other = sorted(key for key in now if card.get(key) != now[key])
-    if other:
-        raise OptionError(
-            f"{out} is a finished guide with other {' and '.join(other)}, so there is nothing to continue. "
-            "Give --overwrite to replace it, or another path."
-        )
-    log.info("%s is finished; nothing is left to do", out)
+    card = checkpoints.finished(out, {"kind": "agent", **told})
     return _result(out, card["metrics"])
 
 

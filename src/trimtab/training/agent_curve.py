@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from trimtab.training.agent_recorder import Episode
 from trimtab.training.agent_scoring import Rating
@@ -17,6 +19,22 @@ class Window:
         self._seconds: dict[str, float] = {}
         self._num_episodes = 0
         self._num_rated = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the line."""
+        return {
+            "sums": self._sums,
+            "seconds": self._seconds,
+            "num_episodes": self._num_episodes,
+            "num_rated": self._num_rated,
+            "elapsed": time.perf_counter() - self._started,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self._sums, self._seconds = dict(state["sums"]), dict(state["seconds"])
+        self._num_episodes, self._num_rated = int(state["num_episodes"]), int(state["num_rated"])
+        self._started = time.perf_counter() - state["elapsed"]
 
     def add(self, episode: Episode, rating: Rating | None) -> None:
         """One more episode, with its rating where it has one."""

@@ -33,6 +33,7 @@ from trimtab.training.agent_rewards import (
     step_kl,
 )
 from trimtab.training.agent_settings import AgentSettings
+from trimtab.training.naming import naming
 
 CPU_LOOKS = (8, 8, 24)
 """Candidates of each row in successive forward passes on a CPU."""
@@ -239,9 +240,11 @@ class Recorder:
         nothing = _Asked.of_nothing(self._network.hidden_size, dtype)
         joined = _joined([nothing, *self._asked])
         if not bool(torch.isfinite(joined.states).all()):
-            raise NotFiniteError(
-                f"A state of the base is not finite as {self._settings.state_dtype}. Give state_dtype float32, or a "
-                "base whose weights are sound."
+            raise naming(
+                NotFiniteError,
+                "A state of the base is not finite as {0}. Give {state_dtype} float32, or a base whose weights are "
+                "sound.",
+                self._settings.state_dtype,
             )
         owner = joined.tapes.repeat_interleave(joined.counts)
         return tuple(

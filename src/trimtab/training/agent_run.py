@@ -23,12 +23,16 @@ import torch
 
 from trimtab.core import Prompt
 from trimtab.errors import CheckpointError, ModelError
-from trimtab.training import checkpoints
+from trimtab.training import cadence, checkpoints
 from trimtab.training.agent_curve import Window
+from trimtab.training.agent_outlook import waiting
 from trimtab.training.agent_recorder import Episode, seed_of
 from trimtab.training.agent_rewards import with_answer_reward
 from trimtab.training.agent_scoring import Rater, Rating
 from trimtab.training.agent_settings import AgentSettings
+from trimtab.training.interruption import Interrupted, Interruption
+from trimtab.training.naming import naming
+from trimtab.training.pace import duration
 from trimtab.training.replay import Replay
 from trimtab.training.rollouts import Plan, Rollout, Rollouts
 from trimtab.training.sac import Learner
@@ -47,8 +51,10 @@ class AgentRun:
         rater: Rater,
         settings: AgentSettings,
         workspace: Path,
+        interruption: Interruption,
         progress: Callable[[TrainProgress], None] | None = None,
     ) -> None:
+        self._interruption = interruption
         self._rollouts = rollouts
         self._prompts = prompts
         self._rater = rater
@@ -64,31 +70,80 @@ class AgentRun:
         self._num_saved = 0
         self.last_line: dict[str, float] = {}
         """The newest line of the curve."""
-        self._restore()
         self._window = Window()
+        self._restore()
+        self._clock = cadence.Clock(settings.save_minutes)
+        self._began, self._first_episode = time.monotonic(), self.num_episodes
 
     def run(self) -> None:
-        """All rounds that are left. Raises ModelError where no episode had anything to learn from."""
+        """All rounds that are left.
+
+        Raises ModelError where no episode had anything to learn from, Interrupted where a signal ended the run after a
+        round, once its checkpoint is written.
+        """
+        self._say_what_comes()
         while self.num_episodes < self._settings.episodes:
-            before = self.num_episodes
+            before, learnt = self.num_episodes, self.learner.num_updates
             self._round(range(before, min(before + self._settings.rollout_batch, self._settings.episodes)))
             self._tell({})
-            if _crossed(before, self.num_episodes, self._settings.logging_episodes) or self._is_done:
+            crossed = _crossed(before, self.num_episodes, self._settings.logging_episodes) or self._is_done
+            if crossed:
                 self._log()
-                if _crossed(self._saved_at, self.num_episodes, self._settings.save_episodes) and not self._is_done:
-                    self._save()
+            self._say_how_it_goes(learnt, crossed=crossed)
+            self._save_if_due()
         if self._replay.num_written == 0:
-            raise ModelError(
-                f"None of {self.num_episodes} episodes left anything to learn from: {self._rater.num_dropped} had no "
-                f"finite reward, and in {self.num_empty} every step had a single candidate. Check the rewards, or give "
-                "a larger top_k and top_p."
+            raise naming(
+                ModelError,
+                "None of {0} episodes left anything to learn from: {1} had no finite reward, and in {2} every step had "
+                "a single candidate. Check the rewards, or give a larger {top_k} and {top_p}.",
+                *(self.num_episodes, self._rater.num_dropped, self.num_empty),
             )
         if self.learner.num_updates == 0:
             log.warning(
-                "nothing was learnt: updates begin at %d transitions, and there are %d. Give more episodes, or a "
-                "smaller warmup_batches or batch_size.",
+                "nothing was learnt: updates begin at %d transitions, and there are %d. Give more episodes, fewer "
+                "batches to wait for, or smaller ones",
                 *(self._settings.warmup, len(self._replay)),
             )
+
+    def _say_what_comes(self) -> None:
+        done = f"; {self.num_episodes:,} are done" if self.num_episodes else ""
+        log.info(
+            "rolling out %s episodes to %d prompts, %d at a time, of at most %d tokens%s",
+            *(f"{self._settings.episodes:,}", len(self._prompts), self._settings.rollout_batch),
+            *(self._settings.max_new_tokens, done),
+        )
+        if self.learner.num_updates == 0:
+            log.info(
+                "no update before %s transitions are collected; after the first round it is said how long that takes",
+                f"{self._settings.warmup:,}",
+            )
+
+    def _say_how_it_goes(self, learnt: int, *, crossed: bool) -> None:
+        """What is waited for, after the first round and with every line of the curve until the first update."""
+        here = self.num_episodes - self._first_episode
+        is_first = here <= self._settings.rollout_batch
+        pace, left = (time.monotonic() - self._began) / here, self._settings.episodes - self.num_episodes
+        if self.learner.num_updates == 0 and not self._is_done and (is_first or crossed):
+            counts = {"collected": self._replay.num_written, "needed": self._settings.warmup}
+            log.info("%s", waiting(**counts, num_episodes=self.num_episodes, left=left, pace=pace))
+        elif learnt == 0 and self.learner.num_updates:
+            log.info("the first update came after %s episodes", f"{self.num_episodes:,}")
+        if is_first and left:
+            log.info(
+                "the first round took %s; at this pace the run takes about %s more",
+                *map(duration, (pace * here, pace * left)),
+            )
+
+    def _save_if_due(self) -> None:
+        """A checkpoint by episodes, by minutes, or because the run was asked to end. Raises Interrupted."""
+        by_episodes = _crossed(self._saved_at, self.num_episodes, self._settings.save_episodes)
+        asked = self._interruption.asked
+        if asked or ((by_episodes or self._clock.is_due) and not self._is_done):
+            began = self._clock.now()
+            self._save()
+            self._clock.wrote(began)
+        if asked:
+            raise Interrupted(self.num_episodes, self._settings.episodes, self._workspace, "episode")
 
     @property
     def _is_done(self) -> bool:
@@ -189,13 +244,15 @@ class AgentRun:
         checkpoint = self._workspace / f"checkpoint-{self.num_episodes}"
         try:
             files = self._replay.save(self._buffer, self._num_saved)
-            checkpoint.mkdir()
+            checkpoint.mkdir(exist_ok=True)  # a run that ended here and was asked to end again
             self.learner.save(checkpoint)
             state = {
                 "num_episodes": self.num_episodes,
                 "num_empty": self.num_empty,
                 "rater": self._rater.state(),
                 "buffer": {"files": files, "num_written": self._replay.num_written},
+                "window": self._window.state(),
+                "last_line": self.last_line,
             }
             (checkpoint / "state.json").write_text(json.dumps(state), encoding="utf-8")
             checkpoints.seal(checkpoint)
@@ -223,13 +280,14 @@ class AgentRun:
         if good is None:
             self._replay.load(self._buffer, {}, 0)
             return
-        log.info("continuing from %s", good.name)
         state: dict[str, Any] = json.loads((good / "state.json").read_text(encoding="utf-8"))
         self.learner.load(good)
         self._replay.load(self._buffer, state["buffer"]["files"], state["buffer"]["num_written"])
         self._rater.restore(state["rater"])
         self.num_episodes, self.num_empty = state["num_episodes"], state["num_empty"]
         self._num_saved = self._replay.num_written
+        self._window.restore(state["window"])
+        self.last_line = state["last_line"]
 
     @property
     def _buffer(self) -> Path:

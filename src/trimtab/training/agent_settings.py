@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from trimtab.errors import OptionError
+from trimtab.training.naming import naming
+from trimtab.training.settings import FOLLOWS, Follows, check_choice, follow
 
 if TYPE_CHECKING:
     from trimtab.core import Prompt
@@ -90,10 +92,10 @@ class AgentSettings:
     max_grad_norm: float = 0.5
     batch_size: int = 1024
     """Transitions in one update."""
-    buffer_size: int = 1_000_000
-    """Transitions remembered."""
-    warmup_batches: int = 64
-    """Updates begin once the buffer holds so many batches."""
+    buffer_size: int = FOLLOWS
+    """Transitions remembered. Unset: 1,000,000, or as many as updates wait for."""
+    warmup_batches: int = FOLLOWS
+    """Updates begin once the buffer holds so many batches. Unset: 64, or as many as a smaller buffer holds."""
     updates_per_episode: int = 10
     gamma: float = 0.99
     tau: float = 0.005
@@ -111,30 +113,39 @@ class AgentSettings:
     logging_episodes: int = 32
     """Episodes between lines of the curve."""
     save_episodes: int = 256
-    """Episodes between checkpoints; 0: none."""
+    """Episodes between checkpoints; 0: none by episodes."""
+    save_minutes: float = 5.0
+    """Minutes between checkpoints, at the end of a round; 0: none by minutes."""
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
+        _check(self, ("batch_size",), lambda value: value >= 1, "a whole number of at least 1")
+        fits = 64 if isinstance(self.buffer_size, Follows) else int(self.buffer_size) // self.batch_size
+        follow(self, "warmup_batches", lambda: max(1, min(64, fits)))
+        follow(self, "buffer_size", lambda: max(1_000_000, self.warmup))
         _check(self, _COUNTS, lambda value: value >= 1, "a whole number of at least 1")
         _check(self, ("warmup_batches", "save_episodes", "seed"), lambda value: value >= 0, "a whole number from 0")
         _check(self, _POSITIVE, lambda value: value > 0, "a finite number above 0")
-        _check(self, ("kl_weight",), lambda value: value >= 0, "a finite number of at least 0")
+        _check(self, ("kl_weight", "save_minutes"), lambda value: value >= 0, "a finite number of at least 0")
         _check(self, ("target_entropy_share", "gamma"), lambda value: 0 <= value <= 1, "a number from 0 to 1")
         _check(self, ("top_p", "tau"), lambda value: 0 < value <= 1, "a number above 0 and at most 1")
         if isinstance(self.baseline, str) and self.baseline != BASE:
-            raise OptionError(f"baseline is {self.baseline!r}; give a finite number, or {BASE!r}.")
+            raise naming(OptionError, "{baseline} is {0!r}; give a finite number, or {1!r}.", self.baseline, BASE)
         if not isinstance(self.baseline, str):
             _check(self, ("baseline",), lambda value: True, f"a finite number, or {BASE!r}")
-        if self.state_dtype not in STATE_DTYPES:
-            raise OptionError(f"state_dtype is {self.state_dtype!r}; accepted: {', '.join(STATE_DTYPES)}.")
+        check_choice(self, "state_dtype", STATE_DTYPES)
         if self.hidden_dim < 4:
-            raise OptionError(
-                f"hidden_dim is {self.hidden_dim}; give at least 4: the second layer has a quarter of it."
+            raise naming(
+                OptionError,
+                "{hidden_dim} is {0}; give at least 4: the second layer has a quarter of it.",
+                self.hidden_dim,
             )
         if self.warmup > self.buffer_size:
-            raise OptionError(
-                f"Updates would never begin: they wait for {self.warmup} transitions (warmup_batches × batch_size), "
-                f"and the buffer holds {self.buffer_size}. Give a larger buffer_size or smaller batches."
+            raise naming(
+                OptionError,
+                "Updates would never begin: they wait for {0} transitions ({warmup_batches} {1} × {batch_size} {2}), "
+                "and the buffer holds {3}. Give a larger {buffer_size}, or a smaller {batch_size}.",
+                *(self.warmup, self.warmup_batches, self.batch_size, self.buffer_size),
             )
 
     @property
@@ -162,4 +173,4 @@ def _check(settings: AgentSettings, names: Sequence[str], accepts: Callable[[flo
     for name in names:
         value = getattr(settings, name)
         if not (math.isfinite(value) and accepts(value)):
-            raise OptionError(f"{name} is {value}; give {what}.")
+            raise naming(OptionError, f"{{{name}}} is {{0}}; give {what}.", value)

@@ -49,7 +49,9 @@ def train_arm(
     (`accelerate launch`) every process calls this; the first one writes.
 
     Raises OptionError and DataError for what the caller gave, OutputExistsError, CheckpointError (also where the disk
-    is full: the last good checkpoint survives), NotFiniteError where the loss diverges.
+    is full: the last good checkpoint survives), NotFiniteError where the loss diverges. Interrupted (a
+    KeyboardInterrupt) where SIGINT or SIGTERM asked the run to end: its step is finished and saved first, and a second
+    signal ends it at once.
     """
     out, settings = Path(out), settings or ArmSettings()
     run.require_extra()
@@ -80,7 +82,7 @@ def _job(
     from trimtab.training.trainer import build_trainer, trainer_config
 
     train, held = (tokens_of(host, pairs, settings) for pairs in (split.train, split.held))
-    description = run.describe("arm", host, settings, split.card)
+    description = {**run.describe("arm", host, settings, split.card), "guide_form": settings.form}
     config = trainer_config(settings, checkpoints.workspace_of(out))
 
     return run.Job(
@@ -91,5 +93,6 @@ def _job(
         measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, split, train.counts, seconds)},
         write=lambda directory, trainer, weights: run.write_weights(directory, trainer, weights, host, settings),
         about=ARM,
+        settings=settings,
         in_shards=True,
     )

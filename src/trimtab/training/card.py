@@ -63,6 +63,12 @@ _FORMS = {
 """Form of what was trained -> the library that loads it, and how the card's first sentence begins."""
 
 
+_GUIDE_FORMS = {
+    "product": "a product, the paper's way: its score of a token is its log-probability, log π_r",
+    "shift": "a shift: its score of a token is its log-probability less its base's share, log π_r − log π_base",
+}
+
+
 def write_cards(directory: Path, card: Mapping[str, Any], about: About = ARM) -> None:
     """Write `guide.json` and `README.md` into the guide's directory."""
     write_text(directory / "guide.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
@@ -83,6 +89,7 @@ def model_card(card: Mapping[str, Any], about: About = ARM) -> str:
         "",
         f"{what} `{base['name']}` ({base['architecture']}), {about.text}",
         "",
+        *_steers_as(card),
         "```python",
         *(line.format(base=json.dumps(base["name"])) for line in about.code),
         "```",
@@ -98,6 +105,12 @@ def model_card(card: Mapping[str, Any], about: About = ARM) -> str:
         *settings_and_versions(card),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _steers_as(card: Mapping[str, Any]) -> list[str]:
+    if "guide_form" not in card:
+        return []
+    return [f"It steers as {_GUIDE_FORMS[card['guide_form']]}.", ""]
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.directories import read_guide_card
 from trimtab.errors import CheckpointError, OptionError, OutputExistsError
+from trimtab.training.identity import check_same
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +45,26 @@ def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def open_workspace(out: Path, run: Mapping[str, Any], *, resume: bool) -> Path:
-    """The run's directory, new or continued. Raises OptionError where the run to be continued was another one."""
+    """The run's directory, new or continued. Raises OptionError where the run to be continued was another one.
+
+    A run to be continued that has no whole checkpoint starts anew, which is logged.
+    """
     workspace = workspace_of(out)
     path = workspace / "run.json"
     if not resume:
         shutil.rmtree(workspace, ignore_errors=True)
     if resume and path.exists():
         _check_same_run(path, run)
-    else:
-        workspace.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(run, indent=1, sort_keys=True))
+        good = last_good(workspace, clean=True)
+        if good is None:
+            log.info("the run in %s has no checkpoint yet, so it starts anew", workspace)
+        else:
+            log.info("continuing from %s in %s", good.name, workspace)
+        return workspace
+    if resume:
+        log.info("there is no run to continue in %s, so it starts anew", workspace)
+    workspace.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(run, indent=1, sort_keys=True))
     return workspace
 
 
@@ -61,14 +73,28 @@ def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}). Start anew: --overwrite.") from error
-    now = json.loads(json.dumps(run))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        listed = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:4])
-        raise OptionError(
-            f"The run in {path.parent} cannot be continued with other settings ({listed}). "
-            "Give the same ones, or start anew: --overwrite."
-        )
+    check_same(
+        run,
+        before,
+        problem=f"The run in {path.parent} cannot be continued with other settings",
+        way_out="Give the same ones, or start anew: --overwrite.",
+    )
+
+
+def finished(out: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """`guide.json` of a run that came to its end before. Raises OptionError for one that was told something else.
+
+    `told` are the parts of `guide.json` that are known without the model.
+    """
+    facts = read_guide_card(out)
+    check_same(
+        told,
+        {key: facts.get(key) for key in told},
+        problem=f"{out} is finished, and there is nothing to continue with other settings",
+        way_out="Give --overwrite to replace it, or another path.",
+    )
+    log.info("%s is finished; nothing is left to do", out)
+    return facts
 
 
 def seal(checkpoint: Path) -> None:

@@ -22,6 +22,7 @@ from transformers.integrations import integration_utils
 from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import OptionError, unknown_name
+from trimtab.training.naming import naming
 from trimtab.training.settings import PairSettings, RunSettings
 from trimtab.training.sharding import check_installed
 
@@ -33,9 +34,11 @@ def uses_bfloat16(settings: RunSettings) -> bool:
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", "bf16") or (launched == "bf16" and settings.dtype == "float32"):
-        raise OptionError(
-            f"accelerate's mixed_precision is {launched}, and dtype is {settings.dtype}. Accepted: mixed_precision no, "
-            'or bf16 with dtype auto or bfloat16. Launch with --mixed_precision "no" or bf16.'
+        raise naming(
+            OptionError,
+            "accelerate's mixed_precision is {0}, and {dtype} is {1}. Accepted: mixed_precision no, or bf16 with "
+            '{dtype} auto or bfloat16. Launch with --mixed_precision "no" or bf16.',
+            *(launched, settings.dtype),
         )
     if launched == "bf16":
         return True
@@ -68,8 +71,7 @@ def run_options(settings: RunSettings, workspace: Path) -> dict[str, Any]:
         "logging_strategy": "steps",
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,
-        "save_strategy": "steps" if settings.save_steps else "no",
-        "save_steps": settings.save_every or 1,
+        "save_strategy": "no",  # `saving` decides
         "save_total_limit": 2,
         "report_to": list(settings.report_to) or "none",
         "seed": settings.seed,
@@ -98,7 +100,9 @@ def check_trackers(names: Sequence[str]) -> None:
         if name not in integration_utils.INTEGRATION_TO_CALLBACK:
             raise unknown_name("tracker", name, integration_utils.INTEGRATION_TO_CALLBACK)
         if name not in integration_utils.get_available_reporting_integrations():
-            raise OptionError(f"The tracker {name} is not installed. Install it, or leave it out of --report-to.")
+            raise naming(
+                OptionError, "The tracker {0} is not installed. Install it, or leave it out of {report_to}.", name
+            )
 
 
 @contextmanager
@@ -117,7 +121,7 @@ def known_targets(settings: RunSettings) -> Iterator[None]:
     except ValueError as error:
         if "arget modules" not in str(error):
             raise
-        raise OptionError(f"lora_targets {', '.join(settings.lora_targets)}: {error}") from error
+        raise naming(OptionError, "{lora_targets} {0}: {1}", ", ".join(settings.lora_targets), error) from error
 
 
 def processes(config: TrainingArguments) -> PartialState:
@@ -146,7 +150,11 @@ def adapter_config(
     num_layers = int(module.config.get_text_config().num_hidden_layers)
     last = settings.lora_last_layers
     if last > num_layers:
-        raise OptionError(f"lora_last_layers is {last}; {module.config.name_or_path} has {num_layers} blocks.")
+        raise naming(
+            OptionError,
+            "{lora_last_layers} is {0}; {1} has {2} blocks.",
+            *(last, module.config.name_or_path, num_layers),
+        )
     targets: str | list[str] = list(settings.lora_targets)
     if settings.lora_targets == ("all-linear",):
         targets = _linear_names(module, whole) if last or whole else "all-linear"

@@ -25,6 +25,7 @@ from trimtab.training.formats import (
     convert,
     detect,
 )
+from trimtab.training.naming import naming
 
 __all__ = ["FORMATS", "PairData", "PreferencePair", "fingerprint", "hold_out", "read_pairs", "sample", "without_stock"]
 
@@ -101,9 +102,11 @@ def without_stock(pairs: Sequence[PreferencePair], max_prompts: int) -> list[Pre
             *(len(pairs) - len(kept), len(pairs), len(stock), max_prompts, len(prompts[worst]), worst[:60]),
         )
     if not kept:
-        raise DataError(
-            f"Every pair has a response that answers more than {max_prompts} different prompts. Check the data, or "
-            "keep such pairs: --max-prompts-per-response 0."
+        raise naming(
+            DataError,
+            "Every pair has a response that answers more than {0} different prompts. Check the data, or keep such "
+            "pairs: {max_prompts_per_response} 0.",
+            max_prompts,
         )
     return kept
 
@@ -113,13 +116,14 @@ def hold_out(
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """(training, evaluation) pairs. Whole prompts are held out: no prompt is on both sides."""
     if not 0 < share < 1:
-        raise OptionError(f"The share of pairs held out is {share}; give a number between 0 and 1, for example 0.05.")
+        raise naming(OptionError, "{eval_share} is {0}; give a number between 0 and 1, for example 0.05.", share)
     prompts = sorted({prompt_key(pair) for pair in pairs})
     random.Random(seed).shuffle(prompts)
     held = set(prompts[: max(1, round(share * len(prompts)))])
     if len(held) == len(prompts):
-        raise DataError(
-            "All pairs share one prompt, so none can be held out. Give evaluation pairs of their own, or no share."
+        raise naming(
+            DataError,
+            "All pairs share one prompt, so none can be held out. Give {eval_pairs} of their own, or {eval_share} 0.",
         )
     train = [pair for pair in pairs if prompt_key(pair) not in held]
     return train, [pair for pair in pairs if prompt_key(pair) in held]

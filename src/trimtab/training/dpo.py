@@ -86,6 +86,7 @@ def _job(
         measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, split, train.counts, seconds)},
         write=lambda directory, trainer, weights: run.write_weights(directory, trainer, weights, host, settings),
         about=_ABOUT,
+        settings=settings,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trimtab.training.settings import PairSettings, check_above_zero, check_prompt_length
+from trimtab.training.settings import FOLLOWS, PairSettings, check_above_zero, check_prompt_length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,10 +15,11 @@ class DpoSettings(PairSettings):
     """Peak of the cosine schedule."""
     beta: float = 0.1
     """β of the loss: how much a nat away from the reference costs."""
-    max_prompt_length: int = 512
+    max_prompt_length: int = FOLLOWS
+    """Tokens of the prompt; unset: half of max_length."""
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
         PairSettings.__post_init__(self)
         check_above_zero(self, ("beta",))
-        check_prompt_length(self.max_prompt_length, self.max_length)
+        check_prompt_length(self)

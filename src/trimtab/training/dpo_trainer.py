@@ -64,6 +64,14 @@ class PairDpoTrainer(DPOTrainer):  # type: ignore[misc]  # TRL carries no types
         self.meter.add(self, self.beta * chosen, self.beta * rejected, loss, tokens)
         return result
 
+    def open_window(self) -> dict[str, Any]:
+        """What was measured since the last report."""
+        return {"pairs": self.meter.open_window()}
+
+    def reopen_window(self, window: Mapping[str, Any]) -> None:
+        """Continue from `open_window`."""
+        self.meter.reopen_window(window["pairs"])
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what was measured on all pairs since the last report. Raises NotFiniteError for a NaN loss."""
         self.meter.report(self, logs)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.errors import NotFiniteError
 from trimtab.training.losses import correct
+from trimtab.training.naming import naming
 
 
 class PairMeter:
@@ -38,6 +39,14 @@ class PairMeter:
         self._parts[training].append(gather(table).cpu())
         self._num_tokens += num_tokens
 
+    def open_window(self) -> list[list[float]]:
+        """Chosen reward, rejected reward and loss of each training pair since the last report."""
+        return torch.cat(self._parts[True]).tolist() if self._parts[True] else []
+
+    def reopen_window(self, rows: list[list[float]]) -> None:
+        """Continue from `open_window`."""
+        self._parts[True] = [torch.tensor(rows, dtype=torch.float32)] if rows else []
+
     def report(self, trainer: Any, logs: dict[str, float]) -> None:
         """Add what was measured since the last report to `logs`. Raises NotFiniteError for a NaN loss."""
         evaluating = any(key.startswith("eval_") for key in logs)
@@ -47,9 +56,10 @@ class PairMeter:
         prefix = "eval_" if evaluating else ""
         measured = self._measures(torch.cat(parts), trainer.accelerator.num_processes)
         if not math.isfinite(measured["loss"]):
-            raise NotFiniteError(
-                f"The loss is {measured['loss']} at step {trainer.state.global_step}. "
-                "Start anew (--overwrite) with a lower --learning-rate or --beta, or in float32."
+            raise naming(
+                NotFiniteError,
+                "The loss is {0} at step {1}. Start anew (--overwrite) with a lower {learning_rate}, or in float32.",
+                *(measured["loss"], trainer.state.global_step),
             )
         logs.update({f"{prefix}{name}": value for name, value in measured.items()})
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trimtab.errors import DataError
+from trimtab.errors import DataError, OptionError
 from trimtab.training import card
 from trimtab.training.data import PairData, PreferencePair, fingerprint, hold_out, sample, without_stock
+from trimtab.training.naming import naming
 from trimtab.training.run import check_length
 from trimtab.training.settings import PairSettings
 from trimtab.training.tokens import TokenData, tokenise
@@ -41,6 +42,13 @@ class PairSplit:
             train, held = hold_out(train, settings.eval_share, seed=settings.seed)
         self.train = sample(train, settings.max_pairs or len(train), seed=settings.seed)
         self.held = held
+        if settings.eval_steps and not held:
+            raise naming(
+                OptionError,
+                "{eval_steps} is {0}, and no pairs are held out to evaluate. Give {eval_pairs}, an {eval_share} above "
+                "0, or no {eval_steps}.",
+                settings.eval_steps,
+            )
         self.num_skipped = pairs.num_skipped if isinstance(pairs, PairData) else 0
         self.card = {
             "fingerprint": fingerprint(self.train),
@@ -70,6 +78,7 @@ def tokens_of(host: HFModel, pairs: Sequence[PreferencePair], settings: Lengths)
         return TokenData((), 0, 0, 0)
     assert host.tokenizer is not None
     check_length(host, settings.max_length)
+    log.info("reading %s pairs into tokens", f"{len(pairs):,}")
     lengths = {"max_length": settings.max_length, "max_prompt_length": settings.max_prompt_length}
     return tokenise(pairs, host.tokenizer, eos_ids=host.eos_ids, **lengths)
 

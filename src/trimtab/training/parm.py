@@ -129,6 +129,7 @@ def _job(
         measure=lambda trainer, seconds: {"metrics": _metrics(trainer, splits, counts, seconds)},
         write=lambda directory, trainer, _: _write(directory, trainer, settings),
         about=_about(tuple(splits)),
+        settings=settings,
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trimtab.errors import OptionError, unknown_name
-from trimtab.training.settings import ArmSettings, check_above_zero
+from trimtab.training.naming import naming
+from trimtab.training.settings import FOLLOWS, ArmSettings, Follows, check_above_zero, follow
 
 MIDDLE = "middle"
 """What the vector that weighs all objectives alike is called in metrics; no objective may be."""
@@ -21,8 +22,8 @@ class ParmSettings(ArmSettings):
     """β_k of the objectives that `betas` does not name."""
     betas: Mapping[str, float] = field(default_factory=dict)
     """Objective -> β_k of its loss."""
-    preference_rank: int = 4
-    """r₂, the part of `lora_rank` that depends on the preference; r₁ is the rest."""
+    preference_rank: int = FOLLOWS
+    """r₂, the part of `lora_rank` that depends on the preference; r₁ is the rest. Unset: half of `lora_rank`."""
     concentration: float = 0.5
     """Preferences are drawn from a Dirichlet distribution with this parameter for each objective."""
     weight_decay: float = 0.05
@@ -34,16 +35,30 @@ class ParmSettings(ArmSettings):
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
         ArmSettings.__post_init__(self)
+        follow(self, "preference_rank", lambda: max(1, self.lora_rank // 2))
         check_above_zero(self, ("concentration", "preference_rank"))
         if self.full:
-            raise OptionError("A preference-aware reward model is an adapter; leave `full` out.")
+            raise naming(OptionError, "A preference-aware reward model is an adapter; leave {full} out.")
+        if self.form != "product":
+            raise naming(OptionError, "A preference-aware reward model steers as a product; leave {form} out.")
         if self.preference_rank >= self.lora_rank:
-            raise OptionError(
-                f"preference_rank is {self.preference_rank}, a part of lora_rank {self.lora_rank}; give a smaller one."
-            )
+            raise self._no_shared_rank()
         for name, beta in self.betas.items():
             if not 0 < beta < float("inf"):
                 raise OptionError(f"The beta of {name} is {beta}; give a finite number above 0.")
+
+    def _no_shared_rank(self) -> OptionError:
+        if isinstance(self.preference_rank, Follows):
+            return naming(
+                OptionError,
+                "{lora_rank} is {0}; give at least 2: a part of it depends on the preference.",
+                self.lora_rank,
+            )
+        return naming(
+            OptionError,
+            "{preference_rank} is {0}, a part of {lora_rank} {1}; give a smaller one, or none: half of it.",
+            *(self.preference_rank, self.lora_rank),
+        )
 
     def betas_of(self, objectives: Sequence[str]) -> list[float]:
         """β_k of each objective. Raises OptionError for a beta of something that is none."""

@@ -86,6 +86,17 @@ class ParmTrainer(ArmTrainer):
         drawn = rng.dirichlet([self.settings.concentration] * len(self.names))
         return tuple(float(share) for share in drawn)
 
+    def open_window(self) -> dict[str, Any]:
+        """What was measured since the last report, on all pairs and on each objective's."""
+        own = {name: meter.open_window() for name, meter in self._meters.items()}
+        return {"pairs": self.meter.open_window(), "objectives": own}
+
+    def reopen_window(self, window: Mapping[str, Any]) -> None:
+        """Continue from `open_window`."""
+        self.meter.reopen_window(window["pairs"])
+        for name, meter in self._meters.items():
+            meter.reopen_window(window["objectives"][name])
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what was measured since the last report; of an evaluation's parts one line is made at its end."""
         if self._held is not None:

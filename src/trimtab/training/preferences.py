@@ -20,6 +20,7 @@ from trimtab.answers import Answer
 from trimtab.core import Message
 from trimtab.decoding import Decoder
 from trimtab.errors import DataError, OptionError
+from trimtab.training.identity import check_same
 
 Chat = Sequence[Message]
 Score = Callable[[Sequence[Chat], Sequence[str]], Sequence[float]]
@@ -233,9 +234,9 @@ def _check_same_run(path: Path, decoder: Decoder, prompts: Sequence[Chat], setti
         before = json.loads(noted.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
-    changed = [key for key in run if before.get(key) != run[key]]
-    if changed:
-        raise OptionError(
-            f"{path} was sampled with another {' and another '.join(changed)}, so it cannot be continued. "
-            "Give the settings it was begun with, --overwrite, or another directory."
-        )
+    check_same(
+        run,
+        before,
+        problem=f"{path} cannot be continued with other settings",
+        way_out="Give the settings it was begun with, --overwrite, or another directory.",
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from trimtab.core import Prompt
 from trimtab.errors import DataError, OptionError
+from trimtab.training.naming import naming
 
 TEMPLATES = ("auto", "chat", "raw")
 """What a prompt of text is: a user's message where the model has a chat template, always one, or text to go on with."""
@@ -18,13 +19,13 @@ def check_prompts(prompts: Sequence[Prompt], template: str) -> None:
     if isinstance(prompts, str) or not prompts:
         raise DataError("There is no prompt to train on. Give a list of at least one.")
     if template not in TEMPLATES:
-        raise OptionError(f"template is {template!r}; accepted: {', '.join(TEMPLATES)}.")
+        raise naming(OptionError, "{template} is {0!r}; accepted: {1}.", template, ", ".join(TEMPLATES))
 
 
 def templated(prompts: Sequence[Prompt], template: str, *, has_chat_template: bool) -> list[Prompt]:
     """Text as a user's message where that is wanted; other prompts as they are. Raises OptionError."""
     if template == "chat" and not has_chat_template:
-        raise OptionError("template is chat, and the model has no chat template. Give raw, or a model tuned for chat.")
+        raise OptionError("chat is asked for, and the model has no chat template. Give raw, or a model tuned for chat.")
     if template == "raw" or not has_chat_template:
         return list(prompts)
     return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]

@@ -102,6 +102,7 @@ def _job(
         measure=measure,
         write=write,
         about=_ABOUT,
+        settings=settings,
     )
 
 

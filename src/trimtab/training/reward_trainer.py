@@ -28,6 +28,7 @@ from trimtab.training.curve import curve
 from trimtab.training.data import PreferencePair
 from trimtab.training.losses import bradley_terry_loss
 from trimtab.training.meter import PairMeter
+from trimtab.training.naming import naming
 from trimtab.training.reward_settings import RewardSettings
 from trimtab.training.settings import TrainProgress
 from trimtab.training.tokens import TokenPair
@@ -59,8 +60,10 @@ def reward_rows(model: RewardModel, pairs: Sequence[PreferencePair]) -> RewardRo
     rows = zip(chosen, rejected, strict=True)
     kept = [TokenPair((), tuple(better), tuple(worse)) for better, worse in rows if better != worse]
     if pairs and not kept:
-        raise DataError(
-            f"In max_length {model.max_length} the two texts of every pair became the same. Give a larger max_length."
+        raise naming(
+            DataError,
+            "In {max_length} {0} the two texts of every pair became the same. Give a larger {max_length}.",
+            model.max_length,
         )
     return RewardRows(tuple(kept), model.num_cut - before, len(pairs) - len(kept))
 
@@ -89,6 +92,14 @@ class PairRewardTrainer(RewardTrainer):  # type: ignore[misc]  # TRL carries no 
         loss = bradley_terry_loss(chosen, rejected, center=self.args.center_rewards_coefficient or 0.0)
         self.meter.add(self, chosen, rejected, loss, int(lengths.sum()))
         return (mean, outputs) if return_outputs else mean
+
+    def open_window(self) -> dict[str, Any]:
+        """What was measured since the last report."""
+        return {"pairs": self.meter.open_window()}
+
+    def reopen_window(self, window: Mapping[str, Any]) -> None:
+        """Continue from `open_window`."""
+        self.meter.reopen_window(window["pairs"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what was measured on all pairs since the last report. Raises NotFiniteError for a NaN loss."""

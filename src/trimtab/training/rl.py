@@ -12,7 +12,6 @@ see, every end-of-sequence id of the model ends an answer, and the order of the 
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from trimtab.training import checkpoints, run
 from trimtab.training.agent_scoring import Rater, rewards_card
 from trimtab.training.agent_settings import AgentReward, AgentSettings, check_rewards
 from trimtab.training.card import About
+from trimtab.training.naming import naming
 from trimtab.training.prompt_data import check_prompts, prompt_card, templated
 from trimtab.training.rl_settings import RLSettings
 from trimtab.training.settings import TrainProgress
@@ -88,7 +88,7 @@ def train_rl(
 
     Raises OptionError, DataError and PromptError for what the caller gave, OutputExistsError, CheckpointError (also
     where the disk is full: the last checkpoint survives), ModelError where rewards are never finite, NotFiniteError
-    where the loss diverges.
+    where the loss diverges, Interrupted as `arm.train_arm`.
     """
     out, settings = Path(out), settings or RLSettings()
     run.require_extra()
@@ -97,7 +97,8 @@ def train_rl(
     checkpoints.check_output(out, resume=resume, overwrite=overwrite)
     data, told = prompt_card(prompts, template, prompt_files), rewards_card(rewards)
     if run.is_finished(out, resume=resume):
-        return _result(out, _finished(out, data, told))
+        known = {"kind": "policy", "data": data, "rewards": told, "hyperparameters": run.hyperparameters(settings)}
+        return _result(out, checkpoints.finished(out, known))
     rater = Rater(rewards, AgentSettings())  # without a baseline: RLOO has one of its own
     host = run.load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
     description = {**run.describe("policy", host, settings, data), "method": "rloo", "rewards": told}
@@ -122,12 +123,10 @@ def _job(
 ) -> run.Job:
     from trimtab.training.rl_trainer import Panel, build_rl_trainer, rl_config
 
-    workspace = checkpoints.workspace_of(out)
-    config = rl_config(settings, workspace, [reward.multiplier for reward in rewards])
+    config = rl_config(settings, checkpoints.workspace_of(out), [reward.multiplier for reward in rewards])
     counts = {"num_prompts": len(prompts), "num_long": num_long}
 
     def build() -> Any:
-        rater.restore({"baselines": {}, "num_dropped": _num_dropped(workspace), "num_dropped_in_a_row": 0})
         panel = Panel(host, prompts, rater, [reward.name for reward in rewards])
         return build_rl_trainer(host, panel, settings, config, progress)
 
@@ -139,6 +138,7 @@ def _job(
         measure=lambda trainer, seconds: {"metrics": _metrics(trainer, counts, seconds)},
         write=lambda directory, trainer, weights: run.write_weights(directory, trainer, weights, host, settings),
         about=_about(rewards, settings),
+        settings=settings,
     )
 
 
@@ -155,9 +155,11 @@ def _tokens(
     kept = [prompt for prompt in encoded if len(prompt.token_ids) <= settings.max_prompt_length]
     num_long = len(encoded) - len(kept)
     if not kept:
-        raise DataError(
-            f"All {num_long} prompts have more than {settings.max_prompt_length} tokens (max_prompt_length). "
-            "Give shorter prompts, or allow longer ones."
+        raise naming(
+            DataError,
+            "All {0} prompts have more than {1} tokens ({max_prompt_length}). Give shorter prompts, or allow longer "
+            "ones.",
+            *(num_long, settings.max_prompt_length),
         )
     if num_long:
         log.warning("%d prompts of more than %d tokens are left out", num_long, settings.max_prompt_length)
@@ -166,19 +168,13 @@ def _tokens(
         kept = [kept[index] for index in chosen]
     longest = max(len(prompt.token_ids) for prompt in kept)
     if host.max_length is not None and longest + settings.max_new_tokens > host.max_length:
-        raise OptionError(
-            f"The longest prompt has {longest} tokens; with {settings.max_new_tokens} new ones (max_new_tokens) that "
-            f"is more than the {host.max_length} that {host.name} can hold. Give a smaller max_new_tokens or "
-            "max_prompt_length."
+        raise naming(
+            OptionError,
+            "The longest prompt has {0} tokens; with {1} new ones ({max_new_tokens}) that is more than the {2} that "
+            "{3} can hold. Give a smaller {max_new_tokens} or {max_prompt_length}.",
+            *(longest, settings.max_new_tokens, host.max_length, host.name),
         )
     return kept, num_long
-
-
-def _num_dropped(workspace: Path) -> int:
-    """Answers without a reward up to the checkpoint that a run goes on from: the curve knows."""
-    path = workspace / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return int(json.loads(lines[-1])["num_dropped"]) if lines else 0
 
 
 def _metrics(trainer: Any, counts: Mapping[str, int], seconds: float) -> dict[str, Any]:
@@ -195,16 +191,6 @@ def _metrics(trainer: Any, counts: Mapping[str, int], seconds: float) -> dict[st
         **counts,
         "seconds": round(seconds, 1),
     }
-
-
-def _finished(out: Path, data: Mapping[str, Any], rewards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    facts = run.finished(out, "policy", data)
-    if facts.get("rewards") != list(rewards):
-        raise OptionError(
-            f"{out} is a finished policy trained for other rewards, so there is nothing to continue. "
-            "Give --overwrite to replace it, or another path."
-        )
-    return facts
 
 
 def _result(out: Path, facts: Mapping[str, Any]) -> RLResult:

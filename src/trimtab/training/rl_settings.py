@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from trimtab.errors import OptionError
-from trimtab.training.settings import RunSettings, check_above_zero, check_not_negative
+from trimtab.training.naming import naming
+from trimtab.training.settings import FOLLOWS, RunSettings, check_above_zero, check_not_negative, follow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,25 +29,35 @@ class RLSettings(RunSettings):
     """Prompts of more tokens are left out and counted."""
     batch_size: int = 16
     """Answers in one forward pass, in each process."""
-    gradient_accumulation: int = 2
-    """Forward passes in one step. Answers in a step: batch_size × gradient_accumulation × processes."""
+    gradient_accumulation: int = FOLLOWS
+    """Forward passes in one step. Answers in a step: batch_size × gradient_accumulation × processes. Unset: 2, or the
+    next number of them that `num_generations` answers to a prompt fill evenly."""
     logging_steps: int = 1
     save_steps: int = 20
-    """Steps between checkpoints, rounded up to a multiple of logging_steps; 0: none."""
+    """Steps between checkpoints; 0: none by steps."""
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
+        if self.num_generations < 2:
+            raise naming(
+                OptionError,
+                "{num_generations} is {0}; give at least 2: an answer is compared with the others to its prompt.",
+                self.num_generations,
+            )
+        check_above_zero(self, ("batch_size",))
+        follow(self, "gradient_accumulation", self._fewest_passes)
         RunSettings.__post_init__(self)
         check_above_zero(self, ("max_new_tokens", "temperature", "epochs", "max_prompt_length"))
         check_not_negative(self, ("kl_weight", "max_prompts"))
-        if self.num_generations < 2:
-            raise OptionError(
-                f"num_generations is {self.num_generations}; give at least 2: an answer is compared with the others "
-                "to its prompt."
-            )
         answers = self.batch_size * self.gradient_accumulation
         if answers % self.num_generations:
-            raise OptionError(
-                f"A step has batch_size × gradient_accumulation = {answers} answers, which {self.num_generations} to a "
-                "prompt (num_generations) do not fill evenly. Give a multiple."
+            raise naming(
+                OptionError,
+                "A step has {batch_size} × {gradient_accumulation} = {0} answers, which {num_generations} {1} to a "
+                "prompt do not fill evenly. Give a multiple, or no {gradient_accumulation}: it follows.",
+                *(answers, self.num_generations),
             )
+
+    def _fewest_passes(self) -> int:
+        """The smallest number of forward passes, from 2 on, whose answers are whole groups."""
+        return next(count for count in itertools.count(2) if self.batch_size * count % self.num_generations == 0)

@@ -24,6 +24,7 @@ from trimtab.training.agent_scoring import Rater
 from trimtab.training.configs import adapter_config, known_targets, made_trainable, run_options, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.losses import token_logprobs
+from trimtab.training.naming import naming
 from trimtab.training.rl_packing import Packed, pack
 from trimtab.training.rl_settings import RLSettings
 from trimtab.training.settings import TrainProgress
@@ -77,6 +78,24 @@ class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
     panel: Panel
     windows: Mapping[str, int | None]
     _buffered_inputs: list[dict[str, Tensor]] | None
+    _losses: list[float]
+    """Of the forward passes since the last line of the curve; transformers' own sum is not in its checkpoints."""
+
+    def open_window(self) -> dict[str, Any]:
+        """What was measured since the last line of the curve."""
+        return {"losses": self._losses, "metrics": dict(self._metrics["train"]), "rater": self.panel.rater.state()}
+
+    def reopen_window(self, window: Mapping[str, Any]) -> None:
+        """Continue from `open_window`."""
+        self._losses = list(window["losses"])
+        self._metrics["train"].update({name: list(values) for name, values in window["metrics"].items()})
+        self.panel.rater.restore(window["rater"])
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """TRL's, with its part of the step's loss kept."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._losses.append(float(self.accelerator.gather(loss.detach()).mean()))
+        return loss
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """The ids that decoding will see."""
@@ -130,10 +149,15 @@ class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
         """Our line of the curve instead of TRL's. Raises NotFiniteError for a NaN loss."""
         window = self._metrics["train"]
         if window.get("reward"):
+            if "loss" in logs:
+                logs["loss"] = sum(self._losses) * self.args.gradient_accumulation_steps / max(1, len(self._losses))
+            self._losses.clear()
             if not math.isfinite(logs.get("loss", 0.0)):
-                raise NotFiniteError(
-                    f"The loss is {logs['loss']} at step {self.state.global_step}. Start anew (--overwrite) with a "
-                    "lower --learning-rate, or in float32."
+                raise naming(
+                    NotFiniteError,
+                    "The loss is {0} at step {1}. Start anew (--overwrite) with a lower {learning_rate}, or in "
+                    "float32.",
+                    *(logs["loss"], self.state.global_step),
                 )
             logs.update(self._line(window))
             window.clear()
@@ -213,10 +237,10 @@ def build_rl_trainer(
             train_dataset=Dataset.from_dict({"prompt": [str(number) for number in order]}),
             processing_class=host.tokenizer.hf,
             peft_config=adapter_config(module, settings),
-            callbacks=[curve(progress)],
+            callbacks=[curve(progress, "answers")],
         )
     trainer.remove_callback(PrinterCallback)  # it prints on standard output
-    trainer.panel, trainer.windows = panel, host.windows
+    trainer.panel, trainer.windows, trainer._losses = panel, host.windows, []
     return trainer
 
 

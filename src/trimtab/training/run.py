@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 
-from trimtab.directories import DEMO_HUB_ID, new_directory, read_guide_card
+from trimtab.directories import DEMO_HUB_ID, new_directory
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError
 from trimtab.loading import load_model
 from trimtab.training import card, checkpoints
+from trimtab.training.interruption import Interrupted, interruptible
+from trimtab.training.naming import naming
 from trimtab.training.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from trimtab.models.hf import HFModel
+    from trimtab.training.saving import Saving
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class Job:
     config: TrainingArguments
     """Its `output_dir` is `checkpoints.workspace_of(out)` (`configs.run_options`)."""
     build: Callable[[], Any]
-    """The trainer, with the callback of `curve.curve`; called once the workspace is ready."""
+    """The trainer, a `saving.Windowed` with the callback of `curve.curve`; called once the workspace is ready."""
     measure: Callable[[Any, float], Mapping[str, Any]]
     """(trainer, seconds of training) to further sections of `guide.json`, `metrics` among them; every process calls
     it."""
@@ -53,6 +56,8 @@ class Job:
     """(directory, trainer, `sharding.whole_weights`): the weights into an empty directory (`write_weights`)."""
     about: card.About
     """For the model card."""
+    settings: RunSettings
+    """When it is saved."""
     in_shards: bool = False
     """Whether the method can train weights that are spread over the processes (`sharding`)."""
 
@@ -72,10 +77,10 @@ def train(
 ) -> dict[str, Any]:
     """The whole road from a name: `guide.json` of what is trained now, or of a run that had come to its end before.
 
-    `data` is the account of the data, which a finished run must share.
+    `data` is the account of the data, which a finished run must share, and so it must the settings.
     """
     if is_finished(out, resume=resume):
-        return finished(out, kind, data)
+        return checkpoints.finished(out, {"kind": kind, "data": data, "hyperparameters": hyperparameters(settings)})
     host = load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
     facts = carry_out(make_job(host), resume=resume)
     if push_to_hub is not None:
@@ -84,9 +89,13 @@ def train(
 
 
 def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
-    """Train, measure and write; the content of `guide.json`. Raises CheckpointError where the disk is full."""
+    """Train, measure and write; the content of `guide.json`.
+
+    Raises CheckpointError where the disk is full, Interrupted where a signal ended it (`interruption`).
+    """
     from trimtab.training import sharding
     from trimtab.training.configs import processes
+    from trimtab.training.saving import Saving
 
     workspace = checkpoints.workspace_of(job.out)
     sharding.check_launch(job.config, in_shards=job.in_shards)
@@ -94,15 +103,19 @@ def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
     group.wait_for_everyone()  # every process has looked at the output before one of them writes
     if group.is_main_process:
         checkpoints.open_workspace(job.out, {**job.description, "num_processes": group.num_processes}, resume=resume)
-        checkpoints.last_good(workspace, clean=True)
     group.wait_for_everyone()
     start = checkpoints.last_good(workspace)
     if group.is_main_process:
         checkpoints.cut_curve(workspace / "metrics.jsonl", checkpoints.step_of(start))
     trainer = job.build()
-    started = time.monotonic()
-    _train(trainer, workspace, start)
-    facts = {**job.description, **job.measure(trainer, time.monotonic() - started), "versions": card.versions()}
+    with interruptible("step") as interruption:
+        saving = Saving(trainer, job.settings, interruption, start)
+        started = time.monotonic()
+        _train(trainer, workspace, start)
+        measured = None if saving.stopped else _measured(job, trainer, saving, time.monotonic() - started)
+    if measured is None:
+        raise Interrupted(trainer.state.global_step, trainer.state.max_steps, workspace)
+    facts = {**job.description, **measured, "versions": card.versions()}
     weights = sharding.whole_weights(trainer)
     if group.is_main_process:
         with new_directory(job.out, overwrite=True) as temporary:
@@ -115,10 +128,19 @@ def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
     return facts
 
 
+def _measured(job: Job, trainer: Any, saving: Saving, seconds: float) -> Mapping[str, Any] | None:
+    """What `job.measure` says; None where it was interrupted, once the last step's checkpoint is there."""
+    from trimtab.training.saving import StopMeasuring
+
+    try:
+        return job.measure(trainer, seconds)
+    except StopMeasuring:
+        saving.ensure_saved()
+        return None
+
+
 def _train(trainer: Any, workspace: Path, start: Path | None) -> None:
     """Train to the end. Raises CheckpointError where a checkpoint could not be written."""
-    if start is not None:
-        log.info("continuing from %s", start.name)
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
@@ -152,6 +174,7 @@ def load_host(
     """
     from trimtab.training.configs import uses_bfloat16
 
+    log.info("loading %s", model)
     host = load_model(
         model,
         dtype="bfloat16" if uses_bfloat16(settings) and not settings.full else "float32",
@@ -167,25 +190,31 @@ def load_host(
 def check_length(host: HFModel, max_length: int) -> None:
     """Raise OptionError for more tokens than the model can hold."""
     if host.max_length is not None and max_length > host.max_length:
-        raise OptionError(
-            f"max_length {max_length} is more than the {host.max_length} tokens that {host.name} can hold. "
-            "Give a smaller one."
+        raise naming(
+            OptionError,
+            "{max_length} {0} is more than the {1} tokens that {2} can hold. Give a smaller one.",
+            *(max_length, host.max_length, host.name),
         )
 
 
 def describe(kind: str, host: HFModel, settings: RunSettings, data: Mapping[str, Any]) -> dict[str, Any]:
     """What a guide is, but for what training it gives: the part of `guide.json` that a resumed run must share."""
     assert host.tokenizer is not None
-    values = dataclasses.asdict(settings)
     return {
         "format": 1,
         "kind": kind,
         "form": "full" if settings.full else "lora",
         "base": host.describe(),
         "vocabulary": {"fingerprint": host.tokenizer.fingerprint, "size": len(host.tokenizer.tokens)},
-        "hyperparameters": {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()},
+        "hyperparameters": hyperparameters(settings),
         "data": dict(data),
     }
+
+
+def hyperparameters(settings: RunSettings) -> dict[str, Any]:
+    """The settings as in `guide.json`."""
+    values = dataclasses.asdict(settings)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def write_weights(
@@ -224,18 +253,6 @@ def write_weights(
 def is_finished(out: Path, *, resume: bool) -> bool:
     """Whether a run to be resumed came to its end before."""
     return resume and out.exists() and not checkpoints.workspace_of(out).exists()
-
-
-def finished(out: Path, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """`guide.json` of a run that came to its end before. Raises OptionError for one of another kind or other data."""
-    facts = read_guide_card(out)
-    way_out = "so there is nothing to continue. Give --overwrite to replace it, or another path."
-    if facts.get("kind") != kind:
-        raise OptionError(f"{out} is a finished {facts.get('kind', 'model')} and not of kind {kind}, {way_out}")
-    if facts.get("data") != data:
-        raise OptionError(f"{out} is a finished guide trained on other data, {way_out}")
-    log.info("%s is finished; nothing is left to do", out)
-    return facts
 
 
 def push(out: Path, repository: str) -> None:

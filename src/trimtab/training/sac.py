@@ -34,6 +34,7 @@ from torchrl.objectives import DiscreteSACLoss, SoftUpdate
 from trimtab.errors import NotFiniteError
 from trimtab.guides.agent import NUM_ACTIONS, AgentNetwork
 from trimtab.training.agent_settings import AgentSettings
+from trimtab.training.naming import naming
 
 _LOSSES = ("critic_loss", "actor_loss", "entropy")
 
@@ -98,9 +99,10 @@ class Learner:
         means = {name: float(total) / self._num_summed for name, total in self._sums.items() if self._num_summed}
         for name, value in means.items():
             if not math.isfinite(value):
-                raise NotFiniteError(
-                    f"The {name.replace('_', ' ')} is {value} after {self.num_updates} updates. Give smaller learning "
-                    "rates, or a smaller reward_scale."
+                raise naming(
+                    NotFiniteError,
+                    "The {0} is {1} after {2} updates. Give smaller learning rates, or a smaller {reward_scale}.",
+                    *(name.replace("_", " "), value, self.num_updates),
                 )
         self._sums = dict.fromkeys(_LOSSES, torch.zeros((), device=self._device))
         self._num_summed = 0
@@ -114,11 +116,15 @@ class Learner:
         """Write everything that the next update depends on: `learner.safetensors` and `learner.json`."""
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self._tensors()}
         safetensors.torch.save_file(tensors, directory / "learner.safetensors")
-        (directory / "learner.json").write_text(json.dumps({"num_updates": self.num_updates}), encoding="utf-8")
+        sums = {name: float(value) for name, value in self._sums.items()}
+        counts = {"num_updates": self.num_updates, "sums": sums, "num_summed": self._num_summed}
+        (directory / "learner.json").write_text(json.dumps(counts), encoding="utf-8")
 
     def load(self, directory: Path) -> None:
         """Continue from what `save` wrote, with a learner of the same settings."""
-        self.num_updates = json.loads((directory / "learner.json").read_text(encoding="utf-8"))["num_updates"]
+        counts = json.loads((directory / "learner.json").read_text(encoding="utf-8"))
+        self.num_updates, self._num_summed = counts["num_updates"], counts["num_summed"]
+        self._sums = {name: torch.tensor(value, device=self._device) for name, value in counts["sums"].items()}
         saved: Mapping[str, Tensor] = safetensors.torch.load_file(directory / "learner.safetensors")
         for optimizer in self._optimizers.values():
             for weight in optimizer.param_groups[0]["params"]:

@@ -7,12 +7,32 @@ preference pairs add. Each method has a class of its own below them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from trimtab.errors import OptionError
+from trimtab.training.naming import naming
 
 DTYPES = ("auto", "float32", "bfloat16")
+FORMS = ("product", "shift")
+"""How a guide that is a language model scores: by its log-probabilities, or by what they add to its base's."""
+NOT_OF_THE_RUN = ("save_steps", "save_minutes", "save_episodes", "report_to")
+"""Settings that no answer depends on: a run may be continued with others."""
+
+
+class Follows(int):
+    """A number that nobody set: it follows from other settings, in every copy of them anew."""
+
+
+FOLLOWS = Follows(0)
+"""The default of a setting that follows others."""
+
+
+def follow(settings: object, name: str, value: Callable[[], int]) -> None:
+    """Give a setting that nobody set its value."""
+    if isinstance(getattr(settings, name), Follows):
+        object.__setattr__(settings, name, Follows(value()))  # in __post_init__ of a frozen class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +66,9 @@ class RunSettings:
     gradient_checkpointing: bool = False
     logging_steps: int = 5
     save_steps: int = 50
-    """Steps between checkpoints, rounded up to a multiple of logging_steps; 0: none."""
+    """Steps between checkpoints; 0: none by steps."""
+    save_minutes: float = 5.0
+    """Minutes between checkpoints, more where writing one takes long (`cadence.MAX_SHARE`); 0: none by minutes."""
     report_to: tuple[str, ...] = ()
     """Trackers: tensorboard, wandb, trackio, mlflow, ..."""
 
@@ -55,16 +77,12 @@ class RunSettings:
         check_above_zero(self, _RUN_POSITIVE)
         check_not_negative(self, _RUN_NOT_NEGATIVE)
         check_below_one(self, ("lora_dropout", "warmup_share"))
-        for name, accepted in (("dtype", DTYPES), ("save_dtype", DTYPES[1:])):
-            if getattr(self, name) not in accepted:
-                raise OptionError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
+        check_choice(self, "dtype", DTYPES)
+        check_choice(self, "save_dtype", DTYPES[1:])
         if not self.lora_targets and not self.full:
-            raise OptionError("lora_targets is empty; name at least one layer, or train all weights with full.")
-
-    @property
-    def save_every(self) -> int:
-        """Steps between checkpoints: whole windows of the log, so that a resumed curve is the same curve."""
-        return -(-self.save_steps // self.logging_steps) * self.logging_steps
+            raise naming(
+                OptionError, "{lora_targets} is empty; name at least one layer, or train all weights with {full}."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +117,11 @@ class ArmSettings(PairSettings):
     """β_r of the loss."""
     gamma: float = 0.0
     """γ of the loss: a target for the margin."""
-    max_prompt_length: int = 512
+    max_prompt_length: int = FOLLOWS
+    """Tokens of the prompt; unset: half of max_length."""
+    form: str = "product"
+    """How the guide steers: "product", the paper's, scores log π_r; "shift" takes its base's share off, log π_r − log
+    π_base. Training is the same."""
     share_rows: bool = True
     """Keep pairs that share a response in one batch, where its row is run once."""
 
@@ -107,9 +129,10 @@ class ArmSettings(PairSettings):
         """Raise OptionError for a value out of range."""
         PairSettings.__post_init__(self)
         check_above_zero(self, ("beta",))
-        check_prompt_length(self.max_prompt_length, self.max_length)
+        check_prompt_length(self)
+        check_choice(self, "form", FORMS)
         if not math.isfinite(self.gamma):
-            raise OptionError(f"gamma is {self.gamma}; give a finite number.")
+            raise naming(OptionError, "{gamma} is {0}; give a finite number.", self.gamma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +148,9 @@ _RUN_POSITIVE = (
     *("learning_rate", "max_grad_norm", "lora_rank", "lora_alpha", "batch_size", "gradient_accumulation"),
     "logging_steps",
 )
-_RUN_NOT_NEGATIVE = ("warmup_share", "weight_decay", "lora_dropout", "lora_last_layers", "seed", "save_steps")
+_RUN_NOT_NEGATIVE = (
+    *("warmup_share", "weight_decay", "lora_dropout", "lora_last_layers", "seed", "save_steps", "save_minutes"),
+)
 
 
 def check_above_zero(settings: object, names: Iterable[str]) -> None:
@@ -143,12 +168,32 @@ def check_below_one(settings: object, names: Iterable[str]) -> None:
     _check(settings, names, lambda value: value < 1, "below 1")
 
 
-def check_prompt_length(max_prompt_length: int, max_length: int) -> None:
-    """Raise OptionError where the prompt leaves no room for a response."""
-    if not 0 < max_prompt_length < max_length:
-        raise OptionError(
-            f"max_prompt_length {max_prompt_length} leaves no room for a response in max_length {max_length}; give "
-            "0 < max_prompt_length < max_length."
+def check_choice(settings: object, name: str, accepted: Sequence[str]) -> None:
+    """Raise OptionError for a setting that is none of the accepted ones."""
+    value = getattr(settings, name)
+    if value not in accepted:
+        raise naming(OptionError, f"{{{name}}} is {{0!r}}; accepted: {', '.join(accepted)}.", value)
+
+
+class _Lengths(Protocol):
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def max_prompt_length(self) -> int: ...
+
+
+def check_prompt_length(settings: _Lengths) -> None:
+    """Let the prompt's length follow where it is not set. Raises OptionError where no room is left for a response."""
+    follow(settings, "max_prompt_length", lambda: settings.max_length // 2)
+    prompt, whole = settings.max_prompt_length, settings.max_length
+    if prompt == 0 and isinstance(prompt, Follows):
+        raise naming(OptionError, "{max_length} is {0}; give at least 2: a prompt and a response.", whole)
+    if not 0 < prompt < whole:
+        raise naming(
+            OptionError,
+            "{max_prompt_length} {0} leaves no room for a response in {max_length} {1}; give a number above 0 and "
+            "below {max_length}, or none: half of it.",
+            *(prompt, whole),
         )
 
 
@@ -156,4 +201,4 @@ def _check(settings: object, names: Iterable[str], accepts: Callable[[float], bo
     for name in names:
         value = getattr(settings, name)
         if not (math.isfinite(value) and accepts(value)):
-            raise OptionError(f"{name} is {value}; give a finite number {what}.")
+            raise naming(OptionError, f"{{{name}}} is {{0}}; give a finite number {what}.", value)

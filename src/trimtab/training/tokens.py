@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from trimtab.errors import CheckpointError, DataError, OptionError
 from trimtab.training.formats import PreferencePair
+from trimtab.training.naming import naming
 
 if TYPE_CHECKING:
     from trimtab.models.hf import HFTokenizer
@@ -75,9 +76,11 @@ def tokenise(
     Raises OptionError for lengths that leave no room, DataError where every pair was dropped.
     """
     if not 0 < max_prompt_length < max_length:
-        raise OptionError(
-            f"max_prompt_length {max_prompt_length} leaves no room for a response in max_length {max_length}. "
-            "Give 0 < max_prompt_length < max_length."
+        raise naming(
+            OptionError,
+            "{max_prompt_length} {0} leaves no room for a response in {max_length} {1}. Give a number above 0 and "
+            "below it.",
+            *(max_prompt_length, max_length),
         )
     ends = _Ends(tokenizer, eos_ids)
     cutter = _Cutter(_habitual_bos(tokenizer), max_length, max_prompt_length)
@@ -93,8 +96,10 @@ def tokenise(
         if fitted.chosen_ids != fitted.rejected_ids:
             kept.append(fitted)
     if not kept:
-        raise DataError(
-            f"In max_length {max_length} the two responses of every pair became the same. Give a larger max_length."
+        raise naming(
+            DataError,
+            "In {max_length} {0} the two responses of every pair became the same. Give a larger {max_length}.",
+            max_length,
         )
     data = TokenData(tuple(kept), cutter.num_prompts, cutter.num_responses, len(pairs) - len(kept))
     if data.num_prompts_cut or data.num_responses_cut or data.num_dropped:
