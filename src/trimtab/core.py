@@ -30,7 +30,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from trimtab.errors import OptionError
+from trimtab.errors import OptionError, naming
 
 TokenIds: TypeAlias = Sequence[int]
 Message: TypeAlias = Mapping[str, str]
@@ -330,4 +330,5 @@ class SamplingParams:
 
 def _check(name: str, value: object, good: bool, accepted: str) -> None:
     if not good:
-        raise OptionError(f"{name} is {value!r}; give {accepted}.")
+        field = f"{{{name}}}" if name.isidentifier() else name
+        raise naming(OptionError, f"{field} is {{0!r}}; give {accepted}.", value)

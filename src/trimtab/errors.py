@@ -27,9 +27,10 @@ Every message says what is wrong with the value, what is accepted, and the way o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import string
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 
 class TrimtabError(Exception):
@@ -148,3 +149,29 @@ def unknown_name(kind: str, name: str, accepted: Iterable[str]) -> OptionError:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(known) if known else "none"
     return OptionError(f"Unknown {kind} {name!r}.{hint} Accepted: {listed}.")
+
+
+_Error = TypeVar("_Error", bound=TrimtabError)
+
+
+def naming(kind: Callable[[str], _Error], template: str, *values: object) -> _Error:
+    """An error whose message names settings: `{field}` is a setting's name, `{0}`, `{1:g}`, ... are the values.
+
+    The text names fields, as Python does; the command line, which knows the flags, words it again (`renamed`).
+    """
+    error = kind(_filled(template, values, str))
+    vars(error)["naming"] = (template, values)
+    return error
+
+
+def renamed(error: BaseException, name_of: Callable[[str], str]) -> str | None:
+    """The message with each setting called `name_of(field)`; None for an error that names no settings."""
+    if "naming" not in vars(error):
+        return None
+    template, values = vars(error)["naming"]
+    return _filled(template, values, name_of)
+
+
+def _filled(template: str, values: Sequence[object], name_of: Callable[[str], str]) -> str:
+    fields = {name for _, name, _, _ in string.Formatter().parse(template) if name and not name.isdigit()}
+    return template.format(*values, **{name: name_of(name) for name in fields})

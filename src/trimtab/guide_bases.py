@@ -15,7 +15,14 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from trimtab.core import LanguageModel
 from trimtab.directories import is_adapter
-from trimtab.errors import BaseMismatchError, CheckpointError, MissingExtraError, OptionError, VocabularyMismatchError
+from trimtab.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    MissingExtraError,
+    OptionError,
+    VocabularyMismatchError,
+    naming,
+)
 from trimtab.forms import SHIFT
 from trimtab.prompts import Vocabulary, check_same_vocabulary
 
@@ -65,9 +72,11 @@ def own_base(
     whose = getattr(steered, "name", "the steered model")
     _check_vocabulary(directory, card, steered, whose)
     if not name:
-        raise BaseMismatchError(
-            f"The guide {directory} was not trained on {whose}, and does not say on which model it was. Name it as "
-            "the guide's base (--guide-base NAME=MODEL at the command line, else guide_base)."
+        raise naming(
+            BaseMismatchError,
+            "The guide {0} was not trained on {1}, and does not say on which model it was. Name that model "
+            "({guide_base}).",
+            *(directory, whose),
         )
     model = _load(str(name), directory, whose, load)
     if steered is not None:
@@ -125,8 +134,9 @@ def _load(name: str, directory: Path, whose: str, load: Callable[[str], M]) -> M
     try:
         return load(name)
     except (CheckpointError, MissingExtraError) as error:
-        raise BaseMismatchError(
-            f"The guide {directory} runs on {name}, the model that it was trained on, and not on {whose}; but {name} "
-            f"cannot be loaded: {error} Say where it is: name it as the guide's base (--guide-base NAME=MODEL at the "
-            "command line, else guide_base)."
+        raise naming(
+            BaseMismatchError,
+            "The guide {0} runs on {1}, the model that it was trained on, and not on {2}; but that cannot be loaded: "
+            "{3} Say where it is ({guide_base}).",
+            *(directory, name, whose, error),
         ) from error

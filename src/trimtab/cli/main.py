@@ -21,7 +21,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
 from trimtab.cli import bench, chat, compare, convert, demo, explain, generate, judge, serve, soup, train, vllm
-from trimtab.cli.run_options import is_main
+from trimtab.cli.run_options import flags_of, is_main, naming_flags
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
 
@@ -70,6 +70,8 @@ class Parser(argparse.ArgumentParser):
         namespace, extras = super().parse_known_args(given, namespace)
         if extras:
             self.error(f"unexpected argument {extras[0]!r}")
+        if not hasattr(namespace, "flags"):  # the innermost command's
+            namespace.flags = flags_of(self)
         return namespace, extras
 
 
@@ -93,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         args.given = sys.argv[1:] if argv is None else list(argv)
         _configure_logging(verbose=args.verbose)
-        code = COMMANDS[args.command].run(args)
+        with naming_flags(args.flags):
+            code = COMMANDS[args.command].run(args)
         sys.stdout.flush()
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)

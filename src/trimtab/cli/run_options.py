@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from trimtab.cli import options
-from trimtab.errors import TrimtabError
-from trimtab.training.naming import renamed
+from trimtab.errors import TrimtabError, renamed
 from trimtab.training.settings import DTYPES, RunSettings
 
 above_zero = options.number(0, open_low=True)
@@ -92,6 +91,9 @@ def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
             says_no = isinstance(action, argparse._StoreFalseAction)
             found.setdefault(action.dest, []).append(f"{action.dest} ({flag})" if says_no else flag)
     flags = {name: " or ".join(own) for name, own in found.items()}
+    for action in parser._actions:
+        for flag in action.option_strings:  # one that is repeated is kept under a plural
+            flags.setdefault(flag.lstrip("-").replace("-", "_"), flag)
     return flags | ({"eval_pairs": flags["eval_data"]} if "eval_data" in flags else {})
 
 

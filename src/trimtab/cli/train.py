@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from trimtab.cli import run_options, train_agent, train_arm, train_dpo, train_parm, train_reward, train_rl
+from trimtab.cli import train_agent, train_arm, train_dpo, train_parm, train_reward, train_rl
 from trimtab.cli.train_interruption import until_interrupted
 
 
@@ -39,13 +39,11 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the command and one sub-command for each kind of guide."""
     parser = subparsers.add_parser("train", help="make a guide", description=__doc__)
     methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
-    for name, method in METHODS.items():
+    for method in METHODS.values():
         method.register(methods)
-        methods.choices[name].set_defaults(flags=run_options.flags_of(methods.choices[name]))
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train a guide of the kind that was asked for."""
-    with run_options.naming_flags(args.flags):
-        return until_interrupted(METHODS[args.method].run, args)
+    return until_interrupted(METHODS[args.method].run, args)

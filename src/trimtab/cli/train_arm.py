@@ -11,7 +11,8 @@ import dataclasses
 from typing import Any
 
 from trimtab.cli import options, run_options, train_pairs
-from trimtab.training.settings import FORMS, ArmSettings
+from trimtab.forms import FORMS
+from trimtab.training.settings import ArmSettings
 
 _OWN: run_options.Settings = {
     "beta": (run_options.above_zero, "scale of the reward in the loss"),

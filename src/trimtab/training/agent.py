@@ -32,7 +32,7 @@ import torch
 
 from trimtab.core import LanguageModel, Prompt, Selection
 from trimtab.directories import new_directory
-from trimtab.errors import MissingExtraError, OptionError
+from trimtab.errors import MissingExtraError, OptionError, naming
 from trimtab.guides.agent import Agent
 from trimtab.loading import load_model
 from trimtab.rules import FirstAccepted
@@ -41,7 +41,6 @@ from trimtab.training.agent_card import agent_card, versions
 from trimtab.training.agent_scoring import Rater, rewards_card
 from trimtab.training.agent_settings import AgentReward, AgentSettings, check_rewards
 from trimtab.training.interruption import interruptible
-from trimtab.training.naming import naming
 from trimtab.training.prompt_data import check_prompts, prompt_card, templated
 from trimtab.training.settings import TrainProgress
 

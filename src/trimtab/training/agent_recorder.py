@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, Selection, TokenIds
-from trimtab.errors import NotFiniteError
+from trimtab.errors import NotFiniteError, naming
 from trimtab.guides.agent import AgentNetwork
 from trimtab.rules import FirstAccepted
 from trimtab.training.agent_rewards import (
@@ -33,7 +33,6 @@ from trimtab.training.agent_rewards import (
     step_kl,
 )
 from trimtab.training.agent_settings import AgentSettings
-from trimtab.training.naming import naming
 
 CPU_LOOKS = (8, 8, 24)
 """Candidates of each row in successive forward passes on a CPU."""

@@ -22,7 +22,7 @@ import safetensors
 import torch
 
 from trimtab.core import Prompt
-from trimtab.errors import CheckpointError, ModelError
+from trimtab.errors import CheckpointError, ModelError, naming
 from trimtab.training import cadence, checkpoints
 from trimtab.training.agent_curve import Window
 from trimtab.training.agent_outlook import waiting
@@ -31,7 +31,6 @@ from trimtab.training.agent_rewards import with_answer_reward
 from trimtab.training.agent_scoring import Rater, Rating
 from trimtab.training.agent_settings import AgentSettings
 from trimtab.training.interruption import Interrupted, Interruption
-from trimtab.training.naming import naming
 from trimtab.training.pace import duration
 from trimtab.training.replay import Replay
 from trimtab.training.rollouts import Plan, Rollout, Rollouts

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from trimtab.errors import OptionError
-from trimtab.training.naming import naming
+from trimtab.errors import OptionError, naming
 from trimtab.training.settings import FOLLOWS, Follows, check_choice, follow
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from transformers import TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.pytorch_utils import Conv1D
 
-from trimtab.errors import OptionError, unknown_name
-from trimtab.training.naming import naming
+from trimtab.errors import OptionError, naming, unknown_name
 from trimtab.training.settings import PairSettings, RunSettings
 from trimtab.training.sharding import check_installed
 

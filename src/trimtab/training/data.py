@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import DataError, MissingExtraError, OptionError
+from trimtab.errors import DataError, MissingExtraError, OptionError, naming
 from trimtab.training.formats import (
     FORMATS,
     PreferencePair,
@@ -25,7 +25,6 @@ from trimtab.training.formats import (
     convert,
     detect,
 )
-from trimtab.training.naming import naming
 
 __all__ = ["FORMATS", "PairData", "PreferencePair", "fingerprint", "hold_out", "read_pairs", "sample", "without_stock"]
 

@@ -12,8 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.errors import OptionError
-from trimtab.training.naming import naming
+from trimtab.errors import OptionError, naming
 from trimtab.training.settings import NOT_OF_THE_RUN, Follows
 
 _SETTINGS = "hyperparameters"

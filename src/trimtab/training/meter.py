@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.errors import NotFiniteError
+from trimtab.errors import NotFiniteError, naming
 from trimtab.training.losses import correct
-from trimtab.training.naming import naming
 
 
 class PairMeter:

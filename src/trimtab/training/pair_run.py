@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trimtab.errors import DataError, OptionError
+from trimtab.errors import DataError, OptionError, naming
 from trimtab.training import card
 from trimtab.training.data import PairData, PreferencePair, fingerprint, hold_out, sample, without_stock
-from trimtab.training.naming import naming
 from trimtab.training.run import check_length
 from trimtab.training.settings import PairSettings
 from trimtab.training.tokens import TokenData, tokenise

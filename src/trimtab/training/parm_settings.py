@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trimtab.errors import OptionError, unknown_name
-from trimtab.training.naming import naming
+from trimtab.errors import OptionError, naming, unknown_name
 from trimtab.training.settings import FOLLOWS, ArmSettings, Follows, check_above_zero, follow
 
 MIDDLE = "middle"

@@ -7,8 +7,7 @@ import json
 from collections.abc import Sequence
 
 from trimtab.core import Prompt
-from trimtab.errors import DataError, OptionError
-from trimtab.training.naming import naming
+from trimtab.errors import DataError, OptionError, naming
 
 TEMPLATES = ("auto", "chat", "raw")
 """What a prompt of text is: a user's message where the model has a chat template, always one, or text to go on with."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback
 from trl import RewardConfig, RewardTrainer
 
-from trimtab.errors import DataError
+from trimtab.errors import DataError, naming
 from trimtab.models.reward import RewardModel
 from trimtab.models.reward_adapter import SCORE
 from trimtab.training.batches import evaluation_order, training_order
@@ -28,7 +28,6 @@ from trimtab.training.curve import curve
 from trimtab.training.data import PreferencePair
 from trimtab.training.losses import bradley_terry_loss
 from trimtab.training.meter import PairMeter
-from trimtab.training.naming import naming
 from trimtab.training.reward_settings import RewardSettings
 from trimtab.training.settings import TrainProgress
 from trimtab.training.tokens import TokenPair

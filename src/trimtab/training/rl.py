@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core import Prompt
-from trimtab.errors import DataError, OptionError
+from trimtab.errors import DataError, OptionError, naming
 from trimtab.prompts import encode_prompt
 from trimtab.training import checkpoints, run
 from trimtab.training.agent_scoring import Rater, rewards_card
 from trimtab.training.agent_settings import AgentReward, AgentSettings, check_rewards
 from trimtab.training.card import About
-from trimtab.training.naming import naming
 from trimtab.training.prompt_data import check_prompts, prompt_card, templated
 from trimtab.training.rl_settings import RLSettings
 from trimtab.training.settings import TrainProgress

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from trimtab.errors import OptionError
-from trimtab.training.naming import naming
+from trimtab.errors import OptionError, naming
 from trimtab.training.settings import FOLLOWS, RunSettings, check_above_zero, check_not_negative, follow
 
 

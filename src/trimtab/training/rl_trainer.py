@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer
 from trl import RLOOConfig, RLOOTrainer
 
-from trimtab.errors import NotFiniteError
+from trimtab.errors import NotFiniteError, naming
 from trimtab.training.agent_scoring import Rater
 from trimtab.training.configs import adapter_config, known_targets, made_trainable, run_options, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.losses import token_logprobs
-from trimtab.training.naming import naming
 from trimtab.training.rl_packing import Packed, pack
 from trimtab.training.rl_settings import RLSettings
 from trimtab.training.settings import TrainProgress

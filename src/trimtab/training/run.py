@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 
 from trimtab.directories import DEMO_HUB_ID, new_directory
-from trimtab.errors import CheckpointError, MissingExtraError, OptionError
+from trimtab.errors import CheckpointError, MissingExtraError, OptionError, naming
 from trimtab.loading import load_model
 from trimtab.training import card, checkpoints
 from trimtab.training.interruption import Interrupted, interruptible
-from trimtab.training.naming import naming
 from trimtab.training.settings import RunSettings
 
 if TYPE_CHECKING:

@@ -31,10 +31,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torchrl.objectives import DiscreteSACLoss, SoftUpdate
 
-from trimtab.errors import NotFiniteError
+from trimtab.errors import NotFiniteError, naming
 from trimtab.guides.agent import NUM_ACTIONS, AgentNetwork
 from trimtab.training.agent_settings import AgentSettings
-from trimtab.training.naming import naming
 
 _LOSSES = ("critic_loss", "actor_loss", "entropy")
 

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from trimtab.errors import OptionError
-from trimtab.training.naming import naming
+from trimtab.errors import OptionError, naming
+from trimtab.forms import FORMS
 
 DTYPES = ("auto", "float32", "bfloat16")
-FORMS = ("product", "shift")
 """How a guide that is a language model scores: by its log-probabilities, or by what they add to its base's."""
 NOT_OF_THE_RUN = ("save_steps", "save_minutes", "save_episodes", "report_to")
 """Settings that no answer depends on: a run may be continued with others."""

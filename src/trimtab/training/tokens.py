@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trimtab.errors import CheckpointError, DataError, OptionError
+from trimtab.errors import CheckpointError, DataError, OptionError, naming
 from trimtab.training.formats import PreferencePair
-from trimtab.training.naming import naming
 
 if TYPE_CHECKING:
     from trimtab.models.hf import HFTokenizer

@@ -6,8 +6,7 @@ import pickle
 
 import pytest
 
-from trimtab.errors import ModelError, OptionError
-from trimtab.training.naming import naming, renamed
+from trimtab.errors import ModelError, OptionError, naming, renamed
 
 
 def flag(name: str) -> str:
