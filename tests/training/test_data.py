@@ -149,7 +149,7 @@ def test_a_response_to_few_prompts_stays(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_nothing_but_stock_responses_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"--max-prompts-per-response 0"):
+    with pytest.raises(DataError, match=r"max_prompts_per_response 0"):
         without_stock(STOCK, 4)
 
 

@@ -205,7 +205,7 @@ REFUSED = {
     ),
     "the first FSDP": ({"ACCELERATE_USE_FSDP": "true"}, "Set fsdp_version: 2"),
     "DeepSpeed without accelerators": ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed,"),
-    "another precision": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision is fp16, and dtype is auto"),
+    "another precision": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision is fp16, and --dtype is auto"),
 }
 
 
