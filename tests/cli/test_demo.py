@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.conftest import Run, Tiny
 from trimtab.cli import demo
+from trimtab.training.interruption import Interrupted
 
 FAST = ("--prompts", "4", "--max-new-tokens", "3", "--batch-size", "4")
 
@@ -196,3 +197,14 @@ def test_training_goes_the_whole_road_and_can_be_resumed(run: Run, tiny: Tiny, m
     assert run(*argv, "--resume").code == 0
     assert (road / "answers.jsonl").read_bytes() == answers
     assert run(*argv).code == 2
+
+
+def test_an_interrupted_training_says_how_to_go_on(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> str:
+        raise Interrupted(3, 10, Path("runs/demo-train/guide.work"))
+
+    monkeypatch.setattr(demo, "_train", interrupted)
+    outcome = run("demo", "--train", "--model", tiny.model, "--seed", "4")
+    assert outcome.code == 130
+    assert "after step 3 of 10" in outcome.err
+    assert f"demo --train --model {tiny.model} --seed 4 --out runs/demo-train --resume" in outcome.err

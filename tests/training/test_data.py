@@ -161,7 +161,7 @@ def test_a_sample_is_seeded_and_keeps_the_order() -> None:
     assert sample(pairs, 99, seed=1) == pairs
 
 
-@pytest.mark.parametrize(("name", "count"), [("helpful", 596), ("harmless", 200)])
+@pytest.mark.parametrize(("name", "count"), [("helpful", 344), ("harmless", 200)])
 def test_the_shared_data_is_read_as_it_is(name: str, count: int, shared_data: Path) -> None:
     data = read_pairs([shared_data / name / "validation.jsonl"])
     assert (len(data.pairs), data.num_skipped) == (count, 0)

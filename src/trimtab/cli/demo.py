@@ -76,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
     from trimtab.loading import load_model
 
     model = load_model(args.model)
-    guide = _train(args, model, scorer, out) if args.train else args.guide or SHIPPED_GUIDE
+    guide = _trained(args, model, scorer, out) if args.train else args.guide or SHIPPED_GUIDE
+    if guide is None:
+        return 130
     study = _measure(args, model, guide, scorer)
     report = write_report(study, out)
     if args.json:
@@ -115,6 +117,19 @@ def _directory(args: argparse.Namespace) -> Path:
     if out.is_dir() and any(out.iterdir()) and not (args.resume or args.overwrite):
         raise OutputExistsError(out, resume=args.train)
     return out
+
+
+def _trained(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) -> str | None:
+    """The directory of the guide; None where a signal ended its training, once it is said how to go on."""
+    from trimtab.cli.train_interruption import resume_command
+    from trimtab.training.interruption import Interrupted
+
+    try:
+        return _train(args, model, scorer, out)
+    except Interrupted as stop:
+        given = args.given if args.out is not None else [*args.given, "--out", str(out)]
+        say(f"{stop}. Go on with:\n{resume_command(given)}")
+        return None
 
 
 def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) -> str:
