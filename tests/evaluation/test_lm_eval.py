@@ -15,6 +15,7 @@ import torch
 from tests.tiny import tiny_module, tiny_tokenizer
 from trimtab.errors import OptionError, PromptError
 from trimtab.guides.arm import ARM
+from trimtab.loading import load_model
 from trimtab.models.hf import HFModel
 
 pytest.importorskip("lm_eval")
@@ -227,3 +228,24 @@ metric_list: [{{metric: acc}}]
         assert [float(one[0][0]) for one in sample["resps"]] == pytest.approx(expected, abs=1e-3)
         right += expected.index(max(expected)) == sample["doc"]["label"]
     assert accuracy == pytest.approx(right / 8)
+
+
+def test_forms_and_bases_are_given_for_each_guide(base: HFModel, reward: HFModel, tmp_path: Path) -> None:
+    """A whole model as a shift from another one, beside a product; a part left empty is what the card says."""
+    for name, model in (("tuned", HFModel(tiny_module(seed=2), tiny_tokenizer())), ("reward", reward)):
+        model.module.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    tuned, other = str(tmp_path / "tuned"), str(tmp_path / "reward")
+    model = GuidedLM(base, f"{tuned};{other}", "-1;0.5", form="shift;", guide_base=f"{other};", device="cpu")
+    context, wanted = "w1 w2", " w3 w4"
+    [(found, _)] = model.loglikelihood(_instances("loglikelihood", [(context, wanted)]), disable_tqdm=True)
+    ids = model.tok_encode(context + wanted)
+    tables = {name: _table(load_model(name, device="cpu"), ids) for name in (tuned, other)}
+    mixed = _table(base, ids) - (tables[tuned] - tables[other]) + 0.5 * tables[other]
+    start = len(model.tok_encode(context))
+    chosen = torch.log_softmax(mixed, dim=-1)[start - 1 : -1].gather(1, torch.tensor(ids[start:])[:, None])
+    assert found == pytest.approx(float(chosen.sum()), abs=1e-4)
+    with pytest.raises(OptionError, match="form=shift is not accepted with 2 guides"):
+        GuidedLM(base, f"{tuned};{other}", form="shift")
+    with pytest.raises(OptionError, match="have their form and base; leave both out"):
+        GuidedLM(base, {"g": ARM(reward)}, form="shift")
