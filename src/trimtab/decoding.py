@@ -165,7 +165,7 @@ class Decoder(GenerationEngine):
             names = " and ".join(lane.name for lane in active[:2])
             raise OptionError(f"Guides {names} both select the token; give all but one of them weight 0.")
         if active and params.forced:
-            raise OptionError(f"Guide {active[0].name} selects the token, so none can be forced; leave `forced` out.")
+            raise OptionError(f"Guide {active[0].name} selects the token, so none can be forced; force none.")
         for lane in active:
             lane.selection.rule.check_weight(weights[lane.name])
         asked = active[0].selection if active else None

@@ -202,7 +202,7 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
     if card.get("kind") != "parm":
         raise CheckpointError(
             f"{directory} holds a guide of kind {card.get('kind', 'arm')!r}, which has no preference vector. "
-            "Accepted: what `trimtab train parm` wrote. Load this one with load_guide."
+            "Accepted: what `trimtab train parm` wrote."
         )
     return _parm(directory, card)
 

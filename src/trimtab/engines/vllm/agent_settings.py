@@ -84,8 +84,8 @@ def read_agent(manifest: Manifest, base: EngineBase) -> Agent:
     if not isinstance(rule, FirstAccepted):
         raise CompatibilityError(
             f"Agent {guide.name} chooses by {type(rule).__name__}, which asks about every candidate; in vLLM each "
-            "costs a step. Accepted there: FirstAccepted (selection.rule `first` in guide.json). Use the built-in "
-            'engine, or save the agent under that rule: save_guide(load_guide(PATH, rule="first"), OUT).'
+            "costs a step. Accepted there: FirstAccepted. Use the built-in engine, or set selection.rule to `first` in "
+            f"{directory / 'guide.json'}."
         )
     if not 1 <= top_k <= MOST_CANDIDATES:
         raise CompatibilityError(

@@ -25,7 +25,7 @@ from trimtab.engines.vllm.admission import as_extra_args, read_weights
 from trimtab.engines.vllm.manifest import ARCHITECTURE, Manifest
 from trimtab.engines.vllm.served import RunningGuide, ServedModel
 from trimtab.engines.vllm.versions import check_version
-from trimtab.errors import CheckpointError, CompatibilityError, ModelError, OptionError, unknown_name
+from trimtab.errors import CheckpointError, CompatibilityError, ModelError, OptionError, naming, unknown_name
 from trimtab.generation import GenerationEngine
 from trimtab.prompts import encode_prompt
 from trimtab.requests import Request, room_for
@@ -338,14 +338,20 @@ def check_params(params: SamplingParams) -> None:
     if heat is not None and heat != 0 and not LOWEST <= heat <= HIGHEST:
         raise OptionError(f"The temperature is {heat:g}; vLLM takes 0 and {LOWEST:g} to {HIGHEST:g}.{_BUILT_IN}")
     if params.plausibility:
-        raise OptionError(f"plausibility masks the base before guides, which vLLM does not do; give 0.{_BUILT_IN}")
+        raise naming(
+            OptionError, f"{{plausibility}} masks the base before guides, which vLLM does not do; give 0.{_BUILT_IN}"
+        )
     if params.repetition_penalty != 1:
-        raise OptionError(f"vLLM's repetition_penalty is another formula than trimtab's; give 1.{_BUILT_IN}")
+        raise naming(
+            OptionError, f"vLLM's {{repetition_penalty}} is another formula than trimtab's; give 1.{_BUILT_IN}"
+        )
     if params.forced:
-        raise OptionError(f"vLLM takes no forced tokens; leave `forced` out.{_BUILT_IN}")
+        raise OptionError(f"vLLM takes no forced tokens; force none.{_BUILT_IN}")
     if params.min_p and params.top_p not in (None, 1.0):
-        raise OptionError(
-            f"top_p and min_p together keep other tokens in vLLM, which applies min_p first; give one.{_BUILT_IN}"
+        raise naming(
+            OptionError,
+            "{top_p} and {min_p} together keep other tokens in vLLM, which applies {min_p} first; give one."
+            f"{_BUILT_IN}",
         )
 
 
