@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -352,3 +353,23 @@ def test_a_resumed_run_may_be_saved_at_other_times(
         arm(tiny, tmp_path / "out", progress=signal_at(2))
     arm(tiny, tmp_path / "out", changes=changes, resume=True)
     assert_same(tmp_path / "out", whole("arm"))
+
+
+def test_a_log_whose_lock_is_held_does_not_hold_up_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """A second signal may strike inside a log's handler, whose lock then stays with the main thread."""
+    handler = logging.StreamHandler()
+    logging.getLogger("trimtab").addHandler(handler)
+    caplog.set_level(logging.INFO, "trimtab")
+    handler.acquire()
+    ended = threading.Event()
+    watch = threading.Timer(30, lambda: None if ended.is_set() else os._exit(3))
+    watch.start()
+    try:
+        with interruptible("step") as interruption:
+            interruption.handle(signal.SIGINT, None)
+        ended.set()
+    finally:
+        watch.cancel()
+        handler.release()
+        logging.getLogger("trimtab").removeHandler(handler)
+    assert interruption.asked

@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+_LAST_WORD_S = 1.0
+"""For a message that is on its way when the work ends."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A training was asked to end, and has ended with a whole checkpoint."""
 
@@ -80,4 +84,5 @@ def interruptible(what: str) -> Iterator[Interruption]:
         for number in ours:
             signal.signal(number, before[number])
         interruption.close()
-        speaker.join()
+        # A second signal may have struck while this thread held the lock of a log's handler; then nobody else gets it.
+        speaker.join(_LAST_WORD_S)
