@@ -174,8 +174,8 @@ REFUSED: dict[str, tuple[str, type[TrimtabError], str]] = {
     "another vocabulary": ("words", VocabularyMismatchError, "differs from the base's"),
     "another chat template": ("spoken", CompatibilityError, "--base-prompts"),
     "an unknown form": ("formless", CheckpointError, "guide_form 'sum'; accepted: product, shift"),
-    "an adapter of nobody knows what": ("bare", BaseMismatchError, "--guide-base NAME=MODEL"),
-    "an adapter of a model that has gone": ("lost", BaseMismatchError, "--guide-base NAME=MODEL"),
+    "an adapter of nobody knows what": ("bare", BaseMismatchError, "(guide_base)"),
+    "an adapter of a model that has gone": ("lost", BaseMismatchError, "(guide_base)"),
     "nothing": ("nowhere", CheckpointError, "There is no guide"),
 }
 

@@ -38,7 +38,7 @@ def test_choices_counted_by_hand() -> None:
 
 
 def test_an_answer_without_a_trace_is_refused() -> None:
-    with pytest.raises(InputError, match="trace=True"):
+    with pytest.raises(InputError, match="has no trace"):
         acceptance_of([answer(step([None], 0, "only"), traced=False)])
 
 

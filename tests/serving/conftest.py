@@ -46,7 +46,9 @@ def tiny_model() -> HFModel:
 @pytest.fixture(scope="session")
 def guides(tiny_model: HFModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("guides")
-    return {name: load_guide(write_lora(root / name, tiny_model.module, seed=seed)) for seed, name in enumerate(GUIDES)}
+    """Shifts, so that any weight means something."""
+    paths = [write_lora(root / name, tiny_model.module, seed=seed) for seed, name in enumerate(GUIDES)]
+    return {name: load_guide(path, form="shift") for name, path in zip(GUIDES, paths, strict=True)}
 
 
 Start = Callable[..., Any]
