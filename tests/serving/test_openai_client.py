@@ -108,7 +108,7 @@ def test_completions(client: openai.OpenAI, server: Running) -> None:
         choice = reply.choices[index]
         assert choice.text == answer.text
         told = [step.chosen.mixed_logprob for step in answer.trace if step.chosen.token_id != 2]
-        assert choice.logprobs.token_logprobs == pytest.approx(told, abs=1e-4)  # float32, in other company
+        assert choice.logprobs.token_logprobs == pytest.approx(told, abs=1e-4)
         assert [len(top) <= 2 for top in choice.logprobs.top_logprobs] == [True] * len(told)
     ids = server.service.catalogue.model.tokenizer.encode("One")
     by_ids = client.completions.create(prompt=ids, model="odd", seed=9, max_tokens=8)
@@ -146,7 +146,7 @@ def test_explanations_are_the_traces(client: openai.OpenAI, server: Running) -> 
         assert token["token_id"] == step.chosen.token_id
         assert token["scores"] == pytest.approx(dict(step.chosen.guide_scores), abs=1e-4)
         assert (token["base_rank"], token["mixed_rank"]) == (step.chosen.base_rank, step.chosen.mixed_rank)
-        assert token["kl"] == pytest.approx(step.kl, abs=1e-4)  # float32, in other company
+        assert token["kl"] == pytest.approx(step.kl, abs=1e-4)
         assert [rival["token_id"] for rival in token["alternatives"]] == [rival.token_id for rival in step.alternatives]
 
 
