@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ class Backbone:
         module.eval().requires_grad_(False)
         self.module = module
         self._decoder = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
+        self._cache_argument = cache_argument(self._decoder)
         self._config = module.config.get_text_config()
         self.windows = _windows(self._config)
         """Kind of attention layer -> its sliding window; the kind is "" where one mask does for all layers."""
@@ -58,8 +60,8 @@ class Backbone:
                 input_ids=token_ids,
                 attention_mask=self._masks(layout),
                 position_ids=layout.positions,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_argument: cache},
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
@@ -73,13 +75,18 @@ class Backbone:
         return describe(self.module, self.vocab_size)
 
     def probe_states(self, token_ids: Tensor) -> Tensor:
-        """[1, D]: the state after [1, 6] ids by our road (cache, positions, masks), in two passes."""
+        """[1, D]: the state after [1, 6] ids by our road (cache, positions, masks), in two passes.
+
+        A longer row runs beside it: a model that counts positions by its cache would be right for one row alone.
+        """
         cache = RowCache()
-        for start, width in ((0, 4), (4, 2)):
-            layout = Layout.extend([0], [start], width, self.device)
+        beside = torch.cat([token_ids.flip(1), token_ids], dim=1)
+        for lengths, width in (((0, 0), 5), ((4, 5), 2)):
+            layout = Layout.extend([0, 1], lengths, width, self.device)
             cache.begin(layout)
-            hidden = self.forward(token_ids[:, start : start + width], layout, cache, [])
-        return hidden[:, -1]
+            rows = [ids[start : start + width] for ids, start in zip((token_ids[0], beside[0]), lengths, strict=True)]
+            hidden = self.forward(torch.stack(rows), layout, cache, [])
+        return hidden[:1, -1]
 
     def _masks(self, layout: Layout) -> Tensor | dict[str, Tensor]:
         """What each query may see, as numbers to be added: one conversion here instead of one in each layer."""
@@ -89,6 +96,12 @@ class Backbone:
             for kind, seen in ((kind, layout.visible(window)) for kind, window in self.windows.items())
         }
         return masks.get("", masks)
+
+
+def cache_argument(decoder: Any) -> str:
+    """The name by which a decoder takes its cache: transformers 5.24 calls it `cache`, and `past_key_values` before."""
+    names = inspect.signature(decoder.forward).parameters
+    return "cache" if "cache" in names and "past_key_values" not in names else "past_key_values"
 
 
 def describe(module: Any, vocab_size: int) -> dict[str, Any]:

@@ -163,7 +163,8 @@ class HFModel(Backbone):
     def _probe(self) -> None:
         """Compare our road (cache, positions, masks, head) with the model's own on a short sequence."""
         ids = torch.arange(1, 7, device=self.device)[None] % self.vocab_size
-        theirs = self.module(input_ids=ids, use_cache=False).logits[:, -1].float().to(self.device)
+        output = self.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        theirs = output.logits[:, -1].float().to(self.device)
         ours = self._logits(self.probe_states(ids)).float()
         gap = float((torch.log_softmax(ours, -1) - torch.log_softmax(theirs, -1)).abs().max())
         if gap != gap:

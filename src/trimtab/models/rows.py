@@ -4,7 +4,8 @@ A row owns a slot; its keys and values fill columns 0..length-1 of that slot, wh
 some rows writes each row's new columns at that row's own end, and a mask built from lengths (never from token ids)
 shows each query what it may see. So rows join, leave and fork without re-padding or prefilling the others.
 
-Stock transformers models accept `RowCache` as `past_key_values`: they only call `update`.
+`RowCache` is a `Cache` by transformers' own contract: a list of layers that store what attention gives them and say how
+long they are. So whatever a stock model asks of its cache has an answer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from trimtab.errors import CompatibilityError
 
 _COLUMN_STEP = 64
 
@@ -34,6 +38,11 @@ class Layout:
     """T: one past the last column that anybody reads or writes."""
     uniform: bool
     """Whether all rows write the same columns."""
+
+    @property
+    def width(self) -> int:
+        """Q: how many columns each row brings."""
+        return self.columns.shape[1]
 
     @staticmethod
     def extend(slots: Sequence[int], lengths: Sequence[int], width: int, device: torch.device) -> Layout:
@@ -65,50 +74,96 @@ class Layout:
         return (past | (column == self.columns[..., None]))[:, None]
 
 
-class RowCache:
-    """Keys and values of every layer for a pool of slots. Grows by doubling; memory is zeroed once, so that columns
-    nobody has written are finite."""
+@dataclass(slots=True)
+class Pool:
+    """The size of every layer's memory, and the geometry of the forward pass that runs."""
 
-    def __init__(self) -> None:
-        self._keys: list[Tensor | None] = []
-        self._values: list[Tensor | None] = []
-        self._num_slots = 0
-        self._num_columns = 0
-        self._layout: Layout | None = None
-        self._rows: Tensor | None = None
+    num_slots: int = 0
+    num_columns: int = 0
+    layout: Layout | None = None
+    rows: Tensor | None = None
+    """[B] the slots of the pass as an index; None where they are neighbours, which are read as a view."""
 
-    def begin(self, layout: Layout) -> None:
-        """Make room for a forward pass and remember its geometry for `update`."""
-        slots = max(layout.slots) + 1
-        if slots > self._num_slots:
-            self._resize(max(slots, min(2 * self._num_slots, self._num_slots + 16)), self._num_columns)
-        if layout.horizon > self._num_columns:
-            columns = max(layout.horizon, self._num_columns + self._num_columns // 2)
-            self._resize(self._num_slots, -(-columns // _COLUMN_STEP) * _COLUMN_STEP)
-        self._layout = layout
-        first = layout.slots[0]
-        together = layout.slots == tuple(range(first, first + len(layout.slots)))
-        self._rows = None if together else torch.tensor(layout.slots, device=layout.columns.device)
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer: store new keys and values [B, H, Q, d], return all [B, H, T, d]."""
-        while len(self._keys) <= layer_idx:
-            self._keys.append(None)
-            self._values.append(None)
-        return self._store(self._keys, layer_idx, keys), self._store(self._values, layer_idx, values)
+class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not typed here
+    """One layer's keys and values [S, H, C, d]: S slots, C columns, zero where nobody has written.
 
-    def _store(self, buffers: list[Tensor | None], layer: int, new: Tensor) -> Tensor:
-        layout = self._layout
+    In memory the columns come before the heads, so that a token's column is written in one piece.
+    """
+
+    is_compileable = False
+    is_croppable = False
+    is_sliding = False  # a layer with a window keeps every column; the mask hides those before the window
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self._pool = pool
+        self._updated: Layout | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make room for keys and values like these [B, H, Q, d], which may differ in d."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = self._zeros(key_states), self._zeros(value_states)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values [B, H, Q, d] of this pass's rows; return all that they may see [B, H, T, d].
+
+        What else a model hands over is for caches of another make, which quantize or sample what they keep.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._updated = self._pool.layout
+        return self._store(self.keys, key_states), self._store(self.values, value_states)
+
+    def get_seq_length(self) -> int:
+        """How many columns the longest row of this pass fills: before `update`, without those of the pass."""
+        layout = self._pool.layout
+        if layout is None:
+            return 0
+        return layout.horizon if self._updated is layout else layout.horizon - layout.width
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """How many columns `update` returns in this pass, and the first of them."""
+        layout = self._pool.layout
+        return (query_length if layout is None else layout.horizon), 0
+
+    def get_max_length(self) -> int:
+        """-1: a row grows without an end."""
+        return -1
+
+    def reorder_cache(self, *_: object) -> None:
+        """Refused, and so is all else by which `generate` moves rows: they belong to sessions."""
+        raise CompatibilityError(
+            "The rows of this cache belong to sessions, and cannot be moved by `generate`. "
+            "Accepted: a session's `keep`, or a cache of transformers' own."
+        )
+
+    crop = batch_repeat_interleave = batch_select_indices = reorder_cache
+
+    def resize(self) -> None:
+        """Follow the pool's size."""
+        if self.is_initialized:
+            self.keys, self.values = (self._zeros(old, old) for old in (self.keys, self.values))
+
+    def buffers(self) -> list[Tensor]:
+        """Keys and values as they lie in memory [S, C, H, d]; none before the first pass."""
+        return [self.keys.transpose(1, 2), self.values.transpose(1, 2)] if self.is_initialized else []
+
+    def _zeros(self, like: Tensor, content: Tensor | None = None) -> Tensor:
+        _, heads, _, width = like.shape
+        buffer = like.new_zeros(self._pool.num_slots, self._pool.num_columns, heads, width).transpose(1, 2)
+        if content is not None:
+            buffer[: content.shape[0], :, : content.shape[2]] = content
+        return buffer
+
+    def _store(self, memory: Tensor, new: Tensor) -> Tensor:
+        layout, slots = self._pool.layout, self._pool.rows
         assert layout is not None, "update outside a forward pass"
-        buffer = buffers[layer]
-        if buffer is None:
-            _, heads, _, width = new.shape
-            buffer = new.new_zeros(self._num_slots, self._num_columns, heads, width)
-            buffers[layer] = buffer
-        new = new.transpose(1, 2)
+        buffer, new = memory.transpose(1, 2), new.transpose(1, 2)
         columns = layout.columns.to(new.device)  # a model may be spread over devices
-        if self._rows is not None:
-            slots = self._rows.to(new.device)
+        if slots is not None:
+            slots = slots.to(new.device)
             buffer[slots[:, None], columns] = new
             return buffer[slots, : layout.horizon].transpose(1, 2)
         rows = buffer[layout.slots[0] : layout.slots[-1] + 1, : layout.horizon]
@@ -118,12 +173,44 @@ class RowCache:
             rows[torch.arange(len(new), device=new.device)[:, None], columns] = new
         return rows.transpose(1, 2)
 
+
+class RowCache(Cache):  # type: ignore[misc]
+    """Keys and values of every layer for a pool of slots. Grows by doubling; memory is zeroed once, so that columns
+    nobody has written are finite."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self._pool = Pool()
+
+    def begin(self, layout: Layout) -> None:
+        """Make room for a forward pass and remember its geometry for `update`."""
+        pool = self._pool
+        slots = max(layout.slots) + 1
+        if slots > pool.num_slots:
+            self._resize(max(slots, min(2 * pool.num_slots, pool.num_slots + 16)), pool.num_columns)
+        if layout.horizon > pool.num_columns:
+            columns = max(layout.horizon, pool.num_columns + pool.num_columns // 2)
+            self._resize(pool.num_slots, -(-columns // _COLUMN_STEP) * _COLUMN_STEP)
+        first = layout.slots[0]
+        together = layout.slots == tuple(range(first, first + len(layout.slots)))
+        pool.layout = layout
+        pool.rows = None if together else torch.tensor(layout.slots, device=layout.columns.device)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *rest: object, **named: object
+    ) -> tuple[Tensor, Tensor]:
+        """Called by each attention layer: store new keys and values [B, H, Q, d], return all [B, H, T, d]."""
+        while len(self.layers) <= layer_idx:
+            self.layers.append(RowLayer(self._pool))
+        stored: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *rest, **named)
+        return stored
+
     def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Copy the first `length` columns of slots into others: for a fork, a move, or rows that begin alike."""
         if length == 0:  # a row that was never fed may have no slot in the buffers yet
             return
-        if max(targets) >= self._num_slots:
-            self._resize(max(targets) + 1, self._num_columns)
+        if max(targets) >= self._pool.num_slots:
+            self._resize(max(targets) + 1, self._pool.num_columns)
         for buffer in self._buffers():
             buffer[list(targets), :length] = buffer[list(sources), :length]
 
@@ -136,13 +223,9 @@ class RowCache:
             buffer[rows, new] = buffer[rows, old]
 
     def _buffers(self) -> list[Tensor]:
-        return [buffer for buffer in (*self._keys, *self._values) if buffer is not None]
+        return [buffer for layer in self.layers for buffer in layer.buffers()]
 
     def _resize(self, num_slots: int, num_columns: int) -> None:
-        for buffers in (self._keys, self._values):
-            for layer, buffer in enumerate(buffers):
-                if buffer is not None:
-                    larger = buffer.new_zeros(num_slots, num_columns, *buffer.shape[2:])
-                    larger[: buffer.shape[0], : buffer.shape[1]] = buffer
-                    buffers[layer] = larger
-        self._num_slots, self._num_columns = num_slots, num_columns
+        self._pool.num_slots, self._pool.num_columns = num_slots, num_columns
+        for layer in self.layers:
+            layer.resize()

@@ -110,7 +110,8 @@ class _RewardBackbone(Backbone):
     def _probe(self) -> None:
         """Compare our road with the model's own on a short sequence."""
         token_ids = torch.arange(1, 7, device=self.device)[None] % self.vocab_size
-        theirs = self.module.base_model(input_ids=token_ids, use_cache=False).last_hidden_state[:, -1].float()
+        output = self.module.base_model(input_ids=token_ids, attention_mask=torch.ones_like(token_ids), use_cache=False)
+        theirs = output.last_hidden_state[:, -1].float()
         gap = float((self.probe_states(token_ids).float() - theirs).abs().max())
         if gap != gap:
             raise NotFiniteError(f"{self.name} gives NaN. Its weights are damaged, or need another dtype.")
