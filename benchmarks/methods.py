@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from trimtab.core import SamplingParams
 from trimtab.decoding import Decoder
@@ -30,6 +31,7 @@ from trimtab.evaluation.prompts import demo_prompts
 from trimtab.guides.rollout import RolloutGuide
 from trimtab.guides.trajectory import TrajectoryGuide
 from trimtab.loading import load_model, load_rewards
+from trimtab.models.backbone import cache_argument
 from trimtab.models.hf import HFModel
 from trimtab.policies.methods import build_policy
 from trimtab.policies.policy import Policy, Strength
@@ -172,10 +174,11 @@ class _Plain:
 
     @torch.inference_mode()
     def answer(self, prompt: Sequence[int], tokens: int, rollout: int, top_k: int = 10) -> list[int]:
-        ids, cache, fed = list(prompt), None, 0
+        ids, cache, fed = list(prompt), DynamicCache(config=self._module.config), 0
+        named = {cache_argument(self._module): cache}
         for _ in range(tokens):
-            output = self._module(input_ids=torch.tensor([ids[fed:]]), past_key_values=cache, use_cache=True)
-            cache, fed = output.past_key_values, len(ids)
+            output = self._module(input_ids=torch.tensor([ids[fed:]]), use_cache=True, **named)
+            fed = len(ids)
             logprobs = torch.log_softmax(output.logits[0, -1].float(), dim=-1)
             best = logprobs.topk(top_k).indices.tolist()
             scores = [float(logprobs[token]) + self._reward(self._completed([*ids, token], rollout)) for token in best]

@@ -55,7 +55,8 @@ def test_the_shape_counts_what_a_llama_holds(recipe: ModuleType, heads: int, kv_
     inner, vocab_size = config.intermediate_size, config.vocab_size
     shape = recipe.Shape("", config.num_hidden_layers, config.hidden_size, heads, kv_heads, inner, vocab_size)
     assert shape.params == sum(weight.numel() for weight in module.parameters())
-    cache = module(torch.tensor([[2, 3, 4]]), use_cache=True).past_key_values
+    output = module(torch.tensor([[2, 3, 4]]), use_cache=True)
+    cache = output.cache if "cache" in output else output.past_key_values  # transformers 5.24 renamed it
     numbers = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     assert 3 * shape.kv_bytes == 2 * numbers
     adapted = get_peft_model(module, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))

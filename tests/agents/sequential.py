@@ -6,6 +6,7 @@ It stands on transformers alone (its cache, its filters) and shares no code with
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -91,7 +92,9 @@ class Sequential:
     def _feed(self, token_ids: Sequence[int], cache: DynamicCache) -> Any:
         self.num_forwards += 1
         ids = torch.tensor([list(token_ids)], device=self.module.device)
-        return self.module(input_ids=ids, past_key_values=cache, use_cache=True, output_hidden_states=True)
+        newer = "cache" in inspect.signature(self.module.forward).parameters  # transformers 5.24 renamed it
+        named = {"cache" if newer else "past_key_values": cache}
+        return self.module(input_ids=ids, use_cache=True, output_hidden_states=True, **named)
 
 
 def make_accept(network: nn.Module, states: torch.Tensor, share: float) -> None:
