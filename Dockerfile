@@ -1,7 +1,7 @@
 # The server, without root. For a CPU build of torch give its index, as torch's own installation page names it:
 #   docker build --build-arg PIP_EXTRA_INDEX_URL=... -t trimtab .
 #   docker run -p 8000:8000 -v "$PWD/serve:/data:ro" -e TRIMTAB_API_KEY=... trimtab --config /data/serve.yaml
-FROM python:3.12-slim
+FROM python:3.11-slim
 ARG PIP_EXTRA_INDEX_URL=""
 ENV PIP_EXTRA_INDEX_URL=$PIP_EXTRA_INDEX_URL PYTHONUNBUFFERED=1
 WORKDIR /build

