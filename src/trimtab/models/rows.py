@@ -99,11 +99,12 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not ty
         super().__init__()
         self._pool = pool
         self._updated: Layout | None = None
+        self._buffers: tuple[Tensor, ...] = ()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make room for keys and values like these [B, H, Q, d], which may differ in d."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = self._zeros(key_states), self._zeros(value_states)
+        self._hold(self._zeros(key_states), self._zeros(value_states))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
@@ -114,7 +115,8 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not ty
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._updated = self._pool.layout
-        return self._store(self.keys, key_states), self._store(self.values, value_states)
+        keys, values = self._buffers
+        return self._store(keys, key_states), self._store(values, value_states)
 
     def get_seq_length(self) -> int:
         """How many columns the longest row of this pass fills: before `update`, without those of the pass."""
@@ -144,33 +146,36 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not ty
     def resize(self) -> None:
         """Follow the pool's size."""
         if self.is_initialized:
-            self.keys, self.values = (self._zeros(old, old) for old in (self.keys, self.values))
+            self._hold(self._zeros(self.keys, self.keys), self._zeros(self.values, self.values))
 
-    def buffers(self) -> list[Tensor]:
+    def buffers(self) -> tuple[Tensor, ...]:
         """Keys and values as they lie in memory [S, C, H, d]; none before the first pass."""
-        return [self.keys.transpose(1, 2), self.values.transpose(1, 2)] if self.is_initialized else []
+        return self._buffers
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        self._buffers = (keys, values)
+        self.keys, self.values = keys.transpose(1, 2), values.transpose(1, 2)
 
     def _zeros(self, like: Tensor, content: Tensor | None = None) -> Tensor:
         _, heads, _, width = like.shape
-        buffer = like.new_zeros(self._pool.num_slots, self._pool.num_columns, heads, width).transpose(1, 2)
+        buffer = like.new_zeros(self._pool.num_slots, self._pool.num_columns, heads, width)
         if content is not None:
-            buffer[: content.shape[0], :, : content.shape[2]] = content
+            buffer[: content.shape[0], : content.shape[2]] = content.transpose(1, 2)
         return buffer
 
-    def _store(self, memory: Tensor, new: Tensor) -> Tensor:
+    def _store(self, buffer: Tensor, new: Tensor) -> Tensor:
         layout, slots = self._pool.layout, self._pool.rows
         assert layout is not None, "update outside a forward pass"
-        buffer, new = memory.transpose(1, 2), new.transpose(1, 2)
-        columns = layout.columns.to(new.device)  # a model may be spread over devices
+        new = new.transpose(1, 2)
         if slots is not None:
-            slots = slots.to(new.device)
-            buffer[slots[:, None], columns] = new
+            slots = slots.to(new.device)  # a model may be spread over devices
+            buffer[slots[:, None], layout.columns.to(new.device)] = new
             return buffer[slots, : layout.horizon].transpose(1, 2)
         rows = buffer[layout.slots[0] : layout.slots[-1] + 1, : layout.horizon]
         if layout.uniform:
             rows[:, layout.horizon - new.shape[1] :].copy_(new)
         else:
-            rows[torch.arange(len(new), device=new.device)[:, None], columns] = new
+            rows[torch.arange(len(new), device=new.device)[:, None], layout.columns.to(new.device)] = new
         return rows.transpose(1, 2)
 
 
@@ -197,12 +202,15 @@ class RowCache(Cache):  # type: ignore[misc]
         pool.rows = None if together else torch.tensor(layout.slots, device=layout.columns.device)
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *rest: object, **named: object
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer: store new keys and values [B, H, Q, d], return all [B, H, T, d]."""
+        """Called by each attention layer: store new keys and values [B, H, Q, d], return all [B, H, T, d].
+
+        Layers appear as they are used. Nothing is offloaded, so what `Cache` does besides is left out.
+        """
         while len(self.layers) <= layer_idx:
             self.layers.append(RowLayer(self._pool))
-        stored: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *rest, **named)
+        stored: tuple[Tensor, Tensor] = self.layers[layer_idx].update(key_states, value_states)
         return stored
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
