@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LogitsProcessor
 
 from tests.tiny import tiny_module, tiny_tokenizer, write_lora
 from trimtab import ARM, Decoder, load_guide
@@ -93,3 +95,12 @@ def test_weights_are_checked(model: HFModel, guides: dict[str, Any]) -> None:
         GuidanceProcessor(model, guides, weights={"lara": 1.0})
     with pytest.raises(OptionError, match="finite"):
         GuidanceProcessor(model, guides, weights={"lora": float("inf")})
+
+
+def test_it_answers_what_transformers_asks_a_processor(model: HFModel, guides: dict[str, Any]) -> None:
+    """It cannot inherit from `LogitsProcessor` without importing transformers where trimtab is imported."""
+    processor = GuidanceProcessor(model, guides)
+    asked = {name for name in vars(LogitsProcessor) if not name.startswith("__")}
+    assert {name for name in asked if not hasattr(processor, name)} == set()
+    assert processor.supports_continuous_batching is False
+    assert list(inspect.signature(processor.__call__).parameters) == ["input_ids", "scores"]

@@ -30,6 +30,9 @@ class GuidanceProcessor:
     which ids of a padded batch are real; without it no padding is assumed.
     """
 
+    supports_continuous_batching = False
+    """What transformers asks of a processor: there rows come and go in one long sequence, and none is found again."""
+
     def __init__(
         self,
         model: LanguageModel,
