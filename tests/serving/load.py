@@ -19,7 +19,7 @@ from trimtab.prompts import encode_prompt
 WORDS = ("a ship", "turns", "the small flap", "🙂 🛥️", "帆を上げる", "naïve", "rudder;", "\n", "0.25", "{}", "…", "wind")
 SYSTEM = "You answer in few words, and you never say what you do not know. " * 2
 WAIT_S = 120.0
-_NUDGE = 1e-4
+_NUDGE = 1e-3
 REFUSED: tuple[bytes, ...] = (
     b"\x00\xff garbage",
     b"[" * 2000,
@@ -56,18 +56,18 @@ class Seen:
 def pool(decoder: Decoder, size: int, *, seed: int, max_new_tokens: int = 24) -> list[Asked]:
     """`size` different requests with their answers, each decoded alone.
 
-    Left out are those that are so near to a tie that a weight changed by 1e-4 turns them: another batch's rounding
-    might as well.
+    Left out are those that are so near to a tie that weights changed by 1e-3, up or down, turn them: another batch's
+    rounding might as well. (A shift's scores are differences of a nat or so, of numbers that are ten times as large.)
     """
     dice = random.Random(seed)
     found: list[Asked] = []
     while len(found) < size:
         body, prompt, params = _random_request(dice, max_new_tokens, list(decoder.guides))
-        plain, nudged = (
+        plain, up, down = (
             [_alone(decoder, prompt, params, number, nudge) for number in range(body["n"])]
-            for nudge in (0.0, dice.choice([-_NUDGE, _NUDGE]))
+            for nudge in (0.0, _NUDGE, -_NUDGE)
         )
-        if plain == nudged:
+        if plain == up == down:
             path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
             found.append(Asked(path, body, tuple(plain)))
     return found

@@ -114,7 +114,12 @@ def served(tiny_model: HFModel, root: Path) -> Iterator[tuple[subprocess.Popen[s
     byte_tokenizer().save_pretrained(root / "model")
     argv = ["--model", str(root / "model"), "--name", "tiny"]
     for seed, name in enumerate(GUIDES):
-        argv += ["--guide", f"{name}={write_lora(root / name, tiny_model.module, seed=seed)}"]
+        argv += [
+            "--guide",
+            f"{name}={write_lora(root / name, tiny_model.module, seed=seed)}",
+            "--form",
+            f"{name}=shift",
+        ]
     for name in ("max_rows", "max_queue", "default_new_tokens", "prefill_chunk", "max_prompt_tokens"):
         argv += [f"--{name.replace('_', '-')}", str(getattr(LIMITS, name))]
     with serving(*argv, OMP_NUM_THREADS="1") as (server, port):
