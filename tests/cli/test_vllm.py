@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a preference": (("--guide", "g=x", "--preference", "g=0.5,0.5"), "--preference cannot be used"),
     "a method": (("--method", "base"), "leave --method out"),
     "a penalty": (("--repetition-penalty", "1.2"), "another formula"),
-    "two filters": (("--top-p", "0.9", "--min-p", "0.1"), "top_p and min_p together"),
+    "two filters": (("--top-p", "0.9", "--min-p", "0.1"), "--top-p and --min-p together"),
     "no setting": (("--vllm", "max_model_len"), "give KEY=VALUE"),
 }
 
