@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from trimtab.errors import CheckpointError, OptionError, unknown_name
+from trimtab.errors import CheckpointError, OptionError, naming, unknown_name
 
 PRODUCT = "product"
 SHIFT = "shift"
@@ -89,18 +89,19 @@ def check_negative(
     least = min(temperature or 1.0, 1.0)
     if 1 + math.fsum(products.values()) >= least - _SLACK:
         return
-    raise OptionError(_refusal(negative, least, masked=plausibility is not None))
+    raise _refusal(negative, least, masked=plausibility is not None)
 
 
-def _refusal(negative: Mapping[str, float], least: float, *, masked: bool) -> str:
+def _refusal(negative: Mapping[str, float], least: float, *, masked: bool) -> OptionError:
     name, weight = min(negative.items(), key=lambda item: item[1])
-    ways = f"To steer away from it, use it in the form {SHIFT}, which takes its own base's share out"
+    ways = "To steer away from it, use it in the form shift ({form}), which takes its own base's share out"
     if masked:
-        ways += "; or give the request a plausibility above 0, which keeps to the base's likely tokens (as contrastive "
-        ways += "decoding does)"
-    return (
-        f"Guide {name} is a {PRODUCT} (base · guide^weight), and its weight is {weight:g}: a negative one cancels the "
-        "base that is inside the guide, so that noise is left. Accepted: weights of at least 0, or negative ones that "
-        "other products' positive weights make up for (1 + the sum of the products' weights at least "
-        f"{least:g}). {ways}."
+        ways += "; or give the request a plausibility above 0 ({plausibility}), which keeps to the base's likely "
+        ways += "tokens (as contrastive decoding does)"
+    return naming(
+        OptionError,
+        "Guide {0} is a product (base · guide^weight), and its weight is {1:g}: a negative one cancels the base that "
+        "is inside the guide, so that noise is left. Accepted: weights of at least 0, or negative ones that other "
+        f"products' positive weights make up for (1 + the sum of the products' weights at least {{2:g}}). {ways}.",
+        *(name, weight, least),
     )

@@ -78,9 +78,10 @@ def own_base(
             "({guide_base}).",
             *(directory, whose),
         )
-    model = _load(str(name), directory, whose, load)
+    told = guide_base is not None
+    model = _load(str(name), directory, whose, load, told=told, card_says=_named_base(directory, card))
     if steered is not None:
-        check_same_vocabulary(steered, model)
+        _check_same_vocabulary(steered, model, str(name), directory, told=told)
         log.info("the guide %s was trained on %s, which is loaded beside %s", directory, name, whose)
     return model
 
@@ -130,13 +131,38 @@ def _check_vocabulary(directory: Path, card: Mapping[str, Any], steered: Languag
     )
 
 
-def _load(name: str, directory: Path, whose: str, load: Callable[[str], M]) -> M:
+def _load(name: str, directory: Path, whose: str, load: Callable[[str], M], *, told: bool, card_says: str | None) -> M:
     try:
         return load(name)
     except (CheckpointError, MissingExtraError) as error:
+        if told:
+            card = f"its card says {card_says}" if card_says else "its card names none"
+            raise naming(
+                BaseMismatchError,
+                "{guide_base} {0} is not a model that can be loaded as the base of the guide {1}: {2} Name the model "
+                "that the guide was trained on ({3}), or leave {guide_base} out.",
+                *(name, directory, error, card),
+            ) from error
         raise naming(
             BaseMismatchError,
             "The guide {0} runs on {1}, the model that it was trained on, and not on {2}; but that cannot be loaded: "
             "{3} Say where it is ({guide_base}).",
             *(directory, name, whose, error),
+        ) from error
+
+
+def _check_same_vocabulary(
+    steered: LanguageModel, model: Vocabulary, name: str, directory: Path, *, told: bool
+) -> None:
+    """Raise VocabularyMismatchError; where the base was named by the caller, what is wrong is that name."""
+    try:
+        check_same_vocabulary(steered, model)
+    except VocabularyMismatchError as error:
+        if not told:
+            raise
+        raise naming(
+            VocabularyMismatchError,
+            "{guide_base} {0} has another vocabulary than {1}, so no guide of it steers that model. Name the model "
+            "that the guide {2} was trained on, or leave {guide_base} out.",
+            *(name, getattr(steered, "name", "the steered model"), directory),
         ) from error

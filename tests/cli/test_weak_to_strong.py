@@ -62,8 +62,8 @@ def test_a_base_that_cannot_be_had_is_refused_with_the_flag(run: Run, tiny: Tiny
     argv = ("generate", "--model", large, "--guide", f"g={tiny.lora}", "--prompt", "Hi")
     outcome = run(*argv, "--guide-base", f"g={tmp_path / 'nothing'}")
     assert outcome.code == 2
-    assert "cannot be loaded" in outcome.err
-    assert "Say where it is (--guide-base)." in outcome.err
+    assert f"--guide-base {tmp_path / 'nothing'} is not a model that can be loaded" in outcome.err
+    assert f"(its card says {tiny.model}), or leave --guide-base out" in outcome.err
     assert "Unknown guide 'h'" in run(*argv, "--guide-base", f"h={tiny.model}").err
     assert "Did you mean 'shift'?" in run(*argv, "--form", "g=shfit").err
 
@@ -92,7 +92,8 @@ def test_methods_weigh_it_in_their_own_form(
     outcome = run(*argv, "--prompt", "Hi", "--seed", "3", "--max-new-tokens", "6")
     assert outcome.out.rstrip("\n") == expected(large, tiny, form, weight).rstrip("\n"), outcome.err
     assert run(*argv, "--prompt", "Hi", "--max-new-tokens", "1", "--guide-base", f"g={tiny.model}").code == 0
-    assert "takes no option 'form'" in run(*argv, "--prompt", "Hi", "--form", "g=product").err
+    err = run(*argv, "--prompt", "Hi", "--form", "g=product").err
+    assert f"--form does not go with --method {method}: genarm weighs guides as products" in err
 
 
 def test_compare_and_pack(run: Run, tiny: Tiny, large: str, tmp_path: Path) -> None:
@@ -149,3 +150,51 @@ def test_a_server_of_a_configuration_says_its_forms_and_refuses_what_means_nothi
     assert "The model name 'away' cannot be served. Guide p is a product" in outcome.err
     path.write_text(yaml.safe_dump({**config, "guides": {"s": {**entry, "form": "shifted"}}, "presets": {}}))
     assert "guides.s.form is 'shifted'; give product or shift" in run("serve", "--config", str(path)).err
+
+
+def test_a_strength_that_means_nothing_is_refused_before_anything_is_loaded(
+    run: Run, tiny: Tiny, tmp_path: Path
+) -> None:
+    argv = ("generate", "--model", tiny.model, "--prompt", "Hi", "--method")
+    outcome = run(*argv, "genarm", "--guide", f"g={tiny.lora}:-1")
+    assert outcome.code == 2
+    assert "weigh the guide as a shift: the method policy" in outcome.err
+    assert "loading" not in outcome.err
+    assert (
+        run(*argv, "genarm", "--guide", f"g={tiny.lora}:-1", "--plausibility", "0.1", "--max-new-tokens", "1").code == 0
+    )
+    assert "give at least 0" in run(*argv, "sharpened", "--strength", "-0.5").err
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Question?"}\n')
+    recipe = {
+        "model": tiny.model,
+        "prompts": {"test": {"path": "prompts.jsonl"}},
+        "rewards": {"sentiment": {"scorer": "sentiment"}},
+        "methods": [{"method": "base"}, {"method": "genarm", "guides": {"g": tiny.lora}, "strengths": [1, -1]}],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    outcome = run("compare", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"))
+    assert "methods[1].strengths: a strength of genarm is -1" in outcome.err
+    assert "loading" not in outcome.err
+
+
+def test_a_base_of_another_vocabulary_is_the_flags_fault(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    import transformers
+
+    from tests.tiny import byte_llama, byte_tokenizer
+
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["another"])
+    other = tmp_path / "other"
+    byte_llama(tokenizer, max_length=96).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    assert isinstance(tokenizer, transformers.PreTrainedTokenizerBase)
+    argv = ("generate", "--model", tiny.model, "--guide", f"g={tiny.lora}", "--prompt", "Hi")
+    assert f"--guide-base {other} has another vocabulary" in run(*argv, "--guide-base", f"g={other}").err
+
+
+def test_a_list_may_begin_with_a_negative_number(run: Run, tiny: Tiny) -> None:
+    argv = ("bench", "decode", "--model", tiny.model, "--guide", f"g={tiny.lora}", "--form", "g=shift", "--batch", "1")
+    outcome = run(*argv, "--weights", "-1,0.5", "--num-new-tokens", "2", "--num-repeats", "1", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [row["weight"] for row in json.loads(outcome.out)["rows"]] == [None, -1.0, 0.5]
+    assert "Unknown option '--weigths'" in run(*argv, "--weigths", "-1,0.5").err

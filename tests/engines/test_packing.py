@@ -195,10 +195,10 @@ def test_a_guide_with_another_template_may_read_the_base_s_prompt(house: Path, t
 
 
 ASKED: dict[str, tuple[str, dict[str, Any], type[TrimtabError], str]] = {
-    "a base of another vocabulary": ("bare", {"bases": {"it": "words"}}, VocabularyMismatchError, "differs"),
+    "a base of another vocabulary": ("bare", {"bases": {"it": "words"}}, VocabularyMismatchError, "has another"),
     "a base with another chat template": ("bare", {"bases": {"it": "spoken"}}, CompatibilityError, "--base-prompts"),
     "a base that the adapter is not of": ("bare", {"bases": {"it": "base"}}, BaseMismatchError, "expects"),
-    "a base that is not there": ("near", {"bases": {"it": "nowhere"}}, BaseMismatchError, "cannot be loaded"),
+    "a base that is not there": ("near", {"bases": {"it": "nowhere"}}, BaseMismatchError, "is not a model"),
     "a base for a whole product": ("other", {"bases": {"it": "small"}}, OptionError, "runs on no base of its own"),
     "a base for an agent": ("agent", {"bases": {"it": "small"}}, OptionError, "leave --guide-base out"),
     "a form for an agent": ("agent", {"forms": {"it": "shift"}}, OptionError, "leave --form out"),

@@ -61,16 +61,22 @@ def method_choice(args: argparse.Namespace) -> MethodChoice | None:
         if args.method_options or args.strength:
             raise OptionError("--option and --strength belong to a method; give --method NAME with them.")
         return None
-    from trimtab.policies.methods import METHODS, check_method
+    from trimtab.policies.methods import METHODS, check_method, check_weights
 
     method = METHODS.get(args.method)
+    for flag, option in (("--form", "form"), ("--guide-base", "guide_base")):
+        if getattr(args, f"{option}s") and method is not None and option not in method.options:
+            why = "genarm weighs guides as products, policy as shifts" if option == "form" else "it runs no guide"
+            raise OptionError(f"{flag} does not go with --method {args.method}: {why}. Leave it out.")
     if method is not None and method.reads is None and args.guides:
         raise OptionError(f"{args.method} reads no guide; leave --guide out.")
     chosen = {} if method is None or method.reads is None else _read(args, method.reads)
     chosen |= _about_guides(args)
     found = {**chosen, **dict(args.method_options)}
     strength = _strength(args)
-    problems = check_method(args.method, found, [] if strength is None else [strength])
+    strengths = [] if strength is None else [strength]
+    how = {"temperature": args.temperature, "plausibility": args.plausibility}
+    problems = check_method(args.method, found, strengths) or check_weights(args.method, found, strengths, **how)
     if strength is None and method is not None:
         if method.default_strengths != (0.0,):
             problems.append(f"{args.method} needs a strength ({method.dial}): --guide NAME=PATH:X, or --strength X.")

@@ -74,6 +74,8 @@ def _make(args: argparse.Namespace, out: Path) -> None:
     recipe = read_recipe(Path(args.recipe), _known_methods(), check_method)
     if problems := path_problems(recipe):
         raise OptionError(f"{args.recipe} names what is not there:\n" + "\n".join(problems))
+    if problems := _weight_problems(recipe):
+        raise OptionError(f"{args.recipe}:\n" + "\n".join(problems))
     if problems := role_problems(recipe):
         raise OptionError(f"{args.recipe} says of a reward what is not so:\n" + "\n".join(problems))
     if args.engine == "vllm":
@@ -89,6 +91,24 @@ def _make(args: argparse.Namespace, out: Path) -> None:
     chat = use_template(recipe.template, base.tokenizer)
     ready = {split: [as_chat(item) if chat else item for item in items] for split, items in prompts.items()}
     _answer_all(args, out, recipe, base, ready, scorers)
+
+
+def _weight_problems(recipe: Recipe) -> list[str]:
+    """Strengths that no request of the recipe could run at, with their places."""
+    from trimtab.policies.methods import check_weights
+
+    params = recipe.params
+    return [
+        f"methods[{index}].strengths: {problem}"
+        for index, spec in enumerate(recipe.methods)
+        for problem in check_weights(
+            spec.method,
+            recipe.options_of(spec),
+            spec.strengths,
+            temperature=params.temperature,
+            plausibility=params.plausibility,
+        )
+    ]
 
 
 def _answer_all(

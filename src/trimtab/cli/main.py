@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -48,6 +49,9 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+_NEGATIVE_LIST = re.compile(r"-[\d.][^,\s]*(,[^,\s]+)+")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that reports what it does not accept as an OptionError, with the nearest name that it would."""
 
@@ -59,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
         Abbreviations are not known: one that works today is ambiguous tomorrow.
         """
-        given = sys.argv[1:] if args is None else list(args)
+        given = _joined(sys.argv[1:] if args is None else list(args))
         for argument in given:
             if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
                 break  # what follows is no option, or a subcommand's own
@@ -73,6 +77,20 @@ class Parser(argparse.ArgumentParser):
         if not hasattr(namespace, "flags"):  # the innermost command's
             namespace.flags = flags_of(self)
         return namespace, extras
+
+
+def _joined(given: Sequence[str]) -> list[str]:
+    """Arguments in which a list that begins with a negative number (`--weights -1,0`) belongs to its option.
+
+    argparse knows lone negative numbers and takes such a list for an option.
+    """
+    found: list[str] = []
+    for argument in given:
+        if _NEGATIVE_LIST.fullmatch(argument) and found and found[-1].startswith("--") and "=" not in found[-1]:
+            found[-1] = f"{found[-1]}={argument}"
+        else:
+            found.append(argument)
+    return found
 
 
 def build_parser() -> argparse.ArgumentParser:

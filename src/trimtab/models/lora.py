@@ -90,7 +90,7 @@ class LoRA:
     def check(self, base: AdaptableModel) -> None:
         """Raise BaseMismatchError or VocabularyMismatchError for a model that this adapter was not trained on."""
         own, theirs = self.base, base.describe()
-        where = "An adapter runs on the model that it was trained on: give that one as the guide's own base."
+        where = "An adapter runs on the model that it was trained on: name that one as the guide's base (guide_base)."
         different = difference(own, theirs)
         if different is not None and different != OTHER_WEIGHTS:
             raise BaseMismatchError(

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.forms import FORMS
+from trimtab.errors import OptionError
+from trimtab.forms import FORMS, PRODUCT, SHIFT, check_negative
 from trimtab.models.hf import HFModel
 from trimtab.policies import build
 from trimtab.policies.policy import Policy, Strength
@@ -118,6 +119,7 @@ METHODS: Mapping[str, Method] = {
             (0.25, 0.5, 1.0, 2.0),
             {},
             build.sharpened,
+            low=0,
         ),
         Method(
             "genarm",
@@ -289,6 +291,39 @@ def check_method(name: str, options: Mapping[str, Any], strengths: Sequence[Stre
         elif not (options[key] is None and option.default is None) and not option.accepts(options[key]):
             problems.append(f"{key} of {name} is {options[key]!r}; give {option.accepted}.")
     return [*problems, *(problem for strength in strengths if (problem := _strength_problem(method, strength)))]
+
+
+def check_weights(
+    name: str,
+    options: Mapping[str, Any],
+    strengths: Sequence[Strength],
+    *,
+    temperature: float | None,
+    plausibility: float,
+) -> list[str]:
+    """Every strength of `genarm` that means nothing, a sentence each (`forms.check_negative`).
+
+    `options` and `strengths` have passed `check_method`; the other two are the requests'. Nothing is loaded.
+    """
+    if name != "genarm":
+        return []
+    guides = options["guides"]
+    problems = []
+    for strength in strengths:
+        values = strength if isinstance(strength, (tuple, list)) else (strength,)
+        if min(values) >= 0 or len(values) != len(guides):
+            continue
+        weights = dict(zip(guides, map(float, values), strict=True))
+        forms = {guide: SHIFT if build.is_policy(path) else PRODUCT for guide, path in guides.items()}
+        try:
+            check_negative(weights, forms, temperature=temperature, plausibility=plausibility)
+        except OptionError:
+            problems.append(
+                f"a strength of genarm is {strength}: its guides are the paper's products, and a negative weight "
+                "cancels the base that is inside a guide, so that noise is left. Give at least 0, or weigh the guide "
+                "as a shift: the method policy, whose path is the guide."
+            )
+    return problems
 
 
 def build_policy(model: HFModel, name: str, options: Mapping[str, Any]) -> Policy:
