@@ -139,6 +139,7 @@ def test_the_page_starts_with_the_servers_own_weights(visit: Visit, start: Start
         page.goto(f"{own.url}/#w.up=0.25")  # a link says all
         expect(page.get_by_label("up", exact=True)).to_have_value("0.25")
         expect(page.get_by_label("down", exact=True)).to_have_value("0")
+        page.close()  # before its server ends: what it still asks for would be refused
 
 
 def test_a_threshold_starts_at_a_half(visit: Visit) -> None:
