@@ -65,7 +65,7 @@ def main() -> int:
             answers = list(decoder.generate(prompts, **options))
         texts = [answer.text for answer in answers]
         scores[name] = {reward: score(prompts, texts) for reward, score in rewards.items()}
-        row = _row(answers, _kls(answers, arm), scores[name], scores["base, greedy"], list(rewards)[: len(args.reward)])
+        row = _row(answers, scores[name], scores["base, greedy"], list(rewards)[: len(args.reward)])
         tokens = sum(len(answer.token_ids) for answer in answers)
         row["columns_per_token"] = round(passes.num_columns / tokens, 2)
         row["seconds"] = round(time.monotonic() - started, 1)
@@ -162,14 +162,13 @@ def _split(text: str) -> tuple[str, str, str]:
 
 def _row(
     answers: Sequence[Answer],
-    kls: list[float] | None,
     scores: dict[str, list[float]],
     base: dict[str, list[float]],
     objectives: Sequence[str],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "rewards": {name: _figures(mean_interval(values)) for name, values in scores.items()},
-        "kl": None if kls is None else _figures(mean_interval(kls)),
+        "kl": _figures(mean_interval([answer.kl or 0.0 for answer in answers])),
         "mean_length": round(sum(len(answer.token_ids) for answer in answers) / len(answers), 1),
         "repetition": round(sum(map(_repetition, answers)) / len(answers), 3),
     }
@@ -192,15 +191,6 @@ def _row(
             "calls_per_token": round(seen.num_examined / seen.num_tokens, 2),
         }
     return row
-
-
-def _kls(answers: Sequence[Answer], arm: Arm) -> list[float] | None:
-    """KL to the base at temperature 1 for each answer; None where filters change the policy that the trace shows."""
-    if not arm.guides and arm.options["temperature"] == 0.0:
-        return [-sum(step.chosen.base_logprob for step in answer.trace or ()) for answer in answers]
-    if arm.options["temperature"] != 1.0:
-        return None
-    return [answer.kl or 0.0 for answer in answers]
 
 
 def _repetition(answer: Answer) -> float:

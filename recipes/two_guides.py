@@ -93,8 +93,7 @@ def main() -> int:
             )
         )
         row: dict[str, Any] = {"weights": weights, "temperature": temperature}
-        if temperature == 1:  # the trace's KL takes both policies at the request's temperature
-            row["kl"] = mean_interval([answer.kl or 0.0 for answer in answers]).value
+        row["kl"] = mean_interval([answer.kl or 0.0 for answer in answers]).value
         for name, judge in judges.items():
             rewards = judge.reward([answer.text for answer in answers])
             gain = difference_interval(rewards, reference.setdefault(name, rewards))

@@ -55,8 +55,12 @@ class TokenTrace:
     chosen: Alternative
     alternatives: tuple[Alternative, ...]
     kl: float
-    """KL(policy ‖ base) in nats at this step, over the whole vocabulary, at the request's temperature (1 if it is 0).
-    Of a guide that selects one token for sure it is −log π_base of that token."""
+    """KL(policy ‖ base) in nats at this step, over the whole vocabulary: from what the token was drawn from (guides,
+    penalties, temperature and filters included) to the frozen base at temperature 1. Where the policy is sure of its
+    token (temperature 0, a rule that accepts or rejects) it is −log π_base of that token."""
+    sampled_logprob: float | None = None
+    """Log-probability of the chosen token under the policy that it was drawn from; −inf for a forced token that could
+    not have been drawn."""
     choice: Choice | None = None
     """Where a guide that selects ran."""
 
@@ -95,8 +99,15 @@ class Answer:
 
     @property
     def kl(self) -> float | None:
-        """KL(guided ‖ base) of the response in nats: the sum over its steps; None without a trace."""
+        """KL(policy ‖ base) of the response in nats: the sum over its steps, each to the frozen base at temperature 1,
+        whatever the temperature and filters of the request; None without a trace."""
         return None if self.trace is None else sum(step.kl for step in self.trace)
+
+    @property
+    def sampled_logprob(self) -> float | None:
+        """Log-probability of the response under the policy that it was drawn from, in nats; None without a trace."""
+        steps = [step.sampled_logprob for step in self.trace or ()]
+        return None if self.trace is None or None in steps else sum(step for step in steps if step is not None)
 
     @property
     def base_logprob(self) -> float | None:

@@ -27,7 +27,7 @@ from trimtab.lanes import Lane, Rows, SelectingLane
 from trimtab.prompts import encode_prompt
 from trimtab.requests import Columns, Request, check_forced, room_for
 from trimtab.rules import NEVER, Tilt, bad_rows, mix
-from trimtab.sampling import apply_temperature, draw, penalise_repetition, plausible, sample
+from trimtab.sampling import apply_temperature, draw, penalise_repetition, plausible, sample, sampled_policy
 from trimtab.tracing import StepTensors, traces
 
 
@@ -119,7 +119,7 @@ class Decoder(GenerationEngine):
         tensors, policy, drawn, failures = self._policy(uniforms, filling)
         forced = {row: token for row, request in ready.items() if (token := request.forced()) is not None}
         token_ids = self._sample(policy, uniforms, {**drawn, **forced})
-        notes = self._trace(tensors, token_ids, {*failures, *filling})
+        notes = self._trace(tensors, policy, token_ids, {*failures, *filling})
         steps = [
             request.fail(failures[row]) if row in failures else request.push(token_ids[row], notes.get(row))
             for row, request in ready.items()
@@ -314,7 +314,9 @@ class Decoder(GenerationEngine):
         tokens = {**drawn, **dict(zip(left, chosen.tolist(), strict=True))}
         return [tokens[row] for row in range(len(self._running))]
 
-    def _trace(self, tensors: StepTensors, token_ids: Sequence[int], without: Collection[int]) -> dict[int, TokenTrace]:
+    def _trace(
+        self, tensors: StepTensors, policy: Tensor, token_ids: Sequence[int], without: Collection[int]
+    ) -> dict[int, TokenTrace]:
         rows = [row for row, request in enumerate(self._running) if request.params.trace and row not in without]
         if not rows:
             return {}
@@ -323,10 +325,24 @@ class Decoder(GenerationEngine):
             tensors,
             [token_ids[row] for row in rows],
             rows,
-            [how.temperature or 0.0 for how in params],
+            self._sampled(tensors, policy, rows),
             [how.num_alternatives for how in params],
         )
         return dict(zip(rows, notes, strict=True))
+
+    def _sampled(self, tensors: StepTensors, policy: Tensor, rows: Sequence[int]) -> Tensor:
+        """[R, V]: what the tokens of some rows are drawn from. Where a guide selected, filters chose its candidates."""
+        columns = self._columns
+        assert columns is not None
+        at = torch.tensor(rows, device=policy.device)
+        selected = torch.tensor([row in tensors.choices for row in rows], device=policy.device)
+        return sampled_policy(
+            torch.where(selected[:, None], tensors.mixed[at], policy[at]),
+            temperature=columns.temperature[at],
+            top_k=columns.top_k[at].masked_fill(selected, 0),
+            top_p=columns.top_p[at].masked_fill(selected, 1.0),
+            min_p=columns.min_p[at].masked_fill(selected, 0.0),
+        )
 
     def _advance(self, tokens: Mapping[int, int]) -> None:
         self._keep([request for request in self._running if request.finish_reason is None])

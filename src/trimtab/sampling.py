@@ -23,6 +23,9 @@ from trimtab.rules import NEVER
 WINDOWS = (256, 4096)
 """How many of the best tokens top-p looks at before it sorts the vocabulary, which costs as much as a small model."""
 
+_ROUNDING = 1e-6
+"""What rounding leaves of ln 1 in a normalised row of float32."""
+
 
 def plausible(base_logprobs: Tensor, alpha: Tensor) -> Tensor:
     """[B, K] bool, True = keep: tokens with at least `alpha` [B] of the best token's probability; alpha 0 keeps all.
@@ -118,8 +121,22 @@ def sample(
     """The whole chain on a policy [B, K]: one position for each row, [B] int64. Parameters are [B]."""
     if bool((temperature == 0).all()):
         return policy.argmax(dim=-1)
-    cooled = apply_temperature(policy, temperature)
-    return draw(keep_min_p(keep_top_p(keep_top_k(cooled, top_k), top_p), min_p), uniforms)
+    return draw(_kept(policy, temperature, top_k, top_p, min_p), uniforms)
+
+
+def sampled_policy(policy: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """What `sample` draws from: [B, K] log-probabilities, normalised. At temperature 0 the best token is certain.
+
+    A row that is normalised already and that nothing changes stays as it is, bit for bit.
+    """
+    kept = _kept(policy, temperature, top_k, top_p, min_p)
+    mass = kept.logsumexp(dim=-1, keepdim=True)
+    return torch.where(mass.abs() < _ROUNDING, kept, kept - mass)
+
+
+def _kept(policy: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """[B, K]: the policy at its temperature, what the filters drop at −inf."""
+    return keep_min_p(keep_top_p(keep_top_k(apply_temperature(policy, temperature), top_k), top_p), min_p)
 
 
 def _fraction_of_best(logprobs: Tensor, fraction: Tensor) -> Tensor:

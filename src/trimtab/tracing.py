@@ -15,7 +15,6 @@ from torch import Tensor
 
 from trimtab.answers import Alternative, Choice, TokenTrace, Trial
 from trimtab.rules import NEVER
-from trimtab.sampling import apply_temperature
 from trimtab.selecting import Walk
 
 SHARE = (
@@ -72,9 +71,12 @@ class StepTensors:
     """Row -> the guide that selected there, its walk, and the row's place in it."""
 
 
-def kl_divergence(policy: Tensor, base: Tensor, temperature: Tensor) -> Tensor:
-    """KL(policy ‖ base) in nats for each row of [B, V] tables, both taken at `temperature` [B] (> 0): [B]."""
-    policy, base = apply_temperature(policy, temperature), apply_temperature(base, temperature)
+def kl_divergence(policy: Tensor, base: Tensor) -> Tensor:
+    """KL(policy ‖ base) in nats for each row of [B, V] tables of normalised log-probabilities: [B].
+
+    `policy` is what a token is drawn from, after temperature, penalties and filters (`sampling.sampled_policy`); `base`
+    the frozen model at temperature 1. A policy that is sure of its token has −log π_base of it.
+    """
     gap = torch.where(torch.isneginf(policy), 0.0, policy - base)
     return (policy.exp() * gap).sum(dim=-1).clamp(min=0.0)
 
@@ -89,10 +91,13 @@ def traces(
     step: StepTensors,
     token_ids: Sequence[int],
     rows: Sequence[int],
-    temperatures: Sequence[float],
+    sampled: Tensor,
     rivals: Sequence[int],
 ) -> list[TokenTrace]:
-    """The trace of some rows, aligned with their tokens, temperatures and numbers of alternatives (`rivals`)."""
+    """The trace of some rows R, aligned with their tokens and numbers of alternatives (`rivals`).
+
+    `sampled` is [R, V]: the normalised policies that the tokens were drawn from.
+    """
     at = torch.tensor(rows, device=step.base.device)
     picked = StepTensors(
         step.base[at],
@@ -101,14 +106,15 @@ def traces(
         {name: mask[at] for name, mask in step.ran.items()},
     )
     chosen = torch.tensor(token_ids, device=at.device)
-    heat = torch.tensor([value or 1.0 for value in temperatures], dtype=torch.float64, device=at.device)
-    kls = kl_divergence(picked.mixed, picked.base, heat).tolist()
+    kls = kl_divergence(sampled, picked.base).tolist()
+    drawn = sampled.gather(1, chosen[:, None]).squeeze(1).tolist()
     ranks = rank_of(picked.base, chosen).tolist(), rank_of(picked.mixed, chosen).tolist()
     return [
         TokenTrace(
             _alternative(picked, row, token_ids[row], ranks[0][row], ranks[1][row]),
             _rivals(picked, row, rivals[row]),
             kls[row],
+            drawn[row],
             _choice(*step.choices[rows[row]], token_ids[row]) if rows[row] in step.choices else None,
         )
         for row in range(len(rows))

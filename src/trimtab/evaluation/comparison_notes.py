@@ -12,7 +12,9 @@ from trimtab.evaluation.text_metrics import COHERENCE
 from trimtab.statistics import NUM_RESAMPLES
 
 _KL = {
-    "exact": "exact: summed at each step over the whole vocabulary and over an answer's steps",
+    "exact": "exact, from what is drawn from (temperature, penalties and filters included) to the base at temperature 1: "
+    "summed over the whole vocabulary and an answer's steps; −log π of the base where a token is taken for sure "
+    "(temperature 0, rules that accept or reject)",
     "bound": "an upper bound",
     "unknown": "unknown, so not drawn",
 }

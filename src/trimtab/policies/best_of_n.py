@@ -1,8 +1,11 @@
 """Best-of-N: N answers of the base, the one with the highest reward.
 
 Stiennon et al. (arXiv 2009.01325). The strength is N. KL(policy ‖ base) is at most ln N − (N − 1)/N nats (Beirami et
-al., arXiv 2401.01879, theorem 1): a bound, reached where no two answers are alike. The first draft has the request's
-own seed, so N = 1 is the base's own answer. It knows the reward of whole answers only, and pays for N of them.
+al., arXiv 2401.01879, theorem 1): a bound, reached where no two answers are alike. That is to the policy which the
+drafts are drawn from; where a temperature, a filter or a penalty makes it another than the base, log π_drafts(y) −
+log π_base(y) of the chosen answer y is added, whose mean over answers is the rest of the way. The first draft has the
+request's own seed, so N = 1 is the base's own answer. It knows the reward of whole answers only, and pays for N of
+them.
 """
 
 from __future__ import annotations
@@ -43,4 +46,6 @@ class BestOfN:
 
     def kl(self, answer: Answer, strength: Strength) -> float | None:
         count = number(strength, what="give the number of drafts", low=1, whole=True)
-        return math.log(count) - (count - 1) / count
+        if answer.sampled_logprob is None or answer.base_logprob is None:
+            return None
+        return math.log(count) - (count - 1) / count + answer.sampled_logprob - answer.base_logprob

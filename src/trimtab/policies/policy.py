@@ -39,14 +39,11 @@ class Policy(Protocol):
         """
 
     def kl(self, answer: Answer, strength: Strength) -> float | None:
-        """KL(policy ‖ base) of the response in nats; None where it is not known."""
+        """KL(policy ‖ base) of the response in nats, the base at temperature 1; None where it is not known."""
 
 
 class Guided:
-    """An engine with guides. `weights_of` turns a strength into weights; `ask` says what a request of this kind is.
-
-    Greedy decoding and rules that take one token for sure have probability 1 on it, so their KL is −log π_base.
-    """
+    """An engine with guides. `weights_of` turns a strength into weights; `ask` says what a request of this kind is."""
 
     kl_kind = EXACT
 
@@ -77,8 +74,6 @@ class Guided:
             yield answer
 
     def kl(self, answer: Answer, strength: Strength) -> float | None:
-        if answer.temperature == 0 and answer.base_logprob is not None:
-            return -answer.base_logprob
         return answer.kl
 
 

@@ -58,7 +58,7 @@ class Rewriting:
             yield replace(final, prompt=draft.prompt, prompt_ids=draft.prompt_ids, seed=draft.seed)
 
     def kl(self, answer: Answer, strength: Strength) -> float | None:
-        return 0.0 if strength == 0 else None
+        return answer.kl if strength == 0 else None
 
     def _request(self, draft: Answer) -> Prompt:
         text = self._template.replace("{answer}", draft.text).replace("{question}", _question(draft.prompt))

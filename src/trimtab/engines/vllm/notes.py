@@ -18,10 +18,11 @@ from trimtab.core import Candidates
 from trimtab.engines.vllm.layout import Reading
 from trimtab.guides.arm import fit_width
 from trimtab.rules import NEVER, Tilt, mix
+from trimtab.sampling import sampled_policy
 from trimtab.tracing import StepTensors, traces
 
-Asked: TypeAlias = tuple[str, int, float, int]
-"""vLLM's request id, the token it got, its temperature, the number of alternatives."""
+Asked: TypeAlias = tuple[str, int, tuple[float, int, float, float], int]
+"""vLLM's request id, the token it got, its temperature, top-k, top-p and min-p, the number of alternatives."""
 
 
 @dataclass(slots=True)
@@ -59,8 +60,10 @@ class StepTables:
         rows = torch.tensor([places[request_id] for request_id, *_ in asked], device=base.device)
         own = [_normalised(table[rows], base.shape[1], nameless) for table in others]
         step = self._tensors([torch.log_softmax(base[rows], dim=-1), *own], weights[rows])
-        _, tokens, temperatures, rivals = zip(*asked, strict=True)
-        return traces(step, tokens, range(len(asked)), temperatures, rivals)
+        _, tokens, filters, rivals = zip(*asked, strict=True)
+        heat, top_k, top_p, min_p = (torch.tensor(column, device=base.device) for column in zip(*filters, strict=True))
+        sampled = sampled_policy(step.mixed, temperature=heat.double(), top_k=top_k, top_p=top_p.double(), min_p=min_p)
+        return traces(step, tokens, range(len(asked)), sampled, rivals)
 
     def _tensors(self, tables: Sequence[Tensor], weights: Tensor) -> StepTensors:
         """The rows as the built-in engine's step has them: everything normalised, float32, at temperature 1."""
