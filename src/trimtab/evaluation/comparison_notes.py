@@ -12,8 +12,8 @@ from trimtab.evaluation.text_metrics import COHERENCE
 from trimtab.statistics import NUM_RESAMPLES
 
 _KL = {
-    "exact": "exact, from what is drawn from (temperature, penalties and filters included) to the base at temperature 1: "
-    "summed over the whole vocabulary and an answer's steps; −log π of the base where a token is taken for sure "
+    "exact": "exact, from what is drawn from (temperature, penalties and filters included) to the base at temperature "
+    "1: summed over the whole vocabulary and an answer's steps; −log π of the base where a token is taken for sure "
     "(temperature 0, rules that accept or reject)",
     "bound": "an upper bound",
     "unknown": "unknown, so not drawn",

@@ -75,8 +75,8 @@ class Sweep:
             "Decoding": f"temperature {self.temperature:g}, no filters, at most {self.max_new_tokens} new tokens; "
             f"prompt i draws from seed {self.seed} + i at every strength",
             "Reward": self.scorer.description,
-            "KL": "KL(policy ‖ base at temperature 1), exact: summed at each step over the whole vocabulary and over an "
-            "answer's steps",
+            "KL": "KL(policy ‖ base at temperature 1), exact: summed at each step over the whole vocabulary and over "
+            "an answer's steps",
             "Intervals": f"95 %, bootstrap over prompts (BCa, {NUM_RESAMPLES:,} resamples)",
         }
 
