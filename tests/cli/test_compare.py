@@ -59,7 +59,16 @@ def test_a_run_its_report_and_its_continuation(run: Run, recipe: Path, tmp_path:
     outcome = run("compare", str(recipe), "--out", str(out), "--json")
     assert outcome.code == 0, outcome.err
     summary = json.loads(outcome.out)
-    assert list(summary) == ["findings", "num_answers", "num_missing", "methods", "costs", "fronts", "report"]
+    assert list(summary) == [
+        "findings",
+        "num_answers",
+        "num_missing",
+        "methods",
+        "costs",
+        "fronts",
+        "front_differences",
+        "report",
+    ]
     # 21 prompts, 2 seeds, one base and two strengths; best-of-n on 10 + 10 prompts.
     assert (summary["num_answers"], summary["num_missing"]) == (3 * 42 + 40, 0)
     assert [one["method"] for one in summary["methods"]] == ["base", "arm", "best-of-n"]

@@ -27,7 +27,7 @@ from trimtab.core import Prompt
 from trimtab.errors import DataError, OptionError, OutputExistsError, TrimtabError
 from trimtab.evaluation.fingerprints import differences, fingerprint
 from trimtab.evaluation.json_lines import append, open_to_append, write_whole
-from trimtab.evaluation.recipe import SPLITS, MethodSpec, Recipe
+from trimtab.evaluation.recipe import REDRAWN, SPLITS, MethodSpec, Recipe
 from trimtab.evaluation.records import Cost, Key, Row, read_answers
 from trimtab.evaluation.throughput import peak_memory_mb, reset_peak_memory
 from trimtab.policies.policy import Policy, Strength
@@ -78,15 +78,19 @@ def draw_seed(seed: int, prompt_index: int) -> int:
 
 def keys_of(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]]) -> list[Key]:
     """Every answer of a run, in the order in which they are made."""
-    return [
-        Key(spec.name, strength, seed, split, index)
-        for spec in recipe.methods
-        for strength in spec.strengths
-        for split in SPLITS
-        if split in prompts
-        for seed in recipe.seeds
-        for index in range(min(len(prompts[split]), spec.max_prompts or len(prompts[split])))
-    ]
+    return [key for spec in recipe.methods for key in _keys(recipe, spec, prompts)]
+
+
+def _keys(recipe: Recipe, spec: MethodSpec, prompts: Mapping[str, Sequence[Prompt]]) -> Iterator[Key]:
+    seeds = {split: list(recipe.seeds) for split in SPLITS if split in prompts}
+    if spec == recipe.baseline:
+        seeds[REDRAWN] = [seed for point in recipe.redraws for seed in point]
+    sizes = {split: len(prompts["test" if split == REDRAWN else split]) for split in seeds}
+    for strength in spec.strengths:
+        for split, drawn in seeds.items():
+            for seed in drawn:
+                for index in range(min(sizes[split], spec.max_prompts or sizes[split])):
+                    yield Key(spec.name, strength, seed, split, index)
 
 
 def open_run(
@@ -186,7 +190,7 @@ class _Maker:
         device: torch.device,
     ) -> None:
         self._recipe = recipe
-        self._prompts = prompts
+        self._prompts = {**prompts, REDRAWN: prompts["test"]}
         self._scorers = scorers
         self._spec = spec
         self._device = device

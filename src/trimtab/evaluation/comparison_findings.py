@@ -78,12 +78,23 @@ def pareto_findings(recipe: Recipe, fronts: Sequence[Front]) -> str:
     """The first sentence of a report with two objectives: the hypervolume of every front."""
     if not fronts:
         return "Nothing can be compared yet: no method has answered the test prompts at all of its strengths."
-    volumes = "; ".join(f"{one.label} {written(one.hypervolume, digits=3)}" for one in fronts)
+    volumes = "; ".join(f"{one.label} {written(one.hypervolume, digits=3)}{_beside_noise(one)}" for one in fronts)
     return (
         f"What each method covers of {_listed(list(recipe.objectives))} together, as a hypervolume over the reference "
         f"point ({_point(recipe)}), all of its strengths taken: {volumes}. None is picked out, since nothing was "
-        "chosen on other prompts than these."
+        "chosen on other prompts than these. A hypervolume grows with the number of points by noise alone, so it "
+        "compares methods of as many points, and the base redrawn under as many seeds."
     )
+
+
+def _beside_noise(one: Front) -> str:
+    """Whether a front is more than the base drawn as often would give."""
+    if one.over_redrawn is None:
+        return ""
+    gap = one.over_redrawn
+    said = "more than" if gap.value > 0 else "less than"
+    told = said if gap.clear_of_zero else "not told apart from"
+    return f", {one.num_strengths} points, {told} the base redrawn as often ({written(gap, digits=3)})"
 
 
 def written(estimate: Estimate, *, digits: int = 2) -> str:

@@ -23,7 +23,7 @@ from trimtab.evaluation.comparison_page import (
     reward_text,
     samples_html,
 )
-from trimtab.evaluation.comparison_results import Results, cost_row, front_row, method_row
+from trimtab.evaluation.comparison_results import Results, cost_row, difference_row, front_row, method_row
 from trimtab.evaluation.figure import as_svg, write_png
 from trimtab.evaluation.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, Reward, strength_text
 from trimtab.evaluation.records import Row
@@ -109,7 +109,11 @@ def _pareto(directory: Path, results: Results) -> list[Section]:
     figure = _drawn(directory / "pareto.png", series, *labels, root=False, caption=_PARETO_CAPTION)
     _write_csv(directory / "fronts.csv", [front_row(one) for one in results.fronts])
     point = ", ".join(f"{name} {recipe.reference[name]:g}" for name in recipe.objectives)
-    return [Section("Both objectives", figure + tables.front_table(results.fronts) + note(f"{_FRONT_NOTE} {point}."))]
+    body = figure + tables.front_table(results.fronts) + note(f"{_FRONT_NOTE} {point}.")
+    if results.front_differences:
+        _write_csv(directory / "front_differences.csv", [difference_row(one) for one in results.front_differences])
+        body += tables.front_differences_table(results.front_differences)
+    return [Section("Both objectives", body)]
 
 
 def _series(results: Results, spot: Any, *, bounds: bool) -> list[Series]:
@@ -183,7 +187,10 @@ _CAPTION = (
 )
 _PARETO_CAPTION = f"{_POINTS} Further up and to the right is better."
 _FRONT_NOTE = (
-    "Hypervolume: the area between a method's front and the reference point; it favours methods with more strengths. "
+    "Hypervolume: the area between a method's front and the reference point. It is a maximum over noisy points and "
+    "grows with their number, so it compares methods of as many points only. “Base redrawn”: the hypervolume of as "
+    "many points of the unguided base, each under seeds of its own, which is what noise alone gives; “over that” is "
+    "paired by prompt. "
     "Mean inner product: a strength's numbers, or its preferences in the recipe, scaled to sum to 1, times its "
     "rewards, averaged over the strengths; none where a strength is one dial. Intervals resample prompts. "
     "Reference point:"

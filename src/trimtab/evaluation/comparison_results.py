@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import DataError, MissingExtraError
-from trimtab.evaluation.comparison import RunFiles, read_run
+from trimtab.evaluation.comparison import RunFiles, keys_of, read_run
 from trimtab.evaluation.comparison_findings import findings, pareto_findings
 from trimtab.evaluation.cost_summary import CostSummary, summarise_cost, was_timed
-from trimtab.evaluation.pareto_summary import Front, fronts_of
-from trimtab.evaluation.recipe import Recipe, strength_text
+from trimtab.evaluation.pareto_summary import Front, FrontDifference, differences_of, fronts_of, redrawn_cells
+from trimtab.evaluation.recipe import REDRAWN, Recipe, strength_text
 from trimtab.evaluation.recipe_reader import KnownMethod, parse_recipe
 from trimtab.evaluation.records import Cost, Key, read_answers, read_costs
 from trimtab.evaluation.summary import Cell, Chosen, Estimate, Measured, cells_of, choose, headline, measured
@@ -38,6 +38,7 @@ class Results:
     """The method that the first sentence is about: chosen on validation prompts, None without any."""
     costs: Sequence[Cost]
     fronts: Sequence[Front]
+    front_differences: Sequence[FrontDifference]
     num_missing: int
     num_wanted: int
 
@@ -90,7 +91,8 @@ def read_results(directory: Path, methods: Mapping[str, KnownMethod]) -> Results
         chosen,
         headline(recipe, validation, chosen),
         read_costs(files.costs),
-        fronts_of(recipe, cells) if recipe.is_pareto else [],
+        fronts_of(recipe, cells, redrawn_cells(recipe, rows)) if recipe.is_pareto else [],
+        differences_of(recipe, cells) if recipe.is_pareto else [],
         num_missing=wanted - len([row for row in rows if _belongs(recipe, row.key)]),
         num_wanted=wanted,
     )
@@ -105,6 +107,7 @@ def summary_of(results: Results) -> dict[str, Any]:
         "methods": [method_row(results, one) for one in results.shown],
         "costs": [cost_row(cost) for cost in results.cost_summaries],
         "fronts": [asdict(one) for one in results.fronts],
+        "front_differences": [asdict(one) for one in results.front_differences],
     }
 
 
@@ -137,24 +140,34 @@ def front_row(one: Front) -> dict[str, Any]:
         "num_strengths": one.num_strengths,
         "num_prompts": one.hypervolume.num_prompts,
         **_columns("hypervolume", one.hypervolume),
+        **_columns("base_redrawn", one.redrawn),
+        **_columns("over_base_redrawn", one.over_redrawn),
         **_columns("inner_product", one.inner_product),
     }
 
 
+def difference_row(one: FrontDifference) -> dict[str, Any]:
+    """Two fronts of as many points as one row of numbers."""
+    return {
+        "method": one.label,
+        "other": one.other,
+        "num_strengths": one.num_strengths,
+        "num_prompts": one.hypervolume.num_prompts,
+        **_columns("difference", one.hypervolume),
+    }
+
+
 def _wanted(recipe: Recipe, run: Mapping[str, Any]) -> int:
-    sizes = [split["num"] for split in run["settings"]["prompts"].values()]
-    return sum(
-        min(size, spec.max_prompts or size) * len(spec.strengths) * len(recipe.seeds)
-        for spec in recipe.methods
-        for size in sizes
-    )
+    prompts = {name: range(split["num"]) for name, split in run["settings"]["prompts"].items()}
+    return len(keys_of(recipe, prompts))
 
 
 def _belongs(recipe: Recipe, key: Key) -> bool:
+    redrawn = {seed for point in recipe.redraws for seed in point}
     return any(
         spec.name == key.method
         and key.strength in spec.strengths
-        and key.seed in recipe.seeds
+        and (key.seed in recipe.seeds if key.split != REDRAWN else spec == recipe.baseline and key.seed in redrawn)
         and key.prompt_index < (spec.max_prompts or key.prompt_index + 1)
         for spec in recipe.methods
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from trimtab.evaluation.cost_summary import CostSummary
 from trimtab.evaluation.page import gained, signed
-from trimtab.evaluation.pareto_summary import Front
+from trimtab.evaluation.pareto_summary import Front, FrontDifference
 from trimtab.evaluation.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, strength_text
 from trimtab.evaluation.summary import REPETITION_N, Estimate, Measured
 
@@ -88,19 +88,36 @@ def cost_table(costs: Sequence[CostSummary]) -> str:
 
 
 def front_table(fronts: Sequence[Front]) -> str:
-    """What each method's sweep covers."""
+    """What each method's sweep covers, beside what the base covers when it is drawn as often."""
     rows = [
         [
             html.escape(one.label),
             str(one.num_strengths),
             str(len(one.on_front)),
             interval_cell(one.hypervolume, _three_digits),
+            "–" if one.redrawn is None else interval_cell(one.redrawn, _three_digits),
+            "–" if one.over_redrawn is None else interval_cell(one.over_redrawn, _signed_digits),
             "none" if one.inner_product is None else interval_cell(one.inner_product, _three_digits),
             str(one.hypervolume.num_prompts),
         ]
         for one in fronts
     ]
-    return table(["method", "strengths", "on its front", "hypervolume", "mean inner product", "prompts"], rows)
+    headings = ["method", "points", "on its front", "hypervolume", "base redrawn", "over that"]
+    return table([*headings, "mean inner product", "prompts"], rows)
+
+
+def front_differences_table(differences: Sequence[FrontDifference]) -> str:
+    """Hypervolumes of methods of as many points, two by two."""
+    rows = [
+        [
+            f"{html.escape(one.label)} less {html.escape(one.other)}",
+            str(one.num_strengths),
+            interval_cell(one.hypervolume, _signed_digits),
+            str(one.hypervolume.num_prompts),
+        ]
+        for one in differences
+    ]
+    return table(["methods of as many points", "points", "difference of hypervolumes", "prompts"], rows)
 
 
 def _rewards_row(recipe: Recipe, one: Measured) -> list[str]:
@@ -124,6 +141,10 @@ def _named(one: Measured) -> list[str]:
 
 def _one_digit(value: float) -> str:
     return f"{value:.1f}".replace("-", "−")
+
+
+def _signed_digits(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _three_digits(value: float) -> str:

@@ -2,19 +2,22 @@
 
 Intervals are BCa bootstrap over prompts, all strengths of a method resampled together; the acceleration is from the
 jackknife (Efron 1987). A hypervolume is a maximum over noisy points, so it is biased upwards where strengths are many
-and prompts few, the more for methods with more strengths: compare methods of as many.
+and prompts few. So it is compared between fronts of as many points only, paired by prompt, and beside each stands what
+noise alone gives: the hypervolume of the base itself, drawn under as many sets of seeds as the method has strengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.evaluation.pareto import front, hypervolume, mean_inner_product
-from trimtab.evaluation.recipe import MethodSpec, Recipe
+from trimtab.evaluation.recipe import REDRAWN, MethodSpec, Recipe
+from trimtab.evaluation.records import Row
 from trimtab.evaluation.summary import MIN_PROMPTS, Cell, Estimate, reward_of
 from trimtab.policies.policy import Strength
 from trimtab.statistics import bca_levels
@@ -32,24 +35,81 @@ class Front:
     on_front: tuple[Strength, ...]
     """Strengths that no other strength of the method beats in both objectives."""
     hypervolume: Estimate
+    redrawn: Estimate | None
+    """The hypervolume of as many points of the base, each under seeds of its own; None where they are not drawn yet,
+    and for the base."""
+    over_redrawn: Estimate | None
+    """The method's less that of the base redrawn, paired by prompt."""
     inner_product: Estimate | None
     """Mean of preference · rewards, a strength's numbers scaled to sum to 1; None where strengths are one dial and
     the recipe gives no preferences."""
 
 
-def fronts_of(recipe: Recipe, cells: Sequence[Cell]) -> list[Front]:
-    """The front of each method, on the prompts that all of its strengths answered."""
+@dataclass(frozen=True, slots=True)
+class FrontDifference:
+    """Two methods of as many points."""
+
+    label: str
+    other: str
+    num_strengths: int
+    hypervolume: Estimate
+    """Of `label` less that of `other`, paired by prompt."""
+
+
+def redrawn_cells(recipe: Recipe, rows: Sequence[Row]) -> list[Cell]:
+    """The base as points of a front: its own row, then a cell for each further set of seeds that has answers."""
+    base = recipe.baseline
+    mine = [row for row in rows if row.key.method == base.name and row.key.strength == base.strengths[0]]
+    points = [tuple(row for row in mine if row.key.split == "test" and row.key.seed in recipe.seeds)]
+    points += [
+        tuple(row for row in mine if row.key.split == REDRAWN and row.key.seed in seeds) for seeds in recipe.redraws
+    ]
+    return [Cell(base, base.strengths[0], point) for point in points if point]
+
+
+def fronts_of(recipe: Recipe, cells: Sequence[Cell], redrawn: Sequence[Cell]) -> list[Front]:
+    """The front of each method, on the prompts that all of its strengths answered, beside the base's `redrawn`."""
     found = []
     for spec in recipe.methods:
         own = [cell for cell in cells if cell.spec == spec]
         table = _table(own, recipe.objectives) if own else np.zeros((0, 0, 0))
         if table.shape[1] > 0:
-            found.append(_front(spec, [cell.strength for cell in own], table, recipe))
+            base = [] if spec == recipe.baseline or len(redrawn) < len(own) else redrawn[: len(own)]
+            found.append(_front(spec, own, table, base, recipe))
     return found
 
 
-def _front(spec: MethodSpec, strengths: Sequence[Strength], table: Array, recipe: Recipe) -> Front:
-    corner = [recipe.reference[name] for name in recipe.objectives]
+def differences_of(recipe: Recipe, cells: Sequence[Cell]) -> list[FrontDifference]:
+    """Every two methods of as many points, on the prompts that both answered at all strengths; the base is left out."""
+    sweeps = {spec.name: [cell for cell in cells if cell.spec == spec] for spec in recipe.methods}
+    sweeps = {label: own for label, own in sweeps.items() if own and label != recipe.baseline.name}
+    found = []
+    for (label, own), (other, theirs) in combinations(sweeps.items(), 2):
+        if len(own) == len(theirs) and (gap := _gap(own, theirs, recipe)) is not None:
+            found.append(FrontDifference(label, other, len(own), gap))
+    return found
+
+
+def _gap(cells: Sequence[Cell], others: Sequence[Cell], recipe: Recipe) -> Estimate | None:
+    """The hypervolume of some points less that of as many others, paired by prompt; None where they share no prompt."""
+    table, corner = _table([*cells, *others], recipe.objectives), _corner(recipe)
+    if table.shape[1] == 0:
+        return None
+    return _bootstrap(
+        table,
+        lambda points: (
+            hypervolume(points[: len(cells)].tolist(), corner) - hypervolume(points[len(cells) :].tolist(), corner)
+        ),
+    )
+
+
+def _corner(recipe: Recipe) -> list[float]:
+    return [recipe.reference[name] for name in recipe.objectives]
+
+
+def _front(spec: MethodSpec, cells: Sequence[Cell], table: Array, base: Sequence[Cell], recipe: Recipe) -> Front:
+    corner, strengths = _corner(recipe), [cell.strength for cell in cells]
+    noise = _table(base, recipe.objectives) if base else np.zeros((0, 0, 0))
     meant = dict(zip(spec.strengths, spec.preferences or spec.strengths, strict=True))
     preferences = _preferences([meant[strength] for strength in strengths])
     product = None
@@ -60,6 +120,8 @@ def _front(spec: MethodSpec, strengths: Sequence[Strength], table: Array, recipe
         len(strengths),
         tuple(strengths[index] for index in front(table.mean(axis=1).tolist())),
         _bootstrap(table, lambda points: hypervolume(points.tolist(), corner)),
+        _bootstrap(noise, lambda points: hypervolume(points.tolist(), corner)) if noise.shape[1] else None,
+        _gap(cells, base, recipe) if base else None,
         product,
     )
 

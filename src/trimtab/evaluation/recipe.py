@@ -18,6 +18,9 @@ from trimtab.scorers import SCORERS, is_function_name, module_file
 SPLITS = ("validation", "test")
 """Strengths are chosen on the first and reported on the second."""
 
+REDRAWN = "redrawn"
+"""The split of the base's answers to the test prompts under further seeds: what noise alone makes of a front."""
+
 MEASURED, TRAINED_ON, JUDGED_BY = "measured", "trained_on", "judged_by"
 ROLES = (MEASURED, TRAINED_ON, JUDGED_BY)
 """What a reward is to the methods, as far as the recipe says: nothing but measured; what one of them was trained on,
@@ -144,6 +147,19 @@ class Recipe:
     @property
     def is_pareto(self) -> bool:
         return len(self.objectives) == 2
+
+    @property
+    def redraws(self) -> tuple[tuple[int, ...], ...]:
+        """The seeds under which the base answers the test prompts anew, for a point of a front each; never of `seeds`.
+
+        With the base's own row they are as many points as the longest sweep has, each a mean over as many seeds. Empty
+        without two objectives.
+        """
+        if not self.is_pareto:
+            return ()
+        num_points = max(len(spec.strengths) for spec in self.methods)
+        stride = max(self.seeds) - min(self.seeds) + 1
+        return tuple(tuple(seed + point * stride for seed in self.seeds) for point in range(1, num_points))
 
     def options_of(self, spec: MethodSpec) -> dict[str, Any]:
         """A method's options with the paths that lead somewhere from the recipe's directory made whole."""
