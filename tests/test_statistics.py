@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trimtab.errors import InputError, OptionError
-from trimtab.statistics import difference_interval, mean_interval, wilson_interval
+from trimtab.statistics import bca_levels, difference_interval, mean_interval, proportion_interval, wilson_interval
 
 SKEWED = [0.1, 0.2, 0.2, 0.4, 0.9, 1.7, 3.0, 7.5]
 
@@ -124,3 +126,89 @@ def test_no_proportion(successes: int, trials: int) -> None:
 
 def test_an_interval_reads_well() -> None:
     assert str(wilson_interval(7, 10)) == "0.700 [0.397, 0.892]"
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.lists(finite, min_size=2, max_size=8))
+@settings(deadline=None)
+def test_any_finite_values_have_an_interval(values: list[float]) -> None:
+    interval = mean_interval(values, num_resamples=50)
+    assert all(map(math.isfinite, (interval.low, interval.value, interval.high)))
+    assert min(values) <= interval.low <= interval.high <= max(values)
+
+
+@pytest.mark.parametrize("unit", [5e-324, 1e-300, 1e300, 2.0**1021])
+def test_the_unit_of_the_values_does_not_matter(unit: float) -> None:
+    values = [0.0, 1.0, 1.0, 3.0, 0.0, 2.0]
+    here, there = mean_interval(values), mean_interval([value * unit for value in values])
+    rounded = [
+        math.floor(bound * unit / 5e-324 + 0.5) * 5e-324 if unit < 1e-320 else bound * unit
+        for bound in (here.low, here.high)
+    ]
+    assert (there.low, there.high) == pytest.approx(tuple(rounded), rel=1e-12)
+
+
+@given(st.lists(st.tuples(finite, finite), min_size=2, max_size=6))
+@settings(deadline=None)
+def test_any_finite_pairs_have_an_interval_or_are_refused(pairs: list[tuple[float, float]]) -> None:
+    after, before = zip(*pairs, strict=True)
+    if all(math.isfinite(one - other) for one, other in pairs):
+        interval = difference_interval(after, before)
+        assert math.isfinite(interval.low)
+        assert math.isfinite(interval.high)
+    else:
+        with pytest.raises(InputError, match="no finite difference"):
+            difference_interval(after, before)
+
+
+@given(finite, st.floats(-1e6, 1e6))
+def test_levels_are_shares_at_any_acceleration(value: float, acceleration: float) -> None:
+    low, high = bca_levels(value, np.array([0.0, 0.5, 1.0]), acceleration)
+    assert 0 <= low <= 1
+    assert 0 <= high <= 1
+
+
+def test_pairs_of_their_own_prompts_have_wilsons_interval() -> None:
+    outcomes = [True] * 7 + [False] * 3
+    assert proportion_interval(outcomes) == wilson_interval(7, 10)
+    assert proportion_interval(outcomes, range(10)) == wilson_interval(7, 10)
+
+
+def test_ten_copies_of_a_prompt_tell_no_more_than_one() -> None:
+    """Pairs of one prompt that always agree: the interval is about that of as many prompts, not of as many pairs."""
+    prompts = [True] * 14 + [False] * 6
+    outcomes, groups = [one for one in prompts for _ in range(10)], [i for i in range(20) for _ in range(10)]
+    alone, copied = wilson_interval(14, 20), proportion_interval(outcomes, groups)
+    assert copied.value == alone.value
+    assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=0.05)
+    assert proportion_interval([True] * 200, groups) == wilson_interval(20, 20)
+
+
+def test_pairs_that_only_share_a_prompt_by_chance_count_nearly_in_full() -> None:
+    rng = np.random.default_rng(0)
+    outcomes, groups = (rng.random(400) < 0.6).tolist(), [i // 4 for i in range(400)]
+    clustered, plain = proportion_interval(outcomes, groups), proportion_interval(outcomes)
+    assert clustered.high - clustered.low == pytest.approx(plain.high - plain.low, rel=0.15)
+
+
+def test_the_interval_over_prompts_holds_the_truth_where_the_one_over_pairs_does_not() -> None:
+    rng = np.random.default_rng(3)
+    held = {"prompts": 0, "pairs": 0}
+    for _ in range(400):
+        chances = rng.beta(0.6, 0.4, size=30)  # mean 0.6, pairs of a prompt alike
+        outcomes = [bool(one) for chance in chances for one in rng.random(10) < chance]
+        groups = [index for index in range(30) for _ in range(10)]
+        for name, labels in (("prompts", groups), ("pairs", None)):
+            interval = proportion_interval(outcomes, labels)
+            held[name] += interval.low <= 0.6 <= interval.high
+    assert 0.9 < held["prompts"] / 400 < 0.99
+    assert held["pairs"] / 400 < 0.75
+
+
+def test_a_label_each() -> None:
+    with pytest.raises(InputError, match="2 outcomes and 1 labels"):
+        proportion_interval([True, False], [0])
+    with pytest.raises(InputError, match="0 successes in 0 trials"):
+        proportion_interval([])

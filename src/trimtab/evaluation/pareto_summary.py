@@ -20,7 +20,7 @@ from trimtab.evaluation.recipe import REDRAWN, MethodSpec, Recipe
 from trimtab.evaluation.records import Row
 from trimtab.evaluation.summary import MIN_PROMPTS, Cell, Estimate, reward_of
 from trimtab.policies.policy import Strength
-from trimtab.statistics import bca_levels
+from trimtab.statistics import acceleration_of, bca_levels
 
 Array = NDArray[np.float64]
 NUM_RESAMPLES = 2000
@@ -156,12 +156,5 @@ def _bootstrap(table: Array, statistic: Callable[[Array], float]) -> Estimate:
     if np.ptp(draws) == 0.0:
         return Estimate(value, value, value, num_prompts)
     left_out = np.array([statistic(np.delete(table, index, axis=1).mean(axis=1)) for index in range(num_prompts)])
-    low, high = np.quantile(draws, bca_levels(value, draws, _acceleration(left_out)))
+    low, high = np.quantile(draws, bca_levels(value, draws, acceleration_of(left_out.mean() - left_out)))
     return Estimate(value, float(low), float(high), num_prompts)
-
-
-def _acceleration(left_out: Array) -> float:
-    """Of a statistic, from its values with one prompt left out (Efron and Tibshirani 1993, equation 14.15)."""
-    deviations = left_out.mean() - left_out
-    spread = float(np.sum(deviations**2))
-    return float(np.sum(deviations**3)) / (6 * spread**1.5) if spread > 0 else 0.0
