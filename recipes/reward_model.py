@@ -31,7 +31,7 @@ from torch.nn.functional import softplus
 
 from trimtab.directories import new_directory, resolve_model
 from trimtab.models.reward import RewardModel
-from trimtab.statistics import wilson_interval
+from trimtab.statistics import proportion_interval
 from trimtab.training.data import PreferencePair, fingerprint, hold_out, read_pairs, sample, without_stock
 from trimtab.training.settings import ArmSettings
 
@@ -120,12 +120,14 @@ def fit_head(
     return head, {"l2": best, "num_held_out_pairs": int(is_held.sum()), "l2_tried": found}
 
 
-def accuracy(chosen: Tensor, rejected: Tensor, head: Tensor) -> dict[str, Any]:
-    """Share of pairs whose chosen answer has the higher reward, with its 95 % Wilson interval."""
+def accuracy(pairs: Sequence[PreferencePair], chosen: Tensor, rejected: Tensor, head: Tensor) -> dict[str, Any]:
+    """Share of pairs whose chosen answer has the higher reward, with its 95 % Wilson interval over prompts."""
     margins = (chosen - rejected) @ head
-    found = wilson_interval(int((margins > 0).sum()), len(margins))
+    prompts = [str(pair.prompt) for pair in pairs]
+    found = proportion_interval((margins > 0).tolist(), prompts)
     return {
         "num_pairs": len(margins),
+        "num_prompts": len(set(prompts)),
         "accuracy": found.value,
         "low": found.low,
         "high": found.high,
@@ -152,11 +154,11 @@ def main() -> int:
         head, report = fit_head(pairs, chosen, rejected, args.seed)
         head = head.bfloat16().double()
         rewards = torch.cat([chosen, rejected]) @ head
-        report |= {"train": accuracy(chosen, rejected, head)}
+        report |= {"train": accuracy(pairs, chosen, rejected, head)}
         report |= {"reward": {"mean": float(rewards.mean()), "std": float(rewards.std())}}
         if args.eval_data:
             evaluation = clean_pairs(args.eval_data, 0, args.seed)
-            report |= {"eval": accuracy(*pair_states(model, evaluation, "evaluation"), head)}
+            report |= {"eval": accuracy(evaluation, *pair_states(model, evaluation, "evaluation"), head)}
             report |= {"eval_fingerprint": fingerprint(evaluation)}
         report |= {"seconds": time.perf_counter() - begin, "num_cut": model.num_cut, "fingerprint": fingerprint(pairs)}
         settings = ("model", "max_pairs", "max_length", "seed")

@@ -19,7 +19,7 @@ import peft
 import torch
 
 from trimtab import load_model
-from trimtab.statistics import wilson_interval
+from trimtab.statistics import proportion_interval
 from trimtab.training.batches import PairCollator, evaluation_order
 from trimtab.training.data import read_pairs, without_stock
 from trimtab.training.losses import sequence_logprobs, token_logprobs
@@ -50,9 +50,9 @@ def rewards(module: Any, pairs: Sequence[TokenPair], batch_size: int) -> tuple[t
     return torch.cat(chosen), torch.cat(rejected)
 
 
-def accuracy(gaps: torch.Tensor) -> dict[str, float]:
-    """Share of positive gaps with its interval, and the mean gap in nats."""
-    found = wilson_interval(int((gaps > 0).sum()), len(gaps))
+def accuracy(gaps: torch.Tensor, pairs: Sequence[TokenPair]) -> dict[str, float]:
+    """Share of positive gaps with its interval over prompts, and the mean gap in nats."""
+    found = proportion_interval((gaps > 0).tolist(), [pair.prompt_ids for pair in pairs])
     return {"accuracy": found.value, "low": found.low, "high": found.high, "mean_gap": float(gaps.mean())}
 
 
@@ -78,7 +78,8 @@ def main() -> int:
     guide = torch.sub(*rewards(peft.PeftModel.from_pretrained(model.module, args.guide).eval(), pairs, 4))
     report = {
         "num_pairs": len(pairs),
-        **{name: accuracy(gaps) for name, gaps in (("base", base), ("guide", guide), ("shift", guide - base))},
+        "num_prompts": len({pair.prompt_ids for pair in pairs}),
+        **{name: accuracy(gaps, pairs) for name, gaps in (("base", base), ("guide", guide), ("shift", guide - base))},
     }
     print(json.dumps(report))
     return 0

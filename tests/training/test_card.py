@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from trimtab.training.card import model_card, proportion_interval, versions, write_cards
+from trimtab.training.card import few_prompts, model_card, versions, write_cards
 
 CARD = {
     "format": 1,
@@ -26,15 +24,21 @@ CARD = {
 }
 
 
-def test_the_interval_by_hand() -> None:
-    # 70 of 100: centre 0.69260, half-width 0.08897 (Wilson 1927).
-    assert proportion_interval(70, 100) == pytest.approx((0.60415, 0.78109), abs=1e-4)
+def test_few_prompts_are_said_to_say_little() -> None:
+    few = {"num_eval_pairs": 100, "num_eval_prompts": 10}
+    assert few_prompts(few) == "An accuracy over fewer than 30 prompts says little; these are 10."
+    assert few_prompts({"num_eval_pairs": 1}) == "An accuracy over fewer than 30 prompts says little; these are 1."
+    assert few_prompts({"num_eval_pairs": 100, "num_eval_prompts": 30}) == ""
+    assert "says little; these are 10." in model_card({**CARD, "metrics": {**CARD["metrics"], **few}})
 
 
 def test_the_card_says_what_was_measured_with_its_interval() -> None:
     text = model_card(CARD)
     assert text.startswith("---\nlibrary_name: ")
-    assert "Accuracy on 100 pairs that were not trained on: 0.700 (95 % interval 0.600 to 0.780; Wilson)" in text
+    assert (
+        "Accuracy on 100 pairs that were not trained on: 0.700 (95 % interval 0.600 to 0.780; Wilson, over prompts)"
+        in text
+    )
     assert "| beta | 0.05 |" in text
     assert "`someone/model`" in text
 

@@ -138,6 +138,7 @@ def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) 
     from trimtab.evaluation.prompts import training_prompts
     from trimtab.training import preferences
     from trimtab.training.arm import train_arm
+    from trimtab.training.card import few_prompts
     from trimtab.training.data import read_pairs
 
     prompts = training_prompts()
@@ -168,7 +169,7 @@ def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) 
         )
     say(
         f"accuracy on {result.num_eval_pairs} held-out pairs: {result.eval_accuracy:.3f} "
-        f"[{result.eval_accuracy_low:.3f}, {result.eval_accuracy_high:.3f}]"
+        f"[{result.eval_accuracy_low:.3f}, {result.eval_accuracy_high:.3f}]. {few_prompts(result.metrics)}".rstrip()
     )
     return str(result.out)
 

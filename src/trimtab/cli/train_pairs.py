@@ -197,8 +197,15 @@ def _summary(result: PairResult) -> str:
     return (
         f"{result.out}: accuracy {result.eval_accuracy:.3f} "
         f"[{result.eval_accuracy_low:.3f}, {result.eval_accuracy_high:.3f}] on {result.num_eval_pairs} held-out pairs, "
-        f"trained on {result.num_pairs}{_by_objective(result.metrics)}"
+        f"trained on {result.num_pairs}{_by_objective(result.metrics)}{_few(result.metrics)}"
     )
+
+
+def _few(metrics: Mapping[str, Any]) -> str:
+    from trimtab.training.card import few_prompts
+
+    said = few_prompts(metrics)
+    return f"\n{said}" if said else ""
 
 
 def _by_objective(metrics: Mapping[str, Any]) -> str:

@@ -45,6 +45,11 @@ def evaluation_order(pairs: Sequence[TokenPair]) -> list[int]:
     return [i for group in groups for i in group]
 
 
+def prompts_in_order(pairs: Sequence[TokenPair]) -> list[tuple[int, ...]]:
+    """The prompt of each pair, in `evaluation_order`."""
+    return [tuple(pairs[index].prompt_ids) for index in evaluation_order(pairs)]
+
+
 def _epoch(
     pairs: Sequence[TokenPair], step_size: int, micro_size: int, rng: random.Random, share_rows: bool
 ) -> list[int]:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.statistics import wilson_interval
+from trimtab.statistics import FEW
 from trimtab.training.checkpoints import write_text
 
 _PACKAGES = ("trimtab", "torch", "transformers", "trl", "peft")
 
 
-def proportion_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion: (low, high)."""
-    interval = wilson_interval(num_successes, num_trials)
-    return interval.low, interval.high
+def few_prompts(metrics: Mapping[str, Any]) -> str:
+    """What has to be said of an accuracy over so few prompts that it says little; nothing over more."""
+    num = metrics.get("num_eval_prompts", metrics["num_eval_pairs"])
+    return f"An accuracy over fewer than {FEW} prompts says little; these are {num}." if num < FEW else ""
 
 
 def versions() -> dict[str, str]:
@@ -148,8 +148,9 @@ def _measured(metrics: Mapping[str, Any], about: About) -> list[str]:
     turned = (
         " Fewer than a coin would get right: the sign may be turned." if metrics["eval_accuracy_high"] < 0.5 else ""
     )
+    few = few_prompts(metrics)
     return [
         f"Accuracy on {metrics['num_eval_pairs']} pairs that were not trained on: {metrics['eval_accuracy']:.3f} "
-        f"(95 % interval {metrics['eval_accuracy_low']:.3f} to {metrics['eval_accuracy_high']:.3f}; Wilson). "
-        f"It is the share of pairs {about.correct}; a coin gets 0.5.{turned}"
+        f"(95 % interval {metrics['eval_accuracy_low']:.3f} to {metrics['eval_accuracy_high']:.3f}; Wilson, over "
+        f"prompts). It is the share of pairs {about.correct}; a coin gets 0.5.{turned}{few and f' {few}'}"
     ]

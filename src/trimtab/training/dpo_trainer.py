@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from trimtab.training.batches import evaluation_order, training_order
+from trimtab.training.batches import evaluation_order, prompts_in_order, training_order
 from trimtab.training.configs import adapter_config, known_targets, made_trainable, pair_options, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.dpo_settings import DpoSettings
@@ -143,4 +143,5 @@ def build_dpo_trainer(
         )
     trainer.remove_callback(PrinterCallback)  # it prints on standard output
     trainer.begin()
+    trainer.meter.prompts = prompts_in_order(held.pairs)
     return trainer

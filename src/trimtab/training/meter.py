@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.errors import NotFiniteError, naming
+from trimtab.statistics import Interval, proportion_interval
 from trimtab.training.losses import correct
 
 
@@ -28,6 +30,14 @@ class PairMeter:
         self._parts: dict[bool, list[Tensor]] = {True: [], False: []}
         self._num_tokens = 0
         self._clock = time.monotonic()
+        self.prompts: Sequence[Hashable] = ()
+        """The prompt of each pair of the evaluation, in its order: pairs of one prompt are no independent trials."""
+        self.outcomes: list[bool] = []
+        """Whether the last evaluation, in this process, ranks each pair as it was labelled."""
+
+    def accuracy(self) -> Interval:
+        """The share of the evaluation's pairs that are ranked as they were labelled; its interval is over prompts."""
+        return proportion_interval(self.outcomes, self.prompts)
 
     def add(self, trainer: Any, chosen: Tensor, rejected: Tensor, loss: Tensor, num_tokens: int) -> None:
         """[B] rewards and losses of a batch's pairs, and how many tokens went through the model."""
@@ -53,7 +63,10 @@ class PairMeter:
         if not parts:
             return
         prefix = "eval_" if evaluating else ""
-        measured = self._measures(torch.cat(parts), trainer.accelerator.num_processes)
+        table = torch.cat(parts)
+        if evaluating:
+            self.outcomes = correct(table[:, 0], table[:, 1]).tolist()
+        measured = self._measures(table, trainer.accelerator.num_processes)
         if not math.isfinite(measured["loss"]):
             raise naming(
                 NotFiniteError,

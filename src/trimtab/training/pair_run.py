@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trimtab.errors import DataError, OptionError, naming
-from trimtab.training import card
 from trimtab.training.data import PairData, PreferencePair, fingerprint, hold_out, sample, without_stock
 from trimtab.training.run import check_length
 from trimtab.training.settings import PairSettings
@@ -94,8 +93,8 @@ class PairResult:
     """Share of the held-out pairs whose preferred response has the higher reward."""
     eval_accuracy_low: float | None
     eval_accuracy_high: float | None
-    """The 95 % interval (Wilson)."""
-    metrics: Mapping[str, float]
+    """The 95 % interval (Wilson), over prompts where several pairs share one."""
+    metrics: Mapping[str, Any]
     """As in `guide.json`: the evaluation, the last line of the curve, steps and seconds, what was cut or left out."""
 
 
@@ -134,21 +133,22 @@ def _evaluated(trainer: Any, *, has_pairs: bool) -> dict[str, Any]:
     if not has_pairs:
         return {"num_eval_pairs": 0}
     found = next((line for line in reversed(trainer.state.log_history) if "eval_num_correct" in line), None)
-    if found is None or found["step"] != trainer.state.global_step:
+    if found is None or found["step"] != trainer.state.global_step or not trainer.meter.outcomes:
         found = trainer.evaluate()
     num_correct, num_pairs = int(found["eval_num_correct"]), int(found["eval_num_pairs"])
-    low, high = card.proportion_interval(num_correct, num_pairs)
-    if high < 0.5:
+    accuracy = trainer.meter.accuracy()
+    if accuracy.high < 0.5:
         log.warning(
             "%d of %d held-out pairs are ranked as they were labelled (95 %% interval %.3f to %.3f), fewer than a coin "
             "would: the sign may be turned. Check that `chosen` is the better answer in the data",
-            *(num_correct, num_pairs, low, high),
+            *(num_correct, num_pairs, accuracy.low, accuracy.high),
         )
     return {
-        "eval_accuracy": num_correct / num_pairs,
-        "eval_accuracy_low": low,
-        "eval_accuracy_high": high,
+        "eval_accuracy": accuracy.value,
+        "eval_accuracy_low": accuracy.low,
+        "eval_accuracy_high": accuracy.high,
         "num_eval_pairs": num_pairs,
+        "num_eval_prompts": len(set(trainer.meter.prompts)),
         "eval_loss": found["eval_loss"],
         "eval_margin": found["eval_margin"],
     }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import OptionError
 from trimtab.training import checkpoints, run
-from trimtab.training.card import About, proportion_interval
+from trimtab.training.card import About, few_prompts
 from trimtab.training.pair_run import PairResult, Pairs, PairSplit, result_of, tokens_of
 from trimtab.training.parm_settings import MIDDLE, ParmSettings, check_objectives
 from trimtab.training.settings import TrainProgress
@@ -160,28 +160,27 @@ def _evaluated(trainer: ParmTrainer) -> dict[str, Any]:
     if trainer.eval_dataset is None:
         return {"num_eval_pairs": 0}
     found = next((line for line in reversed(trainer.state.log_history) if "eval_num_correct" in line), None)
-    if found is None or found["step"] != trainer.state.global_step:
+    if found is None or found["step"] != trainer.state.global_step or not trainer.accuracies:
         found = trainer.evaluate()
-    low, high = proportion_interval(int(found["eval_num_correct"]), int(found["eval_num_pairs"]))
+    accuracy = trainer.accuracy()
     return {
-        "eval_accuracy": found["eval_accuracy"],
-        "eval_accuracy_low": low,
-        "eval_accuracy_high": high,
+        "eval_accuracy": accuracy.value,
+        "eval_accuracy_low": accuracy.low,
+        "eval_accuracy_high": accuracy.high,
         "num_eval_pairs": int(found["eval_num_pairs"]),
+        "num_eval_prompts": len({prompt for own in trainer.held_prompts.values() for prompt in own}),
         "eval_loss": found["eval_loss"],
         "eval_margin": found["eval_margin"],
-        "objectives": {name: _at_vectors(found, name, trainer.names) for name in trainer.eval_dataset},
+        "objectives": {name: _at_vectors(trainer, name) for name in trainer.eval_dataset},
     }
 
 
-def _at_vectors(found: Mapping[str, Any], name: str, names: tuple[str, ...]) -> dict[str, Any]:
+def _at_vectors(trainer: ParmTrainer, name: str) -> dict[str, Any]:
     """The accuracy of one objective's held-out pairs at each corner and in the middle, with its interval."""
-    num_pairs = int(found[f"eval_num_pairs_{name}"])
-    accuracies = {probe: found[f"eval_accuracy_{name}_at_{probe}"] for probe in (*names, MIDDLE)}
-    intervals = {probe: proportion_interval(round(share * num_pairs), num_pairs) for probe, share in accuracies.items()}
+    found = {probe: trainer.accuracies[name, probe] for probe in (*trainer.names, MIDDLE)}
     return {
-        "num_eval_pairs": num_pairs,
-        "accuracy_at": {probe: [share, *intervals[probe]] for probe, share in accuracies.items()},
+        "num_eval_pairs": len(trainer.held_prompts[name]),
+        "accuracy_at": {probe: [one.value, one.low, one.high] for probe, one in found.items()},
     }
 
 
@@ -213,9 +212,10 @@ def _measured_lines(metrics: Mapping[str, Any]) -> list[str]:
         ]
         for name, own in metrics["objectives"].items()
     ]
+    few = few_prompts(metrics)
     return [
         "Accuracy on pairs that were not trained on (share whose preferred response has the higher reward, with its "
-        "95 % interval, Wilson; a coin gets 0.5), by the preference vector:",
+        f"95 % interval, Wilson, over prompts; a coin gets 0.5), by the preference vector:{few and f' {few}'}",
         "",
         *(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)),
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from transformers import PrinterCallback
 from trl import RewardConfig
 
 from trimtab.guides.parm import corner, middle
-from trimtab.training.batches import PairCollator, evaluation_order, training_order
+from trimtab.statistics import Interval, proportion_interval
+from trimtab.training.batches import PairCollator, evaluation_order, prompts_in_order, training_order
 from trimtab.training.configs import adapter_config, known_targets, made_trainable, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.losses import arm_loss
@@ -55,6 +56,16 @@ class ParmTrainer(ArmTrainer):
         self.meter = PairMeter()
         self._meters = {name: PairMeter() for name in names}
         self._held: dict[str, float] | None = None
+        self.held_prompts: dict[str, Sequence[Hashable]] = {}
+        """Objective -> the prompt of each of its held-out pairs, in the order of its evaluation."""
+        self.accuracies: dict[tuple[str, str], Interval] = {}
+        """(objective, probe) -> the accuracy of the objective's held-out pairs there, by this process."""
+        self._own: dict[str, list[bool]] = {}
+
+    def accuracy(self) -> Interval:
+        """Over all held-out pairs, each at its own objective's corner; the interval is over prompts."""
+        prompts = [prompt for name in self._own for prompt in self.held_prompts[name]]
+        return proportion_interval([one for outcomes in self._own.values() for one in outcomes], prompts)
 
     def compute_loss(
         self,
@@ -121,11 +132,12 @@ class ParmTrainer(ArmTrainer):
         num = len(self.names)
         probes = {**{name: corner(index, num) for index, name in enumerate(self.names)}, MIDDLE: middle(num)}
         found = {
-            (name, probe): self._measured(name, vector, ignore_keys)
+            (name, probe): self._measured(name, probe, vector, ignore_keys)
             for probe, vector in probes.items()
             for name in self.names
             if name in (self.eval_dataset or {})
         }
+        self._own = {name: self._own[name] for name in self.names if name in self._own}
         own = [measured for (name, probe), measured in found.items() if name == probe]
         pairs = sum(measured["eval_num_pairs"] for measured in own)
         logs = {
@@ -141,11 +153,17 @@ class ParmTrainer(ArmTrainer):
         self.log(logs)
         return logs
 
-    def _measured(self, name: str, vector: Sequence[float], ignore_keys: list[str] | None) -> dict[str, float]:
+    def _measured(
+        self, name: str, probe: str, vector: Sequence[float], ignore_keys: list[str] | None
+    ) -> dict[str, float]:
         self._held = {}
         try:
+            self.meter.prompts = self.held_prompts[name]
             with self.cores.at(vector):
                 super().evaluate(name, ignore_keys)
+            self.accuracies[name, probe] = self.meter.accuracy()
+            if name == probe:
+                self._own[name] = self.meter.outcomes
             return self._held
         finally:
             self._held = None
@@ -241,6 +259,7 @@ def build_trainer(
         )
     trainer.remove_callback(PrinterCallback)  # it prints on standard output
     trainer.set_objectives(tuple(train), settings)
+    trainer.held_prompts = {name: prompts_in_order(data.pairs) for name, data in held.items() if data.pairs}
     return trainer
 
 

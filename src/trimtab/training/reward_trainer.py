@@ -38,6 +38,8 @@ class RewardRows:
     """Pairs as whole rows: `chosen_ids` and `rejected_ids` hold the conversation, `prompt_ids` nothing."""
 
     pairs: tuple[TokenPair, ...]
+    prompts: tuple[str, ...]
+    """The prompt of each, as text."""
     num_cut: int
     """Texts that lost their beginning."""
     num_dropped: int
@@ -57,14 +59,19 @@ def reward_rows(model: RewardModel, pairs: Sequence[PreferencePair]) -> RewardRo
     chosen = model.token_ids(prompts, [pair.chosen for pair in pairs])
     rejected = model.token_ids(prompts, [pair.rejected for pair in pairs])
     rows = zip(chosen, rejected, strict=True)
-    kept = [TokenPair((), tuple(better), tuple(worse)) for better, worse in rows if better != worse]
+    found = [
+        (str(prompt), TokenPair((), tuple(better), tuple(worse)))
+        for prompt, (better, worse) in zip(prompts, rows, strict=True)
+        if better != worse
+    ]
+    kept = tuple(pair for _, pair in found)
     if pairs and not kept:
         raise naming(
             DataError,
             "In {max_length} {0} the two texts of every pair became the same. Give a larger {max_length}.",
             model.max_length,
         )
-    return RewardRows(tuple(kept), model.num_cut - before, len(pairs) - len(kept))
+    return RewardRows(kept, tuple(prompt for prompt, _ in found), model.num_cut - before, len(pairs) - len(kept))
 
 
 class PairRewardTrainer(RewardTrainer):  # type: ignore[misc]  # TRL carries no types
@@ -176,6 +183,7 @@ def build_reward_trainer(
         )
     trainer.remove_callback(PrinterCallback)  # it prints on standard output
     trainer.begin(getattr(module, SCORE))  # peft has put its own in the head's place
+    trainer.meter.prompts = [held.prompts[index] for index in evaluation_order(held.pairs)]
     return trainer
 
 

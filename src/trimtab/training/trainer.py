@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback
 from trl import RewardConfig, RewardTrainer
 
-from trimtab.training.batches import PairCollator, evaluation_order, training_order
+from trimtab.training.batches import PairCollator, evaluation_order, prompts_in_order, training_order
 from trimtab.training.configs import (
     adapter_config,
     known_targets,
@@ -142,6 +142,7 @@ def build_trainer(
         )
     trainer.remove_callback(PrinterCallback)  # it prints on standard output
     trainer.set_objective(beta=settings.beta, gamma=settings.gamma)
+    trainer.meter.prompts = prompts_in_order(held.pairs)
     return trainer
 
 
