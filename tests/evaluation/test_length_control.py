@@ -1,8 +1,8 @@
 """The length-controlled win rate against what AlpacaEval's own package gives on the same annotations.
 
 The figures in `THEIRS` came from `alpaca_eval.metrics.glm_winrate.get_length_controlled_winrate` of alpaca-eval 0.6.6
-under scikit-learn 1.5.2, run once on the annotations that `_annotations` makes, with `_gamed` in the place of their
-`df_gamed.csv`. Neither package is needed here.
+under scikit-learn 1.9.1, run once on the annotations that `_annotations` makes, with `_gamed` in the place of their
+`df_gamed.csv`. Their package is not needed here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,24 @@ from trimtab.evaluation.length_control import GamedRow, length_controlled_win_ra
 pytest.importorskip("sklearn")
 
 THEIRS = [
-    (0, 100, "float", "length_controlled_minimal", 42.46832923317868),
-    (1, 60, "hard", "length_controlled_minimal", 43.59199522617073),
-    (2, 805, "float", "length_controlled_v1", 55.31964610586838),
-    (3, 200, "hard", "length_controlled_v1", 58.15882969450138),
-    (4, 300, "missing", "length_controlled_noreg", 72.7646375172782),
+    (0, 60, "float", "length_controlled_minimal", 43.01706332840831),
+    (1, 100, "hard", "length_controlled_minimal", 38.752882404441834),
+    (2, 200, "missing", "length_controlled_minimal", 54.03412947155246),
+    (3, 300, "float", "length_controlled_v1", 62.079373800081086),
+    (4, 805, "hard", "length_controlled_v1", 74.05513911076277),
+    (5, 40, "missing", "length_controlled_v1", 86.19198961782111),
+    (0, 60, "float", "length_controlled_noreg", 42.33545340940651),
+    (1, 100, "hard", "length_controlled_noreg", 39.018430620506315),
+    (2, 200, "missing", "length_controlled_noreg", 54.88237891030151),
+    (3, 300, "float", "length_controlled_minimal", 62.24967052326029),
+    (4, 805, "hard", "length_controlled_minimal", 74.48102987943341),
     (5, 40, "missing", "length_controlled_minimal", 80.05086588672245),
+    (0, 60, "float", "length_controlled_v1", 42.2312684824462),
+    (1, 100, "hard", "length_controlled_v1", 39.591033831174094),
+    (2, 200, "missing", "length_controlled_v1", 54.016146153161614),
+    (3, 300, "float", "length_controlled_noreg", 62.092789423641484),
+    (4, 805, "hard", "length_controlled_noreg", 74.08501033647276),
+    (5, 40, "missing", "length_controlled_noreg", 86.64159651555077),
 ]
 
 
@@ -66,7 +78,7 @@ def test_it_is_what_their_package_gives(seed: int, num: int, kind: str, formula:
         gamed=_gamed(num) if formula == "length_controlled_v1" else (),
         num_resamples=2,
     )
-    assert 100 * ours.win_rate.value == pytest.approx(theirs, abs=0.01)
+    assert 100 * ours.win_rate.value == pytest.approx(theirs, abs=1e-6)
     assert ours.length_coefficient <= 0
     assert ours.num_examples == sum(value is not None for value in preferences)
 
@@ -105,3 +117,15 @@ def test_bad_input_is_refused() -> None:
         length_controlled_win_rate([2] * 5, [1] * 5, [2] * 5)
     with pytest.raises(InputError, match="give that too"):
         length_controlled_win_rate([1] * 5, [1] * 5, [2] * 5, gamed=_gamed(5))
+
+
+def test_answers_of_one_prompt_are_resampled_together() -> None:
+    """Ten copies of each example say no more than one: the interval is over prompts."""
+    preferences, lengths, baseline = _annotations(0, 60, "float")
+    ten = [index for index in range(60) for _ in range(10)]
+    copied = [[column[index] for index in ten] for column in (preferences, lengths, baseline)]
+    alone = length_controlled_win_rate(preferences, lengths, baseline, num_resamples=200).win_rate
+    together = length_controlled_win_rate(*copied, prompts=ten, num_resamples=200).win_rate
+    apart = length_controlled_win_rate(*copied, num_resamples=200).win_rate
+    assert together.high - together.low == pytest.approx(alone.high - alone.low, rel=0.3)
+    assert apart.high - apart.low < 0.5 * (together.high - together.low)

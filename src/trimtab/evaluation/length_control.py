@@ -7,7 +7,7 @@ for the baseline. The win rate is the mean prediction with the length term left 
 As in their package (0.6.6): the penalty is L1, its strength one of ten from 10⁻⁴ to 10⁴ by five-fold cross-validation,
 a preference may be any probability, and with `gamed` (their `df_gamed.csv`) answers that the baseline was told to make
 longer or shorter keep the length term honest, at a weight of 0.1 a row. The tests hold it to what their package gave on
-the same made-up annotations; it has not been run on their published ones.
+the same made-up annotations, to 1e-6; it has not been run on their published ones.
 
 What it does not know: the difficulty of instructions is published for AlpacaEval's 805 only (fitted over all models of
 their leaderboard). Without it the term is left out, which is what their `length_controlled_minimal` does.
@@ -16,7 +16,7 @@ their leaderboard). Without it the term is left out, which is what their `length
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ NUM_FOLDS = 5
 NUM_RESAMPLES = 500
 _STRENGTHS = np.logspace(-4, 4, 10)
 _GAMED_WEIGHT = 0.2 / 2
-_NO_WEIGHT = 1e-9
+_NO_WEIGHT = 1e-300
 _SEED = 123
 """Of the solver's order of coordinates, as theirs."""
 
@@ -51,7 +51,7 @@ class LengthControlled:
     """The win rate at equal length, and what the regression found."""
 
     win_rate: Interval
-    """From 0 to 1; 95 % percentile bootstrap over the examples, at the penalty that was chosen once."""
+    """From 0 to 1; 95 % percentile bootstrap over the prompts, at the penalty that was chosen once."""
     length_coefficient: float
     """Of tanh((baseline's length − model's) / its deviation): negative where the judge likes longer answers."""
     model_coefficient: float
@@ -68,16 +68,18 @@ def length_controlled_win_rate(
     *,
     difficulty: Sequence[float] | None = None,
     gamed: Sequence[GamedRow] = (),
+    prompts: Sequence[Hashable] | None = None,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> LengthControlled:
     """The length-controlled win rate over examples.
 
     `preferences` are from 0 (the baseline's answer) to 1 (the model's), ½ for a tie, None for no verdict: such examples
-    are predicted and not learnt from, as theirs. Lengths are in characters. Raises InputError for fewer than five
-    preferences or a value out of range, MissingExtraError without scikit-learn.
+    are predicted and not learnt from, as theirs. Lengths are in characters. `prompts` is a label each; examples with the
+    same one share a prompt (None: none do), and the interval resamples prompts. Raises InputError for fewer than five preferences or
+    a value out of range, MissingExtraError without scikit-learn.
     """
-    _check(preferences, lengths, baseline_lengths, difficulty, gamed)
+    _check(preferences, lengths, baseline_lengths, difficulty, gamed, prompts)
     delta = np.asarray(baseline_lengths, dtype=np.float64) - np.asarray(lengths, dtype=np.float64)
     spread = float(delta.std(ddof=1))
     features = [np.tanh(delta / spread) if spread > 0 else np.zeros_like(delta), np.ones_like(delta)]
@@ -91,7 +93,8 @@ def length_controlled_win_rate(
     coefficients = _fit(rows, strength)
     level = table.copy()
     level[:, 0] = 0.0
-    resampled = _resampled(rows, len(gamed), level, known, strength, num_resamples, seed)
+    labels = np.unique(list(map(str, range(len(wanted)) if prompts is None else prompts)), return_inverse=True)[1]
+    resampled = _resampled(rows, len(gamed), level[known], labels[known], strength, num_resamples, seed)
     value = float(_predicted(level, coefficients).mean())
     low, high = (value, value) if not len(resampled) else np.quantile(resampled, [0.025, 0.975])
     return LengthControlled(
@@ -135,29 +138,34 @@ def _gamed_rows(gamed: Sequence[GamedRow]) -> _Rows | None:
 
 def _chosen_strength(rows: _Rows) -> float:
     """The inverse penalty with the smallest log loss on what was held out; of equals the first."""
-    try:
-        from sklearn.model_selection import GroupKFold
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "judge", "The length-controlled win rate") from error
-    # Each example stands twice, as won and as lost, and both go to one fold.
-    groups = np.tile(np.arange(len(rows.targets)), 2)
+    # As their grouped folds fall in scikit-learn 1.9, which sorts equal groups stably: the last example is in the first
+    # fold. Before, where an example fell depended on numpy's sort, and so on the processor.
+    num = len(rows.targets)
+    folds = (num - 1 - np.arange(num)) % NUM_FOLDS
     losses = np.zeros((NUM_FOLDS, len(_STRENGTHS)))
-    for fold, (train, test) in enumerate(GroupKFold(n_splits=NUM_FOLDS).split(groups, groups=groups)):
-        learnt, held_out = (rows.pick(np.unique(groups[part])) for part in (train, test))
+    for fold in range(NUM_FOLDS):
+        learnt, held_out = rows.pick(np.flatnonzero(folds != fold)), rows.pick(np.flatnonzero(folds == fold))
+        # One state for all penalties of a fold, as in scikit-learn's own path: what a fit leaves, the next begins with.
+        state = np.random.RandomState(_SEED)
         for column, strength in enumerate(_STRENGTHS):
-            losses[fold, column] = _log_loss(held_out, _fit(learnt, float(strength)))
+            losses[fold, column] = _log_loss(held_out, _fit(learnt, float(strength), state))
     return float(_STRENGTHS[np.argmin(losses.mean(axis=0))])
 
 
-def _fit(rows: _Rows, strength: float) -> Array:
+def _fit(rows: _Rows, strength: float, state: int | np.random.RandomState = _SEED) -> Array:
     """[M] coefficients of the penalised regression, as far as the solver comes in its hundred rounds, as theirs."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "judge", "The length-controlled win rate") from error
 
-    model = LogisticRegression(l1_ratio=1.0, C=strength, solver="liblinear", fit_intercept=False, random_state=_SEED)
+    model = LogisticRegression(l1_ratio=1.0, C=strength, solver="liblinear", fit_intercept=False, random_state=state)
     labels = np.repeat([1, 0], len(rows.targets))
-    # liblinear complains on standard error of a class without weight, which is what a clean sweep has.
-    weights = np.maximum(np.concatenate([rows.targets, 1 - rows.targets]) * np.tile(rows.weights, 2), _NO_WEIGHT)
+    sides = [rows.targets * rows.weights, (1 - rows.targets) * rows.weights]
+    for side in sides:  # liblinear complains on standard error of a class without weight, as after a clean sweep
+        side[0] = side[0] if side.any() else _NO_WEIGHT
+    weights = np.concatenate(sides)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(np.tile(rows.features, (2, 1)), labels, sample_weight=weights)
@@ -178,16 +186,22 @@ def _log_loss(rows: _Rows, coefficients: Array) -> float:
 
 
 def _resampled(
-    rows: _Rows, num_gamed: int, level: Array, known: NDArray[np.bool_], strength: float, num_resamples: int, seed: int
+    rows: _Rows,
+    num_gamed: int,
+    level: Array,
+    prompts: NDArray[np.intp],
+    strength: float,
+    num_resamples: int,
+    seed: int,
 ) -> Array:
-    """[num_resamples] win rates of resampled examples; the gamed rows stay as they are."""
+    """[num_resamples] win rates of resampled prompts, with all their examples; the gamed rows stay as they are."""
     rng = np.random.default_rng(seed)
-    at_level = level[known]
+    members = [np.flatnonzero(prompts == prompt) for prompt in np.unique(prompts)]
     found = []
     for _ in range(num_resamples):
-        drawn = rng.integers(len(at_level), size=len(at_level))
+        drawn = np.concatenate([members[index] for index in rng.integers(len(members), size=len(members))])
         coefficients = _fit(rows.pick(np.concatenate([np.arange(num_gamed), num_gamed + drawn])), strength)
-        found.append(float(_predicted(at_level[drawn], coefficients).mean()))
+        found.append(float(_predicted(level[drawn], coefficients).mean()))
     return np.array(found)
 
 
@@ -197,10 +211,14 @@ def _check(
     baseline_lengths: Sequence[int],
     difficulty: Sequence[float] | None,
     gamed: Sequence[GamedRow],
+    prompts: Sequence[Hashable] | None,
 ) -> None:
-    sizes = {len(preferences), len(lengths), len(baseline_lengths)} | ({len(difficulty)} if difficulty else set())
+    given = (preferences, lengths, baseline_lengths, difficulty, prompts)
+    sizes = {len(column) for column in given if column is not None}
     if len(sizes) > 1:
-        raise InputError(f"There are {sorted(sizes)} preferences, lengths and difficulties; give one each an example.")
+        raise InputError(
+            f"There are {sorted(sizes)} preferences, lengths, difficulties and prompts; give one each an example."
+        )
     known = [value for value in preferences if value is not None]
     if len(known) < NUM_FOLDS:
         raise InputError(

@@ -19,11 +19,11 @@ from trimtab.evaluation.judges import FIRST, TIE, Judge
 from trimtab.evaluation.judging import ORDERS, Contender, Cost, Judged
 from trimtab.evaluation.length_control import LengthControlled, length_controlled_win_rate
 from trimtab.evaluation.records import as_strength
-from trimtab.statistics import Interval, mean_interval, wilson_interval
+from trimtab.statistics import FEW, Interval, mean_interval, proportion_interval, wilson_interval
 
 WIN_RATES = "win_rates.json"
 FORMAT = 1
-FEW_PROMPTS = 30
+FEW_PROMPTS = FEW
 """Below so many an interval is said to be wide."""
 
 
@@ -89,7 +89,7 @@ def win_rate(judged: Sequence[Judged], *, sees_order: bool) -> WinRate:
             by_prompt.setdefault(one.pair.prompt_index, []).append(outcome)
     interval, how = _interval(list(by_prompt.values()), wins, len(known))
     lengths = [[len(one.pair.answer.text) for one in judged], [len(one.pair.other.text) for one in judged]]
-    controlled, note = _length_controlled(points, *lengths)
+    controlled, note = _length_controlled(points, *lengths, [one.pair.prompt_index for one in judged])
     return WinRate(
         judged[0].pair.contender,
         win=wins,
@@ -99,13 +99,20 @@ def win_rate(judged: Sequence[Judged], *, sees_order: bool) -> WinRate:
         num_prompts=len(by_prompt),
         win_rate=interval,
         interval=how,
-        decided=wilson_interval(wins, wins + losses) if wins + losses else None,
+        decided=_decided(judged, outcomes),
         length_controlled=controlled,
         length_note=note,
         mean_length=sum(lengths[0]) / len(judged),
         baseline_mean_length=sum(lengths[1]) / len(judged),
         position=_position_bias(judged) if sees_order else None,
     )
+
+
+def _decided(judged: Sequence[Judged], outcomes: Sequence[float | None]) -> Interval | None:
+    """The share of won pairs among those that are no ties, its interval over prompts; None where all tie."""
+    pairs = [(one.pair.prompt_index, outcome) for one, outcome in zip(judged, outcomes, strict=True)]
+    told = [(prompt, outcome == 1.0) for prompt, outcome in pairs if outcome not in (None, 0.5)]
+    return proportion_interval([won for _, won in told], [prompt for prompt, _ in told]) if told else None
 
 
 def _outcome(points: float) -> float:
@@ -125,10 +132,10 @@ def _interval(by_prompt: Sequence[Sequence[float]], wins: int, num_pairs: int) -
 
 
 def _length_controlled(
-    points: Sequence[float | None], lengths: Sequence[int], baseline_lengths: Sequence[int]
+    points: Sequence[float | None], lengths: Sequence[int], baseline_lengths: Sequence[int], prompts: Sequence[int]
 ) -> tuple[LengthControlled | None, str]:
     try:
-        found = length_controlled_win_rate(points, lengths, baseline_lengths)
+        found = length_controlled_win_rate(points, lengths, baseline_lengths, prompts=prompts)
     except (InputError, MissingExtraError) as error:
         return None, str(error)
     if found.model_coefficient == 0:
@@ -142,11 +149,11 @@ def _length_controlled(
 def _position_bias(judged: Sequence[Judged]) -> PositionBias:
     both = [one for one in judged if one.points(ORDERS) is not None and one.pair.answer.text != one.pair.other.text]
     winners = [[one.verdicts[order].winner for order in ORDERS] for one in both]
-    flipped = sum(first == second != TIE for first, second in winners)
+    flipped = [first == second != TIE for first, second in winners]
     decided = [winner for pair in winners for winner in pair if winner != TIE]
     return PositionBias(
         len(both),
-        wilson_interval(flipped, len(both)) if both else None,
+        proportion_interval(flipped, [one.pair.prompt_index for one in both]) if both else None,
         decided.count(FIRST) / len(decided) if decided else None,
     )
 
