@@ -75,9 +75,9 @@ def length_controlled_win_rate(
     """The length-controlled win rate over examples.
 
     `preferences` are from 0 (the baseline's answer) to 1 (the model's), ½ for a tie, None for no verdict: such examples
-    are predicted and not learnt from, as theirs. Lengths are in characters. `prompts` is a label each; examples with the
-    same one share a prompt (None: none do), and the interval resamples prompts. Raises InputError for fewer than five preferences or
-    a value out of range, MissingExtraError without scikit-learn.
+    are predicted and not learnt from, as theirs. Lengths are in characters. `prompts` is a label each: examples with
+    the same one share a prompt (None: none do), and the interval resamples prompts. Raises InputError for fewer than
+    five preferences or a value out of range, MissingExtraError without scikit-learn.
     """
     _check(preferences, lengths, baseline_lengths, difficulty, gamed, prompts)
     delta = np.asarray(baseline_lengths, dtype=np.float64) - np.asarray(lengths, dtype=np.float64)
