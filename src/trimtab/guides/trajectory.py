@@ -4,10 +4,12 @@ ARGS (Khanov et al., ICLR 2024, arXiv 2402.01694, equation 2): score(v) = logit_
 base's top-k; the best one is the token (greedy, the default), or one is drawn by softmax(score / τ) (stochastic; theirs
 has τ = 0.7). k = 10 and w = 1 to 1.5 in the paper.
 
-Where it differs from the authors' code: the reward model keeps a cache of each row and sees all K candidates in one
-forward pass (theirs runs the whole text of each candidate anew); a reward model that is an adapter of the base shares
-that pass with the base; rows are batched; the score starts from log-probabilities, which differ from logits by a
-constant; several end-of-sequence tokens are known.
+Where it differs from the authors' code: rows are batched, each with its own cache, and all K candidates of all rows are
+seen in one forward pass (theirs keeps a cache too, for one text at a time, copied to each candidate); a reward model
+that is an adapter of the base shares that pass with the base; the score starts from log-probabilities, which differ
+from logits by a constant. An answer ends at any of the model's end-of-sequence tokens, where theirs never stops at the
+end of a turn and always makes the number of tokens asked for. Every reward is read after the candidate, where theirs
+reads the first step's inside a prompt that holds the pad id.
 """
 
 from __future__ import annotations
