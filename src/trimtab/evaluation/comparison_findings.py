@@ -92,9 +92,9 @@ def _beside_noise(one: Front) -> str:
     if one.over_redrawn is None:
         return ""
     gap = one.over_redrawn
-    said = "more than" if gap.value > 0 else "less than"
-    told = said if gap.clear_of_zero else "not told apart from"
-    return f", {one.num_strengths} points, {told} the base redrawn as often ({written(gap, digits=3)})"
+    more = "more" if gap.value > 0 else "less"
+    told = f"{more} than" if gap.clear_of_zero else "not told apart from"
+    return f", {told} {one.num_strengths} points of the base redrawn: a difference of {written(gap, digits=3)}"
 
 
 def written(estimate: Estimate, *, digits: int = 2) -> str:
