@@ -1,0 +1,108 @@
+"""What kind of network a transformers model is, as far as its code and its config say it, and which kinds are refused.
+
+A network is driven row by row where it takes three things in each pass: a cache of keys and values, the position of
+each token, and a mask of what each token sees. What its signature or its config does not give away is found by running
+it (`probing`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from trimtab.errors import CompatibilityError, TrimtabError
+from trimtab.models.rows import Reach
+
+ACCEPTED = "Accepted: decoder-only models that attend to a cache of keys and values; docs/models.md lists the families."
+_STATES = {"cache_params": "a recurrent state", "state": "a recurrent state", "mems": "memories of whole segments"}
+_TABLES = ("position_embeddings", "position_embedding", "positions_embed", "embed_positions", "wpe")
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "n_ctx")
+
+
+def refusal(module: Any, reason: str) -> CompatibilityError:
+    """The error that a model's kind is refused with; the reason is the end of a sentence."""
+    return CompatibilityError(f"{type(module).__name__} cannot be driven row by row: {reason}. {ACCEPTED}")
+
+
+@contextlib.contextmanager
+def refusing(module: Any) -> Iterator[None]:
+    """Turn whatever a model's code raises while it is looked at into a refusal that names the model's type."""
+    try:
+        yield
+    except TrimtabError:
+        raise
+    except Exception as error:  # each architecture has its own for what it cannot do
+        said = " ".join(str(error).split())[:200]
+        reason = f"with a cache, positions and a mask of unequal rows it ends in {type(error).__name__}"
+        raise refusal(module, f"{reason} ({said})" if said else reason) from error
+
+
+def decoder_of(module: Any) -> Any:
+    """The stack that turns token ids into states. Raises CompatibilityError for one that cannot be driven by rows."""
+    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
+    if decoder is module or "input_ids" not in inspect.signature(decoder.forward).parameters:
+        decoder = module.base_model  # what some models call their decoder is all of them, or their head
+    if getattr(module.config, "is_encoder_decoder", False):
+        raise refusal(module, "it has an encoder beside its decoder, and its answers depend on what the encoder read")
+    takes = inspect.signature(decoder.forward).parameters
+    if not {"past_key_values", "cache"} & set(takes):
+        kept = next((what for name, what in _STATES.items() if name in takes), "nothing")
+        raise refusal(module, f"between passes it keeps {kept} instead of keys and values")
+    if "position_ids" not in takes:
+        raise refusal(module, "it counts positions itself, by the longest row of a batch (it takes no `position_ids`)")
+    if "attention_mask" not in takes:
+        raise refusal(module, "it makes its mask itself, from the whole batch (it takes no `attention_mask`)")
+    if any(table.padding_idx is not None for table in _position_tables(decoder)):
+        raise refusal(module, "it counts positions by token ids, and skips the padding's id wherever it stands")
+    return decoder
+
+
+def cache_argument(decoder: Any) -> str:
+    """The name by which a decoder takes its cache: transformers 5.24 calls it `cache`, and `past_key_values` before."""
+    names = inspect.signature(decoder.forward).parameters
+    return "cache" if "cache" in names and "past_key_values" not in names else "past_key_values"
+
+
+def reaches(module: Any) -> Mapping[str, Reach]:
+    """Kind of attention layer -> how far back it sees; the kind is "" where a model takes one mask for all layers."""
+    config = decoder_of(module).config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    sliding = Reach(window=int(window) if window else None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        _check(module, set(getattr(config, "attention_layers", ())) - {"global"})
+        return {"": sliding}
+    known = {"full_attention": Reach(), "sliding_attention": sliding}
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk:
+        known["chunked_attention"] = Reach(chunk=int(chunk))
+    _check(module, set(kinds) - set(known))
+    return known
+
+
+def _check(module: Any, unknown: set[str]) -> None:
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise refusal(
+            module, f"it has layers of kind {names}, which do not see what a mask of the row shows, one column a token"
+        )
+
+
+def longest(network: Any) -> int | None:
+    """How many tokens a row may have, by a network's config and its learned positions; None where neither says."""
+    config = network.config.get_text_config()
+    limits = [limit for limit in (getattr(config, name, None) for name in _LENGTHS) if limit and limit > 0]
+    tables = [table.num_embeddings - int(getattr(table, "offset", 0)) for table in _position_tables(network)]
+    return min([*limits[:1], *tables], default=None)
+
+
+def _position_tables(network: Any) -> list[nn.Embedding]:
+    return [
+        table
+        for name, table in network.named_modules()
+        if isinstance(table, nn.Embedding) and name.rpartition(".")[2] in _TABLES
+    ]
