@@ -51,6 +51,14 @@ class LeftPadded(TabularSession):
         return torch.stack([self._model.next_logprobs((0,) * (width - len(row)) + row) for row in self._rows])
 
 
+class CutsByTheLongestRow(TabularSession):
+    """A window that is longer than any short row, and is cut out of the batch's columns."""
+
+    def logprobs(self) -> Tensor:
+        first = max(0, max(len(row) for row in self._rows) - 32)
+        return torch.stack([self._model.next_logprobs(row[min(first, len(row) - 1) :]) for row in self._rows])
+
+
 class ForgetsWhatItDecodes(TabularSession):
     """The mask covers the prompt only."""
 
@@ -162,6 +170,7 @@ MODELS: dict[type[TabularSession], str] = {
     NotANumber: laws.WELL_FORMED,
     PeekStays: laws.PURE,
     LeftPadded: laws.ALONE,
+    CutsByTheLongestRow: laws.ALONE,
     ForgetsWhatItDecodes: laws.ADMIT,
     KeepsInOrder: laws.KEEP,
     ForksShare: laws.KEEP,

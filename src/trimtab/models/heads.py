@@ -19,8 +19,8 @@ class Head:
 
     def __init__(self, module: Any, decoder: Any) -> None:
         self.output = module.get_output_embeddings()
-        if self.output is None or decoder is module:
-            raise refusal(module, "its states cannot be had without its output layer, or it has none")
+        if self.output is None:
+            raise refusal(module, "it has no output layer")
         self._forward = type(module).forward  # not the instance's own, which accelerate may have bound to its weights
         self._twin = module.__class__.__new__(module.__class__)
         parts = {

@@ -12,7 +12,8 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from trimtab.errors import CompatibilityError, TrimtabError
 from trimtab.models.rows import Reach
@@ -43,27 +44,37 @@ def refusing(module: Any) -> Iterator[None]:
 
 def decoder_of(module: Any) -> Any:
     """The stack that turns token ids into states. Raises CompatibilityError for one that cannot be driven by rows."""
-    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
-    if decoder is module or "input_ids" not in inspect.signature(decoder.forward).parameters:
-        decoder = module.base_model  # what some models call their decoder is all of them, or their head
+    decoder = _stack(module)
     if getattr(module.config, "is_encoder_decoder", False):
         raise refusal(module, "it has an encoder beside its decoder, and its answers depend on what the encoder read")
-    takes = inspect.signature(decoder.forward).parameters
-    if not {"past_key_values", "cache"} & set(takes):
+    takes = _takes(decoder)
+    if not {"past_key_values", "cache"} & takes:
         kept = next((what for name, what in _STATES.items() if name in takes), "nothing")
         raise refusal(module, f"between passes it keeps {kept} instead of keys and values")
     if "position_ids" not in takes:
         raise refusal(module, "it counts positions itself, by the longest row of a batch (it takes no `position_ids`)")
     if "attention_mask" not in takes:
         raise refusal(module, "it makes its mask itself, from the whole batch (it takes no `attention_mask`)")
+    if any(_is_mask(buffer) for buffer in decoder.buffers()):
+        raise refusal(module, "it cuts its masks and windows out of a table, by the columns of the whole batch")
     if any(table.padding_idx is not None for table in _position_tables(decoder)):
         raise refusal(module, "it counts positions by token ids, and skips the padding's id wherever it stands")
     return decoder
 
 
+def _stack(module: Any) -> Any:
+    """What `get_decoder` gives, unless that is the whole model or its output layer, as some have it."""
+    found = [module.get_decoder()] if hasattr(module, "get_decoder") else []
+    found += [module.base_model, getattr(module, "model", None)]
+    for part in found:
+        if part is not None and part is not module and "input_ids" in _takes(part):
+            return part
+    raise refusal(module, "it has no stack of layers apart from its output layer")
+
+
 def cache_argument(decoder: Any) -> str:
     """The name by which a decoder takes its cache: transformers 5.24 calls it `cache`, and `past_key_values` before."""
-    names = inspect.signature(decoder.forward).parameters
+    names = _takes(decoder)
     return "cache" if "cache" in names and "past_key_values" not in names else "past_key_values"
 
 
@@ -74,7 +85,6 @@ def reaches(module: Any) -> Mapping[str, Reach]:
     sliding = Reach(window=int(window) if window else None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
-        _check(module, set(getattr(config, "attention_layers", ())) - {"global"})
         return {"": sliding}
     known = {"full_attention": Reach(), "sliding_attention": sliding}
     chunk = getattr(config, "attention_chunk_size", None)
@@ -98,6 +108,16 @@ def longest(network: Any) -> int | None:
     limits = [limit for limit in (getattr(config, name, None) for name in _LENGTHS) if limit and limit > 0]
     tables = [table.num_embeddings - int(getattr(table, "offset", 0)) for table in _position_tables(network)]
     return min([*limits[:1], *tables], default=None)
+
+
+def _takes(part: Any) -> set[str]:
+    """What a part of a network takes in a pass, by its class: an instance's `forward` may be wrapped by accelerate."""
+    return set(inspect.signature(type(part).forward).parameters)
+
+
+def _is_mask(buffer: Tensor) -> bool:
+    """Whether a buffer is a table of what each of a layer's columns sees: GPT-Neo's triangles, bands where local."""
+    return buffer.dtype == torch.bool and buffer.ndim == 4 and buffer.shape[-1] == buffer.shape[-2] > 1
 
 
 def _position_tables(network: Any) -> list[nn.Embedding]:

@@ -35,7 +35,7 @@ _WINDOW = 4
 """What a longer window is shortened to; all rows but the last grow past it."""
 _EXACT = 1e-4
 """Relative difference up to which no rounding is measured."""
-_RATIO = 4.0
+RATIO = 4.0
 """Accepted difference, in multiples of the model's own rounding."""
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 """Names in a config of the lengths that masks are built from in each pass."""
@@ -100,11 +100,13 @@ class _Probe:
 
     def beside(self, end: int) -> bool:
         """Whether a row keeps its numbers beside one whose last token is the one before `end`."""
-        width = _WINDOW
-        ids = torch.tensor([row[:width] for row in self._rows[:2]], device=self.backbone.device)
+        width = _WINDOW  # so short that no window, shortened or not, hides any of it
+        self._rows = [row[:width] for row in self._rows[:2]]
+        self._truth, self._rounding = [row[:width] for row in self._truth[:2]], 0.0
+        ids = torch.tensor(self._rows, device=self.backbone.device)
         positions = torch.arange(width, device=ids.device) + torch.tensor([[0], [end - width]], device=ids.device)
         states = self.backbone.states(ids, positions)
-        return self._agree(self._numbers.read(states[0, -1:]), self._truth[0][width - 1][None])
+        return self._agree(self._numbers.read(states[0, -1:]), self._truth[0][-1:])
 
     def reason(self) -> str:
         """What is wrong with a model that does not agree, as the end of a sentence."""
@@ -136,7 +138,7 @@ class _Probe:
             with _disturbed(self.backbone):
                 disturbed = self._own()
             self._rounding = float(torch.cat(list(map(_relative, disturbed, self._truth))).mean())
-        return self._gap <= _RATIO * self._rounding
+        return self._gap <= RATIO * self._rounding
 
 
 def _steps(backbone: Backbone, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[tuple[int, int, Tensor]]:
