@@ -106,8 +106,13 @@ def longest(network: Any) -> int | None:
     """How many tokens a row may have, by a network's config and its learned positions; None where neither says."""
     config = network.config.get_text_config()
     limits = [limit for limit in (getattr(config, name, None) for name in _LENGTHS) if limit and limit > 0]
-    tables = [table.num_embeddings - int(getattr(table, "offset", 0)) for table in _position_tables(network)]
-    return min([*limits[:1], *tables], default=None)
+    return min([*limits[:1], *map(_num_positions, _position_tables(network))], default=None)
+
+
+def _num_positions(table: nn.Embedding) -> int:
+    """How many positions a learned table holds: some begin after an offset, or after the padding's id."""
+    first = 0 if table.padding_idx is None else table.padding_idx + 1
+    return table.num_embeddings - max(first, int(getattr(table, "offset", 0)))
 
 
 def _takes(part: Any) -> set[str]:

@@ -39,7 +39,7 @@ RATIO = 4.0
 """Accepted difference, in multiples of the model's own rounding."""
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 """Names in a config of the lengths that masks are built from in each pass."""
-_LENGTH = re.compile(r"(window(_size|_len)?|chunk_length|local_attention|block_size)$")
+_LENGTH = re.compile(r"(window(_size|_len)?|chunk_length|block_size)$")
 """Names of other lengths past which a model may see otherwise."""
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -135,9 +135,9 @@ class _Probe:
         if self._gap <= _EXACT:
             return True
         if not self._rounding:
-            with _disturbed(self.backbone):
-                disturbed = self._own()
-            self._rounding = float(torch.cat(list(map(_relative, disturbed, self._truth))).mean())
+            with disturbed(self.backbone.module):
+                found = self._own()
+            self._rounding = float(torch.cat(list(map(_relative, found, self._truth))).mean())
         return self._gap <= RATIO * self._rounding
 
 
@@ -195,17 +195,30 @@ def _ids(row: int, length: int, vocab_size: int) -> list[int]:
     return [(3 + 17 * row + 7 * place + place * place) % vocab_size for place in range(length)]
 
 
+def company_length(config: Any) -> int | None:
+    """The length past which what a row reads may follow from how long others are, as far as a config tells; or None.
+
+    Past it positions may be scaled, or attention be cut into blocks, for a whole batch at once.
+    """
+    config = config.get_text_config()
+    return min([*_originals(config.to_dict()), *_others(config)], default=None)
+
+
 def _lengths(backbone: Backbone) -> tuple[dict[str, int], list[int]]:
     """The windows that are to be shortened, by name, and other lengths that rows can grow past."""
     config, limit = backbone.config, backbone.max_length
     windows = {name: getattr(config, name, None) or 0 for name in _WINDOWS}
-    others = [
+    windows = {name: window for name, window in windows.items() if window > _WINDOW}
+    return windows, [value for value in _others(config) if limit is None or value + _GROWTH <= limit]
+
+
+def _others(config: Any) -> list[int]:
+    """Lengths other than windows past which a model may see otherwise."""
+    return [
         value
         for name, value in config.to_dict().items()
-        if _LENGTH.search(name) and name not in windows and isinstance(value, int) and value > max(_STARTS)
+        if _LENGTH.search(name) and name not in _WINDOWS and isinstance(value, int) and value > max(_STARTS)
     ]
-    windows = {name: window for name, window in windows.items() if window > _WINDOW}
-    return windows, [value for value in others if limit is None or value + _GROWTH <= limit]
 
 
 def _originals(entries: Mapping[str, Any]) -> Iterator[int]:
@@ -225,18 +238,18 @@ def _relative(found: Tensor, expected: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _disturbed(backbone: Backbone) -> Iterator[None]:
+def disturbed(module: Any, seed: int = 0) -> Iterator[None]:
     """Disturb what each innermost part of a network gives by as much as its dtype rounds."""
     generators: dict[torch.device, torch.Generator] = {}
 
     def disturb(_part: object, _inputs: object, output: object) -> Tensor | None:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return None
-        generator = generators.setdefault(output.device, torch.Generator(output.device).manual_seed(0))
+        generator = generators.setdefault(output.device, torch.Generator(output.device).manual_seed(seed))
         noise = torch.rand(output.shape, generator=generator, device=output.device) - 0.5
-        return (output * (1 + _step(backbone.module, output) * noise)).to(output.dtype)
+        return (output * (1 + _step(module, output) * noise)).to(output.dtype)
 
-    parts = [part for part in backbone.module.modules() if not any(True for _ in part.children())]
+    parts = [part for part in module.modules() if not any(True for _ in part.children())]
     hooks = [part.register_forward_hook(disturb) for part in parts]
     try:
         yield
