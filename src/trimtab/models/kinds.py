@@ -96,10 +96,8 @@ def reaches(module: Any) -> Mapping[str, Reach]:
 
 def _check(module: Any, unknown: set[str]) -> None:
     if unknown:
-        names = ", ".join(sorted(unknown))
-        raise refusal(
-            module, f"it has layers of kind {names}, which do not see what a mask of the row shows, one column a token"
-        )
+        kinds = ", ".join(sorted(unknown))
+        raise refusal(module, f"it has layers of kind {kinds}, which keep more than a key and a value of each token")
 
 
 def longest(network: Any) -> int | None:

@@ -110,11 +110,12 @@ class _Probe:
 
     def reason(self) -> str:
         """What is wrong with a model that does not agree, as the end of a sentence."""
-        short = self._own([self._rows[0][:3]])[0][-1]
-        if not self._same(_relative(short[None], self._truth[0][2][None])):
+        gap = self._gap
+        short = self._own([self._rows[0][:3]])[0][-1:]
+        if not self._same(_relative(short, self._truth[0][2:3])):
             return "it is bidirectional: what it says of a token changes with the tokens after it"
         return (
-            f"in a batch of unequal rows with a cache its numbers are {self._gap:.2g} of their spread from those of "
+            f"in a batch of unequal rows with a cache its numbers are {gap:.2g} of their spread from those of "
             f"its own forward pass, which rounds by {self._rounding:.1g}"
         )
 
