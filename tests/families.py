@@ -94,9 +94,20 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "rembert as a decoder": ("rembert", {"is_decoder": True}),
     "falcon with ALiBi": ("falcon", {"alibi": True}),
     "gpt_neo, global layers only": ("gpt_neo", {"attention_types": [[["global"], 3]]}),
-    "minimax_m3_vl_text past its chosen blocks": (
+    "lfm2 with convolutions": ("lfm2", {"layer_types": ["conv", "full_attention", "full_attention"]}),
+    "llama4_text, hotter with length": ("llama4_text", {"floor_scale": 24, "no_rope_layers": [1, 0, 0]}),
+    "minimax_m3_vl_text with chosen blocks": (
         "minimax_m3_vl_text",
-        {"index_block_size": 4, "index_topk_blocks": 2},
+        {"layer_types": ["full_attention", *["minimax_m3_sparse"] * 2], "index_block_size": 4, "index_topk_blocks": 2},
+    ),
+    "ministral3, scaled by position": (
+        "ministral3",
+        {
+            "rope_parameters": {
+                **{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "llama_4_scaling_beta": 0.5},
+                "original_max_position_embeddings": 8,
+            }
+        },
     ),
     "doge past its kept keys": ("doge", {"keep_window_size": 8}),
     "llama, dynamic NTK": ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
@@ -250,8 +261,9 @@ their states is compared with the model's own pass over the row. The difference 
 rounding, whatever its dtype. A larger one, and any error in the model's code, is a `CompatibilityError` that names the
 model's type and the reason.
 
-Positions that are scaled by the longest row of a pass (longrope) would make a row depend on its company. Such a model
-is held to the length up to which none are scaled, which `max_length` and a warning say.
+Positions or attention that are scaled by the longest row of a pass (longrope; Llama 4's temperature) would make a row
+depend on its company. Such a model is held to a length up to which nothing is scaled, which `max_length` and a warning
+say.
 
 ## Families that run
 

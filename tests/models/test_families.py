@@ -43,6 +43,7 @@ REFUSED = {
     "deepseek_v32": "layers of kind indexed_attention",
     "openai-gpt": "keeps nothing",
     "gpt_neox_japanese": "ends in RuntimeError",
+    "llama4_text, hotter with length": "scales by the longest row",
     "xlm": "ends in AssertionError",
 }
 
@@ -65,6 +66,13 @@ def test_a_family_is_refused_by_name(name: str) -> None:
 def test_rows_are_held_to_the_length_where_positions_do_not_depend_on_company() -> None:
     assert HFModel(families.build("phi3, longrope")).max_length == 32
     assert HFModel(families.build("llama, yarn")).max_length == families.LENGTH
+
+
+def test_attention_that_is_scaled_by_the_cache_holds_rows_to_a_length_where_it_is_not() -> None:
+    """Llama 4 counts positions by the cache's longest row where it tunes its temperature, from `floor_scale` on."""
+    changes = {"floor_scale": 3000, "max_position_embeddings": 10000, "no_rope_layers": [1, 0, 0]}
+    config = families.tiny_config(transformers.Llama4TextConfig, changes)
+    assert HFModel(transformers.AutoModelForCausalLM.from_config(config)).max_length == 2500
 
 
 def test_positions_that_are_scaled_at_every_length_are_refused() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from trimtab.core import ModelSession
 from trimtab.errors import CompatibilityError
@@ -96,11 +97,19 @@ class Backbone:
 
     @torch.inference_mode()
     def states(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """[B, Q] ids at [B, Q] positions -> [B, Q, D] states after the final norm, without a cache."""
+        """[B, Q] ids at [B, Q] positions -> [B, Q, D] states after the final norm, of rows that begin here.
+
+        The cache is empty, and says that the longest row ends where the largest position stands.
+        """
         size, width = token_ids.shape
         layout = Layout.extend(range(size), [0] * size, width, self.device)
+        cache = _SeeminglyFull(int(positions.max()) + 1 - width)
         output = self._decoder(
-            input_ids=token_ids, attention_mask=self._masks(layout), position_ids=positions, use_cache=False
+            input_ids=token_ids,
+            attention_mask=self._masks(layout),
+            position_ids=positions,
+            use_cache=True,
+            **{self._cache_argument: cache},
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
@@ -118,6 +127,17 @@ class Backbone:
             for kind, seen in ((kind, layout.visible(reach)) for kind, reach in self.reaches.items())
         }
         return masks.get("", masks)
+
+
+class _SeeminglyFull(DynamicCache):  # type: ignore[misc]  # transformers is not typed here
+    """An empty cache that says that so many tokens are in it, as one does whose longest row has them."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self._length = length
+
+    def get_seq_length(self, *_: object, **__: object) -> int:
+        return self._length
 
 
 def describe(module: Any, vocab_size: int) -> dict[str, Any]:

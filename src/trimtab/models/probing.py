@@ -4,7 +4,7 @@ Three rows of unequal lengths join, grow, are peeked at and take what was peeked
 read as the model's own pass over that row reads it. A window that is longer than such rows is shortened for as long as
 the probe lasts, in the config that both sides build their masks from; a model that does not follow its config is then
 probed with rows as long as its windows. Last, a row is run beside one that stands at the end of the context: where that
-changes it, the model scales positions by the longest row of a pass.
+changes it, the model scales positions, or attention, by the longest row of a pass.
 
 How much may differ is a ratio to the model's own rounding: what comes out when each of its layers is disturbed by as
 much as its dtype rounds. So one rule does for float32, half precision and quantized weights.
@@ -41,6 +41,8 @@ _WINDOWS = ("sliding_window", "attention_chunk_size")
 """Names in a config of the lengths that masks are built from in each pass."""
 _LENGTH = re.compile(r"(window(_size|_len)?|chunk_length|block_size)$")
 """Names of other lengths past which a model may see otherwise."""
+_LEAST = 16
+"""Rows are held to no fewer tokens than this: rather is the model refused."""
 _ORIGINAL = "original_max_position_embeddings"
 
 
@@ -58,7 +60,7 @@ class Numbers:
 def probe(backbone: Backbone, numbers: Numbers) -> None:
     """Raise CompatibilityError unless every row gives the model's own numbers, whoever runs beside it.
 
-    Where positions are scaled by the longest row of a pass, rows are held to the length up to which none are. Raises
+    Where a row is scaled by the longest of a pass, rows are held to a length up to which none is. Raises
     NotFiniteError for NaN.
     """
     with refusing(backbone.module):
@@ -177,18 +179,18 @@ def _settle_length(backbone: Backbone, probed: _Probe) -> None:
     limit = backbone.max_length
     if limit is None or limit <= _WINDOW:
         return
-    originals = sorted({length for length in _originals(backbone.config.to_dict()) if length < limit}, reverse=True)
-    for length in (limit, *originals):
-        if probed.beside(length):
-            break
-    else:
-        raise refusal(backbone.module, "it scales positions by the longest row of a batch")
-    if length < limit:
-        backbone.hold(length)
+    lengths = [limit, *sorted(_originals(backbone.config.to_dict()), reverse=True)]
+    while lengths[-1] > 2 * _LEAST:
+        lengths.append(lengths[-1] // 2)
+    held = next((length for length in lengths if length <= limit and probed.beside(length)), None)
+    if held is None:
+        raise refusal(backbone.module, "it scales by the longest row of a batch")
+    if held < limit:
+        backbone.hold(held)
         log.warning(
-            "%s scales positions by the longest row of a batch where one is longer than %s tokens, so rows are held "
-            "to that length (of %s)",
-            *(backbone.name, length, limit),
+            "%s scales by the longest row of a batch where one is longer than %s tokens, so rows are held to that "
+            "length (of %s)",
+            *(backbone.name, held, limit),
         )
 
 
