@@ -104,7 +104,10 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "ministral3",
         {
             "rope_parameters": {
-                **{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "llama_4_scaling_beta": 0.5},
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 2.0,
+                "llama_4_scaling_beta": 0.5,
                 "original_max_position_embeddings": 8,
             }
         },
