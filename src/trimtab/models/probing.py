@@ -68,9 +68,10 @@ def probe(backbone: Backbone, numbers: Numbers) -> None:
         windows, others = _lengths(backbone)
         with backbone.shortened(windows, _WINDOW):
             agreed = probed.walk(_STARTS)
-        lengths = others if agreed else [*windows.values(), *others]
-        if lengths:
-            agreed = probed.walk((max(lengths) + 2, *_STARTS[1:]))
+        if not agreed and windows:  # perhaps it does not follow its config
+            others, agreed = [*windows.values(), *others], True
+        if agreed and others:
+            agreed = probed.walk((max(others) + 2, *_STARTS[1:]))
         if not agreed:
             raise refusal(backbone.module, probed.reason())
         _settle_length(backbone, probed)
