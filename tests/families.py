@@ -123,6 +123,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "phi3",
         {"rope_scaling": {"rope_type": "longrope", **FACTORS}, "original_max_position_embeddings": 32},
     ),
+    "opt, states projected": ("opt", {"word_embed_proj_dim": 16}),
     "qwen2 with windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "mistral with a window longer than the probe": ("mistral", {"sliding_window": 20}),
 }

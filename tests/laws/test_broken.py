@@ -29,6 +29,13 @@ class Wide(TabularSession):
         return super().logprobs().double()
 
 
+class Narrow(TabularSession):
+    """States of fewer numbers than the model says."""
+
+    def context(self, rows: Tensor | None = None) -> Tensor:
+        return super().context(rows)[:, :-1]
+
+
 class NotANumber(TabularSession):
     def logprobs(self) -> Tensor:
         return super().logprobs().masked_fill(torch.arange(V) == 3, torch.nan)
@@ -167,6 +174,7 @@ class BrokenModel(TabularModel):
 MODELS: dict[type[TabularSession], str] = {
     Unnormalised: laws.WELL_FORMED,
     Wide: laws.WELL_FORMED,
+    Narrow: laws.WELL_FORMED,
     NotANumber: laws.WELL_FORMED,
     PeekStays: laws.PURE,
     LeftPadded: laws.ALONE,

@@ -98,7 +98,9 @@ class _Probe:
         self._truth = self._own()
         self._rounding = 0.0
         seen = _steps(self.backbone, self._rows, starts)
-        found = self._numbers.read(torch.stack([state for *_, state in seen]))
+        states = torch.stack([state for *_, state in seen])
+        self.backbone.hidden_size = states.shape[1]  # some project their states before they give them
+        found = self._numbers.read(states)
         return self._agree(found, torch.stack([self._truth[row][place] for row, place, _ in seen]))
 
     def beside(self, end: int) -> bool:

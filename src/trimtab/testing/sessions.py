@@ -50,6 +50,7 @@ def check_model(
     probe = choose_probe(model, num_candidates, seed)
     subject = Subject(partial(ModelRows, model, probe), starts, model.vocab_size, num_steps, tolerance, seed)
     _check_tables(subject, "logprobs", normalised=True)
+    _check_states(subject, model.hidden_size)
     for law in (*_SESSION_LAWS, _check_peek, _check_remembered):
         law(subject)
     _check_long(subject, model.max_length)
@@ -92,6 +93,14 @@ def _check_tables(subject: Subject, reading: str, *, normalised: bool) -> None:
         raise LawViolation(WELL_FORMED, f"{reading} is {table[row, column]} in row {row}, column {column}")
     if normalised:
         same(WELL_FORMED, "ln of the total probability", table.logsumexp(1), torch.zeros(len(table)), subject.tolerance)
+
+
+def _check_states(subject: Subject, hidden_size: int) -> None:
+    rows = subject.fresh(subject.starts)
+    for reading in ("context", "peek"):
+        width = rows.read(reading).shape[-1]
+        if width != hidden_size:
+            raise LawViolation(WELL_FORMED, f"{reading} has states of {width} numbers; hidden_size is {hidden_size}")
 
 
 def _check_pure(subject: Subject) -> None:
