@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ REFUSED = {
     "falcon with ALiBi": "ends in ValueError",
     "gpt_neo": "cuts its masks and windows out of a table",
     "camembert as a decoder": "skips the padding's id",
-    "mamba": "a recurrent state",
+    "mamba": "layers of kind linear_attention",
     "rwkv": "a recurrent state",
     "xlnet": "memories of whole segments",
     "jamba": "layers of kind linear_attention",
@@ -57,7 +56,7 @@ def test_a_family_runs_row_by_row(name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_family_is_refused_by_name(name: str) -> None:
     module = families.build(name)
-    with pytest.raises(CompatibilityError, match=re.escape(REFUSED[name])) as caught:
+    with pytest.raises(CompatibilityError, match=REFUSED[name]) as caught:
         HFModel(module)
     assert type(module).__name__ in str(caught.value)
     assert "Accepted: decoder-only models" in str(caught.value)

@@ -29,7 +29,7 @@ class Backbone:
             self._decoder = decoder_of(module)
             self._cache_argument = cache_argument(self._decoder)
             self.config = self._decoder.config.get_text_config()
-            self.reaches = reaches(module)
+            self.reaches = reaches(self.config)
             """Kind of attention layer -> how far back it sees; the kind is "" where one mask does for all layers."""
             self._held = longest(self._decoder)
             self.vocab_size = int(module.get_input_embeddings().weight.shape[0])
@@ -117,7 +117,7 @@ class Backbone:
     def _set_windows(self, windows: Mapping[str, int]) -> None:
         for name, length in windows.items():
             setattr(self.config, name, length)
-        self.reaches = reaches(self.module)
+        self.reaches = reaches(self.config)
 
     def _masks(self, layout: Layout) -> Tensor | dict[str, Tensor]:
         """What each query may see, as numbers to be added: one conversion here instead of one in each layer."""

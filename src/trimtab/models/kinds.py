@@ -19,6 +19,7 @@ from trimtab.errors import CompatibilityError, TrimtabError
 from trimtab.models.rows import Reach
 
 ACCEPTED = "Accepted: decoder-only models that attend to a cache of keys and values; docs/models.md lists the families."
+_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _STATES = {"cache_params": "a recurrent state", "state": "a recurrent state", "mems": "memories of whole segments"}
 _TABLES = ("position_embeddings", "position_embedding", "positions_embed", "embed_positions", "wpe")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "n_ctx")
@@ -47,6 +48,10 @@ def decoder_of(module: Any) -> Any:
     decoder = _stack(module)
     if getattr(module.config, "is_encoder_decoder", False):
         raise refusal(module, "it has an encoder beside its decoder, and its answers depend on what the encoder read")
+    unknown = set(getattr(decoder.config.get_text_config(), "layer_types", None) or ()) - _KINDS
+    if unknown:
+        kinds = ", ".join(sorted(unknown))
+        raise refusal(module, f"it has layers of kind {kinds}, which keep more than a key and a value of each token")
     takes = _takes(decoder)
     if not {"past_key_values", "cache"} & takes:
         kept = next((what for name, what in _STATES.items() if name in takes), "nothing")
@@ -78,26 +83,14 @@ def cache_argument(decoder: Any) -> str:
     return "cache" if "cache" in names and "past_key_values" not in names else "past_key_values"
 
 
-def reaches(module: Any) -> Mapping[str, Reach]:
+def reaches(config: Any) -> Mapping[str, Reach]:
     """Kind of attention layer -> how far back it sees; the kind is "" where a model takes one mask for all layers."""
-    config = decoder_of(module).config.get_text_config()
-    window = getattr(config, "sliding_window", None)
+    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
     sliding = Reach(window=int(window) if window else None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
+    if getattr(config, "layer_types", None) is None:
         return {"": sliding}
-    known = {"full_attention": Reach(), "sliding_attention": sliding}
-    chunk = getattr(config, "attention_chunk_size", None)
-    if chunk:
-        known["chunked_attention"] = Reach(chunk=int(chunk))
-    _check(module, set(kinds) - set(known))
-    return known
-
-
-def _check(module: Any, unknown: set[str]) -> None:
-    if unknown:
-        kinds = ", ".join(sorted(unknown))
-        raise refusal(module, f"it has layers of kind {kinds}, which keep more than a key and a value of each token")
+    chunked = {"chunked_attention": Reach(chunk=int(chunk))} if chunk else {}
+    return {"full_attention": Reach(), "sliding_attention": sliding, **chunked}
 
 
 def longest(network: Any) -> int | None:
