@@ -17,6 +17,22 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"num_key_value_heads": 2, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}),
     "bert": ("BertConfig", {"pad_token_id": 2}),
+    "roberta": ("RobertaConfig", {"pad_token_id": 2}),
+    "phi3": (
+        "Phi3Config",
+        {
+            "num_key_value_heads": 2,
+            "eos_token_id": 1,
+            "bos_token_id": 0,
+            "pad_token_id": 1,
+            "original_max_position_embeddings": 16,
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0, 3.0, 4.0, 8.0],
+            },
+        },
+    ),
     "ctrl": ("CTRLConfig", {"n_embd": 32, "dff": 48, "n_layer": 2, "n_head": 4, "pad_token_id": 1}),
 }
 
@@ -47,12 +63,12 @@ def tiny_encoder_tokenizer() -> Any:
 
 def tiny_reward_model(family: str = "llama", **changes: Any) -> RewardModel:
     """A tiny reward model with a tokenizer of its kind."""
-    tokenizer = tiny_encoder_tokenizer() if family == "bert" else tiny_tokenizer()
+    tokenizer = tiny_encoder_tokenizer() if family in ("bert", "roberta") else tiny_tokenizer()
     return RewardModel(tiny_reward_module(family), tokenizer, **changes)
 
 
 def write_reward_model(directory: Path, family: str = "llama", **changes: Any) -> Path:
     """A tiny reward model's directory, as save_pretrained writes it."""
     tiny_reward_module(family, **changes).save_pretrained(directory)
-    (tiny_encoder_tokenizer() if family == "bert" else tiny_tokenizer()).save_pretrained(directory)
+    (tiny_encoder_tokenizer() if family in ("bert", "roberta") else tiny_tokenizer()).save_pretrained(directory)
     return directory

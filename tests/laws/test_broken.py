@@ -29,6 +29,13 @@ class Wide(TabularSession):
         return super().logprobs().double()
 
 
+class Narrow(TabularSession):
+    """States of fewer numbers than the model says."""
+
+    def context(self, rows: Tensor | None = None) -> Tensor:
+        return super().context(rows)[:, :-1]
+
+
 class NotANumber(TabularSession):
     def logprobs(self) -> Tensor:
         return super().logprobs().masked_fill(torch.arange(V) == 3, torch.nan)
@@ -49,6 +56,14 @@ class LeftPadded(TabularSession):
     def logprobs(self) -> Tensor:
         width = max(len(row) for row in self._rows)
         return torch.stack([self._model.next_logprobs((0,) * (width - len(row)) + row) for row in self._rows])
+
+
+class CutsByTheLongestRow(TabularSession):
+    """A window that is longer than any short row, and is cut out of the batch's columns."""
+
+    def logprobs(self) -> Tensor:
+        first = max(0, max(len(row) for row in self._rows) - 32)
+        return torch.stack([self._model.next_logprobs(row[min(first, len(row) - 1) :]) for row in self._rows])
 
 
 class ForgetsWhatItDecodes(TabularSession):
@@ -159,9 +174,11 @@ class BrokenModel(TabularModel):
 MODELS: dict[type[TabularSession], str] = {
     Unnormalised: laws.WELL_FORMED,
     Wide: laws.WELL_FORMED,
+    Narrow: laws.WELL_FORMED,
     NotANumber: laws.WELL_FORMED,
     PeekStays: laws.PURE,
     LeftPadded: laws.ALONE,
+    CutsByTheLongestRow: laws.ALONE,
     ForgetsWhatItDecodes: laws.ADMIT,
     KeepsInOrder: laws.KEEP,
     ForksShare: laws.KEEP,

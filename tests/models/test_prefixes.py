@@ -18,7 +18,7 @@ from trimtab.core import SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.guides.arm import ARM
 from trimtab.loading import load_guide
-from trimtab.models import prefixes
+from trimtab.models import hf, prefixes
 from trimtab.models.hf import HFModel
 from trimtab.models.prefixes import in_common, lend
 from trimtab.models.trunk import Row, Trunk
@@ -28,8 +28,9 @@ TEMPLATE = [7, *range(2, 32)]
 
 @pytest.fixture
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens that each pass feeds."""
+    """Tokens that each pass feeds, but for those of the probe when a model is loaded."""
     found: list[int] = []
+    monkeypatch.setattr(hf, "probe", lambda *_: None)
     sound = Trunk._extend
 
     def counting(self: Trunk, rows: Sequence[Row]) -> None:

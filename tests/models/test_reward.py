@@ -75,6 +75,43 @@ def test_batches_hold_texts_of_like_length_and_no_more_tokens_than_they_may() ->
     assert shapes == [(1, 13), (1, 9), (2, 5), (2, 3)]
 
 
+def test_a_text_past_the_length_where_positions_are_scaled_changes_no_other() -> None:
+    model = tiny_reward_model("phi3")
+    answers = ["w1 w2 w3", "w5 w7 w11 w13 " * 6, "w4 w5", "w8 w9 " * 11]
+    alone = [model.rewards(["w1"], [answer])[0] for answer in answers]
+    assert model.rewards(["w1"] * 4, answers) == pytest.approx(alone, abs=1e-5)
+    module = tiny_reward_module("phi3")
+    for answer, reward in zip(answers, alone, strict=True):
+        ids = torch.tensor(model.token_ids(["w1"], [answer]))
+        assert module(input_ids=ids).logits.item() == pytest.approx(reward, abs=1e-5)
+
+
+def test_a_text_is_cut_to_the_positions_that_there_are() -> None:
+    """RoBERTa's table has 64 rows, and begins after the padding's id, which is 2."""
+    model = tiny_reward_model("roberta")
+    assert model.max_length == 61
+    assert math.isfinite(model.rewards(["w1 " * 40], ["w3 " * 40])[0])
+    assert model.num_cut == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "bert"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_accepted(family: str, dtype: torch.dtype) -> None:
+    RewardModel(
+        tiny_reward_module(family).to(dtype), tiny_encoder_tokenizer() if family == "bert" else tiny_tokenizer()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_encoder_that_reads_its_padding_is_refused_in_any_precision(dtype: torch.dtype) -> None:
+    module = tiny_reward_module("bert").to(dtype)
+    module.base_model.register_forward_pre_hook(
+        lambda part, args, options: (args, {**options, "attention_mask": None}), with_kwargs=True
+    )
+    with pytest.raises(CompatibilityError, match="looks at the padding"):
+        RewardModel(module, tiny_encoder_tokenizer())
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_the_reward_is_the_heads_value_at_the_last_token(family: str) -> None:
     model = tiny_reward_model(family)

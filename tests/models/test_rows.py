@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tests.tiny import FAMILIES, tiny_module
 from trimtab.errors import CompatibilityError
-from trimtab.models.backbone import cache_argument
 from trimtab.models.hf import HFModel
+from trimtab.models.kinds import cache_argument
 from trimtab.models.rows import Layout, RowCache
 
 CPU = torch.device("cpu")
@@ -97,7 +96,8 @@ def test_a_decoder_is_handed_its_cache_under_the_name_that_it_knows() -> None:
     def newer(input_ids: Any, cache: Any = None, **options: Any) -> None: ...
     def open_ended(*inputs: Any, **options: Any) -> None: ...
 
-    names = [cache_argument(SimpleNamespace(forward=forward)) for forward in (older, newer, open_ended)]
+    decoders = [type("Decoder", (), {"forward": forward})() for forward in (older, newer, open_ended)]
+    names = [cache_argument(decoder) for decoder in decoders]
     assert names == ["past_key_values", "cache", "past_key_values"]
 
 

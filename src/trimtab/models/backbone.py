@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from trimtab.core import ModelSession
 from trimtab.errors import CompatibilityError
+from trimtab.models.kinds import cache_argument, decoder_of, longest, reaches, refusing
 from trimtab.models.lora import routed
 from trimtab.models.rows import Layout, RowCache
 from trimtab.models.trunk import RowAdapter, Trunk, TrunkSession
@@ -22,13 +24,16 @@ class Backbone:
     def __init__(self, module: Any) -> None:
         module.eval().requires_grad_(False)
         self.module = module
-        self._decoder = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
-        self._cache_argument = cache_argument(self._decoder)
-        self._config = module.config.get_text_config()
-        self.windows = _windows(self._config)
-        """Kind of attention layer -> its sliding window; the kind is "" where one mask does for all layers."""
-        self.vocab_size = int(module.get_input_embeddings().weight.shape[0])
-        self.hidden_size = int(self._config.hidden_size)
+        self.name = str(module.config.name_or_path)
+        with refusing(module):
+            self._decoder = decoder_of(module)
+            self._cache_argument = cache_argument(self._decoder)
+            self.config = self._decoder.config.get_text_config()
+            self.reaches = reaches(self.config)
+            """Kind of attention layer -> how far back it sees; the kind is "" where one mask does for all layers."""
+            self._held = longest(self._decoder)
+            self.vocab_size = int(module.get_input_embeddings().weight.shape[0])
+            self.hidden_size = int(self.config.hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -36,8 +41,7 @@ class Backbone:
 
     @property
     def max_length(self) -> int | None:
-        limit = getattr(self._config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        return self._held
 
     def open_rows(
         self, beside: ModelSession | None, adapter: RowAdapter | None, *, tables: bool = True
@@ -55,11 +59,14 @@ class Backbone:
         self, token_ids: Tensor, layout: Layout, cache: RowCache, adapters: Sequence[tuple[RowAdapter, list[int]]]
     ) -> Tensor:
         """[B, Q] ids -> [B, Q, D] states after the final norm."""
+        positions = layout.positions
+        if self._held is not None:
+            positions = positions.clamp(max=self._held - 1)  # what pads a row may stand past the end of the context
         with routed(adapters):
             output = self._decoder(
                 input_ids=token_ids,
                 attention_mask=self._masks(layout),
-                position_ids=layout.positions,
+                position_ids=positions,
                 use_cache=True,
                 **{self._cache_argument: cache},
             )
@@ -74,34 +81,63 @@ class Backbone:
         """What tells these weights from others: see `describe`."""
         return describe(self.module, self.vocab_size)
 
-    def probe_states(self, token_ids: Tensor) -> Tensor:
-        """[1, D]: the state after [1, 6] ids by our road (cache, positions, masks), in two passes.
+    @contextlib.contextmanager
+    def shortened(self, windows: Collection[str], length: int) -> Iterator[None]:
+        """Let the windows that the config names so be of this length for a while, on the model's side and on this."""
+        before = {name: getattr(self.config, name) for name in windows}
+        try:
+            self._set_windows(dict.fromkeys(windows, length))
+            yield
+        finally:
+            self._set_windows(before)
 
-        A longer row runs beside it: a model that counts positions by its cache would be right for one row alone.
+    def hold(self, length: int) -> None:
+        """Let no row be longer than this."""
+        self._held = length
+
+    @torch.inference_mode()
+    def states(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """[B, Q] ids at [B, Q] positions -> [B, Q, D] states after the final norm, of rows that begin here.
+
+        The cache is empty, and says that the longest row ends where the largest position stands.
         """
-        cache = RowCache()
-        beside = torch.cat([token_ids.flip(1), token_ids], dim=1)
-        for lengths, width in (((0, 0), 5), ((4, 5), 2)):
-            layout = Layout.extend([0, 1], lengths, width, self.device)
-            cache.begin(layout)
-            rows = [ids[start : start + width] for ids, start in zip((token_ids[0], beside[0]), lengths, strict=True)]
-            hidden = self.forward(torch.stack(rows), layout, cache, [])
-        return hidden[:1, -1]
+        size, width = token_ids.shape
+        layout = Layout.extend(range(size), [0] * size, width, self.device)
+        cache = _SeeminglyFull(int(positions.max()) + 1 - width)
+        output = self._decoder(
+            input_ids=token_ids,
+            attention_mask=self._masks(layout),
+            position_ids=positions,
+            use_cache=True,
+            **{self._cache_argument: cache},
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _set_windows(self, windows: Mapping[str, int]) -> None:
+        for name, length in windows.items():
+            setattr(self.config, name, length)
+        self.reaches = reaches(self.config)
 
     def _masks(self, layout: Layout) -> Tensor | dict[str, Tensor]:
         """What each query may see, as numbers to be added: one conversion here instead of one in each layer."""
         lowest = torch.finfo(self.module.dtype).min
         masks = {
             kind: torch.zeros_like(seen, dtype=self.module.dtype).masked_fill_(~seen, lowest)
-            for kind, seen in ((kind, layout.visible(window)) for kind, window in self.windows.items())
+            for kind, seen in ((kind, layout.visible(reach)) for kind, reach in self.reaches.items())
         }
         return masks.get("", masks)
 
 
-def cache_argument(decoder: Any) -> str:
-    """The name by which a decoder takes its cache: transformers 5.24 calls it `cache`, and `past_key_values` before."""
-    names = inspect.signature(decoder.forward).parameters
-    return "cache" if "cache" in names and "past_key_values" not in names else "past_key_values"
+class _SeeminglyFull(DynamicCache):  # type: ignore[misc]  # transformers is not typed here
+    """An empty cache that says that so many tokens are in it, as one does whose longest row has them."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self._length = length
+
+    def get_seq_length(self, *_: object, **__: object) -> int:
+        return self._length
 
 
 def describe(module: Any, vocab_size: int) -> dict[str, Any]:
@@ -124,19 +160,3 @@ def norm_weights(module: Any) -> list[tuple[str, Any]]:
         for name, weight in module.named_parameters()
         if weight.ndim == 1 and ("norm" in name or "ln_" in name) and name.endswith("weight")
     ]
-
-
-def _windows(config: Any) -> dict[str, int | None]:
-    """Kind of attention layer -> its sliding window; the kind is "" where a model takes one mask for all layers."""
-    kinds = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
-    if kinds is None:
-        return {"": int(window) if window else None}
-    known: dict[str, int | None] = {"full_attention": None, "sliding_attention": int(window) if window else None}
-    unknown = sorted(set(kinds) - set(known))
-    if unknown:
-        raise CompatibilityError(
-            f"This model has layers of kind {', '.join(unknown)}, whose memory is not one column a token. "
-            f"Accepted: {', '.join(known)}."
-        )
-    return known

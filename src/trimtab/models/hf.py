@@ -20,12 +20,16 @@ import transformers
 from torch import Tensor
 
 from trimtab.core import Message, ModelSession, TokenIds
-from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, PromptError
+from trimtab.errors import CheckpointError, PromptError
 from trimtab.models.backbone import Backbone
+from trimtab.models.heads import Head
+from trimtab.models.kinds import refusing
+from trimtab.models.probing import Numbers, probe
 
 log = logging.getLogger(__name__)
 
-_PROBE_TOLERANCE = 5e-2
+_DEEPEST = 50.0
+"""Nats below which log-probabilities are not told apart by the probe."""
 
 
 class HFTokenizer:
@@ -120,11 +124,12 @@ class HFModel(Backbone):
         super().__init__(module)
         self.tokenizer = HFTokenizer(tokenizer) if tokenizer is not None else None
         self.name = name or str(module.config.name_or_path)
-        self._output = module.get_output_embeddings()
-        self.vocab_size = int(self._output.weight.shape[0])
+        with refusing(module):
+            self._head = Head(module, self._decoder)
+            self.vocab_size = int(self._head.output.weight.shape[0])
         self.eos_ids = end_ids(getattr(module, "generation_config", None), module.config, tokenizer)
         self._nameless = self._nameless_ids()
-        self._probe()
+        probe(self, Numbers(self._own_logprobs, lambda states: _probed(self._head.logits(states)).to(self.device)))
 
     def open(self, beside: ModelSession | None = None) -> ModelSession:
         return self.open_rows(beside, None)
@@ -132,7 +137,7 @@ class HFModel(Backbone):
     @torch.inference_mode()
     def head(self, hidden: Tensor) -> Tensor:
         """[N, D] states -> [N, V] float32 log-probabilities. Raises NotFiniteError for NaN."""
-        logits = self._logits(hidden).float()
+        logits = self._head.logits(hidden).to(self.device).float()
         if self._nameless is not None:
             logits[:, self._nameless] = -torch.inf
         return torch.log_softmax(logits, dim=-1)
@@ -140,16 +145,6 @@ class HFModel(Backbone):
     def describe(self) -> dict[str, Any]:
         """What tells this base from another: its name, and `Backbone.describe`."""
         return {"name": self.name, **super().describe()}
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self._output(hidden.to(self._output.weight.device))
-        if scale := getattr(self._config, "logit_scale", None):  # Cohere
-            logits = logits * scale
-        if scaling := getattr(self._config, "logits_scaling", None):  # Granite
-            logits = logits / scaling
-        if cap := getattr(self._config, "final_logit_softcapping", None):  # Gemma 2
-            logits = torch.tanh(logits / cap) * cap
-        return logits.to(self.device)  # type: ignore[no-any-return]
 
     def _nameless_ids(self) -> Tensor | None:
         """Ids of the logits that no token has: padding, never to be sampled."""
@@ -159,22 +154,10 @@ class HFModel(Backbone):
         named[[token_id for token_id in self.tokenizer.tokens.values() if token_id < self.vocab_size]] = True
         return None if bool(named.all()) else (~named).nonzero().flatten().to(self.device)
 
-    @torch.inference_mode()
-    def _probe(self) -> None:
-        """Compare our road (cache, positions, masks, head) with the model's own on a short sequence."""
-        ids = torch.arange(1, 7, device=self.device)[None] % self.vocab_size
-        output = self.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        theirs = output.logits[:, -1].float().to(self.device)
-        ours = self._logits(self.probe_states(ids)).float()
-        gap = float((torch.log_softmax(ours, -1) - torch.log_softmax(theirs, -1)).abs().max())
-        if gap != gap:
-            raise NotFiniteError(f"{self.name} gives NaN. Its weights are damaged, or need another dtype.")
-        precise = self.module.dtype == torch.float32
-        if gap > (1e-3 if precise else _PROBE_TOLERANCE * 20):
-            raise CompatibilityError(
-                f"{type(self.module).__name__} cannot be driven row by row: with a cache its log-probabilities are "
-                f"{gap:.2g} nats from its own. Accepted: decoder-only models with standard attention caches."
-            )
+    def _own_logprobs(self, token_ids: Tensor) -> Tensor:
+        """[B, T] ids -> [B, T, V], by the model's own forward pass."""
+        output = self.module(input_ids=token_ids, attention_mask=torch.ones_like(token_ids), use_cache=False)
+        return _probed(output.logits)
 
 
 def load_pretrained(
@@ -232,6 +215,11 @@ def convert_gguf(path: Path, directory: Path) -> None:
     )
     module.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def _probed(logits: Tensor) -> Tensor:
+    """Log-probabilities as a probe compares them: those of tokens that are never drawn would drown all others."""
+    return torch.log_softmax(logits.float(), dim=-1).clamp(min=-_DEEPEST)
 
 
 def end_ids(generation_config: Any | None, config: Any, tokenizer: Any | None) -> frozenset[int]:

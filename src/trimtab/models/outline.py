@@ -19,6 +19,7 @@ from trimtab.core import ModelSession
 from trimtab.errors import CheckpointError, CompatibilityError
 from trimtab.models.backbone import describe, norm_weights
 from trimtab.models.hf import HFTokenizer, end_ids
+from trimtab.models.kinds import longest
 from trimtab.models.trunk import RowAdapter
 
 _INDEX = "model.safetensors.index.json"
@@ -44,8 +45,7 @@ class Outline:
         text = config.get_text_config()
         self.vocab_size = int(text.vocab_size)
         self.hidden_size = int(text.hidden_size)
-        limit = getattr(text, "max_position_embeddings", None)
-        self.max_length = int(limit) if limit else None
+        self.max_length = longest(module)
         self.eos_ids = end_ids(_generation_config(directory), config, tokenizer)
         self.device = torch.device("cpu")
 

@@ -24,11 +24,15 @@ from torch import Tensor, nn
 from trimtab.core import Message, Prompt
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, OptionError, PromptError
 from trimtab.models.hf import check_messages
+from trimtab.models.kinds import longest
+from trimtab.models.probing import RATIO, company_length, disturbed
 
 log = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 4096
-_PROBE_TOLERANCE = 0.2
+_EXACT = 1e-4
+"""Relative difference from a row's own reward up to which no rounding is measured."""
+_NUM_DISTURBED = 8
 _ACCEPTED = "Accepted: encoders with an attention mask, and decoders with a linear `score` on the last token."
 
 
@@ -67,6 +71,7 @@ class RewardModel:
                 f"max_length is {self.max_length}, and the tokenizer adds {self._text.num_special} tokens of its own. "
                 "Give more."
             )
+        self._alone_past = company_length(module.config)
         self._probe()
 
     @property
@@ -124,7 +129,7 @@ class RewardModel:
         """`forward` of every text in length-sorted batches, in the order of the texts."""
         rows = self.token_ids(prompts, answers)
         found: dict[int, Tensor] = {}
-        for batch in _batches([len(row) for row in rows], self._batch_tokens):
+        for batch in _batches([len(row) for row in rows], self._batch_tokens, self._alone_past):
             token_ids, mask = self._padded([rows[index] for index in batch], self._text.pad_id)
             found.update(zip(batch, forward(token_ids, mask).float().cpu(), strict=True))
         return [found[index] for index in range(len(rows))]
@@ -171,26 +176,38 @@ class RewardModel:
 
     @torch.inference_mode()
     def _probe(self) -> None:
-        """Compare our road, in a batch filled up with a token like any other, with the model's own on one row."""
+        """Compare our road, in a batch filled up with a token like any other, with the model's own on single rows."""
         size = int(self.module.get_input_embeddings().weight.shape[0])
         token_ids = [token_id for token_id in range(1, min(size, 9)) if token_id != self._text.pad_id]
-        short, long = token_ids[:4], token_ids
+        rows = [token_ids[:4], token_ids, token_ids[-1:]]
         try:
-            theirs = self.module(input_ids=torch.tensor([short], device=self.device)).logits[0, 0].float()
-            ours = self._rewards_of(*self._padded([short, long], filler=short[0]))[0].float()
+            theirs = self._own_rewards(rows)
+            ours = self._rewards_of(*self._padded(rows, filler=token_ids[0])).float()
         except Exception as error:  # each architecture has its own for what it cannot do
             raise CompatibilityError(
                 f"{type(self.module).__name__} does not take a batch of plain token ids ({error}). {_ACCEPTED}"
             ) from error
-        gap = float((ours - theirs).abs())
-        if gap != gap:
+        if bool(torch.isnan(ours - theirs).any()):
             raise NotFiniteError(f"{self.name} gives NaN. Its weights are damaged, or need another dtype.")
-        tolerance = 1e-4 if self.module.dtype == torch.float32 else _PROBE_TOLERANCE
-        if gap > tolerance * (1 + float(theirs.abs())):
+        gap = float((ours - theirs).abs().max())
+        if gap > _EXACT * (1 + float(theirs.abs().max())) and gap > RATIO * self._rounding(rows, theirs):
             raise CompatibilityError(
                 f"{type(self.module).__name__} gives a text in a batch a reward that is {gap:.2g} from what it gives "
                 f"the text alone: it looks at the padding. {_ACCEPTED}"
             )
+
+    def _own_rewards(self, rows: Sequence[list[int]]) -> Tensor:
+        """[N] rewards of rows, each by the model's own forward pass over it alone."""
+        alone = [self.module(input_ids=torch.tensor([row], device=self.device)).logits[0, 0] for row in rows]
+        return torch.stack(alone).float()
+
+    def _rounding(self, rows: Sequence[list[int]], rewards: Tensor) -> float:
+        """By how much the model's own rewards change where each of its layers is disturbed as it rounds."""
+        found = []
+        for seed in range(_NUM_DISTURBED):
+            with disturbed(self.module, seed):
+                found.append((self._own_rewards(rows) - rewards).abs())
+        return float(torch.stack(found).mean())
 
 
 class _Text:
@@ -320,16 +337,19 @@ def _check_num_labels(config: Any, name: str) -> None:
 
 def _limits(module: Any, tokenizer: Any, max_length: int | None) -> Iterator[int]:
     """What the caller, the model and the tokenizer allow; a tokenizer without a limit names an astronomical one."""
-    positions = getattr(module.config.get_text_config(), "max_position_embeddings", None)
-    for limit in (max_length, positions, tokenizer.model_max_length):
+    for limit in (max_length, longest(module.base_model), tokenizer.model_max_length):
         if limit and 0 < limit < 1 << 30:
             yield int(limit)
 
 
-def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices, longest first, in batches of at most `max_tokens` with their padding; at least one in each."""
+def _batches(lengths: Sequence[int], max_tokens: int, alone_past: int | None) -> Iterator[list[int]]:
+    """Indices, longest first, in batches of at most `max_tokens` with their padding; at least one in each.
+
+    One that is longer than `alone_past` has a batch to itself.
+    """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     while order:
-        num_rows = max(1, max_tokens // lengths[order[0]])
+        alone = alone_past is not None and lengths[order[0]] > alone_past
+        num_rows = 1 if alone else max(1, max_tokens // lengths[order[0]])
         yield order[:num_rows]
         order = order[num_rows:]

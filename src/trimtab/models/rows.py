@@ -23,6 +23,22 @@ _COLUMN_STEP = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back a kind of attention layer sees: all of a row where neither is given."""
+
+    window: int | None = None
+    """So many tokens, the query itself included: a sliding window."""
+    chunk: int | None = None
+    """The tokens since the last multiple of this position: chunked attention."""
+
+    def covers(self, queries: Tensor, keys: Tensor) -> Tensor | bool:
+        """Whether positions of queries reach back to positions of keys, which broadcast against each other."""
+        if self.window is not None:
+            return keys > queries - self.window
+        return True if self.chunk is None else keys // self.chunk == queries // self.chunk
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Where one forward pass reads and writes: B rows, Q query columns each, T columns in view."""
 
@@ -65,12 +81,12 @@ class Layout:
         ends = [length + used for length, used in zip(lengths, taken, strict=True)]
         return Layout(tuple(slots), columns, past, past, max(ends) + width, min(ends) == max(ends))
 
-    def visible(self, window: int | None = None) -> Tensor:
-        """[B, 1, Q, T] bool, True = attend. `window` is a sliding window's length, the query itself included."""
+    def visible(self, reach: Reach | None = None) -> Tensor:
+        """[B, 1, Q, T] bool, True = attend: the part of its row's past that a layer of this reach shows a query."""
         column = torch.arange(self.horizon, device=self.columns.device)
         past = column < self.seen[..., None]
-        if window is not None:
-            past = past & (column > self.positions[..., None] - window)
+        if reach is not None:
+            past = past & reach.covers(self.positions[..., None], column)
         return (past | (column == self.columns[..., None]))[:, None]
 
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from trimtab.core import LanguageModel, ModelSession
-from trimtab.errors import BaseMismatchError, CompatibilityError, NotFiniteError
+from trimtab.errors import BaseMismatchError, CompatibilityError
 from trimtab.models.backbone import Backbone
 from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.models.lora import LoRA, RowLoRA
+from trimtab.models.probing import Numbers, probe
 from trimtab.models.reward import RewardModel
 from trimtab.models.reward_adapter import read_reward_adapter
 from trimtab.models.trunk import RowAdapter, TrunkSession
@@ -104,23 +105,13 @@ class _RewardBackbone(Backbone):
     def __init__(self, model: RewardModel) -> None:
         super().__init__(model.module)
         self.name = model.name
-        self._probe()
+        probe(self, Numbers(self._own_states, lambda states: states))
 
-    @torch.inference_mode()
-    def _probe(self) -> None:
-        """Compare our road with the model's own on a short sequence."""
-        token_ids = torch.arange(1, 7, device=self.device)[None] % self.vocab_size
+    def _own_states(self, token_ids: Tensor) -> Tensor:
+        """[B, T] ids -> [B, T, D], by the model's own forward pass."""
         output = self.module.base_model(input_ids=token_ids, attention_mask=torch.ones_like(token_ids), use_cache=False)
-        theirs = output.last_hidden_state[:, -1].float()
-        gap = float((self.probe_states(token_ids).float() - theirs).abs().max())
-        if gap != gap:
-            raise NotFiniteError(f"{self.name} gives NaN. Its weights are damaged, or need another dtype.")
-        scale = float(theirs.abs().max())
-        if gap > (1e-3 if self.module.dtype == torch.float32 else 0.1) * (1 + scale):
-            raise CompatibilityError(
-                f"{type(self.module).__name__} cannot be driven row by row: with a cache its states are {gap:.2g} from "
-                "its own. Accepted: decoder-only models with standard attention caches."
-            )
+        states: Tensor = output.last_hidden_state
+        return states
 
 
 def token_rewards(model: RewardModel) -> TokenRewards:

@@ -27,6 +27,8 @@ from trimtab.testing.laws import (
 from trimtab.testing.subjects import GuideRows, ModelRows, Row, Subject, choose_probe, encode_starts, longer
 
 NUM_WALKS = 4
+LONG = 96
+"""Tokens of a long row, where the model holds more."""
 
 
 def check_model(
@@ -48,8 +50,10 @@ def check_model(
     probe = choose_probe(model, num_candidates, seed)
     subject = Subject(partial(ModelRows, model, probe), starts, model.vocab_size, num_steps, tolerance, seed)
     _check_tables(subject, "logprobs", normalised=True)
+    _check_states(subject, model.hidden_size)
     for law in (*_SESSION_LAWS, _check_peek, _check_remembered):
         law(subject)
+    _check_long(subject, model.max_length)
 
 
 def check_guide(
@@ -89,6 +93,14 @@ def _check_tables(subject: Subject, reading: str, *, normalised: bool) -> None:
         raise LawViolation(WELL_FORMED, f"{reading} is {table[row, column]} in row {row}, column {column}")
     if normalised:
         same(WELL_FORMED, "ln of the total probability", table.logsumexp(1), torch.zeros(len(table)), subject.tolerance)
+
+
+def _check_states(subject: Subject, hidden_size: int) -> None:
+    rows = subject.fresh(subject.starts)
+    for reading in ("context", "peek"):
+        width = rows.read(reading).shape[-1]
+        if width != hidden_size:
+            raise LawViolation(WELL_FORMED, f"{reading} has states of {width} numbers; hidden_size is {hidden_size}")
 
 
 def _check_pure(subject: Subject) -> None:
@@ -177,6 +189,25 @@ def _check_peek(subject: Subject) -> None:
     for columns in ([len(probe) - 1], list(range(len(probe)))[::-2]):
         some = looked.session.peek(looked.probe[columns].expand(len(rows), -1))
         same(SUBSET, f"peek at columns {columns} of {probe}", some, peeked[:, columns], subject.tolerance)
+
+
+def _check_long(subject: Subject, limit: int | None) -> None:
+    """A row that is far longer than its neighbour, at the end of what the model holds where that is not too far."""
+    length = (LONG if limit is None else min(limit, LONG)) - 3
+    if length < 1:
+        return
+    drawn = random.Random(f"{subject.seed} long").choices(range(subject.vocab_size), k=length)
+    rows: list[Row] = [(tuple(ids), tuple(ids)) for ids in (drawn, drawn[-1:])]
+    together, alone = subject.fresh(rows), [subject.fresh([row]) for row in rows]
+    for taking in ([], [0, 1, 0, 1, 1, 1]):  # so that the long row is filled up past its end where both are read
+        for step, row in enumerate(taking):
+            tokens = subject.tokens(1, step)
+            together.advance([row], tokens)
+            alone[row].advance([0], tokens)
+        for reading in together.readings:
+            single = torch.cat([session.read(reading) for session in alone])
+            what = f"{reading} of rows of {length} and 1 tokens, after {len(taking)} more"
+            same(ALONE, what, together.read(reading), single, subject.tolerance)
 
 
 def _check_subset(subject: Subject) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.models.rows import Reach
+
 _PADDING = -1
 
 
@@ -35,13 +37,11 @@ class Packed:
     columns: Tensor
     """[M] int64: ... where it stands in the answer."""
 
-    def masks(self, windows: Mapping[str, int | None], dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-        """[G, 1, L, L] numbers to be added to attention's scores; one for each kind of layer (`Backbone.windows`)."""
+    def masks(self, reaches: Mapping[str, Reach], dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+        """[G, 1, L, L] numbers to be added to attention's scores; one for each kind of layer (`Backbone.reaches`)."""
         masks = {}
-        for kind, window in windows.items():
-            seen = self.visible
-            if window is not None:
-                seen = seen & (self.positions[:, :, None] - self.positions[:, None, :] < window)
+        for kind, reach in reaches.items():
+            seen = self.visible & reach.covers(self.positions[:, :, None], self.positions[:, None, :])
             hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             masks[kind] = hidden.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
         return masks.get("", masks)

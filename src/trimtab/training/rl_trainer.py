@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer
 from trl import RLOOConfig, RLOOTrainer
 
 from trimtab.errors import NotFiniteError, naming
+from trimtab.models.rows import Reach
 from trimtab.training.agent_scoring import Rater
 from trimtab.training.configs import adapter_config, known_targets, made_trainable, run_options, spared_renamings
 from trimtab.training.curve import curve
@@ -72,10 +73,10 @@ class Panel:
 
 
 class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
-    """RLOOTrainer on numbered prompts whose answers share a row; `panel` and `windows` are set before training."""
+    """RLOOTrainer on numbered prompts whose answers share a row; `panel` and `reaches` are set before training."""
 
     panel: Panel
-    windows: Mapping[str, int | None]
+    reaches: Mapping[str, Reach]
     _buffered_inputs: list[dict[str, Tensor]] | None
     _losses: list[float]
     """Of the forward passes since the last line of the curve; transformers' own sum is not in its checkpoints."""
@@ -137,7 +138,7 @@ class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
         with head_at(plain.get_output_embeddings(), packed.predicting), self.accelerator.autocast():
             output = model(
                 input_ids=packed.input_ids,
-                attention_mask=packed.masks(self.windows, plain.dtype),
+                attention_mask=packed.masks(self.reaches, plain.dtype),
                 position_ids=packed.positions,
                 use_cache=False,
             )
@@ -239,7 +240,7 @@ def build_rl_trainer(
             callbacks=[curve(progress, "answers")],
         )
     trainer.remove_callback(PrinterCallback)  # it prints on standard output
-    trainer.panel, trainer.windows, trainer._losses = panel, host.windows, []
+    trainer.panel, trainer.reaches, trainer._losses = panel, host.reaches, []
     return trainer
 
 
