@@ -57,7 +57,6 @@ class Connection(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._patience = patience
         self._max_connections = max_connections
-        self._has_begun = False
         self._seen: tuple[Stage, object] = ("head", None)
         self.since = self.loop.time()
         """When the present stage was first seen."""
@@ -88,14 +87,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn, but for a connection that was refused."""
-        self._has_begun = True
         if not self.transport.is_closing():
             super().data_received(data)
-
-    def on_response_complete(self) -> None:
-        """As uvicorn."""
-        self._has_begun = False
-        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP."""
@@ -113,7 +106,7 @@ class Connection(H11Protocol):
         """End the present stage: say so where somebody may be listening."""
         if self.stage in ("unread", "closing", "answer"):
             self.drop()
-        elif self.stage == "head" and not self._has_begun:
+        elif self.stage == "head" and not self.conn.trailing_data[0]:  # of a head, nothing came
             self.transport.close()
         else:
             self.refuse(408, "The request did not come in time.", "request_timeout")
