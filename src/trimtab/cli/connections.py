@@ -94,6 +94,9 @@ class Connection(H11Protocol):
         """What is no HTTP."""
         self.refuse(400, msg, "not_http")
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: whoever asks for a WebSocket is answered by HTTP, and uvicorn would advise to install one."""
+
     def look(self, now: float) -> None:
         """End a stage that lasts too long."""
         seen = (self.stage, self.cycle)

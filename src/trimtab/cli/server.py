@@ -151,7 +151,6 @@ def serve(service: Service, listener: socket.socket) -> int:
         say(f"serving {service.catalogue.name} at {at} (/v1 for clients)")
         server.run(sockets=[listener])
     finally:
-        gc.unfreeze()
         for sig, handler in before.items():
             signal.signal(sig, handler)
     return server.exit_code

@@ -21,6 +21,9 @@ from trimtab.serving.schema import Guidance
 
 _MOST_MESSAGE = 600
 _MOST_NAME = 64
+_OBJECT = "Input should be a valid dictionary (an object in JSON)"
+_OBJECT_KINDS = ("model_type", "model_attributes_type", "dict_type")
+"""The validator's own sentence names the class that it wanted."""
 
 
 class MalformedError(InputError):
@@ -80,7 +83,7 @@ def malformed(problems: Sequence[Mapping[str, Any]], content: Any) -> MalformedE
     if unknown:
         message = str(unknown_name(f"key of {'.'.join(place[:-1])}", place[-1], Guidance.model_fields))
     else:
-        text = str(item["msg"]).removeprefix("Value error, ")
+        text = _OBJECT if item["type"] in _OBJECT_KINDS else str(item["msg"]).removeprefix("Value error, ")
         message = f"{param}: {text}." if param else f"{text}."
     return MalformedError(message, param)
 
