@@ -154,7 +154,7 @@ def test_no_request_harms_the_server(fuzzed: Running, num: int, caplog: pytest.L
             connection.close()  # a client that leaves
             continue
         waiting.append((method, connection))
-        if len(waiting) == 8:  # in company
+        if len(waiting) == 32:  # in company
             statuses += read(waiting)
     statuses += read(waiting)
     until(lambda: not fuzzed.server.server_state.connections, seconds=30)

@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from trimtab.serving.limits import Limits
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-_GRACE_S = 1.0
-"""For the last events to reach their clients, once the engine has ended what was left."""
-_LATE_S = 1.0
-"""For the generation thread to end its step, beyond that."""
+_GRACE_S = 0.5
+"""For the last events to reach their clients, and for the generation thread to end its step."""
 _TICK_S = 0.05
 
 
@@ -50,6 +48,8 @@ class _Server(HTTPServer):
         self._app = app
         self._drain_s = limits.drain_s
         self.exit_code = 0
+        self.is_forced = False
+        """Whether a second signal has come. uvicorn has such a flag too, by which it leaves at once, in silence."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -58,8 +58,7 @@ class _Server(HTTPServer):
 
     def handle_exit(self, *_: object) -> None:
         """A signal's handler, which may interrupt anything, so it only sets flags; the event loop looks at them."""
-        if self.should_exit:
-            self.force_exit = True
+        self.is_forced = self.should_exit
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -84,18 +83,17 @@ class _Server(HTTPServer):
         return [cast(Connection, one) for one in self.server_state.connections]
 
     async def _see_to_the_end(self) -> None:
-        """Wait for the drain or for a second signal, then for nobody for long."""
+        """Wait for the drain or for a second signal; then for nobody for long."""
         until = time.monotonic() + self._drain_s + _GRACE_S
-        while time.monotonic() < until:
-            if self.force_exit:
-                abandon(self._app)
-                await self._sent(_GRACE_S)
-                leave(130)
+        while time.monotonic() < until and not self.is_forced:
             await asyncio.sleep(_TICK_S)
-        for connection in self._connections:  # their clients do not read
-            connection.drop()
-        await asyncio.sleep(_LATE_S)
-        leave(self.exit_code)  # a step of the generation thread has no end
+        abandon(self._app)
+        await self._sent(_GRACE_S)
+        if not self.is_forced:
+            for connection in self._connections:  # their clients do not read
+                connection.drop()
+            await asyncio.sleep(_GRACE_S)
+        leave(130 if self.is_forced else self.exit_code)  # the generation thread is in a step that has no end
 
     async def _sent(self, seconds: float) -> None:
         """Wait until all replies have left, or so long."""
@@ -139,18 +137,15 @@ def serve(service: Service, listener: socket.socket) -> int:
     host, port = listener.getsockname()[:2]
     # A SIGHUP that is ignored (nohup) stays so; shells ignore SIGINT for all that they start in the background.
     ends = [sig for sig in _SIGNALS if sig == signal.SIGINT or signal.getsignal(sig) != signal.SIG_IGN]
-    before = {sig: signal.signal(sig, server.handle_exit) for sig in ends}
+    for sig in ends:  # for good: the process ends next, and a signal amid that may not be a traceback
+        signal.signal(sig, server.handle_exit)
     spare()
     gc.collect()
     gc.freeze()  # the model's objects are not walked again whenever a large body has been read
     listener.listen()  # whoever reads the next line may connect, and may tell it to end
-    try:
-        if not service.keys and not is_loopback(host):
-            say("no API key is set: whoever reaches this address may use the server")
-        at = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-        say(f"serving {service.catalogue.name} at {at} (/v1 for clients)")
-        server.run(sockets=[listener])
-    finally:
-        for sig, handler in before.items():
-            signal.signal(sig, handler)
-    return server.exit_code
+    if not service.keys and not is_loopback(host):
+        say("no API key is set: whoever reaches this address may use the server")
+    at = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    say(f"serving {service.catalogue.name} at {at} (/v1 for clients)")
+    server.run(sockets=[listener])
+    return 130 if server.is_forced else server.exit_code
