@@ -79,13 +79,14 @@ def test_the_second_head_on_a_connection_has_a_deadline_too(hasty: Running) -> N
 
 
 def test_a_client_that_does_not_read_is_dropped(hasty: Running) -> None:
-    asked = {"model": "tiny", "prompt": "a", "max_tokens": 1900, "stream": True, "logprobs": 20, "n": 4, "seed": 1}
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 1900, "stream": True, "logprobs": 20, "n": 8, "seed": 1}
+    asked["guidance"] = {"weights": {"up": 1.0}, "explain": True, "alternatives": 20}  # more than buffers hold
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         address = hasty.url.removeprefix("http://").split(":")
         connection.connect((address[0], int(address[1])))
         connection.sendall(request("POST", "/v1/completions", json.dumps(asked).encode()))
-        until(lambda: hasty.engine.num_open == 4)
+        until(lambda: {one.stage for one in hasty.server.server_state.connections} == {"unread"}, seconds=30)
         until(lambda: num_open(hasty) == 0, seconds=30)
         until(lambda: hasty.engine.num_open == 0)
 

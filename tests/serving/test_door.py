@@ -75,6 +75,8 @@ def test_a_program_may_call_by_a_name_without_a_dot() -> None:
     assert Hosts(()).refusal("POST", "box:8000", None) is None
     assert Hosts(()).refusal("POST", "box:8000", "http://box:8000") is not None
     assert Hosts(()).refusal("GET", "box:8000", None) is not None
+    for host in FOREIGN:
+        assert host == "evil" or Hosts(()).refusal("POST", host, None) is not None
 
 
 @pytest.mark.parametrize("path", [*PATHS, *FILES, "/v1/completions"])

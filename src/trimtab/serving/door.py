@@ -36,7 +36,7 @@ class Hosts:
         name, port = _split(host or "")
         # Every browser names the origin of a POST, so without one it is no page's; and a name without a dot is what
         # machines and containers are called among themselves.
-        is_program = method == "POST" and origin is None and "." not in name and ":" not in name
+        is_program = method == "POST" and origin is None and bool(name) and not set(".:") & set(name)
         if host is not None and not (self._knows(name) or is_program):
             return (
                 f"This server listens on this machine alone and does not answer to {cut(host)!r}. Call it by "
