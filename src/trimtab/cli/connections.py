@@ -37,7 +37,7 @@ _ACCEPTED_AT_ONCE = 64
 _BACKLOG = 1024
 _SPARE_FILES = 2 * _ACCEPTED_AT_ONCE
 """Descriptors for accepting beyond the cap, and for the files of the page."""
-_RECEIVED_AT_ONCE = 1 << 15
+_RECEIVED_AT_ONCE = 1 << 14
 """Bytes read in one go: the smallest chunks of a body cost 2 microseconds a byte, and everybody else waits."""
 
 
@@ -79,7 +79,7 @@ class Connection(H11Protocol):
             transport.max_size = _RECEIVED_AT_ONCE
         if len(self.connections) <= self._max_connections:
             return
-        waiting = [one for one in self.connections if one is not self and one.stage in ("head", "body")]
+        waiting = [one for one in open_of(self.server_state) if one is not self and one.stage in ("head", "body")]
         if waiting:
             min(waiting, key=lambda one: one.since).drop()
         else:
@@ -137,6 +137,11 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
+def open_of(state: ServerState) -> list[Connection]:
+    """The connections of a server that are open now."""
+    return [cast(Connection, one) for one in state.connections]
+
+
 class HTTPServer(uvicorn.Server):
     """Looks at its connections, and takes as many at once as it can count."""
 
@@ -155,8 +160,8 @@ class HTTPServer(uvicorn.Server):
     def look(self) -> None:
         """End what lasts too long."""
         now = asyncio.get_running_loop().time()
-        for connection in list(self.server_state.connections):
-            cast(Connection, connection).look(now)
+        for connection in open_of(self.server_state):
+            connection.look(now)
 
 
 def configured(app: Any, limits: Limits, *, port: int = 0) -> uvicorn.Config:

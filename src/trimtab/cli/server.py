@@ -20,11 +20,11 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 from fastapi import FastAPI
 
-from trimtab.cli.connections import Connection, HTTPServer, configured
+from trimtab.cli.connections import HTTPServer, configured, open_of
 from trimtab.cli.logs import spare
 from trimtab.cli.options import say
 from trimtab.serving.app import abandon, create_app
@@ -71,16 +71,12 @@ class _Server(HTTPServer):
             timer = threading.Timer(self._drain_s, engine.stop)
             timer.daemon = True
             timer.start()
-        for connection in self._connections:
+        for connection in open_of(self.server_state):
             if connection.stage == "body":
                 connection.refuse(503, "The server is ending and takes no new requests.", "stopping")
         end = asyncio.create_task(self._see_to_the_end())
         await super().shutdown(sockets)
         end.cancel()
-
-    @property
-    def _connections(self) -> list[Connection]:
-        return [cast(Connection, one) for one in self.server_state.connections]
 
     async def _see_to_the_end(self) -> None:
         """Wait for the drain or for a second signal; then for nobody for long."""
@@ -90,7 +86,7 @@ class _Server(HTTPServer):
         abandon(self._app)
         await self._sent(_GRACE_S)
         if not self.is_forced:
-            for connection in self._connections:  # their clients do not read
+            for connection in open_of(self.server_state):  # their clients do not read
                 connection.drop()
             await asyncio.sleep(_GRACE_S)
         leave(130 if self.is_forced else self.exit_code)  # the generation thread is in a step that has no end
@@ -98,7 +94,7 @@ class _Server(HTTPServer):
     async def _sent(self, seconds: float) -> None:
         """Wait until all replies have left, or so long."""
         until = time.monotonic() + seconds
-        while self._connections and time.monotonic() < until:
+        while open_of(self.server_state) and time.monotonic() < until:
             await asyncio.sleep(_TICK_S)
 
 

@@ -77,7 +77,7 @@ async def reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted], 
             answering.close()
             raise
         frame["object"] = f"{kind}.chunk" if style.chat else kind
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
         pieces = _pieces(request, answering, writers, frame, with_usage=with_usage)
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return _Stream(answering, pieces, media_type="text/event-stream", headers=headers)

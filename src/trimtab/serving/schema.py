@@ -288,7 +288,7 @@ def validated(kind: type[Body], content: Any) -> tuple[Body | None, Sequence[Map
     try:
         return kind.model_validate(content), ()
     except ValidationError as error:
-        return None, error.errors(include_url=False, include_input=False)  # type: ignore[return-value]
+        return None, error.errors(include_url=False, include_input=False)
 
 
 class ErrorBody(BaseModel):
