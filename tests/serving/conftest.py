@@ -15,6 +15,7 @@ pytest.importorskip("fastapi")
 import uvicorn
 
 from tests.tiny import byte_llama, byte_tokenizer, write_lora
+from trimtab.cli.connections import HTTPServer, configured
 from trimtab.decoding import Decoder
 from trimtab.loading import load_guide
 from trimtab.models.hf import HFModel
@@ -75,7 +76,7 @@ def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
             **options,
         )
         app = create_app(service)
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
+        server = HTTPServer(configured(app, limits))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:

@@ -10,13 +10,14 @@ import importlib.util
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
-from trimtab.errors import DataError, MissingExtraError, OptionError
+from trimtab.cli.keys import read_keys
+from trimtab.errors import MissingExtraError, OptionError
 from trimtab.forms import check_negative, forms_of
 from trimtab.serving.config import ServeConfig, read_config
+from trimtab.serving.door import ANY, is_loopback
 from trimtab.serving.limits import Limits
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ _LIMITS: Mapping[str, str] = {
     "max_stop": "stop strings of a request",
     "max_guides": "guides that one request may run",
     "max_body_bytes": "bytes of a body; more is refused with 413",
+    "max_connections": "connections that are open at a time",
+    "head_s": "seconds for a request's head to come in",
+    "body_s": "seconds for a request's body to come in",
+    "unread_s": "seconds that a client may leave its answer unread",
     "max_weight": "the largest weight, either way",
     "timeout_s": "seconds for an answer, waiting included",
     "drain_s": "seconds that running answers get when the server is told to end",
@@ -71,6 +76,14 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="URL",
         help="let pages there call it",
     )
+    group.add_argument(
+        "--allow-host",
+        dest="hosts",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer requests to this name too, * to any; on a loopback address only its own names are answered",
+    )
     group = parser.add_argument_group("limits")
     for name, text in _LIMITS.items():
         default = getattr(Limits(), name)
@@ -86,12 +99,23 @@ def run(args: argparse.Namespace) -> int:
     options.check_guide_names(args.guides)
     engines.check_engine(args)
     config = ServeConfig() if args.config is None else read_config(args.config)
-    from trimtab.cli.server import listen, serve
+    keys = read_keys(args.api_keys, args.api_key_file, os.environ.get("TRIMTAB_API_KEY"))
+    from trimtab.cli.server import leave, listen, serve
     from trimtab.serving.thread import TensorThread
 
-    with listen(args.host, args.port) as listener:  # before minutes are spent on loading
-        thread = TensorThread()
-        return serve(thread.submit(_service, args, config, thread).result(), listener)
+    try:
+        with listen(args.host, args.port) as listener:  # before minutes are spent on loading
+            thread = TensorThread()
+            service = thread.submit(_service, args, config, thread).result()
+            hosts = _hosts(listener.getsockname()[0], [*config.hosts, *args.hosts])
+            return serve(replace(service, keys=keys, hosts=hosts), listener)
+    except KeyboardInterrupt:  # the generation thread may be in the midst of loading
+        leave(130)
+
+
+def _hosts(address: str, names: Sequence[str]) -> list[str]:
+    """The names that are answered beside this machine's own: any, unless it is on loopback or some are given."""
+    return list(names) if names or is_loopback(address) else [ANY]
 
 
 def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread) -> Service:
@@ -100,7 +124,6 @@ def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread
     if model_name is None:
         raise OptionError("No model is named. Give --model NAME, or `model:` in --config.")
     limits = Limits(**{**config.limits, **_given(args)})  # type: ignore[arg-type]
-    keys = _keys(args)
     args.model = model_name
     # Off, unless a request, a preset or the guide's own entry says otherwise.
     flags = {spec.name for spec in args.guides}
@@ -122,7 +145,6 @@ def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread
         decoder=engine,
         catalogue=Catalogue(engine.model, name, own, config.presets),
         limits=limits,
-        keys=keys,
         origins=(*config.origins, *args.origins),
         thread=thread,
     )
@@ -178,14 +200,3 @@ def _of_entries(
         for name, entry in config.guides.items()
         if (value := getattr(entry, field)) is not None and name not in replaced and name not in said
     ]
-
-
-def _keys(args: argparse.Namespace) -> list[str]:
-    """The keys of the flags, of the file and of $TRIMTAB_API_KEY."""
-    keys = [*args.api_keys, os.environ.get("TRIMTAB_API_KEY", "")]
-    if args.api_key_file is not None:
-        lines = Path(args.api_key_file).read_text(encoding="utf-8").splitlines()
-        keys += lines
-        if not any(line.strip() for line in lines):
-            raise DataError("no key is in it; give one a line.", path=args.api_key_file)
-    return [key.strip() for key in keys if key.strip()]

@@ -12,10 +12,12 @@ from trimtab.serving.engine import Engine, Event, Job
 
 
 class Answering:
-    """The answers of one request. Every use ends with `close`."""
+    """The answers of one request. Every use ends with `close`; until then it is among `all_open`."""
 
-    def __init__(self, engine: Engine, wanted: Sequence[Wanted]) -> None:
+    def __init__(self, engine: Engine, wanted: Sequence[Wanted], all_open: set[Answering]) -> None:
         self._engine = engine
+        self._all_open = all_open
+        self.wanted = wanted
         self._mail: asyncio.Queue[Event | None] = asyncio.Queue()
         self.jobs = [
             Job(one.prompt, one.params, one.guides, one.num_prompt_tokens, self._mail.put_nowait) for one in wanted
@@ -23,6 +25,7 @@ class Answering:
         self._places = {id(job): index for index, job in enumerate(self.jobs)}
         self._open = len(self.jobs)
         self._early: list[Event] = []
+        all_open.add(self)
 
     async def begin(self) -> None:
         """Submit, and wait until every answer has been taken. Raises what the engine raises."""
@@ -47,10 +50,15 @@ class Answering:
         """The client has gone: whoever reads the steps is told."""
         self._mail.put_nowait(None)
 
+    def fail(self, error: Exception) -> None:
+        """Whoever reads the steps is told that no more follow, and why."""
+        self._mail.put_nowait(Event(self.jobs[0], error=error))
+
     def close(self) -> None:
-        """Free what has not ended."""
-        if self._open:
+        """Free what has not ended. It may be called again."""
+        if self._open and self in self._all_open:
             self._engine.cancel(self.jobs)
+        self._all_open.discard(self)
 
     async def _next(self) -> Event:
         event = await self._mail.get()

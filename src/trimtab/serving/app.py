@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,46 +16,33 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
-from trimtab.errors import (
-    ClientGoneError,
-    DeadlineError,
-    InputError,
-    QueueFullError,
-    StoppedError,
-    TrimtabError,
-    UnknownModelError,
-)
+from trimtab.errors import ClientGoneError, StoppedError, TrimtabError, UnknownModelError
 from trimtab.forms import forms_of
 from trimtab.generation import GenerationEngine
 from trimtab.serving import schema
-from trimtab.serving.answering import Answering
-from trimtab.serving.asking import Catalogue, Wanted, wanted_chat, wanted_completion
+from trimtab.serving.asking import Catalogue, wanted_chat, wanted_completion
+from trimtab.serving.door import ANY, Door, Hosts
 from trimtab.serving.engine import Engine, Event
 from trimtab.serving.guard import Guard, Keys
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
-from trimtab.serving.problems import sentence_of
+from trimtab.serving.problems import cut, error_body, malformed, problem
+from trimtab.serving.replies import reply, route_that_reads
 from trimtab.serving.thread import TensorThread
-from trimtab.serving.wire import Style, Writer, usage
+from trimtab.serving.wire import Style
 
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("playground")
 _PING_S = 10.0
-
-_KINDS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
-    (UnknownModelError, 404, "invalid_request_error", "model_not_found"),
-    (InputError, 400, "invalid_request_error", None),
-    (QueueFullError, 429, "rate_limit_error", "queue_full"),
-    (DeadlineError, 504, "server_error", "deadline"),
-    (StoppedError, 503, "server_error", "stopping"),
-)
-"""Error -> status, OpenAI's type, code."""
+_ENCODED_AT_ONCE = 2
+"""Requests whose prompts are made tokens of at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +55,8 @@ class Service:
     keys: Sequence[str] = ()
     origins: Sequence[str] = ()
     """Other origins whose pages may call it (CORS)."""
+    hosts: Sequence[str] = (ANY,)
+    """Names that it answers to, beside this machine's own (`door.Hosts`)."""
     thread: TensorThread | None = None
     """The thread that loaded the model; decoding goes on in it."""
     on_death: Callable[[BaseException], None] | None = None
@@ -95,9 +83,16 @@ def create_app(service: Service) -> FastAPI:
         await run_in_threadpool(engine.stop)
 
     app = FastAPI(
-        title="trimtab", version=version("trimtab"), lifespan=lifespan, docs_url=None, redoc_url=None, responses=_ERRORS
+        title="trimtab",
+        version=version("trimtab"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=_ERRORS,
+        redirect_slashes=False,
     )
     app.state.metrics = metrics
+    app.state.answerings = set()
     _add_answers(app, service)
     _add_lists(app, service)
     _add_status(app, metrics)
@@ -108,11 +103,18 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(service.origins), allow_methods=["*"], allow_headers=["*"]
         )
+    app.add_middleware(Door, hosts=Hosts(service.hosts, service.origins), metrics=metrics)
     return app
 
 
+def abandon(app: FastAPI) -> None:
+    """Fail every answer that is under way, without waiting for the generation thread: streams end with an event."""
+    for answering in list(app.state.answerings):
+        answering.fail(StoppedError("The server was stopped before this answer ended."))
+
+
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schema.ErrorReply} for status in (400, 401, 404, 405, 413, 422, 429, 500, 503, 504)
+    status: {"model": schema.ErrorReply} for status in (400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
 }
 
 
@@ -124,11 +126,7 @@ def _poster(loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Event]], None
         for event in events:
             event.job.deliver(event)
 
-    def post(events: Sequence[Event]) -> None:
-        with suppress(RuntimeError):  # the loop has closed: nobody is left to be told
-            loop.call_soon_threadsafe(deliver, events)
-
-    return post
+    return partial(_tell, loop, deliver)
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
@@ -146,93 +144,32 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             explain=guidance.explain,
         )
 
-    @app.post("/v1/chat/completions", response_model=schema.Completion, responses=_STREAMED)
+    encoding = asyncio.Semaphore(_ENCODED_AT_ONCE)
+
     async def chat(body: schema.ChatRequest, request: Request) -> Response:
-        wanted = await run_in_threadpool(wanted_chat, body, service.catalogue, service.limits)
+        async with encoding:
+            wanted = await run_in_threadpool(wanted_chat, body, service.catalogue, service.limits)
         num_rivals = (body.top_logprobs or 0) if body.logprobs else None
-        return await _reply(request, body, wanted, style(body, num_rivals, chat=True))
+        return await reply(request, body, wanted, style(body, num_rivals, chat=True))
 
-    @app.post("/v1/completions", response_model=schema.Completion, responses=_STREAMED)
     async def completions(body: schema.CompletionRequest, request: Request) -> Response:
-        wanted = await run_in_threadpool(wanted_completion, body, service.catalogue, service.limits)
-        return await _reply(request, body, wanted, style(body, body.logprobs, chat=False))
+        async with encoding:
+            wanted = await run_in_threadpool(wanted_completion, body, service.catalogue, service.limits)
+        return await reply(request, body, wanted, style(body, body.logprobs, chat=False))
 
-
-async def _reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted], style: Style) -> Response:
-    """The answers, whole or as a stream. A client that goes frees their rows."""
-    answering = Answering(request.app.state.engine, wanted)
-    writers = [Writer(style, index, one.params.weights, one.params.seed) for index, one in enumerate(wanted)]
-    kind, letters = ("chat.completion", "chatcmpl") if style.chat else ("text_completion", "cmpl")
-    frame = {
-        "id": f"{letters}-{uuid.uuid4().hex}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": body.model,
-    }
-    if body.stream:
-        try:
-            await answering.begin()  # a refusal is a status; later it is an event of the stream
-        except BaseException:
-            answering.close()
-            raise
-        frame["object"] = f"{kind}.chunk" if style.chat else kind
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        pieces = _pieces(request, answering, writers, frame, with_usage=with_usage)
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(pieces, media_type="text/event-stream", headers=headers)
-    watch = asyncio.create_task(_watch(request, answering))
-    try:
-        await answering.begin()
-        async for index, step in answering.steps():
-            writers[index].take(step)
-    finally:
-        watch.cancel()
-        answering.close()
-    return JSONResponse(
-        {**frame, "choices": [writer.whole() for writer in writers], "usage": _usage(answering, writers)}
-    )
-
-
-async def _pieces(
-    request: Request, answering: Answering, writers: Sequence[Writer], frame: dict[str, Any], *, with_usage: bool
-) -> AsyncIterator[bytes]:
-    """Server-sent events; an error ends them without `[DONE]`, so that no cut answer passes for a whole one."""
-    more = {"usage": None} if with_usage else {}
-    watch = asyncio.create_task(_watch(request, answering))
-    try:
-        for writer in writers:
-            yield _event({**frame, "choices": [writer.start()], **more})
-        async for index, step in answering.steps():
-            choice = writers[index].piece(step)
-            if choice is not None:
-                yield _event({**frame, "choices": [choice], **more})
-        if with_usage:
-            yield _event({**frame, "choices": [], "usage": _usage(answering, writers)})
-        yield b"data: [DONE]\n\n"
-    except ClientGoneError:
-        return
-    except TrimtabError as error:
-        yield _event(_problem(error)[1])
-    finally:
-        watch.cancel()
-        answering.close()
-
-
-async def _watch(request: Request, answering: Answering) -> None:
-    """Tell the reader of the steps when the client goes."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    answering.leave()
-
-
-def _usage(answering: Answering, writers: Sequence[Writer]) -> dict[str, int]:
-    """A prompt counts once, however many answers it has."""
-    prompts = {id(job.prompt): job.num_prompt_tokens for job in answering.jobs}
-    return usage(sum(prompts.values()), sum(writer.num_tokens for writer in writers))
-
-
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    parsing = asyncio.Semaphore(1)  # whoever parses keeps the interpreter to itself for up to some 0.06 s
+    for path, answer, kind in (
+        ("/v1/chat/completions", chat, schema.ChatRequest),
+        ("/v1/completions", completions, schema.CompletionRequest),
+    ):
+        app.router.add_api_route(
+            path,
+            answer,
+            methods=["POST"],
+            response_model=schema.Completion,
+            responses=_STREAMED,
+            route_class_override=route_that_reads(kind, parsing),
+        )
 
 
 def _add_lists(app: FastAPI, service: Service) -> None:
@@ -250,7 +187,7 @@ def _add_lists(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}", response_model=schema.Named)
     async def one_model(name: str) -> dict[str, Any]:
         if name not in models:
-            raise UnknownModelError(f"The model {name!r} does not exist. This server has: {', '.join(models)}.")
+            raise UnknownModelError(f"The model {cut(name)!r} does not exist. This server has: {', '.join(models)}.")
         return models[name]
 
     forms = forms_of(service.decoder.guides)
@@ -274,7 +211,7 @@ def _add_status(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/health", response_model=schema.Status)
     async def health() -> Response:
         """Whether the generation thread answers."""
-        alive = await run_in_threadpool(app.state.engine.ping, _PING_S)
+        alive = await _answers(app.state.engine)
         return JSONResponse({"status": "ok" if alive else "dead"}, 200 if alive else 503)
 
     @app.get("/ready", response_model=schema.Status)
@@ -288,10 +225,33 @@ def _add_status(app: FastAPI, metrics: Metrics) -> None:
         return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
 
+async def _answers(engine: Engine) -> bool:
+    """Whether the generation thread answers in time. No thread of this process's waits for it."""
+    if engine.death is not None:
+        return False
+    loop, answered = asyncio.get_running_loop(), asyncio.Event()
+    engine.call(lambda: _tell(loop, answered.set))
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(answered.wait(), _PING_S)
+    return answered.is_set() and engine.death is None
+
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
+    with suppress(RuntimeError):  # the loop has closed: nobody is left to be told
+        loop.call_soon_threadsafe(function, *args)
+
+
 def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(PAGE / "index.html", headers=_FRESH)
+
+    @app.get("/playground", include_in_schema=False)
+    @app.get("/playground/", include_in_schema=False)
+    async def old_page(request: Request) -> Response:
+        up = "../" if request.url.path.endswith("/") else "./"  # relative: what a proxy calls this place is not known
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(up + query)
 
     app.mount("/playground", _PageFiles(directory=PAGE), name="playground")
 
@@ -311,42 +271,41 @@ class _PageFiles(StaticFiles):
         return response
 
 
-def _problem(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body of an error, in OpenAI's shape."""
-    found = (entry for entry in _KINDS if isinstance(error, entry[0]))
-    _, status, name, code = next(found, (None, 500, "server_error", None))
-    message = str(error) if isinstance(error, TrimtabError) else "An unexpected error; the log says more."
-    return status, _error_body(message, name, None, code)
-
-
-def _error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    """OpenAI's shape; what a client sent may stand in the message, and UTF-8 may not be able to say it."""
-    said, place = (text and text.encode("utf-8", "replace").decode() for text in (message, param))
-    return {"error": {"message": said, "type": kind, "param": place, "code": code}}
-
-
 def _add_errors(app: FastAPI) -> None:
     async def ours(request: Request, error: Exception) -> Response:
-        status, body = _problem(error)
+        status, body = problem(error)
         if status == 500:
             log.error("a request failed", exc_info=error)
-        return JSONResponse(body, status, headers={"retry-after": "1"} if status in (429, 503) else None)
+        return JSONResponse(body, status, headers=_MORE_HEADERS.get(status))
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it
 
-    async def malformed(request: Request, error: Exception) -> Response:
+    async def unread(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        param, message = sentence_of(error.errors())
-        return JSONResponse(_error_body(message, "invalid_request_error", param, None), 400)
+        return await ours(request, malformed(error.errors(), error.body))
 
     async def plain(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        body = _error_body(str(error.detail), "invalid_request_error", None, None)
-        return JSONResponse(body, error.status_code, headers=error.headers)
+        headers, detail = dict(error.headers or {}), str(error.detail)
+        if error.status_code == 405:
+            allowed = headers.get("Allow", "GET").split(", ")
+            headers["Allow"] = ", ".join([*allowed, "HEAD"] if "GET" in allowed and "HEAD" not in allowed else allowed)
+            detail = f"This path does not take {cut(request.method)}; it takes {headers['Allow']}."
+        elif error.status_code == 404:
+            detail = f"There is nothing at {cut(request.url.path)}."
+        return JSONResponse(error_body(detail, "invalid_request_error"), error.status_code, headers=headers)
 
     app.add_exception_handler(ClientGoneError, gone)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(TrimtabError, ours)
-    app.add_exception_handler(RequestValidationError, malformed)
+    app.add_exception_handler(RequestValidationError, unread)
     app.add_exception_handler(HTTPException, plain)
     app.add_exception_handler(Exception, ours)
+
+
+_MORE_HEADERS = {
+    415: {"accept": "application/json", "accept-encoding": "identity"},
+    429: {"retry-after": "1"},
+    503: {"retry-after": "1"},
+}

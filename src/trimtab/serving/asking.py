@@ -11,7 +11,11 @@ from trimtab.core import LanguageModel, Prompt, SamplingParams
 from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_name
 from trimtab.prompts import encode_prompt
 from trimtab.serving.limits import Limits
+from trimtab.serving.problems import cut
 from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest, Guidance
+
+_MOST_CHARACTERS = 64
+"""Of a token, as prompts go: a text beyond that is refused before it is made tokens of, which takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,10 @@ class Catalogue:
         """
         if name != self.name and name not in self.presets:
             listed = ", ".join([self.name, *self.presets])
-            raise UnknownModelError(f"The model {name!r} does not exist. This server has: {listed}.")
+            raise UnknownModelError(f"The model {cut(name)!r} does not exist. This server has: {listed}.")
         for guide, weight in asked.items():
             if guide not in self.guides:
-                raise unknown_name("guide", guide, self.guides)
+                raise unknown_name("guide", cut(guide), self.guides)
             if not math.isfinite(weight) or abs(weight) > limits.max_weight:
                 raise OptionError(
                     f"The weight of guide {guide} is {weight}; give at most {limits.max_weight:g} either way."
@@ -56,6 +60,8 @@ class Wanted:
     params: SamplingParams
     guides: tuple[str, ...]
     num_prompt_tokens: int
+    place: int
+    """Which of the request's prompts it answers."""
 
 
 def wanted_chat(body: ChatRequest, catalogue: Catalogue, limits: Limits) -> list[Wanted]:
@@ -86,12 +92,12 @@ def _wanted(
     _check(body, len(prompts), num_new, num_rivals, limits)
     each = body.n or 1
     found: list[Wanted] = []
-    for prompt in prompts:
+    for place, prompt in enumerate(prompts):
         num_prompt = _length(prompt, catalogue.model, limits)
         for _ in range(each):
             params = _params(body, guidance, weights, num_new or limits.default_new_tokens, num_rivals, len(found))
             guides = tuple(name for name, weight in weights.items() if weight)
-            found.append(Wanted(prompt, params, guides, num_prompt))
+            found.append(Wanted(prompt, params, guides, num_prompt, place))
     return found
 
 
@@ -110,10 +116,20 @@ def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int |
 
 def _length(prompt: Prompt, model: LanguageModel, limits: Limits) -> int:
     """Tokens of a prompt. Raises PromptError for one that cannot be read or is too long."""
+    num_characters = len(prompt) if isinstance(prompt, str) else sum(_size(item) for item in prompt)
+    if num_characters > limits.max_prompt_tokens * _MOST_CHARACTERS:
+        raise PromptError(
+            f"The prompt has {num_characters} characters; this server takes at most {limits.max_prompt_tokens} tokens."
+        )
     num_tokens = len(encode_prompt(model, prompt))
     if num_tokens > limits.max_prompt_tokens:
         raise PromptError(f"The prompt has {num_tokens} tokens; this server takes at most {limits.max_prompt_tokens}.")
     return num_tokens
+
+
+def _size(item: int | Mapping[str, str]) -> int:
+    """Characters of a message; 1 of a token id."""
+    return 1 if isinstance(item, int) else len(item["content"])
 
 
 def _params(

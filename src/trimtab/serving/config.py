@@ -45,6 +45,8 @@ class ServeConfig:
     """Model name -> weights of guides; guides left out are off."""
     limits: Mapping[str, float] = field(default_factory=dict)
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    """Names that it answers to, beside this machine's own."""
 
 
 def read_config(path: str | Path) -> ServeConfig:
@@ -89,6 +91,7 @@ class _Reader:
             presets=presets,
             limits=self._limits(given.get("limits", {})),
             origins=tuple(self._texts(given.get("origins", []), "origins")),
+            hosts=tuple(self._texts(given.get("hosts", []), "hosts")),
         )
 
     def _guide(self, entry: Any, place: str) -> GuideEntry:

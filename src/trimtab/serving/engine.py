@@ -90,6 +90,7 @@ class Engine:
         self._ended: StoppedError | None = None
         self._thread = thread or TensorThread()
         self._loop: Future[None] | None = None
+        metrics.watch(lambda: self.num_running, lambda: self.num_open - self.num_running)
 
     def start(self) -> None:
         """Begin; call it once."""
@@ -114,10 +115,14 @@ class Engine:
         for job in jobs:
             self._commands.put(partial(self._drop, job))
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Have the generation thread call this between two of its steps. It must not raise."""
+        self._commands.put(function)
+
     def ping(self, timeout_s: float) -> bool:
         """Whether the generation thread answers within so long."""
         answered = threading.Event()
-        self._commands.put(answered.set)
+        self.call(answered.set)
         return answered.wait(timeout_s) and self.death is None
 
     @property
@@ -125,6 +130,11 @@ class Engine:
         """Answers that run or wait."""
         with self._lock:
             return self._num_open
+
+    @property
+    def num_running(self) -> int:
+        """Answers that are being decoded."""
+        return min(self.decoder.num_running, self.num_open)
 
     @property
     def is_open(self) -> bool:
@@ -199,7 +209,7 @@ class Engine:
         for step in steps:
             self._grow(self._jobs[step.request_id], step, now)
         self._expire(now)
-        self._measure()
+        self.metrics.steps.inc()
         self._flush()
 
     def _grow(self, job: Job, step: Step, now: float) -> None:
@@ -234,11 +244,6 @@ class Engine:
         self.metrics.answers.labels(reason).inc()
         if event is not None:
             self._events.append(event)
-
-    def _measure(self) -> None:
-        self.metrics.steps.inc()
-        self.metrics.batch.set(self.decoder.num_running)
-        self.metrics.queue.set(self.decoder.num_waiting)
 
     def _flush(self) -> None:
         """Hand over the events so far."""

@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from trimtab.serving.metrics import Metrics
+from trimtab.serving.problems import error_body
 
+MutableScope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -25,6 +27,9 @@ _HEADERS = (
         b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 )
+
+
+_MOST_BODIES = 64
 
 
 class Keys:
@@ -48,28 +53,31 @@ def _digest(key: str) -> bytes:
 
 
 class Guard:
-    """Wraps an application."""
+    """Wraps an application. All bodies that are being read or answered hold at most `_MOST_BODIES` times the limit."""
 
     def __init__(self, app: App, *, keys: Keys, max_body_bytes: int, metrics: Metrics) -> None:
         self._app = app
         self._keys = keys
-        self._max_body_bytes = max_body_bytes
         self._metrics = metrics
+        self.max_body_bytes = max_body_bytes
+        self.num_bytes = 0
+        """Of the bodies of all requests that have no reply yet."""
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: MutableScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = _Exchange(self, scope, receive, send)
-        length = request.header(b"content-length") or "0"
+        request = _Exchange(self, receive, send)
+        length = header_of(scope, b"content-length") or "0"
         try:
-            if _needs_key(scope["path"]) and not self._keys.accept(request.header(b"authorization")):
+            if _needs_key(scope["path"]) and not self._keys.accept(header_of(scope, b"authorization")):
                 await request.refuse(401, "Give a valid API key: Authorization: Bearer KEY.", "invalid_api_key")
-            elif length.isdigit() and int(length) > self._max_body_bytes:
+            elif length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.max_body_bytes):
                 await request.refuse_body()
             else:
                 await self._app(scope, request.receive, request.send)
         finally:
+            self.num_bytes -= request.num_bytes
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(request.status or "none")).inc()
 
@@ -77,29 +85,27 @@ class Guard:
 class _Exchange:
     """One request and its reply."""
 
-    def __init__(self, guard: Guard, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        self._limit = guard._max_body_bytes
-        self._scope = scope
+    def __init__(self, guard: Guard, receive: Receive, send: Send) -> None:
+        self._guard = guard
         self._receive = receive
         self._send = send
-        self._num_bytes = 0
         self._refused = False
+        self.num_bytes = 0
         self.status: int | None = None
-
-    def header(self, name: bytes) -> str | None:
-        """A header's value."""
-        found = [value for key, value in self._scope["headers"] if key == name]
-        return found[0].decode("latin-1") if found else None
 
     async def receive(self) -> Message:
         """The next message, counted."""
         message = await self._receive()
-        if message["type"] == "http.request":
-            self._num_bytes += len(message.get("body", b""))
-            if self._num_bytes > self._limit:
+        if message["type"] == "http.request" and not self._refused:
+            num_bytes = len(message.get("body", b""))
+            self.num_bytes += num_bytes
+            self._guard.num_bytes += num_bytes
+            limit = self._guard.max_body_bytes
+            if self.num_bytes > limit:
                 await self.refuse_body()
-                return {"type": "http.disconnect"}
-        return message
+            elif self._guard.num_bytes > limit * _MOST_BODIES:
+                await self.refuse(503, "Too many large bodies are being read at once. Try again later.", "busy")
+        return {"type": "http.disconnect"} if self._refused else message
 
     async def send(self, message: Message) -> None:
         """A message, with our headers; nothing more once the request was refused here."""
@@ -112,20 +118,37 @@ class _Exchange:
 
     async def refuse(self, status: int, text: str, code: str) -> None:
         """An error in OpenAI's shape."""
-        error = {"message": text, "type": "invalid_request_error", "param": None, "code": code}
-        body = json.dumps({"error": error}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
         self._refused = True
+        self.status = status
+        await send_error(self._send, status, text, code)
 
     async def refuse_body(self) -> None:
         """The body is too large, as its header said or as came out while it was read."""
-        await self.refuse(
-            413, f"The body is too large; this server takes at most {self._limit} bytes.", "body_too_large"
-        )
+        limit = self._guard.max_body_bytes
+        await self.refuse(413, f"The body is too large; this server takes at most {limit} bytes.", "body_too_large")
+
+
+def header_of(scope: MutableScope, name: bytes) -> str | None:
+    """A header's value, the first of several."""
+    found = next((value for key, value in scope["headers"] if key == name), None)
+    return None if found is None else found.decode("latin-1")
+
+
+async def send_error(send: Send, status: int, text: str, code: str) -> None:
+    """A whole reply that is an error in OpenAI's shape."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    body = json.dumps(error_body(text, kind, None, code)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *_MORE_HEADERS.get(status, ()),
+        *_HEADERS,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+_MORE_HEADERS = {401: ((b"www-authenticate", b"Bearer"),), 503: ((b"retry-after", b"1"),)}
 
 
 def _needs_key(path: str) -> bool:

@@ -30,6 +30,14 @@ class Limits:
     max_guides: int = 8
     """Guides that one request may run."""
     max_body_bytes: int = 1 << 20
+    max_connections: int = 1000
+    """Connections that are open at a time; at one more, whoever has kept the server waiting longest is dropped."""
+    head_s: float = 10.0
+    """How long a connection may take to send the head of a request, from when it was opened or last answered."""
+    body_s: float = 30.0
+    """How long a request's body may take to come in."""
+    unread_s: float = 60.0
+    """How long a client may leave what it is sent unread."""
     max_weight: float = 100.0
     """The largest size of a weight."""
     timeout_s: float = 600.0

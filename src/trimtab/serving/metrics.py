@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -32,6 +34,11 @@ class Metrics:
         self.between_tokens = Histogram(
             "trimtab_time_between_tokens_seconds", "From a token to the next one.", buckets=_SECONDS, registry=own
         )
+
+    def watch(self, num_running: Callable[[], int], num_waiting: Callable[[], int]) -> None:
+        """Where the gauges' values come from: they are asked at each scrape."""
+        self.batch.set_function(num_running)
+        self.queue.set_function(num_waiting)
 
     def page(self) -> bytes:
         """The exposition format."""

@@ -2,18 +2,42 @@
 
 Unknown fields are ignored, since clients send all sorts of them; unknown keys inside `guidance` are ours to refuse.
 Fields of OpenAI's that would change the answer and that cannot be honoured are refused unless they ask for nothing.
+Null stands for a field that is not there.
+
+A body is checked in a time that its size bounds: a list is given up at its first wrong item, and lists, mappings and
+names have a length that they may not exceed.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 _TOLERANT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 _OURS = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 MAX_SEED = (1 << 63) - 1
+MAX_ITEMS = 10_000
+"""Messages of a chat, parts of a message, stop strings, prompts: beyond what any limit of a server lets through."""
+MAX_IDS = 1 << 19
+MAX_NAMES = 256
+"""Entries of a mapping of names."""
+MAX_NAME_LENGTH = 512
+
+Body = TypeVar("Body", bound=BaseModel)
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (None, 0),
@@ -42,15 +66,55 @@ def _whole(text: str) -> str:
     return text
 
 
+def _name(text: str) -> str:
+    if len(text) > MAX_NAME_LENGTH:
+        raise ValueError(f"has {len(text)} characters; a name has at most {MAX_NAME_LENGTH}")
+    return _whole(text)
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_NAMES:
+        raise ValueError(f"has {len(value)} entries; give at most {MAX_NAMES}")
+    return value
+
+
+def _text_or_list(value: Any) -> str | None:
+    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else None
+
+
+def _kind_of_prompt(value: Any) -> str | None:
+    if not isinstance(value, list):
+        return _text_or_list(value)
+    first = value[0] if value else ""
+    is_number = isinstance(first, int | float) and not isinstance(first, bool)
+    return "id_lists" if isinstance(first, list) else "ids" if is_number else "list"
+
+
 Text = Annotated[str, AfterValidator(_whole)]
+Name = Annotated[str, AfterValidator(_name)]
+Texts = Annotated[list[Text], Field(fail_fast=True, max_length=MAX_ITEMS)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, max_length=MAX_IDS)]
 
 
-class Guidance(BaseModel):
+class _Wire(BaseModel):
+    """A part of a request, in which null says the same as leaving a field out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None or name not in cls.model_fields}
+
+
+class Guidance(_Wire):
     """What trimtab adds to a request: `extra_body={"guidance": {...}}` in OpenAI's Python client."""
 
     model_config = _OURS
 
-    weights: dict[Text, float] = Field(default_factory=dict, description="guide -> weight; 0 turns a guide off")
+    weights: Annotated[dict[Name, float], BeforeValidator(_few)] = Field(
+        default_factory=dict, description="guide -> weight; 0 turns a guide off"
+    )
     explain: bool = Field(default=False, description="add to each token why it was chosen")
     alternatives: int = Field(default=5, ge=0, le=20, description="with explain: rivals of each token")
     logprobs: Literal["mixed", "base"] = Field(default="mixed", description="of which policy `logprobs` are")
@@ -61,16 +125,21 @@ class Guidance(BaseModel):
         description="before mixing: drop tokens below this fraction of the best one's probability",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, data: Any) -> Any:
+        return _few(data)
 
-class StreamOptions(BaseModel):
+
+class StreamOptions(_Wire):
     """OpenAI's."""
 
     model_config = _TOLERANT
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
-class TextPart(BaseModel):
+class TextPart(_Wire):
     """A part of a message; text is the only kind there is here."""
 
     model_config = _TOLERANT
@@ -78,14 +147,42 @@ class TextPart(BaseModel):
     type: Literal["text"]
     text: Text
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_no_text(cls, data: Any) -> Any:
+        kind = data.get("type") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(
+                f"a part of type {kind[:64]!r} cannot be read; this server reads parts of type 'text' alone"
+            )
+        return data
 
-class Message(BaseModel):
-    """One message of a chat."""
+
+_Parts = Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_ITEMS)]
+
+
+class Message(_Wire):
+    """One message of a chat. An assistant that called tools may have said nothing: its content is then empty."""
 
     model_config = _TOLERANT
 
     role: Text = Field(min_length=1, max_length=64)
-    content: Text | list[TextPart]
+    content: Annotated[
+        Annotated[Text, Tag("text")] | Annotated[_Parts, Tag("list")],
+        Discriminator(
+            _text_or_list,
+            custom_error_type="content",
+            custom_error_message="give a text, or a list of parts of type 'text'",
+        ),
+    ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_may_stand_alone(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("content") is not None or data.get("role") != "assistant":
+            return data
+        has_called = data.get("tool_calls") or data.get("function_call")
+        return {**data, "content": ""} if has_called else data
 
     @property
     def text(self) -> str:
@@ -93,13 +190,13 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class Asked(BaseModel):
+class Asked(_Wire):
     """What chats and completions have in common."""
 
     model_config = _TOLERANT
 
-    model: Text
-    stream: bool = False
+    model: Name
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -109,7 +206,15 @@ class Asked(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, description="ours")
     repetition_penalty: Annotated[float, Field(gt=0)] | None = Field(default=None, description="ours: 1 is none")
     seed: Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)] | None = None
-    stop: Text | list[Text] | None = None
+    stop: (
+        Annotated[
+            Annotated[Text, Tag("text")] | Annotated[Texts, Tag("list")],
+            Discriminator(
+                _text_or_list, custom_error_type="stop", custom_error_message="give a text, or a list of texts"
+            ),
+        ]
+        | None
+    ) = None
     guidance: Guidance | None = None
 
     @model_validator(mode="before")
@@ -138,19 +243,26 @@ class Asked(BaseModel):
 class ChatRequest(Asked):
     """The body of `/v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
 
 
-TokenId = Annotated[int, Field(ge=0)]
-
-
 class CompletionRequest(Asked):
     """The body of `/v1/completions`."""
 
-    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
+    prompt: Annotated[
+        Annotated[Text, Tag("text")]
+        | Annotated[Texts, Tag("list")]
+        | Annotated[TokenIds, Tag("ids")]
+        | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_ITEMS), Tag("id_lists")],
+        Discriminator(
+            _kind_of_prompt,
+            custom_error_type="prompt",
+            custom_error_message="give a text, a list of texts, a list of token ids, or a list of such lists",
+        ),
+    ]
     logprobs: Annotated[int, Field(ge=0)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
 
@@ -169,6 +281,14 @@ class CompletionRequest(Asked):
         if given and all(isinstance(item, int) for item in given):
             return [given]  # type: ignore[list-item]
         return list(given)  # type: ignore[arg-type]
+
+
+def validated(kind: type[Body], content: Any) -> tuple[Body | None, Sequence[Mapping[str, Any]]]:
+    """(`content` as a body of this kind, nothing), or (None, the validator's problems with it)."""
+    try:
+        return kind.model_validate(content), ()
+    except ValidationError as error:
+        return None, error.errors(include_url=False, include_input=False)
 
 
 class ErrorBody(BaseModel):

@@ -1,0 +1,150 @@
+"""One request of the web and its reply: the body read off the event loop, the answers whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
+
+from trimtab.errors import ClientGoneError, TrimtabError
+from trimtab.serving import schema
+from trimtab.serving.answering import Answering
+from trimtab.serving.asking import Wanted
+from trimtab.serving.bodies import check_type, reader
+from trimtab.serving.problems import problem
+from trimtab.serving.wire import Style, Writer, usage
+
+
+def route_that_reads(kind: type[schema.Asked], parsing: asyncio.Semaphore) -> type[APIRoute]:
+    """A route whose body is read off the event loop. FastAPI, which would do it there, finds it done."""
+    read = reader(kind)
+
+    class Route(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            sound = super().get_route_handler()
+
+            async def handle(request: Request) -> Response:
+                check_type(request.headers.get("content-type"), request.headers.get("content-encoding"))
+                raw = await request.body()
+                async with parsing:
+                    body = await run_in_threadpool(read, raw)
+                return await sound(_Read(request, body))
+
+            return handle
+
+    return Route
+
+
+class _Read(Request):
+    """A request whose body has been read and checked."""
+
+    def __init__(self, request: Request, body: schema.Asked) -> None:
+        headers = [(b"content-type", b"application/json")]
+        super().__init__({**request.scope, "headers": headers}, request.receive)
+        self._checked = body
+
+    async def body(self) -> bytes:
+        return b"read"
+
+    async def json(self) -> Any:
+        return self._checked
+
+
+async def reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted], style: Style) -> Response:
+    """The answers, whole or as a stream. A client that goes frees their rows."""
+    answering = Answering(request.app.state.engine, wanted, request.app.state.answerings)
+    writers = [Writer(style, index, one.params.weights, one.params.seed) for index, one in enumerate(wanted)]
+    kind, letters = ("chat.completion", "chatcmpl") if style.chat else ("text_completion", "cmpl")
+    frame = {
+        "id": f"{letters}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": body.model,
+    }
+    if body.stream:
+        try:
+            await answering.begin()  # a refusal is a status; later it is an event of the stream
+        except BaseException:
+            answering.close()
+            raise
+        frame["object"] = f"{kind}.chunk" if style.chat else kind
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        pieces = _pieces(request, answering, writers, frame, with_usage=with_usage)
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return _Stream(answering, pieces, media_type="text/event-stream", headers=headers)
+    watch = asyncio.create_task(_watch(request, answering))
+    try:
+        await answering.begin()
+        async for index, step in answering.steps():
+            writers[index].take(step)
+    finally:
+        watch.cancel()
+        answering.close()
+    return JSONResponse(
+        {**frame, "choices": [writer.whole() for writer in writers], "usage": _usage(answering, writers)}
+    )
+
+
+class _Stream(StreamingResponse):
+    """A stream that frees its answers however it ends, before its first piece as well."""
+
+    def __init__(self, answering: Answering, pieces: AsyncIterator[bytes], **options: Any) -> None:
+        super().__init__(pieces, **options)
+        self._answering = answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answering.close()
+
+
+async def _pieces(
+    request: Request, answering: Answering, writers: Sequence[Writer], frame: dict[str, Any], *, with_usage: bool
+) -> AsyncIterator[bytes]:
+    """Server-sent events; an error ends them without `[DONE]`, so that no cut answer passes for a whole one."""
+    more = {"usage": None} if with_usage else {}
+    watch = asyncio.create_task(_watch(request, answering))
+    try:
+        for writer in writers:
+            yield _event({**frame, "choices": [writer.start()], **more})
+        async for index, step in answering.steps():
+            choice = writers[index].piece(step)
+            if choice is not None:
+                yield _event({**frame, "choices": [choice], **more})
+        if with_usage:
+            yield _event({**frame, "choices": [], "usage": _usage(answering, writers)})
+        yield b"data: [DONE]\n\n"
+    except ClientGoneError:
+        return
+    except TrimtabError as error:
+        yield _event(problem(error)[1])
+    finally:
+        watch.cancel()
+        answering.close()
+
+
+async def _watch(request: Request, answering: Answering) -> None:
+    """Tell the reader of the steps when the client goes."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    answering.leave()
+
+
+def _usage(answering: Answering, writers: Sequence[Writer]) -> dict[str, int]:
+    """A prompt counts once, however many answers it has, and as often as it was given."""
+    prompts = {one.place: one.num_prompt_tokens for one in answering.wanted}
+    return usage(sum(prompts.values()), sum(writer.num_tokens for writer in writers))
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

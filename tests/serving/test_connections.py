@@ -1,0 +1,170 @@
+"""Connections that send nothing, half of something or do not read: each wait ends, and nobody else is kept out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.server_process import until
+from tests.serving.conftest import Running, Start
+from tests.serving.raw import Reply, ask, connect, reply_of, request
+from trimtab.cli.connections import connections_for
+from trimtab.serving.limits import Limits
+
+BODY = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 4}).encode()
+START = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+WHOLE = request("POST", "/v1/completions", BODY)
+
+
+@pytest.fixture(scope="module")
+def hasty(start: Start) -> Iterator[Running]:
+    limits = Limits(max_rows=4, max_new_tokens=2000, head_s=0.3, body_s=0.3, unread_s=0.3, max_connections=8)
+    with start(limits) as server:
+        yield server
+
+
+def num_open(server: Running) -> int:
+    return len(server.server.server_state.connections)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", None),
+        (WHOLE[:5], 408),
+        (WHOLE[:60], 408),
+        (WHOLE[:-1], 408),
+        (WHOLE[: -len(BODY)], 408),
+        (START + b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab", 408),
+    ],
+)
+def test_half_a_request_ends_in_time(hasty: Running, sent: bytes, status: int | None) -> None:
+    reply = ask(hasty, sent)
+    assert (None if reply is None else reply.status) == status
+    if reply is not None:
+        assert reply.error["code"] == "request_timeout"
+        assert reply.headers["connection"] == "close"
+    until(lambda: num_open(hasty) == 0)
+    assert hasty.engine.num_open == 0
+
+
+def test_a_body_that_drips_ends_in_time(hasty: Running) -> None:
+    with connect(hasty, WHOLE[:-30]) as connection:
+        connection.settimeout(0.1)
+        reply: Reply | None = None
+        for _ in range(30):  # a byte each tenth of a second: never silent for long
+            try:
+                connection.sendall(b" ")
+                reply = reply_of(connection)
+                break
+            except TimeoutError:
+                continue
+        assert reply is not None
+        assert reply.status == 408
+
+
+def test_the_second_head_on_a_connection_has_a_deadline_too(hasty: Running) -> None:
+    kept = WHOLE.replace(b"connection: close\r\n", b"")
+    with connect(hasty, kept + WHOLE[:20]) as connection:
+        data = b""
+        while piece := connection.recv(1 << 16):
+            data += piece
+    assert data.count(b"HTTP/1.1 200") == data.count(b"HTTP/1.1 408") == 1
+
+
+def test_a_client_that_does_not_read_is_dropped(hasty: Running) -> None:
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 1900, "stream": True, "logprobs": 20, "n": 8, "seed": 1}
+    asked["guidance"] = {"weights": {"up": 1.0}, "explain": True, "alternatives": 20}  # more than buffers hold
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        address = hasty.url.removeprefix("http://").split(":")
+        connection.connect((address[0], int(address[1])))
+        connection.sendall(request("POST", "/v1/completions", json.dumps(asked).encode()))
+        until(lambda: {one.stage for one in hasty.server.server_state.connections} == {"unread"}, seconds=30)
+        until(lambda: num_open(hasty) == 0, seconds=30)
+        until(lambda: hasty.engine.num_open == 0)
+
+
+def test_the_longest_silent_makes_room(hasty: Running) -> None:
+    crowd = [connect(hasty, b"" if number % 2 else WHOLE[:60]) for number in range(20)]
+    try:
+        reply = ask(hasty, request("GET", "/health"))
+        assert reply is not None
+        assert reply.status == 200
+        assert num_open(hasty) <= 8
+    finally:
+        for connection in crowd:
+            connection.close()
+
+
+def test_whoever_is_being_answered_is_not_dropped_for_another(start: Start) -> None:
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 1500, "stream": True, "seed": 1}
+    with start(Limits(max_rows=2, max_connections=1)) as server:
+        with connect(server, request("POST", "/v1/completions", json.dumps(asked).encode())) as served:
+            assert served.recv(10)
+            reply = ask(server, request("GET", "/health"))
+            assert reply is not None
+            assert (reply.status, reply.error["code"]) == (503, "busy")
+            assert num_open(server) == 1
+        until(lambda: server.engine.num_open == 0)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET / HTTQ/1.1\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 70_000,
+        START + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+        START + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
+        START + b"content-length: -1\r\n\r\nabcd",
+        START + b"content-length: " + b"9" * 5000 + b"\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_without_a_traceback(
+    hasty: Running, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    reply = ask(hasty, sent)
+    assert reply is None or (400 <= reply.status < 500 and reply.error["message"])
+    until(lambda: num_open(hasty) == 0)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
+
+
+def test_large_bodies_have_a_bound_together(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.serving.guard._MOST_BODIES", 2)
+    half = request("POST", "/v1/completions", b" " * 1000)[:-100]
+    with start(Limits(max_body_bytes=1000)) as server:
+        crowd = [connect(server, half) for _ in range(2)]
+        refused = [reply for _ in range(2) if (reply := ask(server, WHOLE))]
+        assert {reply.status for reply in refused} == {200}  # small ones fit
+        last = ask(server, request("POST", "/v1/completions", BODY + b" " * 800))
+        assert last is not None
+        assert (last.status, last.error["code"]) == (503, "busy")
+        for connection in crowd:
+            connection.close()
+        until(lambda: num_open(server) == 0)
+        again = ask(server, request("POST", "/v1/completions", BODY + b" " * 800))
+        assert again is not None
+        assert again.status == 200
+
+
+@pytest.mark.parametrize("hard", [None, 1024])
+def test_the_cap_is_below_what_may_be_opened(monkeypatch: pytest.MonkeyPatch, hard: int | None) -> None:
+    state: dict[str, Any] = {"limit": (256, hard or resource.RLIM_INFINITY)}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: state["limit"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: state.update(limit=limit))
+    most = connections_for(1000)
+    assert most == 1000 if hard is None else 700 < most < 1000
+    soft, kept = state["limit"]
+    assert soft > most + 100
+    assert kept == (hard or resource.RLIM_INFINITY)
+    assert connections_for(10) == 10
