@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trimtab.core import ModelSession
 from trimtab.errors import CompatibilityError
-from trimtab.models.lora import routed
+from trimtab.models.row_lora import routed
 from trimtab.models.rows import Layout, RowCache
 from trimtab.models.trunk import RowAdapter, Trunk, TrunkSession
 
@@ -55,7 +55,7 @@ class Backbone:
         self, token_ids: Tensor, layout: Layout, cache: RowCache, adapters: Sequence[tuple[RowAdapter, list[int]]]
     ) -> Tensor:
         """[B, Q] ids -> [B, Q, D] states after the final norm."""
-        with routed(adapters):
+        with routed(adapters, (token_ids.shape[0], token_ids.shape[1])):
             output = self._decoder(
                 input_ids=token_ids,
                 attention_mask=self._masks(layout),
@@ -66,7 +66,7 @@ class Backbone:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def head(self, hidden: Tensor, adapters: Sequence[tuple[RowAdapter, list[int]]] = ()) -> Tensor:
         """[N, D] states -> [N, V] float32 log-probabilities. Raises CompatibilityError for a model without any."""
         raise CompatibilityError(f"A {type(self.module).__name__} gives states and no log-probabilities.")
 

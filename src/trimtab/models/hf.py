@@ -22,6 +22,8 @@ from torch import Tensor
 from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, PromptError
 from trimtab.models.backbone import Backbone
+from trimtab.models.row_lora import routed
+from trimtab.models.trunk import RowAdapter
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +132,13 @@ class HFModel(Backbone):
         return self.open_rows(beside, None)
 
     @torch.inference_mode()
-    def head(self, hidden: Tensor) -> Tensor:
-        """[N, D] states -> [N, V] float32 log-probabilities. Raises NotFiniteError for NaN."""
-        logits = self._logits(hidden).float()
+    def head(self, hidden: Tensor, adapters: Sequence[tuple[RowAdapter, list[int]]] = ()) -> Tensor:
+        """[N, D] states -> [N, V] float32 log-probabilities. Raises NotFiniteError for NaN.
+
+        `adapters`: which of the states run with which adapter.
+        """
+        with routed(adapters, (len(hidden), 1)):
+            logits = self._logits(hidden).float()
         if self._nameless is not None:
             logits[:, self._nameless] = -torch.inf
         return torch.log_softmax(logits, dim=-1)

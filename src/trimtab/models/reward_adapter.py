@@ -64,13 +64,13 @@ def read_reward_adapter(directory: Path, card: Mapping[str, Any]) -> tuple[LoRA,
 
     Raises CheckpointError for files that do not load or lack the head.
     """
-    pairs, weight = adapter_files.read_with_head(directory, SCORE)
+    files, weight = adapter_files.read_with_head(directory, SCORE)
     if weight.ndim != 2 or weight.shape[0] != 1:
         raise CheckpointError(
             f"{directory} has a score head of shape {list(weight.shape)}; a reward model's has one row, for one number "
             "an answer. Train it with `trimtab train reward`."
         )
-    return LoRA(pairs, base=card.get("base", {}), vocabulary=card.get("vocabulary", {}), source=directory), weight
+    return LoRA.of_files(files, card, directory), weight
 
 
 def merged_reward_module(base: HFModel, directory: Path, card: Mapping[str, Any]) -> Any:

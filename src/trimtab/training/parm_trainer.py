@@ -21,8 +21,9 @@ from transformers import PrinterCallback
 from trl import RewardConfig
 
 from trimtab.guides.parm import corner, middle
+from trimtab.training.adapter_targets import adapter_config, known_targets
 from trimtab.training.batches import PairCollator, evaluation_order, training_order
-from trimtab.training.configs import adapter_config, known_targets, made_trainable, spared_renamings
+from trimtab.training.configs import made_trainable, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.losses import arm_loss
 from trimtab.training.meter import PairMeter
