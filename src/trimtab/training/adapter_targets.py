@@ -102,7 +102,7 @@ def _default_layers(
     while names:
         adapted = _adapted(module, make(names))
         plain = [name for name in names if adapted.get(name, "") is None]
-        if len(plain) == len(adapted):
+        if len(plain) == len(names) == len(adapted):
             break
         names = plain  # what peft adapts in another way goes with the names that it was asked for by
     if not names:
@@ -140,7 +140,13 @@ def _check_layers(module: nn.Module, config: LoraConfig, targets: Sequence[str])
     adapted = _adapted(module, config)
     head = output_head(module)
     verdicts = _verdicts(module, [name for name, kind in adapted.items() if kind is None and name != head])
+    asked = Targets(frozenset(targets), layers=config.layers_to_transform and frozenset(config.layers_to_transform))
     reasons = {
+        **{
+            name: "is a layer that peft turns into others"
+            for name, part in module.named_modules()
+            if asked.match(name) and isinstance(part, nn.Linear | Conv1D) and name not in adapted
+        },
         **{name: f"is {kind} and no linear layer" for name, kind in adapted.items() if kind is not None},
         **{name: "is never reached by text" for name, found in verdicts.items() if found is Placement.NOWHERE},
         **{name: found for name, found in verdicts.items() if isinstance(found, str)},
