@@ -36,11 +36,24 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
 }
 FAMILIES = tuple(_FAMILIES)
+_EXPERTS = {**_SHAPE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_FLATTENED: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_moe": ("Qwen2MoeConfig", {**_EXPERTS, "shared_expert_intermediate_size": 24}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**_EXPERTS, "head_dim": 8}),
+    "mixtral": ("MixtralConfig", {**_SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "jetmoe": ("JetMoeConfig", {**_SHAPE, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "opt": (
+        "OPTConfig",
+        {**_SHAPE, "ffn_dim": 48, "word_embed_proj_dim": 32, "do_layer_norm_before": True},
+    ),
+}
+FLATTENED = tuple(_FLATTENED)
+"""Families that call some of their layers on [rows · tokens, width], or on tokens regrouped by expert."""
 
 
 def tiny_module(family: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
     """A random transformers model, float32, with weights large enough to make peaked distributions."""
-    name, shape = _FAMILIES[family]
+    name, shape = {**_FAMILIES, **_FLATTENED}[family]
     config = getattr(transformers, name)(
         **{**shape, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, **changes}
     )

@@ -70,8 +70,9 @@ def adapter_config(
         if settings.lora_targets == (ALL_LINEAR,):
             return make(_default_layers(module, whole, blocks, make))
         config = make(settings.lora_targets, blocks)
-        _check_names(module, settings.lora_targets, blocks)
-        _check_layers(module, config, settings.lora_targets)
+        parts = {name: part for name, part in module.named_modules() if name.split(".")[0] not in whole}
+        _check_names(module, parts, settings.lora_targets, blocks)
+        _check_layers(module, parts, config, settings.lora_targets)
         return config
 
 
@@ -120,10 +121,11 @@ def _default_layers(
     return names
 
 
-def _check_names(module: nn.Module, targets: Sequence[str], blocks: Sequence[int] | None) -> None:
-    """Raise OptionError for a name that no layer has."""
+def _check_names(
+    module: nn.Module, parts: Mapping[str, nn.Module], targets: Sequence[str], blocks: Sequence[int] | None
+) -> None:
+    """Raise OptionError for a name that none of the parts has."""
     layers = None if blocks is None else frozenset(blocks)
-    parts = [name for name, _ in module.named_modules()]
     for target in targets:
         if not any(Targets(frozenset({target}), layers=layers).match(name) for name in parts):
             where = f" in the last {len(blocks)} blocks" if blocks else ""
@@ -131,11 +133,13 @@ def _check_names(module: nn.Module, targets: Sequence[str], blocks: Sequence[int
                 OptionError,
                 "{lora_targets} {0}: {1} has no layer that is called {2}{3}. Its linear layers are called {4}; {5}, "
                 "alone, stands for all of them.",
-                *(", ".join(targets), type(module).__name__, target, where, _linear_names(module), ALL_LINEAR),
+                *(", ".join(targets), type(module).__name__, target, where, _linear_names(parts), ALL_LINEAR),
             )
 
 
-def _check_layers(module: nn.Module, config: LoraConfig, targets: Sequence[str]) -> None:
+def _check_layers(
+    module: nn.Module, parts: Mapping[str, nn.Module], config: LoraConfig, targets: Sequence[str]
+) -> None:
     """Raise OptionError for a layer that peft would adapt and a guide could not run."""
     adapted = _adapted(module, config)
     head = output_head(module)
@@ -144,7 +148,7 @@ def _check_layers(module: nn.Module, config: LoraConfig, targets: Sequence[str])
     reasons = {
         **{
             name: "is a layer that peft turns into others"
-            for name, part in module.named_modules()
+            for name, part in parts.items()
             if asked.match(name) and isinstance(part, nn.Linear | Conv1D) and name not in adapted
         },
         **{name: f"is {kind} and no linear layer" for name, kind in adapted.items() if kind is not None},
@@ -156,12 +160,12 @@ def _check_layers(module: nn.Module, config: LoraConfig, targets: Sequence[str])
             OptionError,
             "{lora_targets} {0}: {1} of {2} {3}, so a guide with an adapter of it could not be loaded. The model's "
             "linear layers are called {4}; {5} adapts those that can be.",
-            *(", ".join(targets), name, type(module).__name__, reason, _linear_names(module), ALL_LINEAR),
+            *(", ".join(targets), name, type(module).__name__, reason, _linear_names(parts), ALL_LINEAR),
         )
 
 
-def _linear_names(module: nn.Module) -> str:
-    linear = (name for name, part in module.named_modules() if isinstance(part, nn.Linear | Conv1D))
+def _linear_names(parts: Mapping[str, nn.Module]) -> str:
+    linear = (name for name, part in parts.items() if isinstance(part, nn.Linear | Conv1D))
     return ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
 
 
@@ -198,4 +202,5 @@ def _kind(layer: Any) -> str | None:
     if isinstance(layer, Linear) and isinstance(base, nn.Linear | Conv1D):
         return None
     parameter = getattr(layer, "parameter_name", None)
-    return f"a {type(base).__name__}" if parameter is None else f"the parameter {parameter} of a {type(base).__name__}"
+    what = f"of type {type(base).__name__}"
+    return what if parameter is None else f"{what}, whose parameter {parameter} peft would adapt,"
