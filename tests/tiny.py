@@ -39,7 +39,7 @@ FAMILIES = tuple(_FAMILIES)
 _EXPERTS = {**_SHAPE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _FLATTENED: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("Qwen2MoeConfig", {**_EXPERTS, "shared_expert_intermediate_size": 24}),
-    "qwen3_moe": ("Qwen3MoeConfig", {**_EXPERTS, "head_dim": 8}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**_EXPERTS, "head_dim": 8, "mlp_only_layers": [0]}),
     "mixtral": ("MixtralConfig", {**_SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "jetmoe": ("JetMoeConfig", {**_SHAPE, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "opt": (

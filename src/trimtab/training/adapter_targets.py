@@ -147,7 +147,7 @@ def _check_layers(
     asked = Targets(frozenset(targets), layers=config.layers_to_transform and frozenset(config.layers_to_transform))
     reasons = {
         **{
-            name: "is a layer that peft turns into others"
+            name: "is not what peft adapts by that name here (it has other layers in mind)"
             for name, part in parts.items()
             if asked.match(name) and isinstance(part, nn.Linear | Conv1D) and name not in adapted
         },
