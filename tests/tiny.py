@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 VOCAB = 61
 _SHAPE = {
@@ -129,15 +130,9 @@ def write_lora(directory: Path, module: nn.Module, *, rank: int = 2, seed: int =
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for name, layer in module.named_modules():
-        weight = getattr(layer, "weight", None)
-        if (
-            weight is None
-            or weight.ndim != 2
-            or "embed" in name
-            or name in ("lm_head", "transformer.wte", "transformer.wpe")
-        ):
+        if name == "lm_head" or not isinstance(layer, nn.Linear | Conv1D):
             continue
-        num_out, num_in = weight.shape if isinstance(layer, nn.Linear) else weight.shape[::-1]
+        num_out, num_in = layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.shape[::-1]
         key = f"base_model.model.{name}.lora_"
         tensors[f"{key}A.weight"] = torch.randn(rank, num_in, generator=generator) * 0.2
         tensors[f"{key}B.weight"] = torch.randn(num_out, rank, generator=generator) * 0.2

@@ -153,8 +153,8 @@ def _check_adapter(name: str, adapter: LoRA, base: Outline, way: str) -> None:
     turned = [part for part in adapter.pairs if type(base.module.get_submodule(part)).__name__ == "Conv1D"]
     if turned and way == "merged":
         raise CompatibilityError(
-            f"Guide {name} adapts {turned[0]}, whose weight is kept turned [in, out], which is not merged in vLLM. Pack "
-            "it with --lora shared, or use the built-in engine."
+            f"Guide {name} adapts {turned[0]}, whose weight is kept turned [in, out], which is not merged in vLLM. "
+            "Pack it with --lora shared, or use the built-in engine."
         )
 
 
