@@ -90,6 +90,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gaussian": {"init_lora_weights": "gaussian"},
     "not initialised": {"init_lora_weights": False},
     "orthogonal": {"init_lora_weights": "orthogonal"},
+    "EVA": {"init_lora_weights": "eva"},
     "MiCA": {"init_lora_weights": "mica"},
     "dropout": {"lora_dropout": 0.3},
 }
