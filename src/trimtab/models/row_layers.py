@@ -16,6 +16,7 @@ import re
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -108,6 +109,12 @@ def _calls(base: RowModel, watched: dict[str, nn.Module], prompts: list[list[int
     return [first, second]
 
 
+@cache
+def _directions(width: int) -> Tensor:
+    """[width, d] random numbers, the same for one width."""
+    return torch.randn(width, _NUM_DIRECTIONS, generator=torch.Generator().manual_seed(width))
+
+
 @contextmanager
 def _recorded(watched: dict[str, nn.Module]) -> Iterator[dict[str, list[_Call]]]:
     """Inside, the calls of some layers are kept."""
@@ -120,9 +127,8 @@ def _recorded(watched: dict[str, nn.Module]) -> Iterator[dict[str, list[_Call]]]
             return
         lead = tuple(x.shape[:-1])
         alike = isinstance(output, Tensor) and tuple(output.shape[:-1]) == lead
-        generator = torch.Generator().manual_seed(x.shape[-1])
-        directions = torch.randn(x.shape[-1], _NUM_DIRECTIONS, generator=generator).to(x.device)
-        calls[name].append((lead, (x.detach().float().reshape(-1, x.shape[-1]) @ directions).cpu(), alike))
+        seen = x.detach().float().reshape(-1, x.shape[-1]) @ _directions(x.shape[-1]).to(x.device)
+        calls[name].append((lead, seen.cpu(), alike))
 
     handles = [
         module.register_forward_hook(lambda _, args, output, name=name: keep(name, args, output))
