@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 VOCAB = 61
 _SHAPE = {
@@ -36,11 +37,24 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
 }
 FAMILIES = tuple(_FAMILIES)
+_EXPERTS = {**_SHAPE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_FLATTENED: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_moe": ("Qwen2MoeConfig", {**_EXPERTS, "shared_expert_intermediate_size": 24}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**_EXPERTS, "head_dim": 8, "mlp_only_layers": [0]}),
+    "mixtral": ("MixtralConfig", {**_SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "jetmoe": ("JetMoeConfig", {**_SHAPE, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "opt": (
+        "OPTConfig",
+        {**_SHAPE, "ffn_dim": 48, "word_embed_proj_dim": 32, "do_layer_norm_before": True},
+    ),
+}
+FLATTENED = tuple(_FLATTENED)
+"""Families that call some of their layers on [rows · tokens, width], or on tokens regrouped by expert."""
 
 
 def tiny_module(family: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
     """A random transformers model, float32, with weights large enough to make peaked distributions."""
-    name, shape = _FAMILIES[family]
+    name, shape = {**_FAMILIES, **_FLATTENED}[family]
     config = getattr(transformers, name)(
         **{**shape, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, **changes}
     )
@@ -116,15 +130,9 @@ def write_lora(directory: Path, module: nn.Module, *, rank: int = 2, seed: int =
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for name, layer in module.named_modules():
-        weight = getattr(layer, "weight", None)
-        if (
-            weight is None
-            or weight.ndim != 2
-            or "embed" in name
-            or name in ("lm_head", "transformer.wte", "transformer.wpe")
-        ):
+        if name == "lm_head" or not isinstance(layer, nn.Linear | Conv1D):
             continue
-        num_out, num_in = weight.shape if isinstance(layer, nn.Linear) else weight.shape[::-1]
+        num_out, num_in = layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.shape[::-1]
         key = f"base_model.model.{name}.lora_"
         tensors[f"{key}A.weight"] = torch.randn(rank, num_in, generator=generator) * 0.2
         tensors[f"{key}B.weight"] = torch.randn(num_out, rank, generator=generator) * 0.2

@@ -98,7 +98,7 @@ def _is_foreign(directory: Path, card: Mapping[str, Any], kind: str, steered: La
     if kind != "arm" or not is_adapter(directory):
         return False
     try:
-        LoRA.load(directory, card).on(steered)
+        LoRA.load(directory, card).check(steered)
     except BaseMismatchError:
         return True
     return False

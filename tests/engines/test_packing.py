@@ -149,6 +149,45 @@ def test_a_lora_may_be_merged(house: Path, tmp_path: Path) -> None:
     assert [guide.way for guide in manifest.guides] == ["merged"]
 
 
+def _adapter_of(directory: Path, module: Any, *targets: str) -> Path:
+    import peft
+
+    options = {"r": 2, "target_modules": list(targets), "task_type": "CAUSAL_LM"}
+    model = peft.get_peft_model(module, peft.LoraConfig(**options))
+    model.save_pretrained(directory, save_embedding_layers=False)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("tied", "lora", "words"),
+    [(True, "merged", "which is the embeddings here"), (True, "shared", ""), (False, "shared", "")],
+)
+def test_an_adapter_of_the_output_head_is_not_left_out_in_silence(
+    tied: bool, lora: str, words: str, tmp_path: Path
+) -> None:
+    shape = {"tie_word_embeddings": tied}
+    _save(tmp_path / "base", tiny_tokenizer(), **shape)
+    guide = _adapter_of(tmp_path / "guide", tiny_module("llama", **shape), "q_proj", "lm_head")
+    with pytest.raises(CompatibilityError, match=rf"adapts the output head \(lm_head\), {words}"):
+        pack(tmp_path / "base", {"guide": guide}, tmp_path / "served", lora=lora)
+
+
+def test_an_adapter_of_an_output_head_of_its_own_may_be_merged(tmp_path: Path) -> None:
+    _save(tmp_path / "base", tiny_tokenizer())
+    guide = _adapter_of(tmp_path / "guide", tiny_module("llama"), "q_proj", "lm_head")
+    assert pack(tmp_path / "base", {"guide": guide}, tmp_path / "served", lora="merged").guides[0].way == "merged"
+
+
+def test_weights_that_are_kept_turned_are_not_merged(tmp_path: Path) -> None:
+    base = tiny_module("gpt2")
+    base.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    write_lora(tmp_path / "guide", base)
+    with pytest.raises(CompatibilityError, match="kept turned"):
+        pack(tmp_path / "base", {"guide": tmp_path / "guide"}, tmp_path / "served", lora="merged")
+    assert pack(tmp_path / "base", {"guide": tmp_path / "guide"}, tmp_path / "served").guides[0].way == "shared"
+
+
 def test_a_base_alone_may_be_packed(house: Path, tmp_path: Path) -> None:
     assert pack(house / "base", {}, tmp_path / "served").guides == ()
 

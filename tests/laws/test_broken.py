@@ -112,6 +112,18 @@ class HostsRows(TabularSession):
         return own if self.host is None else torch.cat([self.host.logprobs()[:1], own[1:]])
 
 
+class TouchesItsHost(TabularSession):
+    """A shared forward pass that reads its own rows right and writes into its host's first one."""
+
+    host: TabularSession | None = None
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        super().advance(rows, token_ids)
+        if self.host is not None:
+            first = self.host._rows[0]
+            self.host._rows[0] = (*first[:-1], (first[-1] + 1) % V)
+
+
 class PeeksBefore(TabularSession):
     """The state before the candidate."""
 
@@ -166,7 +178,7 @@ class BrokenModel(TabularModel):
 
     def open(self, beside: ModelSession | None = None) -> ModelSession:
         session = self._session(self)
-        if isinstance(session, HostsRows) and isinstance(beside, TabularSession):
+        if isinstance(session, HostsRows | TouchesItsHost) and isinstance(beside, TabularSession):
             session.host = beside
         return session
 
@@ -183,6 +195,7 @@ MODELS: dict[type[TabularSession], str] = {
     KeepsInOrder: laws.KEEP,
     ForksShare: laws.KEEP,
     HostsRows: laws.BESIDE,
+    TouchesItsHost: laws.BESIDE,
     PeeksBefore: laws.PEEK,
     LoneCandidate: laws.SUBSET,
     PeekNotReordered: laws.REMEMBERED,

@@ -94,6 +94,7 @@ def test_what_another_adapter_made_is_not_taken_over(tmp_path: Path, fed: list[i
     base = model.open()
     guide = load_guide(write_lora(tmp_path, module)).bind(model)
     session = guide.open(base)
+    fed.clear()  # of what binding measured
     base.admit([list(TEMPLATE)] * 4)
     session.admit([list(TEMPLATE)] * 4)
     base.logprobs()

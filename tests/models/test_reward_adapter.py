@@ -13,6 +13,7 @@ from tests.tiny import tiny_module, tiny_tokenizer, write_lora
 from trimtab.errors import BaseMismatchError, CheckpointError, CompatibilityError
 from trimtab.models.hf import HFModel
 from trimtab.models.reward_adapter import merged_reward_module, with_score_head
+from trimtab.models.value import load_adapter_rewards
 
 IDS = torch.tensor([[0, 5, 9, 11, 40]])
 HEAD = torch.linspace(-1, 1, 32)[None]
@@ -34,7 +35,7 @@ def test_the_head_reads_the_last_state(family: str) -> None:
     torch.testing.assert_close(found, (HEAD @ state)[None], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])  # gpt2 keeps its weights as [in, out]
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2_moe"])  # gpt2 keeps its weights as [in, out]
 def test_merged_is_what_peft_gives(family: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     directory = write_adapter(tmp_path / "adapter", family)
@@ -46,6 +47,48 @@ def test_merged_is_what_peft_gives(family: str, tmp_path: Path) -> None:
         bare = with_score_head(tiny_module(family), HEAD)(input_ids=IDS).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found, bare, atol=1e-2), "the adapter changes something"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2_moe"])
+def test_as_rows_beside_the_base_s_it_gives_the_same(family: str, tmp_path: Path) -> None:
+    directory = write_adapter(tmp_path / "adapter", family)
+    model = HFModel(tiny_module(family), tiny_tokenizer())
+    plain, alone = model.open(), model.open()
+    rewards = load_adapter_rewards(directory, {}).on(model).open(plain)
+    prompts = [IDS[0].tolist(), [7, 8], [9, 5, 4]]
+    for session in (plain, alone, rewards):
+        session.admit(prompts)
+    merged = merged_reward_module(HFModel(tiny_module(family), tiny_tokenizer()), directory, {})
+    with torch.no_grad():
+        expected = torch.cat([merged(input_ids=torch.tensor([ids])).logits[0] for ids in prompts])
+    torch.testing.assert_close(rewards.rewards(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plain.logprobs(), alone.logprobs(), atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_is_merged_into_quantised_weights(tmp_path: Path) -> None:
+    directory = write_adapter(tmp_path / "adapter", "llama")
+    base = HFModel(tiny_module(), tiny_tokenizer())
+    layer = base.module.model.layers[0].self_attn.q_proj
+    layer.weight = torch.nn.Parameter(torch.zeros(32, 32, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(CompatibilityError, match="is quantised"):
+        merged_reward_module(base, directory, {})
+
+
+@pytest.mark.parametrize("key", ["use_dora", "init_lora_weights", "a_key_of_a_later_peft"])
+def test_its_configuration_is_read_as_any_adapters(key: str, tmp_path: Path) -> None:
+    directory = write_adapter(tmp_path / "adapter", "llama")
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: "pissa"}))
+    with pytest.raises(CheckpointError, match=f"sets {key} to"):
+        merged_reward_module(HFModel(tiny_module(), tiny_tokenizer()), directory, {})
+
+
+def test_whole_modules_beside_the_head_are_refused(tmp_path: Path) -> None:
+    directory = write_adapter(tmp_path / "adapter", "llama")
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modules_to_save": ["score", "embed_tokens"]}))
+    with pytest.raises(CheckpointError, match="embed_tokens"):
+        merged_reward_module(HFModel(tiny_module(), tiny_tokenizer()), directory, {})
 
 
 def test_a_head_of_another_width_is_refused() -> None:

@@ -52,7 +52,8 @@ def add_weight_options(group: argparse._ArgumentGroup, defaults: RunSettings) ->
         type=lambda text: tuple(text.split(",")),
         default=defaults.lora_targets,
         metavar="NAME,NAME,...",
-        help=f"layers to adapt, such as q_proj,v_proj ({','.join(defaults.lora_targets)})",
+        help="layers to adapt, such as q_proj,v_proj; all-linear: every linear layer that can run row by row, but the "
+        f"output head ({','.join(defaults.lora_targets)})",
     )
     group.add_argument("--dtype", choices=DTYPES, default=defaults.dtype, help="to compute in (%(default)s)")
     group.add_argument("--save-dtype", choices=DTYPES[1:], default=defaults.save_dtype, help="of the weights in --out")

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 from trimtab.core import ModelSession
 from trimtab.errors import CompatibilityError
 from trimtab.models.kinds import cache_argument, decoder_of, longest, reaches, refusing
-from trimtab.models.lora import routed
+from trimtab.models.row_lora import routed
 from trimtab.models.rows import Layout, RowCache
 from trimtab.models.trunk import RowAdapter, Trunk, TrunkSession
 
@@ -62,7 +62,7 @@ class Backbone:
         positions = layout.positions
         if self._held is not None:
             positions = positions.clamp(max=self._held - 1)  # what pads a row may stand past the end of the context
-        with routed(adapters):
+        with routed(adapters, (token_ids.shape[0], token_ids.shape[1])):
             output = self._decoder(
                 input_ids=token_ids,
                 attention_mask=self._masks(layout),
@@ -73,7 +73,7 @@ class Backbone:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def head(self, hidden: Tensor, adapters: Sequence[tuple[RowAdapter, list[int]]] = ()) -> Tensor:
         """[N, D] states -> [N, V] float32 log-probabilities. Raises CompatibilityError for a model without any."""
         raise CompatibilityError(f"A {type(self.module).__name__} gives states and no log-probabilities.")
 

@@ -30,10 +30,10 @@ class Head:
         self._twin.__dict__.update({**module.__dict__, "_modules": parts})
 
     def logits(self, states: Tensor) -> Tensor:
-        """[N, D] states after the final norm -> [N, V], in the model's own dtype."""
+        """[N, D] states after the final norm -> [N, V], in the model's own dtype; each is a row of one token."""
         states = states.to(self.output.weight.device)
-        logits: Tensor = self._forward(self._twin, inputs_embeds=states[None], use_cache=False).logits
-        return logits[0]
+        logits: Tensor = self._forward(self._twin, inputs_embeds=states[:, None], use_cache=False).logits
+        return logits[:, 0]
 
 
 class _Given(nn.Module):

@@ -25,6 +25,8 @@ from trimtab.models.backbone import Backbone
 from trimtab.models.heads import Head
 from trimtab.models.kinds import refusing
 from trimtab.models.probing import Numbers, probe
+from trimtab.models.row_lora import routed
+from trimtab.models.trunk import RowAdapter
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +137,13 @@ class HFModel(Backbone):
         return self.open_rows(beside, None)
 
     @torch.inference_mode()
-    def head(self, hidden: Tensor) -> Tensor:
-        """[N, D] states -> [N, V] float32 log-probabilities. Raises NotFiniteError for NaN."""
-        logits = self._head.logits(hidden).to(self.device).float()
+    def head(self, hidden: Tensor, adapters: Sequence[tuple[RowAdapter, list[int]]] = ()) -> Tensor:
+        """[N, D] states -> [N, V] float32 log-probabilities. Raises NotFiniteError for NaN.
+
+        `adapters`: which of the states run with which adapter.
+        """
+        with routed(adapters, (len(hidden), 1)):
+            logits = self._head.logits(hidden).to(self.device).float()
         if self._nameless is not None:
             logits[:, self._nameless] = -torch.inf
         return torch.log_softmax(logits, dim=-1)

@@ -1,21 +1,18 @@
 """LoRA adapters applied row by row, without touching the base's weights.
 
 W x + s·B(A x) (Hu et al., arXiv 2106.09685). A forward hook on each adapted layer adds the low-rank term to the rows of
-the batch that asked for it, so one batch mixes the base and any number of adapters, quantised bases included. Which
-rows run which adapter is thread-local and lasts for one forward pass: nothing global is switched, and an exception
-leaves nothing switched on.
+the batch that asked for it (`row_lora`), so one batch mixes the base and any number of adapters, quantised bases
+included.
 
-Where it differs from peft: nothing is wrapped or switched; DoRA, bias and embedding adapters are refused.
+Where it differs from peft: nothing is wrapped or switched; whatever is not W x + s·B(A x) on the unchanged base is
+refused by name (`adapter_config`), and so is a layer whose input does not hold the rows of a batch (`row_layers`).
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-import threading
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,10 +22,9 @@ from torch import Tensor, nn
 from trimtab.core import LanguageModel, ModelSession
 from trimtab.errors import BaseMismatchError, OptionError, VocabularyMismatchError
 from trimtab.models import adapter_files
+from trimtab.models.adapter_config import Targets
+from trimtab.models.row_lora import RowLoRA
 from trimtab.models.trunk import RowAdapter
-
-_active = threading.local()
-_hooked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @runtime_checkable
@@ -56,17 +52,24 @@ class LoRA:
         base: Mapping[str, Any],
         vocabulary: Mapping[str, Any],
         source: Path | None = None,
+        targets: Targets | None = None,
     ) -> None:
         self.pairs = dict(pairs)
         self.base = dict(base)
         self.vocabulary = dict(vocabulary)
         self.source = source
+        self.targets = targets
 
     @staticmethod
     def load(directory: Path, card: Mapping[str, Any]) -> LoRA:
         """Read peft's format (`adapter_config.json`, `adapter_model.safetensors`). Raises CheckpointError."""
-        pairs = adapter_files.read(directory)
-        return LoRA(pairs, base=card.get("base", {}), vocabulary=card.get("vocabulary", {}), source=directory)
+        return LoRA.of_files(adapter_files.read_files(directory), card, directory)
+
+    @staticmethod
+    def of_files(files: adapter_files.AdapterFiles, card: Mapping[str, Any], directory: Path) -> LoRA:
+        """The adapter in a directory whose `guide.json` is `card` ({} where there is none)."""
+        base, vocabulary = card.get("base", {}), card.get("vocabulary", {})
+        return LoRA(files.pairs, base=base, vocabulary=vocabulary, source=directory, targets=files.targets)
 
     def save(self, directory: Path) -> None:
         """Write the adapter into an existing directory in peft's format; a loaded one's files are copied."""
@@ -78,23 +81,26 @@ class LoRA:
                 shutil.copy2(path, directory / path.name)
 
     def on(self, base: LanguageModel) -> AdaptedModel:
-        """The adapted model. Raises BaseMismatchError or VocabularyMismatchError where it does not fit."""
+        """The adapted model.
+
+        Raises BaseMismatchError or VocabularyMismatchError where it does not fit, CompatibilityError for a layer that
+        cannot be adapted row by row.
+        """
+        return AdaptedModel(self.check(base), self)
+
+    def check(self, base: LanguageModel) -> AdaptableModel:
+        """`base` itself; BaseMismatchError or VocabularyMismatchError for one that this adapter was not trained on."""
         if not isinstance(base, AdaptableModel):
             raise BaseMismatchError(
                 f"A LoRA adapter changes the weights of a transformers model; this base is a {type(base).__name__}. "
                 "Give the model that it was trained on as the guide's own base."
             )
-        self.check(base)
-        return AdaptedModel(base, self)
-
-    def check(self, base: AdaptableModel) -> None:
-        """Raise BaseMismatchError or VocabularyMismatchError for a model that this adapter was not trained on."""
-        own, theirs = self.base, base.describe()
+        trained, here = self.base, base.describe()
         where = "An adapter runs on the model that it was trained on: name that one as the guide's base (guide_base)."
-        different = difference(own, theirs)
+        different = difference(trained, here)
         if different is not None and different != OTHER_WEIGHTS:
             raise BaseMismatchError(
-                f"This adapter was trained on {own.get('name')}; the base here, {theirs['name']}, has {different}. "
+                f"This adapter was trained on {trained.get('name')}; the base here, {here['name']}, has {different}. "
                 f"{where}"
             )
         fingerprint = self.vocabulary.get("fingerprint")
@@ -105,24 +111,40 @@ class LoRA:
             )
         if different is not None:
             raise BaseMismatchError(
-                f"This adapter was trained on {own.get('name')}; the base here, {theirs['name']}, has {different}. "
+                f"This adapter was trained on {trained.get('name')}; the base here, {here['name']}, has {different}. "
                 f"{where}"
             )
-        self._check_shapes(base, where)
+        self._check_layers(base, where)
+        return base
 
-    def _check_shapes(self, base: AdaptableModel, where: str) -> None:
+    def _check_layers(self, base: AdaptableModel, where: str) -> None:
         modules = dict(base.module.named_modules())
         for name, (down, up) in self.pairs.items():
-            module = modules.get(name)
-            weight = getattr(module, "weight", None)
-            if module is None or weight is None:
+            if name not in modules:
                 raise BaseMismatchError(f"This adapter changes {name}, which the base does not have. {where}")
-            shape = _features(module)
-            if shape is not None and shape != (down.shape[1], up.shape[0]):
+            shape = linear_shape(modules[name])
+            if shape is None:
+                raise BaseMismatchError(
+                    f"This adapter changes {name}, which is a {type(modules[name]).__name__} here and no linear layer. "
+                    f"{where}"
+                )
+            if shape != (down.shape[1], up.shape[0]):
                 raise BaseMismatchError(
                     f"This adapter expects {name} to map {down.shape[1]} to {up.shape[0]} features; the base's maps "
                     f"{shape[0]} to {shape[1]}. {where}"
                 )
+        if self.targets is None:
+            return
+        without = [
+            name
+            for name, module in modules.items()
+            if name not in self.pairs and self.targets.match(name) and linear_shape(module) is not None
+        ]
+        if without:
+            raise BaseMismatchError(
+                f"This adapter is of {len(without)} layers of which its file holds no weights (first: {without[0]}): "
+                f"the file is not whole, or of another model. {where}"
+            )
 
 
 OTHER_WEIGHTS = "the same shape but other weights"
@@ -248,7 +270,7 @@ class AdaptedModel:
         self.vocab_size = base.vocab_size
         self.hidden_size = base.hidden_size
         self.eos_ids = base.eos_ids
-        self._rows = RowLoRA(base.module, adapter.pairs)
+        self._rows = RowLoRA(base, adapter.pairs)
 
     @property
     def max_length(self) -> int | None:
@@ -262,68 +284,12 @@ class AdaptedModel:
         return self._base.open_rows(beside, self._rows)
 
 
-class RowLoRA:
-    """An adapter in the base's dtype and on its devices, keyed by module, ready to be added to some rows."""
-
-    def __init__(self, root: nn.Module, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        modules = dict(root.named_modules())
-        dtype = getattr(root, "dtype", torch.float32)
-        self._pairs: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        for name, (down, up) in pairs.items():
-            module = modules[name]
-            device = next(module.parameters()).device
-            self._pairs[module] = (
-                down.to(device, dtype).t().contiguous(),
-                up.to(device, dtype).t().contiguous(),
-            )
-            _hook(module)
-
-    def add(self, module: nn.Module, x: Tensor, output: Tensor, rows: list[int]) -> None:
-        """output[rows] += B A x[rows], in place. x [B, Q, in], output [B, Q, out]."""
-        pair = self._pairs.get(module)
-        if pair is None:
-            return
-        down, up = pair
-        first, last = rows[0], rows[-1] + 1
-        if last - first == len(rows):
-            part, target = x[first:last], output[first:last]
-            target.view(-1, target.shape[-1]).addmm_(part.reshape(-1, part.shape[-1]) @ down, up)
-            return
-        index = torch.tensor(rows, device=x.device)
-        output.index_add_(0, index, (x[index] @ down @ up).to(output.dtype))
-
-
-@contextmanager
-def routed(adapters: Sequence[tuple[RowAdapter, list[int]]]) -> Iterator[None]:
-    """For the forward passes inside, in this thread only: which batch rows run which adapter."""
-    previous = getattr(_active, "routing", None)
-    _active.routing = adapters or None
-    try:
-        yield
-    finally:
-        _active.routing = previous
-
-
-def _hook(module: nn.Module) -> None:
-    if module in _hooked:
-        return
-    _hooked.add(module)
-    module.register_forward_hook(_add_rows)
-
-
-def _add_rows(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-    routing = getattr(_active, "routing", None)
-    if routing is not None:
-        for adapter, rows in routing:
-            adapter.add(module, args[0], output, rows)
-
-
-def _features(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) of a linear layer; None where a quantised one hides it."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear layer, quantised ones included; None for any other module."""
     if type(module).__name__ == "Conv1D":  # transformers' GPT-2 layer: weight [in, out]
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        return int(weight.shape[0]), int(weight.shape[1])
+        num_in, num_out = module.weight.shape  # type: ignore[union-attr]
+        return int(num_in), int(num_out)
+    features = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(features[0], int) and isinstance(features[1], int):
+        return features[0], features[1]
     return None

@@ -64,28 +64,34 @@ def read_reward_adapter(directory: Path, card: Mapping[str, Any]) -> tuple[LoRA,
 
     Raises CheckpointError for files that do not load or lack the head.
     """
-    pairs, weight = adapter_files.read_with_head(directory, SCORE)
+    files, weight = adapter_files.read_with_head(directory, SCORE)
     if weight.ndim != 2 or weight.shape[0] != 1:
         raise CheckpointError(
             f"{directory} has a score head of shape {list(weight.shape)}; a reward model's has one row, for one number "
             "an answer. Train it with `trimtab train reward`."
         )
-    return LoRA(pairs, base=card.get("base", {}), vocabulary=card.get("vocabulary", {}), source=directory), weight
+    return LoRA.of_files(files, card, directory), weight
 
 
 def merged_reward_module(base: HFModel, directory: Path, card: Mapping[str, Any]) -> Any:
     """The adapter and the head in `directory`, merged into `base`, which is used up. `card` is its `guide.json`.
 
     Raises CheckpointError for files that do not load or lack the head, BaseMismatchError and VocabularyMismatchError
-    for another base than the one it was trained on.
+    for another base than the one it was trained on, CompatibilityError for one whose weights are quantised.
     """
     adapter, weight = read_reward_adapter(directory, card)
     adapter.check(base)
     with torch.no_grad():
         for name, (down, up) in adapter.pairs.items():
             layer = base.module.get_submodule(name)
-            change = (up @ down).to(layer.weight)
-            layer.weight += change if isinstance(layer, nn.Linear) else change.T  # GPT-2 keeps [in, out]
+            change = up @ down if isinstance(layer, nn.Linear) else (up @ down).T  # GPT-2 keeps [in, out]
+            kept = getattr(layer, "weight", None)
+            if kept is None or kept.shape != change.shape or not kept.is_floating_point() or kept.dtype.itemsize == 1:
+                raise CompatibilityError(
+                    f"{name} of {base.name} is quantised, and no adapter is merged into that. Give the base as it was "
+                    "before it was quantised."
+                )
+            kept += change.to(kept)
     return with_score_head(base.module, weight)
 
 

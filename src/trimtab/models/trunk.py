@@ -41,8 +41,8 @@ class Network(Protocol):
     ) -> Tensor:
         """[B, Q] ids -> [B, Q, D] states after the final norm."""
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """[N, D] states -> [N, V] float32 log-probabilities."""
+    def head(self, hidden: Tensor, adapters: Sequence[tuple[RowAdapter, list[int]]] = ()) -> Tensor:
+        """[N, D] states -> [N, V] float32 log-probabilities; `adapters` as in `forward`, of the states."""
 
 
 class Row:
@@ -151,7 +151,7 @@ class Trunk:
         missing = [row for row in self._slots if row.tables and row.table is None]
         if missing:
             states = [row.hidden for row in missing]
-            table = self.network.head(torch.stack(states))  # type: ignore[arg-type]
+            table = self.network.head(torch.stack(states), _by_adapter(missing))  # type: ignore[arg-type]
             for index, row in enumerate(missing):
                 row.table = (table, index)
 
@@ -231,11 +231,7 @@ class Trunk:
 
     def _run(self, batch: Sequence[Row], token_ids: Tensor, layout: Layout) -> Tensor:
         self._cache.begin(layout)
-        adapters: dict[int, tuple[RowAdapter, list[int]]] = {}
-        for index, row in enumerate(batch):
-            if row.adapter is not None:
-                adapters.setdefault(id(row.adapter), (row.adapter, []))[1].append(index)
-        return self.network.forward(token_ids, layout, self._cache, list(adapters.values()))
+        return self.network.forward(token_ids, layout, self._cache, _by_adapter(batch))
 
 
 class TrunkSession:
@@ -321,6 +317,15 @@ def check_length(token_ids: Sequence[int], limit: int | None) -> None:
             f"The sequence has {len(token_ids)} tokens; the model holds {limit}. "
             "Shorten the prompt, or use a model with a longer context."
         )
+
+
+def _by_adapter(batch: Sequence[Row]) -> list[tuple[RowAdapter, list[int]]]:
+    """Each adapter of some rows, and which of them run with it."""
+    adapters: dict[int, tuple[RowAdapter, list[int]]] = {}
+    for index, row in enumerate(batch):
+        if row.adapter is not None:
+            adapters.setdefault(id(row.adapter), (row.adapter, []))[1].append(index)
+    return list(adapters.values())
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:

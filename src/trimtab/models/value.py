@@ -20,10 +20,11 @@ from trimtab.core import LanguageModel, ModelSession
 from trimtab.errors import BaseMismatchError, CompatibilityError
 from trimtab.models.backbone import Backbone
 from trimtab.models.hf import HFModel, HFTokenizer
-from trimtab.models.lora import LoRA, RowLoRA
+from trimtab.models.lora import LoRA
 from trimtab.models.probing import Numbers, probe
 from trimtab.models.reward import RewardModel
 from trimtab.models.reward_adapter import read_reward_adapter
+from trimtab.models.row_lora import RowLoRA
 from trimtab.models.trunk import RowAdapter, TrunkSession
 from trimtab.sessions import SessionView
 
@@ -95,7 +96,7 @@ class AdapterRewards:
                 f"This reward model is an adapter of a transformers model; the base here is a {type(base).__name__}."
             )
         self.adapter.check(base)
-        rows = RowLoRA(base.module, self.adapter.pairs)
+        rows = RowLoRA(base, self.adapter.pairs)
         return TokenRewards(base, self.head, tokenizer=base.tokenizer, adapter=rows)
 
 

@@ -223,21 +223,29 @@ def _check_subset(subject: Subject) -> None:
 
 
 def _check_beside(subject: Subject) -> None:
-    """A session opened beside another, whose rows come and go, reads what one of its own reads."""
-    host, plain = subject.make(), subject.fresh(subject.starts)
-    base = host.base if isinstance(host, GuideRows) else host
-    base.admit(subject.starts[::-1])
-    guest = subject.make(beside=base.session)
+    """A session opened beside another, whose rows come and go, reads what one of its own reads; so does the other."""
+    base, undisturbed = (_base_of(subject.make()) for _ in range(2))
+    for host in (base, undisturbed):
+        host.admit(subject.starts[::-1])
+    plain, guest = subject.fresh(subject.starts), subject.make(beside=base.session)
     guest.admit(subject.starts)
     rows = list(range(len(subject.starts)))
     for step in range(min(2, subject.num_steps)):
         subject.same(BESIDE, f"at step {step}, of a session opened beside another", guest, plain)
+        subject.same(BESIDE, f"at step {step}, of a session beside which another was opened", base, undisturbed)
         tokens = subject.tokens(len(rows), step)
-        base.keep([base.num_rows - 1])
-        base.advance([0], tokens[:1])
+        for host in (base, undisturbed):
+            host.keep([host.num_rows - 1])
+            host.advance([0], tokens[:1])
         guest.advance(rows, tokens)
         plain.advance(rows, tokens)
     subject.same(BESIDE, "at the end, of a session opened beside another", guest, plain)
+    subject.same(BESIDE, "at the end, of a session beside which another was opened", base, undisturbed)
+
+
+def _base_of(rows: ModelRows | GuideRows) -> ModelRows:
+    """The rows of a model, a guide's base's among them."""
+    return rows.base if isinstance(rows, GuideRows) else rows
 
 
 def _check_remembered(subject: Subject) -> None:

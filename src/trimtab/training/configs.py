@@ -1,4 +1,4 @@
-"""What a run tells TRL and peft: the trainer's configuration and the adapter's, from the settings that runs share.
+"""What a run tells TRL: the trainer's configuration, from the settings that runs share.
 
 Everything a trainer does beside its loss (optimiser, schedule, devices, processes, checkpoints, resuming, trackers) is
 TRL's and transformers'.
@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig
 from torch import nn
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils
-from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import OptionError, naming, unknown_name
 from trimtab.training.settings import PairSettings, RunSettings
@@ -112,17 +110,6 @@ def spared_renamings() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def known_targets(settings: RunSettings) -> Iterator[None]:
-    """Inside, peft's complaint about layers that the model does not have is an OptionError."""
-    try:
-        yield
-    except ValueError as error:
-        if "arget modules" not in str(error):
-            raise
-        raise naming(OptionError, "{lora_targets} {0}: {1}", ", ".join(settings.lora_targets), error) from error
-
-
 def processes(config: TrainingArguments) -> PartialState:
     """The process group that the configuration has joined."""
     state = config.distributed_state
@@ -135,42 +122,3 @@ def made_trainable(module: nn.Module, settings: RunSettings) -> None:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     module.requires_grad_(settings.full)
-
-
-def adapter_config(
-    module: Any, settings: RunSettings, *, task: str = "CAUSAL_LM", whole: Sequence[str] = ()
-) -> LoraConfig | None:
-    """peft's LoRA of a transformers model, None where all weights are trained; `whole`: modules trained as they are.
-
-    Raises OptionError for more blocks than the model has.
-    """
-    if settings.full:
-        return None
-    num_layers = int(module.config.get_text_config().num_hidden_layers)
-    last = settings.lora_last_layers
-    if last > num_layers:
-        raise naming(
-            OptionError,
-            "{lora_last_layers} is {0}; {1} has {2} blocks.",
-            *(last, module.config.name_or_path, num_layers),
-        )
-    targets: str | list[str] = list(settings.lora_targets)
-    if settings.lora_targets == ("all-linear",):
-        targets = _linear_names(module, whole) if last or whole else "all-linear"
-    return LoraConfig(
-        task_type=task,
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=targets,
-        layers_to_transform=list(range(num_layers - last, num_layers)) if last else None,
-        modules_to_save=list(whole) or None,
-    )
-
-
-def _linear_names(module: Any, whole: Sequence[str]) -> list[str]:
-    """What peft's "all-linear" stands for, which it does not take together with a choice of blocks."""
-    parts: Mapping[str, nn.Module] = dict(module.named_modules())
-    head = module.get_output_embeddings()
-    linear = {name for name, part in parts.items() if isinstance(part, nn.Linear | Conv1D) and part is not head}
-    return sorted({name.rsplit(".", 1)[-1] for name in linear} - set(whole))

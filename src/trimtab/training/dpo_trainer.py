@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from trimtab.training.adapter_targets import adapter_config, known_targets
 from trimtab.training.batches import evaluation_order, prompts_in_order, training_order
-from trimtab.training.configs import adapter_config, known_targets, made_trainable, pair_options, spared_renamings
+from trimtab.training.configs import made_trainable, pair_options, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.dpo_settings import DpoSettings
 from trimtab.training.losses import dpo_loss

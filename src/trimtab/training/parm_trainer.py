@@ -22,8 +22,9 @@ from trl import RewardConfig
 
 from trimtab.guides.parm import corner, middle
 from trimtab.statistics import Interval, proportion_interval
+from trimtab.training.adapter_targets import adapter_config, known_targets
 from trimtab.training.batches import PairCollator, evaluation_order, prompts_in_order, training_order
-from trimtab.training.configs import adapter_config, known_targets, made_trainable, spared_renamings
+from trimtab.training.configs import made_trainable, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.losses import arm_loss
 from trimtab.training.meter import PairMeter

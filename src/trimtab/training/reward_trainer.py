@@ -22,8 +22,9 @@ from trl import RewardConfig, RewardTrainer
 from trimtab.errors import DataError, naming
 from trimtab.models.reward import RewardModel
 from trimtab.models.reward_adapter import SCORE
+from trimtab.training.adapter_targets import adapter_config, known_targets
 from trimtab.training.batches import evaluation_order, training_order
-from trimtab.training.configs import adapter_config, known_targets, made_trainable, pair_options, spared_renamings
+from trimtab.training.configs import made_trainable, pair_options, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.data import PreferencePair
 from trimtab.training.losses import bradley_terry_loss

@@ -21,8 +21,9 @@ from trl import RLOOConfig, RLOOTrainer
 
 from trimtab.errors import NotFiniteError, naming
 from trimtab.models.rows import Reach
+from trimtab.training.adapter_targets import adapter_config, known_targets
 from trimtab.training.agent_scoring import Rater
-from trimtab.training.configs import adapter_config, known_targets, made_trainable, run_options, spared_renamings
+from trimtab.training.configs import made_trainable, run_options, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.losses import token_logprobs
 from trimtab.training.rl_packing import Packed, pack

@@ -106,7 +106,7 @@ def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
     start = checkpoints.last_good(workspace)
     if group.is_main_process:
         checkpoints.cut_curve(workspace / "metrics.jsonl", checkpoints.step_of(start))
-    trainer = job.build()
+    trainer = _built(job, workspace, start, group.is_main_process)
     with interruptible("step") as interruption:
         saving = Saving(trainer, job.settings, interruption, start)
         started = time.monotonic()
@@ -125,6 +125,16 @@ def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
         shutil.rmtree(workspace)
     group.wait_for_everyone()
     return facts
+
+
+def _built(job: Job, workspace: Path, start: Path | None, is_main: bool) -> Any:
+    """The trainer. Where the settings are refused, a workspace that holds no checkpoint is not left in the way."""
+    try:
+        return job.build()
+    except OptionError:
+        if is_main and start is None:
+            shutil.rmtree(workspace, ignore_errors=True)
+        raise
 
 
 def _measured(job: Job, trainer: Any, saving: Saving, seconds: float) -> Mapping[str, Any] | None:

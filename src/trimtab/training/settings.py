@@ -14,6 +14,7 @@ from typing import Protocol
 from trimtab.errors import OptionError, naming
 from trimtab.forms import FORMS
 
+ALL_LINEAR = "all-linear"
 DTYPES = ("auto", "float32", "bfloat16")
 """How a guide that is a language model scores: by its log-probabilities, or by what they add to its base's."""
 NOT_OF_THE_RUN = ("save_steps", "save_minutes", "save_episodes", "report_to")
@@ -49,8 +50,9 @@ class RunSettings:
     lora_rank: int = 8
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
-    lora_targets: tuple[str, ...] = ("all-linear",)
-    """Names of the layers to adapt, such as q_proj and v_proj; "all-linear": every linear layer but the output head."""
+    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
+    """Names of the layers to adapt, such as q_proj and v_proj; "all-linear": every linear layer that can run row by
+    row, but the output head."""
     lora_last_layers: int = 0
     """Adapt only so many of the last blocks, which saves the backward pass through the others; 0: all blocks."""
     batch_size: int = 2

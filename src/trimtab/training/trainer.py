@@ -18,14 +18,9 @@ from torch import Tensor, nn
 from transformers import PrinterCallback
 from trl import RewardConfig, RewardTrainer
 
+from trimtab.training.adapter_targets import adapter_config, known_targets
 from trimtab.training.batches import PairCollator, evaluation_order, prompts_in_order, training_order
-from trimtab.training.configs import (
-    adapter_config,
-    known_targets,
-    made_trainable,
-    pair_options,
-    spared_renamings,
-)
+from trimtab.training.configs import made_trainable, pair_options, spared_renamings
 from trimtab.training.curve import curve
 from trimtab.training.losses import arm_loss, sequence_logprobs, token_logprobs
 from trimtab.training.meter import PairMeter

@@ -22,6 +22,7 @@ from trimtab.guide_bases import own_base
 from trimtab.guides.agent import Agent
 from trimtab.models.lora import LoRA
 from trimtab.models.outline import Outline
+from trimtab.models.row_lora import output_head
 from trimtab.prompts import check_same_vocabulary
 
 _KINDS = ("arm", "policy", "agent")
@@ -125,7 +126,7 @@ def _guide(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGu
     if own is not None:
         _check_prompts(name, base, own, asked.base_prompts)
     if adapter:
-        LoRA.load(directory, card).check(own or base)
+        _check_adapter(name, LoRA.load(directory, card), own or base, asked.lora)
     else:
         whole = Outline(directory, name=name, trust_remote_code=asked.trust_remote_code)
         check_same_vocabulary(base, whole)
@@ -133,6 +134,28 @@ def _guide(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGu
     way = asked.lora if adapter else "model"
     beside = None if own is None else str(own.directory)
     return ServedGuide(name, kind, str(directory), way, asked.weight or 0.0, form, beside)
+
+
+def _check_adapter(name: str, adapter: LoRA, base: Outline, way: str) -> None:
+    """Raise BaseMismatchError for an adapter of another model, CompatibilityError for layers that vLLM would leave out.
+
+    On rows it adapts linear layers, of which the output head is none; merging goes by the names of weights [out, in].
+    """
+    adapter.check(base)
+    head = output_head(base.module)
+    tied = bool(base.module.config.get_text_config().tie_word_embeddings)
+    if head in adapter.pairs and (tied or way == "shared"):
+        way_out = "Use the built-in engine." if tied else "Pack it with --lora merged, or use the built-in engine."
+        raise CompatibilityError(
+            f"Guide {name} adapts the output head ({head}), {'which is the embeddings here, ' if tied else ''}"
+            f"and vLLM cannot run it so. {way_out}"
+        )
+    turned = [part for part in adapter.pairs if type(base.module.get_submodule(part)).__name__ == "Conv1D"]
+    if turned and way == "merged":
+        raise CompatibilityError(
+            f"Guide {name} adapts {turned[0]}, whose weight is kept turned [in, out], which is not merged in vLLM. "
+            "Pack it with --lora shared, or use the built-in engine."
+        )
 
 
 def _own_base(
