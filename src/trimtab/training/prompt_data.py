@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from trimtab.core import Prompt
 from trimtab.errors import DataError, OptionError, naming
+from trimtab.prompts import as_json
 
 TEMPLATES = ("auto", "chat", "raw")
 """What a prompt of text is: a user's message where the model has a chat template, always one, or text to go on with."""
@@ -34,7 +35,7 @@ def prompt_card(prompts: Sequence[Prompt], template: str, files: Sequence[str]) 
     """`data` of a `guide.json`: what a resumed run must share of its prompts."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(json.dumps(prompt, sort_keys=True).encode() + b"\n")
+        digest.update(json.dumps(as_json(prompt), sort_keys=True).encode() + b"\n")
     return {
         "fingerprint": digest.hexdigest(),
         "files": list(files),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trimtab.core import Message
 from trimtab.errors import DataError, OptionError, PromptError, naming
 from trimtab.training.formats import PreferencePair
 
@@ -83,10 +84,10 @@ def tokenise(
             "below it.",
             *(max_prompt_length, max_length),
         )
-    cutter = _Cutter(_habitual_bos(tokenizer), max_length, max_prompt_length)
+    cutter = _Cutter(tokenizer.hf.bos_token_id, max_length, max_prompt_length)
     kept, num_ended = [], 0
     for number, pair in enumerate(pairs, 1):
-        chosen, rejected = (_exchange(pair, text, tokenizer, eos_ids, number) for text in (pair.chosen, pair.rejected))
+        chosen, rejected = (_exchange(pair, answer, tokenizer, eos_ids, number) for answer in pair.answers)
         num_ended += (chosen.num_cut > 0) + (rejected.num_cut > 0)
         fitted = cutter.fit(chosen.prompt_ids, chosen.answer_ids, rejected.answer_ids)
         if fitted.chosen_ids != fitted.rejected_ids:
@@ -119,13 +120,15 @@ def tokenise(
 
 
 def _exchange(
-    pair: PreferencePair, response: str, tokenizer: HFTokenizer, eos_ids: frozenset[int], number: int
+    pair: PreferencePair, answer: Message, tokenizer: HFTokenizer, eos_ids: frozenset[int], number: int
 ) -> Exchange:
     """Prompt and response of a pair as ids. Raises PromptError with the pair's number (from 1)."""
     try:
-        if isinstance(pair.prompt, str):
-            return tokenizer.conversations.text_exchange(pair.prompt, response, eos_ids)
-        return tokenizer.conversations.chat_exchange(pair.prompt, response, eos_ids)
+        if not isinstance(pair.prompt, str):
+            return tokenizer.conversations.chat_exchange(pair.prompt, answer, eos_ids)
+        if lost := next((name for name in answer if name not in ("role", "content")), None):
+            raise PromptError(f"Its answer has {lost!r}, which a raw text cannot say. Give the prompt as messages.")
+        return tokenizer.conversations.text_exchange(pair.prompt, answer["content"], eos_ids)
     except PromptError as error:
         raise PromptError(f"Pair {number}: {error}") from None
 
@@ -143,16 +146,10 @@ class _Cutter:
     def fit(self, prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> TokenPair:
         if len(prompt) > self._max_prompt_length:
             self.num_prompts += 1
-            # The beginning-of-sequence token survives where the vocabulary has the habit.
+            # The beginning-of-sequence token survives.
             start = [self._bos] if self._bos is not None and prompt[0] == self._bos else []
             tail = self._max_prompt_length - len(start)
             prompt = [*start, *(prompt[-tail:] if tail else [])]
         room = self._max_length - len(prompt)
         self.num_responses += (len(chosen) > room) + (len(rejected) > room)
         return TokenPair(tuple(prompt), tuple(chosen[:room]), tuple(rejected[:room]))
-
-
-def _habitual_bos(tokenizer: HFTokenizer) -> int | None:
-    """The BOS id where the tokenizer puts it before raw text."""
-    bos = tokenizer.hf.bos_token_id
-    return int(bos) if bos is not None and tokenizer.encode("a")[:1] == [bos] else None
