@@ -1,8 +1,8 @@
 """Columns of other people's data: what becomes of each, so that none is dropped without a word.
 
-A column is used (`system`, `question`, `tools`, `chat_template_kwargs`, and what a format reads), or known to be about a
-row and not part of its prompt (where it is from, what somebody thought of it, other answers), or it is refused by name.
-Empty ones and numbers are nothing that a model would read.
+A column is used (`system`, `question`, `tools`, `chat_template_kwargs`, and what a format reads), or known to be about
+a row and not part of its prompt (where it is from, what somebody thought of it, other answers), or it is refused by
+name. Empty ones and numbers are nothing that a model would read.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from trimtab.core import Chat, Prompt, TokenIds, Tokenizer
-from trimtab.errors import PromptError, VocabularyMismatchError
+from trimtab.errors import OptionError, PromptError, VocabularyMismatchError
 
 
 class Vocabulary(Protocol):
@@ -87,9 +87,31 @@ def with_options(prompt: Prompt, options: Mapping[str, Any], *, required: bool =
     return Chat(prompt, {**options, **said}, required=kept)  # type: ignore[arg-type]
 
 
+def check_options(model: Vocabulary, options: Mapping[str, Any]) -> None:
+    """Raise OptionError for options that the model's chat template does not read, or refuses, whatever is asked."""
+    if not options:
+        return
+    try:
+        encode_prompt(model, Chat([{"role": "user", "content": "a"}], options))
+    except PromptError as error:
+        raise OptionError(f"The options of the chat template cannot be served. {error}") from None
+
+
 def options_of(prompt: Prompt) -> Mapping[str, Any]:
     """What a prompt says to the chat template besides its messages."""
     return prompt.options if isinstance(prompt, Chat) else {}
+
+
+@runtime_checkable
+class ReadsKeys(Protocol):
+    """A tokenizer that knows what its chat template reads of a message."""
+
+    def reads_key(self, key: str) -> bool: ...
+
+
+def reads_key(model: Vocabulary, key: str) -> bool:
+    """Whether the model's chat template may read this key of a message, besides its role and content."""
+    return isinstance(model.tokenizer, ReadsKeys) and model.tokenizer.reads_key(key)
 
 
 def as_json(prompt: Prompt) -> Any:

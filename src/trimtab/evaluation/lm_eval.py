@@ -98,6 +98,7 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
             raise CheckpointError(f"{model.name} has no tokenizer, so it cannot read text. Put its files there.")
         self._model = model
         self.tokenizer = model.tokenizer.hf
+        self._conversations = model.tokenizer.conversations
         if isinstance(guide, str):
             names = _names(guide)
             forms, bases = _parts("form", form, names), _parts("guide_base", guide_base, names)
@@ -155,13 +156,7 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Chat messages as the text that the model's template makes of them."""
-        text: str = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return text
+        return self._conversations.chat_text(chat_history, opened=add_generation_prompt)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, each in windows of the context's length that do not overlap."""

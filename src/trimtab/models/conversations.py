@@ -2,8 +2,8 @@
 
 The ids of a prompt are its text's, as the chat template opens it for an answer. The ids of an answer are those that
 follow the prompt's in the ids of prompt and answer together, up to the token that ends the turn in the template. Where
-the last token of the prompt and the first of the answer would merge into one, they are kept apart, since decoding is fed
-the first before it produces the second.
+the last token of the prompt and the first of the answer would merge into one, they are kept apart, since decoding is
+fed the first before it produces the second.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from trimtab.errors import CheckpointError, PromptError
 from trimtab.models.templates import MARK, THOUGHTS, readable, render
 
 _NEXT = "TheNextTurnIsHere"
+_TELLING = 20
+"""Characters of a content that no template's own text holds by chance."""
 _ANCHORS = ("\n", "a", ".", "0")
 
 
@@ -32,11 +34,25 @@ class Exchange:
     """Characters that were cut off, since a token in the answer's own text ends it; decoding would stop there."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A chat that is ready for an answer."""
+
+    chat: Chat
+    text: str
+    ids: list[int]
+    header: str
+    """What the template writes up to an assistant's words, where it opens nothing besides."""
+    ending: str
+    """What it writes after them."""
+
+
 class Conversations:
     """Texts and chat messages as ids, through one transformers tokenizer and its chat template."""
 
     def __init__(self, hf: Any) -> None:
         self._hf = hf
+        self._end_texts: dict[int, str] = {}
 
     def text_ids(self, text: str) -> list[int]:
         """A text that is to be continued: one BOS where the tokenizer has the habit, and nothing that it puts behind.
@@ -50,60 +66,80 @@ class Conversations:
 
         Raises PromptError for what the template refuses, and for what it would leave out without a word.
         """
-        return self._begun(self._plain(self._prompt_text(readable(self._hf, messages))), chat=True)
+        return self._begun(self._plain(self.chat_text(messages)), chat=True)
 
-    def text_exchange(self, text: str, answer: str, end_ids: frozenset[int]) -> Exchange:
-        """A raw text and what continues it, ended by the end-of-sequence token."""
-        prompt_ids = self.text_ids(text)
-        answer_ids = self._following(text, prompt_ids, answer, self.text_ids)
-        end = self._end_of_text(end_ids)
-        return self._ended(prompt_ids, answer, [*answer_ids, end], end_ids | {end})
+    def chat_text(self, messages: Sequence[Message], *, opened: bool | None = None) -> str:
+        """The text of messages, opened for an answer, or (`opened` False) with the last one to be continued.
 
-    def chat_exchange(
-        self, messages: Sequence[Message], answer: str | Message, end_ids: frozenset[int]
-    ) -> Exchange:
-        """Chat messages and the assistant's answer (its text, or its message), ended as the template ends a turn.
-
-        `end_ids` are the ids at which decoding stops. Raises PromptError as `chat_ids`, and CheckpointError where no
-        token ends an answer.
+        None: an assistant's message at the end is continued. Raises PromptError as `chat_ids`.
         """
-        response = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
-        chat = readable(self._hf, messages)
-        readable(self._hf, Chat([response], chat.options, required=False))
-        prompt = self._prompt_text(chat)
-        prompt_ids = self._begun(self._plain(prompt), chat=True)
-        body, ending = self._written(chat, response, prompt)
+        return self._prompt_text(readable(self._hf, messages), opened=opened)
+
+    def exchanges(
+        self, prompt: str | Sequence[Message], answers: Sequence[Message], end_ids: frozenset[int]
+    ) -> list[Exchange]:
+        """A prompt with each of several answers to it.
+
+        A raw text is continued by an answer's content and ended by the end-of-sequence token; an answer to chat
+        messages is ended as the template ends a turn. `end_ids` are the ids at which decoding stops. Raises PromptError
+        for what cannot be read whole, and CheckpointError where no token ends an answer.
+        """
+        if isinstance(prompt, str):
+            prompt_ids = self.text_ids(prompt)
+            return [self._text_exchange(prompt, prompt_ids, answer, end_ids) for answer in answers]
+        chat = readable(self._hf, prompt)
+        readable(self._hf, Chat(answers, chat.options, required=False))
+        text = self._prompt_text(chat)
+        opened = _Opened(chat, text, self._begun(self._plain(text), chat=True), *self._turn(chat))
+        return [self._chat_exchange(opened, answer, end_ids) for answer in answers]
+
+    def _text_exchange(self, prompt: str, prompt_ids: list[int], answer: Message, end_ids: frozenset[int]) -> Exchange:
+        if lost := next((name for name in answer if name not in ("role", "content")), None):
+            raise PromptError(f"Its answer has {lost!r}, which a raw text cannot say. Give the prompt as messages.")
+        text, end = answer["content"], self._end_of_text(end_ids)
+        answer_ids = [*self._following(prompt, prompt_ids, text, self.text_ids), end]
+        return self._ended(prompt_ids, text, answer_ids, end_ids | {end})
+
+    def _chat_exchange(self, opened: _Opened, answer: Message, end_ids: frozenset[int]) -> Exchange:
+        body, ending = self._written(opened, answer)
 
         def ids(text: str) -> list[int]:
             return self._begun(self._plain(text), chat=True)
 
-        answer_ids = self._following(prompt, prompt_ids, body + ending, ids)
+        answer_ids = self._following(opened.text, opened.ids, body + ending, ids)
         if not end_ids.intersection(answer_ids):
-            end = self._end_before_next_turn(chat, end_ids)
+            end = self._end_before_next_turn(opened.chat, end_ids)
             end = self._end_of_text(end_ids) if end is None else end
-            answer_ids = [*self._following(prompt, prompt_ids, body, ids), end]
+            answer_ids = [*self._following(opened.text, opened.ids, body, ids), end]
             end_ids |= {end}
-        return self._ended(prompt_ids, body, answer_ids, end_ids)
+        return self._ended(opened.ids, body, answer_ids, end_ids)
 
-    def _prompt_text(self, chat: Chat) -> str:
+    def _prompt_text(self, chat: Chat, *, opened: bool | None = None) -> str:
         """The text of a prompt. Raises PromptError where the template leaves a message out."""
-        if chat[-1]["role"] != "assistant":
+        if chat[-1]["role"] != "assistant" if opened is None else opened:
             text = render(self._hf, chat, options=chat.options, opened=True)
         else:
             said = chat[-1].get("content") or ""
             text, _ = self._around(chat[:-1], {**chat[-1], "content": said}, chat)
-        for number, message in enumerate(chat):
-            if (message.get("content") or "").strip() not in text and self._leaves_out(chat, number):
-                raise PromptError(
-                    f"The model's chat template leaves out what {message['role']!r} says in message {number + 1}. Say "
-                    "it in a message of another role, or use a model whose template knows this one."
-                )
+        contents = [(message.get("content") or "").strip() for message in chat]
+        if any(len(content) < _TELLING or content not in text for content in contents):
+            self._check_all_is_said(chat)
         return text
 
-    def _leaves_out(self, chat: Chat, number: int) -> bool:
-        """Whether nothing of a message's content is written; a template may alter it, or take a thought out."""
-        asked = [*chat[:number], {**chat[number], "content": MARK}, *chat[number + 1 :]]
-        return MARK not in render(self._hf, asked, options=chat.options, opened=chat[-1]["role"] != "assistant")
+    def _check_all_is_said(self, chat: Chat) -> None:
+        """Raise PromptError where nothing of a message is written; a template may alter it, or take a thought out."""
+        marks = [f"{MARK}{number}." for number in range(len(chat))]
+        marked = [{**message, "content": mark} for message, mark in zip(chat, marks, strict=True)]
+        try:
+            text = render(self._hf, marked, options=chat.options, opened=False)
+        except PromptError:
+            return  # it looks at what is said, and refuses marks
+        for number, (message, mark) in enumerate(zip(chat, marks, strict=True), 1):
+            if message.get("content") and mark not in text:
+                raise PromptError(
+                    f"The model's chat template leaves out what {message['role']!r} says in message {number}. Say it in "
+                    "a message of another role, or use a model whose template knows this one."
+                )
 
     def _around(self, messages: Sequence[Message], last: Message, chat: Chat) -> tuple[str, str]:
         """The text up to the end of the last message's content, that as it stands, and what the template writes after.
@@ -112,7 +148,9 @@ class Conversations:
         """
         said = last["content"]
         for content in (said, ""):
-            text = render(self._hf, [*messages, {**last, "content": content + MARK}], options=chat.options, opened=False)
+            text = render(
+                self._hf, [*messages, {**last, "content": content + MARK}], options=chat.options, opened=False
+            )
             before, mark, after = text.rpartition(MARK)
             if mark and before.endswith(content):
                 return before if content == said else before + said, after
@@ -121,31 +159,34 @@ class Conversations:
             "prompt as raw text, or end it with another message."
         )
 
-    def _written(self, chat: Chat, response: Message, prompt: str) -> tuple[str, str]:
-        """(what follows the prompt's text up to the end of the answer, how the template ends the turn)."""
-        continued = chat[-1]["role"] == "assistant"
-        before = chat[:-1] if continued else chat
-        start = (chat[-1].get("content") or "") if continued else ""
-        said = response.get("content") or ""
-        message = {**response, "content": start + said}
-        whole = render(self._hf, [*before, message], options=chat.options, opened=False)
+    def _turn(self, chat: Chat) -> tuple[str, str]:
+        """What the template writes up to the assistant's words behind a chat, and after them."""
+        before = chat[:-1] if chat[-1]["role"] == "assistant" else chat
         try:
-            header, ending = self._around(before, message, chat)
+            return self._around(before, {"role": "assistant", "content": ""}, chat)
         except PromptError:  # it leaves out what was said last
-            header, ending = prompt + said, ""
-        thought = next((response[name] for name in THOUGHTS if response.get(name)), "")
+            return "", ""
+
+    def _written(self, opened: _Opened, answer: Message) -> tuple[str, str]:
+        """(what follows the prompt's text up to the end of the answer, how the template ends the turn)."""
+        chat, prompt, ending = opened.chat, opened.text, opened.ending
+        continued = chat[-1]["role"] == "assistant"
+        start = (chat[-1].get("content") or "") if continued else ""
+        said = answer.get("content") or ""
+        messages = [*(chat[:-1] if continued else chat), {**answer, "content": start + said}]
+        whole = render(self._hf, messages, options=chat.options, opened=False)
+        thought = next((answer[name] for name in THOUGHTS if answer.get(name)), "")
         if whole.startswith(prompt) and whole.endswith(ending):
             body = whole[len(prompt) : len(whole) - len(ending)]
             if said.strip() in body and str(thought).strip() in body:
                 return body, ending
-        if lost := next((name for name in (*THOUGHTS, "tool_calls") if response.get(name)), None):
+        if lost := next((name for name in (*THOUGHTS, "tool_calls") if answer.get(name)), None):
             raise PromptError(
                 f"The model's chat template does not write {lost!r} of an answer behind the prompt as it opens one "
                 f"({prompt[-40:]!r}), so it cannot be learnt. Put all that the model is to say into `content`."
             )
-        header = header.removesuffix(start + said)
-        opened = prompt[len(header) :] if prompt.startswith(header) and not continued else ""
-        return _without_opening(said, opened), ending
+        begun = prompt[len(opened.header) :] if prompt.startswith(opened.header) and not continued else ""
+        return _without_opening(said, begun), ending
 
     def _end_before_next_turn(self, chat: Chat, end_ids: frozenset[int]) -> int | None:
         """The id that ends an assistant's turn where another follows; None where the template writes none."""
@@ -171,8 +212,10 @@ class Conversations:
     def _ended(self, prompt_ids: list[int], body: str, answer_ids: list[int], end_ids: frozenset[int]) -> Exchange:
         """An answer up to the first token that ends it."""
         place = next(place for place, token_id in enumerate(answer_ids) if token_id in end_ids)
-        behind = [body.partition(self._decoded([token_id]))[2] for token_id in end_ids]
-        return Exchange(prompt_ids, answer_ids[: place + 1], max(len(text.strip()) for text in behind))
+        text = self._end_texts.get(answer_ids[place])
+        if text is None:
+            text = self._end_texts[answer_ids[place]] = self._decoded([answer_ids[place]])
+        return Exchange(prompt_ids, answer_ids[: place + 1], len(body.partition(text)[2].strip()))
 
     def _following(
         self, before: str, before_ids: list[int], text: str, ids_of: Callable[[str], list[int]]

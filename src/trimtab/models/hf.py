@@ -22,6 +22,7 @@ from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError
 from trimtab.models.backbone import Backbone
 from trimtab.models.conversations import Conversations
+from trimtab.models.templates import reads_key
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,10 @@ class HFTokenizer:
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Messages to ids. An assistant's message at the end is continued; else a fresh answer is opened."""
         return self.conversations.chat_ids(messages)
+
+    def reads_key(self, key: str) -> bool:
+        """Whether the chat template may read this key of a message."""
+        return reads_key(self.hf, key)
 
     def decode(self, token_ids: TokenIds) -> str:
         text: str = self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -8,6 +8,7 @@ dropped without a word.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 MARK = "TheAnswerEndsHere"
 """What stands for a text where it is asked what a template makes of one."""
+
+_LONGEST_REASON = 300
 
 _ALWAYS = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"})
 """What a template is told in any case, so that it is no option."""
@@ -56,9 +59,7 @@ def render(hf: Any, messages: Sequence[Message], *, options: Mapping[str, Any] |
     return _rendered(hf, template, [shaped(_named_as_read(message, template)) for message in messages], told, opened)
 
 
-def _rendered(
-    hf: Any, template: str, messages: Sequence[dict[str, Any]], told: Mapping[str, Any], opened: bool
-) -> str:
+def _rendered(hf: Any, template: str, messages: Sequence[dict[str, Any]], told: Mapping[str, Any], opened: bool) -> str:
     try:
         text: str = hf.apply_chat_template(
             messages,
@@ -133,12 +134,26 @@ def _options(chat: Chat, reads: _Reads) -> dict[str, Any]:
 def _named_as_read(message: Message, template: str) -> dict[str, Any]:
     """A message with its thought under the name that the template reads, and a text for content."""
     found = {**message, "content": message.get("content") or ""}
+    if isinstance(calls := message.get("tool_calls"), Sequence):
+        found["tool_calls"] = [_with_arguments(call) for call in calls]
     reads = _reads(template)
     for name in THOUGHTS:
         if name in found and not reads.exactly(name):
             known = next((other for other in THOUGHTS if reads.exactly(other)), name)
             found.setdefault(known, found[name])
     return found
+
+
+def _with_arguments(call: Any) -> Any:
+    """A call of a tool with its arguments as an object, as templates expect it; OpenAI's wire has them as JSON text."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _template_of(hf: Any, options: Mapping[str, Any]) -> str:
@@ -157,11 +172,11 @@ def _template_of(hf: Any, options: Mapping[str, Any]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, jinja2.TemplateError):
-        return str(error).rstrip(".")
     if isinstance(error, RecursionError):
         return "it calls itself without end"
-    return f"{type(error).__name__}: {error}".rstrip(".: ")
+    text = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+    text = " ".join(text.encode(errors="replace").decode().split())
+    return (text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "...").rstrip(".: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +227,13 @@ def _reads(template: str) -> _Reads:
     globals_ = {*environment.globals, "raise_exception", "strftime_now", "namespace", "loop", *macros}
     # `{% set x = x | default(true) %}` reads an option and stores it under its own name.
     options = loaded - globals_ - _ALWAYS - (stored - _defaulted(tree))
-    return _Reads(frozenset(loaded - globals_), frozenset(options), frozenset(_words(tree)), _writes_whole(tree), _loops_over_content(tree))
+    return _Reads(
+        names=frozenset(loaded - globals_),
+        options=frozenset(options),
+        words=frozenset(_words(tree)),
+        whole=_writes_whole(tree),
+        loops_over_content=_loops_over_content(tree),
+    )
 
 
 def _defaulted(tree: nodes.Template) -> set[str]:

@@ -45,6 +45,8 @@ class ServeConfig:
     """Model name -> weights of guides; guides left out are off."""
     limits: Mapping[str, float] = field(default_factory=dict)
     origins: tuple[str, ...] = ()
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is told where a request does not say otherwise."""
 
 
 def read_config(path: str | Path) -> ServeConfig:
@@ -89,6 +91,7 @@ class _Reader:
             presets=presets,
             limits=self._limits(given.get("limits", {})),
             origins=tuple(self._texts(given.get("origins", []), "origins")),
+            template_options=self._mapping(given.get("template_options", {}), "template_options"),
         )
 
     def _guide(self, entry: Any, place: str) -> GuideEntry:

@@ -29,6 +29,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "suffix": (None, ""),
     "echo": (None, False),
+    "chat_template": (None,),
+    "documents": (None, []),
 }
 """OpenAI's fields that cannot be honoured, and the values that ask for nothing."""
 
@@ -86,11 +88,22 @@ class Message(BaseModel):
 
     role: Text = Field(min_length=1, max_length=64)
     content: Text | list[TextPart]
+    name: Text | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: Text | None = None
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
+    thinking: Text | None = None
 
     @property
     def text(self) -> str:
         """The content as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """What else the message says; which of it is read is the chat template's affair."""
+        return self.model_dump(exclude={"role", "content"}, exclude_none=True)
 
 
 class Asked(BaseModel):
@@ -142,6 +155,20 @@ class ChatRequest(Asked):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    chat_template_kwargs: dict[Text, Any] | None = Field(
+        default=None, description="as vLLM's: what the chat template is told, such as enable_thinking"
+    )
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @model_validator(mode="after")
+    def _open_or_continue(self) -> ChatRequest:
+        continued = self.messages[-1].role == "assistant"
+        if continued and (self.continue_final_message is False or self.add_generation_prompt):
+            raise ValueError("an assistant's message at the end is continued here; leave it out for a fresh answer")
+        if not continued and (self.continue_final_message or self.add_generation_prompt is False):
+            raise ValueError("continue_final_message is for an assistant's message at the end; leave it out")
+        return self
 
 
 TokenId = Annotated[int, Field(ge=0)]
@@ -153,6 +180,13 @@ class CompletionRequest(Asked):
     prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
     logprobs: Annotated[int, Field(ge=0)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
+    chat_template_kwargs: dict[Text, Any] | None = None
+
+    @model_validator(mode="after")
+    def _no_template(self) -> CompletionRequest:
+        if self.chat_template_kwargs:
+            raise ValueError("chat_template_kwargs is for chats; a completion goes through no template")
+        return self
 
     @model_validator(mode="after")
     def _no_best_of(self) -> CompletionRequest:

@@ -150,7 +150,7 @@ def _of_texts(row: Row, prompt: Any, chosen: str, rejected: str) -> PreferencePa
 
 
 def _without_prompt(prompt: str, chosen: str, rejected: str) -> tuple[str, str]:
-    """Two texts without the prompt that both repeat at their start. Raises RowError where it is read twice otherwise."""
+    """Two texts without the prompt that both begin with. Raises RowError where it would be read twice otherwise."""
     said = prompt.strip()
     behind = prompt[len(prompt.rstrip()) :]
     repeats = [bool(said) and text.lstrip().startswith(said) for text in (chosen, rejected)]
@@ -171,7 +171,9 @@ def _repeated_transcripts(row: Row, prompt: str, chosen: str, rejected: str) -> 
     """Transcripts as of HH-RLHF beside the prompt that they begin with."""
     left, right = _turns(chosen, "chosen"), _turns(rejected, "rejected")
     if left[:-1] != right[:-1] or not any(prompt.strip() in text for text in (left[-2]["content"], chosen)):
-        raise RowError("chosen and rejected are transcripts that do not both begin with `prompt`; give the answers alone")
+        raise RowError(
+            "chosen and rejected are transcripts that do not both begin with `prompt`; give the answers alone"
+        )
     return _pair(row, left[:-1], left[-1:], right[-1:])
 
 
@@ -211,7 +213,9 @@ def _ultrafeedback(row: Row) -> PreferencePair:
     return PreferencePair(_as_tuple(in_context(row, prompt, chat=True)), best[1], worst[1])
 
 
-def _pair(row: Row, prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> PreferencePair:
+def _pair(
+    row: Row, prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]
+) -> PreferencePair:
     """A pair of messages in the row's context."""
     left, right = _answer(chosen, "chosen"), _answer(rejected, "rejected")
     keys = [{name: answer[name] for name in answer if name not in ("role", "content")} for answer in (left, right)]

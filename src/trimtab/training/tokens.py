@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trimtab.core import Message
 from trimtab.errors import DataError, OptionError, PromptError, naming
 from trimtab.training.formats import PreferencePair
 
@@ -87,7 +86,7 @@ def tokenise(
     cutter = _Cutter(tokenizer.hf.bos_token_id, max_length, max_prompt_length)
     kept, num_ended = [], 0
     for number, pair in enumerate(pairs, 1):
-        chosen, rejected = (_exchange(pair, answer, tokenizer, eos_ids, number) for answer in pair.answers)
+        chosen, rejected = _exchanges(pair, tokenizer, eos_ids, number)
         num_ended += (chosen.num_cut > 0) + (rejected.num_cut > 0)
         fitted = cutter.fit(chosen.prompt_ids, chosen.answer_ids, rejected.answer_ids)
         if fitted.chosen_ids != fitted.rejected_ids:
@@ -119,16 +118,10 @@ def tokenise(
     return data
 
 
-def _exchange(
-    pair: PreferencePair, answer: Message, tokenizer: HFTokenizer, eos_ids: frozenset[int], number: int
-) -> Exchange:
-    """Prompt and response of a pair as ids. Raises PromptError with the pair's number (from 1)."""
+def _exchanges(pair: PreferencePair, tokenizer: HFTokenizer, eos_ids: frozenset[int], number: int) -> list[Exchange]:
+    """Prompt and responses of a pair as ids. Raises PromptError with the pair's number (from 1)."""
     try:
-        if not isinstance(pair.prompt, str):
-            return tokenizer.conversations.chat_exchange(pair.prompt, answer, eos_ids)
-        if lost := next((name for name in answer if name not in ("role", "content")), None):
-            raise PromptError(f"Its answer has {lost!r}, which a raw text cannot say. Give the prompt as messages.")
-        return tokenizer.conversations.text_exchange(pair.prompt, answer["content"], eos_ids)
+        return tokenizer.conversations.exchanges(pair.prompt, pair.answers, eos_ids)
     except PromptError as error:
         raise PromptError(f"Pair {number}: {error}") from None
 
