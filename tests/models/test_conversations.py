@@ -132,9 +132,10 @@ TEMPLATES = {
         "{% if add_generation_prompt %}|assistant\n{% endif %}"
     ),
     "the last turn is not ended": (
-        "{% for m in messages %}|{{ m['role'] }}\n{{ m['content'] }}{% if not loop.last %}<end>\n{% endif %}{% endfor %}"
+        "{% for m in messages %}|{{ m['role'] }}\n{{ m['content'] }}{% if not loop.last %}<end>\n{% endif %}"
+        "{% endfor %}"
         "{% if add_generation_prompt %}<end>\n|assistant\n{% endif %}"
-    ).replace("\n", "\n"),
+    ),
     "content in parts": (
         "{% for m in messages %}|{{ m['role'] }}\n{% for part in m['content'] %}{{ part['text'] }}{% endfor %}<end>\n"
         "{% endfor %}{% if add_generation_prompt %}|assistant\n{% endif %}"
@@ -185,7 +186,12 @@ def test_training_reads_what_decoding_is_fed_and_produces(name: str, template: s
             if name in FAITHFUL:
                 said = _shown(tokenizer, [*fed, *found.answer_ids])
                 assert said.startswith(_shown(tokenizer, fed)), "decoding adds to the prompt, token by token"
-                assert answer.strip() in said[len(_shown(tokenizer, fed)) - len("<think>\n") :], (said, answer)
+                start = (
+                    max(0, len(_shown(tokenizer, fed)) - len("<think>."))
+                    if "think" in said
+                    else len(_shown(tokenizer, fed))
+                )
+                assert answer.strip() in said[start:]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -228,11 +234,13 @@ def test_a_raw_text_is_continued(name: str) -> None:
         fed = tokenizer.encode(prompt)
         plain = tokenizer.hf(prompt, add_special_tokens=False)["input_ids"]
         assert fed[-1] == plain[-1], "nothing stands behind a text that is to be continued"
-        assert fed[:2] != [BOS, BOS] and fed.count(BOS) <= 1
+        assert fed[:2] != [BOS, BOS]
+        assert fed.count(BOS) <= 1
         for answer in (" yes", "yes", "\nno", " Hello world"):
             found = _exchange(tokenizer, prompt, answer)
             assert found.prompt_ids == fed
-            assert found.answer_ids[-1] == EOS and EOS not in found.answer_ids[:-1]
+            assert found.answer_ids[-1] == EOS
+            assert EOS not in found.answer_ids[:-1]
             if name in FAITHFUL:
                 shown = _shown(tokenizer, [*fed, *found.answer_ids])
                 assert shown == _shown(tokenizer, fed) + answer + "</s>"
@@ -254,12 +262,12 @@ def test_an_opened_thought_is_not_opened_twice() -> None:
     tokenizer = _tokenizer("bytes", "opened and cut, as R1")
     found = _exchange(tokenizer, PROMPT, "<think>\na\n</think>\n\nno")
     assert _shown(tokenizer, [*found.prompt_ids, *found.answer_ids]).endswith("<think>\na\n</think>\n\nno<end>")
-    assert found.prompt_ids + found.answer_ids != [] and found.answer_ids.count(4) == 0
+    assert found.answer_ids.count(tokenizer.tokens["<think>"]) == 0
 
 
 def _thoughtful(read: str) -> HFTokenizer:
     hf = TOKENIZERS["bytes"]()
-    hf.chat_template = CHATML.replace("{{ '|'", "{{ (m['%s'] or '') + '|'" % read) if read else CHATML
+    hf.chat_template = CHATML.replace("{{ '|'", "{{ (m['" + read + "'] or '') + '|'") if read else CHATML
     return HFTokenizer(hf)
 
 
