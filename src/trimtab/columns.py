@@ -49,7 +49,14 @@ _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|[^\W\d_a-zA-Z]+")
 
 
 class ColumnError(Exception):
-    """A column that cannot be used, as a sentence without its full stop."""
+    """A column that cannot be used, as the end of a sentence that begins with the row, without its full stop.
+
+    `column` is the one that could be left out; the caller knows how that is said.
+    """
+
+    def __init__(self, problem: str, column: str | None = None) -> None:
+        super().__init__(problem)
+        self.column = column
 
 
 def is_metadata(name: str) -> bool:
@@ -77,7 +84,8 @@ def check_columns(row: Mapping[str, Any], used: Collection[str]) -> None:
         if not (is_metadata(name) or is_answer(name)):
             raise ColumnError(
                 f"has the column {name!r}, which nothing here reads, though it may belong to the prompt. Put it into "
-                f"`prompt`, or leave it out: --ignore-column {name}"
+                "`prompt`",
+                name,
             )
 
 
@@ -103,8 +111,7 @@ def check_question(row: Mapping[str, Any], prompt: Any) -> None:
     if question is not None and not any(isinstance(text, str) and question.strip() in text for text in texts):
         name = next(name for name in QUESTION if not is_empty(row.get(name)))
         raise ColumnError(
-            f"has `{name}` beside `prompt`, which does not hold it. Put all that is to be read into `prompt`, or leave "
-            f"it out: --ignore-column {name}"
+            f"has `{name}` beside `prompt`, which does not hold it. Put all that is to be read into `prompt`", name
         )
 
 

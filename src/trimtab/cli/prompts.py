@@ -69,15 +69,30 @@ def read_prompts(
     for line, text in _lines(path):
         try:
             rows.append(_row(path, line, text, names, ignore_columns))
-        except DataError as error:
+        except (DataError, ColumnError) as problem:
+            column = problem.column if isinstance(problem, ColumnError) else None
+            error = problem if isinstance(problem, DataError) else DataError(f"{problem}.", path=path, line=line)
             if not skip_bad_lines:
-                instead = "" if skip_bad_lines is None else ", or give --skip-bad-lines to go on without it"
-                raise DataError(f"{error} Correct it{instead}.") from error
+                raise DataError(f"{error} {_way_out(column, has_flags=skip_bad_lines is not None)}") from error
             log.warning("left out: %s", error)
             num_bad += 1
     if not rows:
         raise DataError(f"no prompts{f' among {num_bad} bad lines' if num_bad else ': the file is empty'}.", path=path)
     return rows
+
+
+def _way_out(column: str | None, *, has_flags: bool) -> str:
+    """What to do about a bad line; a recipe has a key where a command has a flag."""
+    ways = ["Correct it"]
+    if column is not None:
+        ways.append(
+            f"read the rows without it (--ignore-column {column})"
+            if has_flags
+            else f"list {column} under the prompts' ignore_columns"
+        )
+    if has_flags:
+        ways.append("give --skip-bad-lines to go on without the line")
+    return f"{', or '.join(ways)}."
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
@@ -130,7 +145,7 @@ def _row(path: str, line: int, data: bytes, guide_names: set[str], ignored: Coll
     except OptionError as error:
         raise bad(str(error)) from None
     except ColumnError as error:
-        raise bad(f"the row {error}.") from None
+        raise ColumnError(f"the row {error}", error.column) from None
 
 
 def _check_fields(fields: Mapping[str, Any]) -> None:

@@ -137,8 +137,8 @@ class Conversations:
         for number, (message, mark) in enumerate(zip(chat, marks, strict=True), 1):
             if message.get("content") and mark not in text:
                 raise PromptError(
-                    f"The model's chat template leaves out what {message['role']!r} says in message {number}. Say it in "
-                    "a message of another role, or use a model whose template knows this one."
+                    f"The model's chat template leaves out what {message['role']!r} says in message {number}. Say it "
+                    "in a message of another role, or use a model whose template knows this one."
                 )
 
     def _around(self, messages: Sequence[Message], last: Message, chat: Chat) -> tuple[str, str]:

@@ -122,7 +122,7 @@ def _options(chat: Chat, reads: _Reads) -> dict[str, Any]:
     for name, value in chat.options.items():
         if name in reads.names and name not in _ALWAYS:
             found[name] = value
-        elif chat.required and not is_empty(value):
+        elif chat.required and (name in _ALWAYS or not is_empty(value)):
             listed = ", ".join(sorted(reads.options)) or "none"
             raise PromptError(
                 f"The model's chat template takes no option {name!r}, so it would do nothing. Options that it reads: "

@@ -71,7 +71,8 @@ def convert(row: Row, format_name: str) -> PreferencePair:
         check_columns(row, {*_USED[format_name], *CONTEXT, *_repeats(row)})
         pair = FORMATS[format_name](row)
     except ColumnError as error:
-        raise RowError(str(error)) from None
+        without = "" if error.column is None else f", or read the rows without it: --ignore-column {error.column}"
+        raise RowError(f"{error}{without}") from None
     for name in ("chosen", "rejected"):
         if not (getattr(pair, name).strip() or getattr(pair, f"{name}_keys")):
             raise RowError(f"the {name} response is empty; give some text")
