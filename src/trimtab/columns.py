@@ -124,15 +124,14 @@ def in_context(row: Mapping[str, Any], prompt: str | Sequence[Any], *, chat: boo
     names = [name for name in SYSTEM if name in row]
     said = [text for name in names if not is_empty(text := row[name])]
     options = _options(row)
-    if isinstance(prompt, str):
-        if not (chat or names or options):
-            return prompt
-        prompt = [{"role": "user", "content": prompt}]
-    elif (said or options) and not all(map(_is_message, prompt)):
+    messages: Sequence[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if isinstance(prompt, str) and not (chat or names or options):
+        return prompt
+    if (said or options) and not all(map(_is_message, messages)):
         raise ColumnError(f"has `{names[0] if said else next(iter(options))}` beside a prompt of token ids")
     if said:
-        prompt = _with_system(said, prompt)
-    return Chat(prompt, options) if options else prompt
+        messages = _with_system(said, messages)
+    return Chat(messages, options) if options else messages
 
 
 def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:

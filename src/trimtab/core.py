@@ -61,7 +61,12 @@ class Chat(tuple[Message, ...]):
 
     def __eq__(self, other: object) -> bool:
         """Equal messages and equal options; plain messages have none."""
-        return super().__eq__(other) and self.options == (other.options if isinstance(other, Chat) else {})
+        if not isinstance(other, tuple):
+            return NotImplemented
+        return tuple(self) == tuple(other) and self.options == (other.options if isinstance(other, Chat) else {})
+
+    def __ne__(self, other: object) -> bool:
+        return NotImplemented if not isinstance(other, tuple) else not self == other
 
     __hash__ = tuple.__hash__
 

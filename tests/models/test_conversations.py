@@ -5,7 +5,9 @@ The matrix is small tokenizers of every kind, built on the spot, times chat temp
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -373,3 +375,19 @@ def test_a_call_of_a_tool_has_its_arguments_as_an_object() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": '{"city": "Rome"}'}}
     messages = [*PROMPT, {"role": "assistant", "content": None, "tool_calls": [call]}, *PROMPT]
     assert "assistant\nRome<end>" in _shown(HFTokenizer(hf), HFTokenizer(hf).encode_chat(messages))
+
+
+@pytest.mark.parametrize(
+    "written", ["{{ turn | tojson }}", "{{ messages | tojson }}", "{% for k, v in turn.items() %}{{ v }}{% endfor %}"]
+)
+def test_a_template_that_writes_messages_whole_reads_all_of_them(written: str) -> None:
+    tokenizer = _with("bytes", "{% for turn in messages[0:] %}" + written + "{% endfor %}")
+    assert "pirate" in _shown(tokenizer, tokenizer.encode_chat([{**PROMPT[0], "persona": "pirate"}]))
+
+
+def test_a_chat_is_its_messages_and_its_options() -> None:
+    told, plain = Chat(PROMPT, {"effort": "low"}), Chat(PROMPT)
+    assert (told == plain, told != plain, told == PROMPT, told != PROMPT) == (False, True, False, True)
+    assert (plain == PROMPT, plain != PROMPT, plain == list(PROMPT)) == (True, False, False)
+    for again in (pickle.loads(pickle.dumps(told)), copy.deepcopy(told)):
+        assert (again, again.required) == (told, True)

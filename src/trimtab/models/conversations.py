@@ -242,8 +242,13 @@ class Conversations:
         if chat and not start and bos is not None and token_ids[:1] == [bos]:
             start = [bos]
         written = 0
-        while start and (token_ids[written : written + 1] == [bos] or _begins(token_ids, start, written)):
-            written += 1 if token_ids[written] == bos else len(start)
+        while start:
+            if bos in start and token_ids[written : written + 1] == [bos]:
+                written += 1
+            elif token_ids[written : written + len(start)] == start:
+                written += len(start)
+            else:
+                break
         return [*start, *token_ids[written:]]
 
     @cached_property
@@ -265,10 +270,6 @@ class Conversations:
             raise PromptError("The prompt holds a lone surrogate, which is half of a character.") from None
         found = self._hf(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [int(token_id) for token_id in found]
-
-
-def _begins(token_ids: Sequence[int], start: Sequence[int], place: int) -> bool:
-    return list(token_ids[place : place + len(start)]) == list(start)
 
 
 def _without_opening(said: str, opened: str) -> str:

@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 import jinja2.ext
@@ -220,9 +220,8 @@ def _reads(template: str) -> _Reads:
         tree = environment.parse(template)
     except Exception as error:  # RecursionError too, for one that is nested without end
         raise PromptError(f"The model's chat template cannot be read: {_reason(error)}.") from None
-    loaded, stored = set(), set()
-    for name in tree.find_all(nodes.Name):
-        (loaded if name.ctx == "load" else stored).add(name.name)
+    loaded = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
+    stored = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
     macros = {macro.name for macro in tree.find_all(nodes.Macro)}
     globals_ = {*environment.globals, "raise_exception", "strftime_now", "namespace", "loop", *macros}
     # `{% set x = x | default(true) %}` reads an option and stores it under its own name.
@@ -273,4 +272,12 @@ def _writes_whole(tree: nodes.Template) -> bool:
     """Whether a message, or all of them, is written as JSON or walked key by key."""
     found = [item.node for item in tree.find_all(nodes.Filter) if item.name in ("tojson", "items", "dictsort")]
     found += [item.node for item in tree.find_all(nodes.Getattr) if item.attr in ("items", "values")]
-    return any(isinstance(item, nodes.Name) and item.name in ("messages", "message", "msg", "m") for item in found)
+    known = {"messages", "message"}
+    for loop in tree.find_all(nodes.For):
+        if any("messages" in name.name for name in (loop.iter, *loop.iter.find_all(nodes.Name)) if _is_name(name)):
+            known |= {name.name for name in (loop.target, *loop.target.find_all(nodes.Name)) if _is_name(name)}
+    return any(_is_name(item) and item.name in known for item in found)
+
+
+def _is_name(node: nodes.Node | None) -> TypeGuard[nodes.Name]:
+    return isinstance(node, nodes.Name)

@@ -230,8 +230,8 @@ def _as_tuple(prompt: Sequence[Message]) -> tuple[Message, ...]:
 
 def _repeats(row: Row) -> list[str]:
     """Columns that say again what is used: UltraFeedback's `messages` is `chosen`, or `prompt` and `chosen`."""
-    told = [row.get(name) if isinstance(row.get(name), list) else [] for name in ("prompt", "chosen", "rejected")]
-    dialogues = [told[0], told[1], told[2], told[0] + told[1]]
+    prompt, chosen, rejected = (list(value) if isinstance(value := row.get(name), list) else [] for name in _TRIPLE)
+    dialogues = [prompt, chosen, rejected, prompt + chosen]
     names = ("messages", "conversation", "conversations")
     return [name for name in names if not is_empty(row.get(name)) and row[name] in dialogues]
 
@@ -245,7 +245,8 @@ FORMATS: Mapping[str, Callable[[Row], PreferencePair]] = {
 }
 """The one table from a format's name to what reads a row of it."""
 
-_PAIR = frozenset({"prompt", "chosen", "rejected"})
+_TRIPLE = ("prompt", "chosen", "rejected")
+_PAIR = frozenset(_TRIPLE)
 _SAFE = frozenset({"prompt", "response_0", "response_1", "better_response_id", "safer_response_id"})
 _USED: Mapping[str, frozenset[str]] = {
     "preference": _PAIR,
