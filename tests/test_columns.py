@@ -246,3 +246,61 @@ def test_options_tell_one_set_of_pairs_from_another() -> None:
     found = {fingerprint([pair]) for pair in (plain, told, thought)}
     assert len(found) == 3
     assert fingerprint([plain]) == fingerprint([PreferencePair((USER,), "a", "b")])
+
+
+def test_an_answer_of_a_chat_may_say_the_question_again(tmp_path: Path) -> None:
+    row = {"question": "Which way is it?", "chosen": "Which way is it? Left.", "rejected": "Right."}
+    assert _pair(tmp_path, row).chosen == "Which way is it? Left."
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "UltraFeedback, binarised": {
+        "prompt": "Which way?",
+        "prompt_id": "9",
+        "chosen": [USER, LEFT],
+        "rejected": [USER, RIGHT],
+        "messages": [USER, LEFT],
+        "score_chosen": 8.5,
+        "score_rejected": 3.0,
+    },
+    "pairs of Orca": {"system": "", "question": "Which way?", **TEXTS},
+    "pairs of Orca, distilled": {
+        "system": "Be brief.",
+        "input": "Which way?",
+        **TEXTS,
+        "generations": ["Left.", "Right."],
+        "order": ["a"],
+        "labelling_model": "m",
+        "raw_labelling_response": "9",
+        "rating": [9.0, 8.0],
+        "rationale": "Why not.",
+        "status": "swapped",
+        "original_chosen": "Left.",
+        "original_rejected": "Right.",
+        "in_gsm8k_train": False,
+    },
+    "Tulu": {"id": "a", "source": "b", "prompt": "Which way?", "chosen": [USER, LEFT], "rejected": [USER, RIGHT]},
+    "mixed, with the question twice": {
+        "source": "a",
+        "prompt": "Which way?",
+        "question": "Which way?",
+        "chosen": [USER, LEFT],
+        "rejected": [USER, RIGHT],
+    },
+    "with the models' names": {
+        "prompt": "Which way?",
+        "chosen": [USER, LEFT],
+        "rejected": [USER, RIGHT],
+        "chosen-model": "a",
+        "rejected-model": "b",
+        "chosen-rating": 4.0,
+        "rejected-rating": 3.5,
+        "source": "c",
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sets_are_read_as_they_are(name: str, tmp_path: Path) -> None:
+    pair = _pair(tmp_path, PUBLISHED[name])
+    assert (pair.prompt[-1], pair.chosen, pair.rejected) == (USER, "Left.", "Right.")

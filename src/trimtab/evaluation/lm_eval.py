@@ -146,13 +146,15 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         return self._model.device
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
-        """Text to ids; the tokenizer's own special tokens unless told, and never a second BOS."""
+        """Text to ids; what the tokenizer puts before a text unless told, never a second BOS, and nothing behind it."""
         if add_special_tokens is None:
             starts = string.startswith(self.tokenizer.decode([self.prefix_token_id]))
             options = {"add_special_tokens": False} if starts else {}
         else:
             options = {"add_special_tokens": add_special_tokens}
-        return [int(token) for token in self.tokenizer.encode(string, **options)]
+        found = [int(token) for token in self.tokenizer.encode(string, **options)]
+        end = self._conversations.habits[1] if options.get("add_special_tokens", True) else []
+        return found[: -len(end)] if end and found[-len(end) :] == end else found
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Chat messages as the text that the model's template makes of them."""

@@ -143,22 +143,23 @@ def _of_texts(row: Row, prompt: Any, chosen: str, rejected: str) -> PreferencePa
     elif _TURN.match(chosen) and _TURN.match(rejected) and not _TURN.match(text):
         return _repeated_transcripts(row, text, chosen, rejected)
     else:
-        prompt, (chosen, rejected) = text, _without_prompt(text, chosen, rejected)
-    if not prompt:
-        return PreferencePair("", chosen, rejected)
-    prompt = in_context(row, prompt, chat=asked is not None)
+        prompt = in_context(row, text, chat=asked is not None)
+        chosen, rejected = _without_prompt(text, chosen, rejected, raw=isinstance(prompt, str))
     return PreferencePair(prompt if isinstance(prompt, str) else _as_tuple(prompt), chosen, rejected)
 
 
-def _without_prompt(prompt: str, chosen: str, rejected: str) -> tuple[str, str]:
-    """Two texts without the prompt that both begin with. Raises RowError where it would be read twice otherwise."""
+def _without_prompt(prompt: str, chosen: str, rejected: str, *, raw: bool) -> tuple[str, str]:
+    """Two texts without the prompt that both begin with.
+
+    Raises RowError where a raw text would be read twice otherwise; in a chat, an answer may well repeat the question.
+    """
     said = prompt.strip()
     behind = prompt[len(prompt.rstrip()) :]
     repeats = [bool(said) and text.lstrip().startswith(said) for text in (chosen, rejected)]
     if all(repeats):
         left, right = (text.lstrip()[len(said) :].removeprefix(behind) for text in (chosen, rejected))
         return left, right
-    if len(said) < _LONG_ENOUGH:
+    if not raw or len(said) < _LONG_ENOUGH:
         return chosen, rejected
     if any(repeats):
         first, other = ("chosen", "rejected") if repeats[0] else ("rejected", "chosen")
