@@ -180,7 +180,7 @@ class _Reader:
         if not self._options:
             return pair
         try:
-            return replace(pair, prompt=with_options(pair.prompt, self._options))  # type: ignore[arg-type]  a chat again
+            return replace(pair, prompt=with_options(pair.prompt, self._options))  # type: ignore[arg-type]
         except PromptError as error:
             raise RowError(str(error).rstrip(".")) from None
 
