@@ -30,6 +30,7 @@ LAYERS = (
         "failures",
         "selecting",
         "models",
+        "columns",
         "guides",
         "testing",
         "text",

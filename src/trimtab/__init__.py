@@ -1,7 +1,7 @@
 """trimtab steers a frozen language model token by token with small trained guides."""
 
 from trimtab.answers import Answer, Step, TokenTrace
-from trimtab.core import Candidates, Guide, LanguageModel, Rule, SamplingParams
+from trimtab.core import Candidates, Chat, Guide, LanguageModel, Rule, SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.engines.vllm.engine import VLLMEngine
 from trimtab.errors import TrimtabError
@@ -14,6 +14,7 @@ __all__ = [
     "ARM",
     "Answer",
     "Candidates",
+    "Chat",
     "Decoder",
     "GuidanceProcessor",
     "Guide",

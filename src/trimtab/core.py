@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,11 +33,50 @@ from torch import Tensor
 from trimtab.errors import OptionError, naming
 
 TokenIds: TypeAlias = Sequence[int]
-Message: TypeAlias = Mapping[str, str]
-"""A chat message: `{"role": "user", "content": "..."}`."""
+Message: TypeAlias = Mapping[str, Any]
+"""A chat message: `{"role": "user", "content": "..."}`, and what else the model's chat template reads of one."""
+
+
+class Chat(tuple[Message, ...]):
+    """Chat messages, and what the chat template is told besides them: `tools`, `enable_thinking`, ...
+
+    It is a tuple of its messages, so whatever takes chat messages takes it. `required` says what happens to an option
+    that a template does not read: it is refused (True), or left out (False), as for the template of a guide, which is
+    told what the request says to the base's.
+    """
+
+    options: Mapping[str, Any]
+    required: bool
+
+    def __new__(
+        cls, messages: Sequence[Message], options: Mapping[str, Any] | None = None, *, required: bool = True
+    ) -> Chat:
+        chat = super().__new__(cls, messages)
+        chat.options = dict(options or {})
+        chat.required = required
+        return chat
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _chat, (tuple(self), self.options, self.required)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal messages and equal options; plain messages have none."""
+        if not isinstance(other, tuple):
+            return NotImplemented
+        return tuple(self) == tuple(other) and self.options == (other.options if isinstance(other, Chat) else {})
+
+    def __ne__(self, other: object) -> bool:
+        return NotImplemented if not isinstance(other, tuple) else not self == other
+
+    __hash__ = tuple.__hash__
+
+
+def _chat(messages: Sequence[Message], options: Mapping[str, Any], required: bool) -> Chat:
+    return Chat(messages, options, required=required)
+
 
 Prompt: TypeAlias = str | TokenIds | Sequence[Message]
-"""Raw text, token ids, or chat messages (put through the model's template)."""
+"""Raw text, token ids, or chat messages (put through the model's template; a `Chat` says how)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +130,14 @@ class Tokenizer(Protocol):
     @property
     def has_chat_template(self) -> bool: ...
     def encode(self, text: str) -> list[int]:
-        """Raw text to ids, with a beginning-of-sequence token where the vocabulary has the habit."""
+        """Raw text to ids that an answer continues: one beginning-of-sequence token where the vocabulary has the habit,
+        and nothing that ends a sequence."""
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Chat messages to ids through the model's template, ready for an answer; exactly one BOS."""
+        """Chat messages to ids through the model's template, ready for an answer; exactly one BOS.
+
+        The options of a `Chat` go to the template. Raises PromptError for what the template refuses or cannot read.
+        """
 
     def decode(self, token_ids: TokenIds) -> str:
         """Ids to text, special tokens left out."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from trimtab.answers import Answer, Step
 from trimtab.core import LanguageModel, Prompt, SamplingParams, Selection
 from trimtab.errors import OptionError, unknown_name
 from trimtab.forms import check_negative, forms_of
-from trimtab.prompts import as_prompts
+from trimtab.prompts import as_prompts, with_options
 
 
 class KnownGuide(Protocol):
@@ -81,13 +81,15 @@ class GenerationEngine(ABC):
         seed: int | None = None,
         trace: bool = False,
         num_alternatives: int = 0,
+        template_options: Mapping[str, Any] | None = None,
     ) -> Iterator[Answer]:
         """Answer prompts, in their order, each as soon as it and those before it are done.
 
-        `weights` is one mapping for all prompts or one for each; prompt i draws from seed + i. The other options are
+        `weights` is one mapping for all prompts or one for each; prompt i draws from seed + i. `template_options` go to
+        the chat template with each prompt (under a `Chat`'s own), which then has to be messages. The other options are
         `SamplingParams`'. Everything is checked before the first answer; a request that fails later raises its error.
         """
-        wanted = as_prompts(prompts)
+        wanted = [with_options(prompt, template_options or {}) for prompt in as_prompts(prompts)]
         if weights is None or isinstance(weights, Mapping):
             weights = [weights or {}] * len(wanted)
         if len(weights) != len(wanted):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from numbers import Integral
+from typing import Any, Protocol, runtime_checkable
 
-from trimtab.core import Prompt, TokenIds, Tokenizer
-from trimtab.errors import PromptError, VocabularyMismatchError
+from trimtab.core import Chat, Prompt, TokenIds, Tokenizer
+from trimtab.errors import OptionError, PromptError, VocabularyMismatchError
 
 
 class Vocabulary(Protocol):
@@ -20,31 +21,115 @@ class Vocabulary(Protocol):
 
 def is_chat(prompt: Prompt) -> bool:
     """Whether a prompt is a list of chat messages."""
-    return not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def encode_prompt(model: Vocabulary, prompt: Prompt) -> list[int]:
-    """A prompt as token ids. Raises PromptError for an empty one, or one that the model cannot read."""
-    if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
+    """A prompt as token ids, each of which the model has a row for.
+
+    Raises PromptError for an empty one, and for one that the model or its chat template cannot read.
+    """
+    prompt = _listed(prompt)
+    tokenizer = model.tokenizer
+    if not isinstance(prompt, str) and all(isinstance(item, Integral) for item in prompt):
+        if any(isinstance(item, bool) for item in prompt):
+            raise PromptError("A truth value stands among the token ids of the prompt. Give whole numbers.")
         token_ids = [int(item) for item in prompt]  # type: ignore[arg-type]
-        bad = [item for item in token_ids if not 0 <= item < model.vocab_size]
-        if bad:
-            raise PromptError(f"Token id {bad[0]} is outside the vocabulary of {model.vocab_size} ids.")
-    elif model.tokenizer is None:
+    elif tokenizer is None:
         raise PromptError("This model has no tokenizer. Give the prompt as a list of token ids.")
     elif isinstance(prompt, str):
-        token_ids = model.tokenizer.encode(prompt)
+        token_ids = tokenizer.encode(prompt)
     else:
-        token_ids = model.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+        token_ids = tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
     if not token_ids:
         raise PromptError("The prompt is empty. Give at least one token.")
+    check_ids(model, token_ids)
     return token_ids
 
 
+def check_ids(model: Vocabulary, token_ids: TokenIds) -> None:
+    """Raise PromptError for a token id that the model has no row for, whoever wrote it."""
+    bad = next((item for item in token_ids if not 0 <= item < model.vocab_size), None)
+    if bad is None:
+        return
+    known = model.tokenizer is not None and bad >= 0
+    text = f" ({model.tokenizer.token_text(bad)!r})" if known and model.tokenizer is not None else ""
+    raise PromptError(f"Token id {bad}{text} is outside the vocabulary of {model.vocab_size} ids that the model has.")
+
+
+def _listed(prompt: Prompt) -> Prompt:
+    """A prompt as text or a sequence: arrays and tensors are lists of ids. Raises PromptError for anything else."""
+    if hasattr(prompt, "tolist"):
+        prompt = prompt.tolist()
+    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
+        return prompt
+    shown = str(prompt)
+    raise PromptError(
+        f"The prompt is a {type(prompt).__name__} ({shown if len(shown) < 60 else shown[:60] + '...'}); give a text, a "
+        "list of token ids, or a list of chat messages."
+    )
+
+
+def with_options(prompt: Prompt, options: Mapping[str, Any], *, required: bool = True) -> Prompt:
+    """A chat prompt that says these options to the chat template; what it says already stays.
+
+    Raises PromptError for a prompt that goes through no template: text or token ids.
+    """
+    if not options:
+        return prompt
+    if not is_chat(prompt):
+        raise PromptError(
+            f"The option {next(iter(options))!r} is for a chat template, and this prompt goes through none: it is raw "
+            "text or token ids. Give chat messages, or leave the option out."
+        )
+    said = prompt.options if isinstance(prompt, Chat) else {}
+    kept = required and (prompt.required if isinstance(prompt, Chat) else True)
+    return Chat(prompt, {**options, **said}, required=kept)  # type: ignore[arg-type]
+
+
+def check_options(model: Vocabulary, options: Mapping[str, Any]) -> None:
+    """Raise OptionError for options that the model's chat template does not read, or refuses, whatever is asked."""
+    if not options:
+        return
+    try:
+        encode_prompt(model, Chat([{"role": "user", "content": "a"}], options))
+    except PromptError as error:
+        raise OptionError(f"The options of the chat template cannot be served. {error}") from None
+
+
+def options_of(prompt: Prompt) -> Mapping[str, Any]:
+    """What a prompt says to the chat template besides its messages."""
+    return prompt.options if isinstance(prompt, Chat) else {}
+
+
+@runtime_checkable
+class ReadsKeys(Protocol):
+    """A tokenizer that knows what its chat template reads of a message."""
+
+    def reads_key(self, key: str) -> bool: ...
+
+
+def reads_key(model: Vocabulary, key: str) -> bool:
+    """Whether the model's chat template may read this key of a message, besides its role and content."""
+    return isinstance(model.tokenizer, ReadsKeys) and model.tokenizer.reads_key(key)
+
+
+def as_json(prompt: Prompt) -> Any:
+    """A prompt as JSON can say it, options included: what tells it from others."""
+    if isinstance(prompt, str):
+        return prompt
+    if options := options_of(prompt):
+        return {"messages": [dict(message) for message in prompt], "chat_template_kwargs": dict(options)}  # type: ignore
+    return [dict(item) if isinstance(item, Mapping) else int(item) for item in prompt]
+
+
 def guide_prompt_ids(model: Vocabulary, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
-    """What a guide that is a model of its own reads: chat messages through its own template, where it has one."""
+    """What a guide that is a model of its own reads: chat messages through its own template, where it has one.
+
+    Options that are said to the base's template are said to the guide's too, where it reads them.
+    """
     if is_chat(prompt) and model.tokenizer is not None and model.tokenizer.has_chat_template:
-        return encode_prompt(model, prompt)
+        return encode_prompt(model, with_options(prompt, options_of(prompt), required=False))
     return base_ids
 
 
@@ -79,6 +164,6 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     items = list(prompts)
-    if items and isinstance(items[0], (int, Mapping)):
+    if items and isinstance(items[0], (Integral, Mapping)):
         return [prompts]  # type: ignore[list-item]
     return items  # type: ignore[return-value]

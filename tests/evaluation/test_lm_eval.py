@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from tests.tiny import tiny_module, tiny_tokenizer
 from trimtab.errors import OptionError, PromptError
@@ -249,3 +250,19 @@ def test_forms_and_bases_are_given_for_each_guide(base: HFModel, reward: HFModel
         GuidedLM(base, f"{tuned};{other}", form="shift")
     with pytest.raises(OptionError, match="have their form and base; leave both out"):
         GuidedLM(base, {"g": ARM(reward)}, form="shift")
+
+
+def test_nothing_stands_behind_a_context_and_a_template_that_fails_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    model = GuidedLM(HFModel(tiny_module(), tokenizer), {})
+    assert model.tok_encode("w3 w4") == [0, 5, 6]
+    assert model.tok_encode("w3 w4", add_special_tokens=False) == [5, 6]
+    assert model.apply_chat_template([{"role": "user", "content": "w3"}]) == "<s> w3 w9"
+    said = [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4 "}]
+    assert model.apply_chat_template(said, add_generation_prompt=False) == "<s> w3 w4 "
+    tokenizer.chat_template = "{{ messages[0]['content'] + 1 }}"
+    with pytest.raises(PromptError, match="refuses these messages"):
+        model.apply_chat_template(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -178,3 +179,26 @@ def test_preferences_are_one_for_each_strength() -> None:
 
 def test_strengths_for_readers() -> None:
     assert [strength_text(one) for one in (1.0, 0.25, (0.5, 1.0))] == ["1", "0.25", "0.5, 1"]
+
+
+def test_options_of_the_chat_template_and_columns_to_be_ignored_are_read() -> None:
+    prompts = {"test": {"path": "p.jsonl", "ignore_columns": ["context"]}}
+    found = recipe(template_options={"enable_thinking": False, "effort": "low"}, prompts=prompts)
+    assert found.template_options == {"enable_thinking": False, "effort": "low"}
+    assert found.prompts["test"].ignore_columns == ("context",)
+    assert recipe().template_options == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"template_options": ["a"]}, "template_options: is a list; give a mapping of options"),
+        ({"template_options": {"a b": 1}}, "template_options: is a mapping; give a mapping of options"),
+        ({"template_options": {"a": float("inf")}}, "template_options: holds a value that is no JSON"),
+        ({"template": "raw", "template_options": {"a": 1}}, "template_options"),
+    ],
+)
+def test_options_that_cannot_reach_a_template_are_refused(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        recipe(**changes)
+    assert problem in str(caught.value)

@@ -178,10 +178,13 @@ def test_ids_without_a_token_are_never_proposed() -> None:
     assert torch.isclose(row.exp().sum(), torch.tensor(1.0))
 
 
-def test_every_end_of_sequence_id_is_known() -> None:
-    module = tiny_module(eos_token_id=[1, 7])
-    module.generation_config.eos_token_id = 9
-    assert HFModel(module, tiny_tokenizer()).eos_ids == {1, 7, 9}
+def test_end_ids_are_the_generation_configs_where_it_speaks() -> None:
+    module = tiny_module(eos_token_id=[5, 7])
+    assert HFModel(module, tiny_tokenizer()).eos_ids == {1, 5, 7}, "made of the config, it says nothing of its own"
+    module.generation_config.eos_token_id = [9, 7]
+    assert HFModel(module, tiny_tokenizer()).eos_ids == {7, 9}, "neither the config's 5 nor the tokenizer's 1"
+    module.generation_config.eos_token_id = None
+    assert HFModel(module, tiny_tokenizer()).eos_ids == {1, 5, 7}
 
 
 def test_chat_has_exactly_one_bos() -> None:

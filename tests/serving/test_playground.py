@@ -15,7 +15,9 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from tests.serving.conftest import Running, Start
+from tests.tiny import BYTE_TEMPLATE, byte_llama, byte_tokenizer
 from trimtab.answers import Alternative, Choice, TokenTrace, Trial
+from trimtab.core import Chat
 from trimtab.decoding import Decoder
 from trimtab.evaluation.trace import explain_tokens
 from trimtab.evaluation.trace_page import trace_page
@@ -513,3 +515,16 @@ def test_a_phone_in_light_and_dark(visit: Visit, scheme: str) -> None:
         "[...document.querySelectorAll('input, textarea')].filter(one => !one.labels.length && !one.ariaLabel).length"
     )
     assert page.evaluate(unnamed) == 0
+
+
+def test_template_options_are_sent_and_kept_in_the_address(visit: Visit, start: Start) -> None:
+    tokenizer = byte_tokenizer(template=BYTE_TEMPLATE + "{% if enable_thinking is false and depth == 3 %}-{% endif %}")
+    model = HFModel(byte_llama(tokenizer, max_length=512), tokenizer, name="tiny")
+    options = {"enable_thinking": False, "depth": 3}
+    with start(decoder=Decoder(model), catalogue=Catalogue(model, "tiny", {}, {})) as own:
+        page = visit(own.url)
+        ask(page, **{"Template options": "enable_thinking=False depth=3"})
+        prompt = Chat([{"role": "user", "content": PROMPT}], options)
+        answer = next(own.service.decoder.generate([prompt], seed=3, max_new_tokens=20))
+        assert text_of(page, "unguided") == answer.text
+        assert ("options", "enable_thinking=False depth=3") in parse_qsl(urlsplit(page.url).fragment)

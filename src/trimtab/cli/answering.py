@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.prompts import PromptRow
 from trimtab.errors import DataError, PromptError
+from trimtab.prompts import options_of
 
 if TYPE_CHECKING:
     from trimtab.answers import Answer, Step, TokenTrace
@@ -64,6 +65,8 @@ class Request:
             "weights": dict(self.weights),
             "seed": self.seed,
         }
+        if told := options_of(self.row.prompt):
+            row["chat_template_kwargs"] = dict(told)
         if self.problem is not None:
             row["error"] = self.problem
         if trace:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import guide_options, options
 from trimtab.cli.answering import Request
-from trimtab.cli.prompts import as_chat, use_template
+from trimtab.cli.prompts import as_asked, use_template
+from trimtab.cli.template_options import template_options
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
@@ -101,10 +102,11 @@ def answered(
     model = options.load_base(args)
     policy = build_policy(model, choice.name, choice.options)
     chat = use_template(args.template, options.tokenizer_of(model, args))
+    told = template_options(args)
     params = options.sampling_params(args, weights={}, seed=None, trace=trace, num_alternatives=args.num_alternatives)
     for start in range(0, len(requests), args.batch_size):
         part = requests[start : start + args.batch_size]
-        prompts = [as_chat(request.row.prompt) if chat else request.row.prompt for request in part]
+        prompts = [as_asked(request.row.prompt, chat=chat, options=told) for request in part]
         found = policy.answer(prompts, choice.strength, params, [request.seed for request in part])
         for request, answer in zip(part, found, strict=True):
             request.take_answer(answer, {choice.name: choice.strength})

@@ -12,11 +12,13 @@ import json
 import math
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
+from trimtab.cli.template_options import add_template_option, template_options
+from trimtab.core import Chat
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
 if TYPE_CHECKING:
@@ -48,11 +50,13 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     options.add_model_options(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_argument("--json", action="store_true", help="one JSON object for each answer on standard output")
+    add_template_option(parser)
     options.add_sampling_options(parser, max_new_tokens=512)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read lines until the end of the input or /quit."""
+    told = template_options(args)
     tokenizer, decoder = options.load_decoder(args, max_rows=1)
     if not tokenizer.has_chat_template:
         raise OptionError(
@@ -64,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
             args, weights={name: guide.weight for name, guide in decoder.guides.items()}, seed=args.seed
         ),
         system=args.system,
+        template_options=told,
         json=args.json,
         interactive=sys.stdin.isatty(),
     )
@@ -106,6 +111,7 @@ class Conversation:
     decoder: Decoder
     params: SamplingParams
     system: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
     json: bool = False
     interactive: bool = False
     """Ctrl-C ends an answer and not the conversation."""
@@ -135,7 +141,8 @@ class Conversation:
     def _answer(self) -> None:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         seed = self._next_seed()
-        request = self.decoder.add(system + self.turns, dataclasses.replace(self.params, seed=seed))
+        prompt = Chat(system + self.turns, self.template_options)
+        request = self.decoder.add(prompt, dataclasses.replace(self.params, seed=seed))
         texts, reason = self._stream(request)
         text = "".join(texts)
         self.turns.append({"role": "assistant", "content": text})

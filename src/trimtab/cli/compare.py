@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
-from trimtab.cli.prompts import as_chat, read_prompts, use_template
+from trimtab.cli.prompts import as_asked, read_prompts, use_template
 from trimtab.errors import CheckpointError, DataError, MissingExtraError, OptionError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def _make(args: argparse.Namespace, out: Path) -> None:
     scorers = _load_scorers(recipe)
     base = _load_base(recipe, args) if args.engine == "builtin" else _vllm_base(recipe, args)
     chat = use_template(recipe.template, base.tokenizer)
-    ready = {split: [as_chat(item) if chat else item for item in items] for split, items in prompts.items()}
+    told = recipe.template_options
+    ready = {split: [as_asked(item, chat=chat, options=told) for item in items] for split, items in prompts.items()}
     _answer_all(args, out, recipe, base, ready, scorers)
 
 
@@ -186,7 +187,9 @@ def _read(split: str, source: PromptSource, directory: Path) -> list[Prompt]:
         everything: list[Prompt] = list(demo_prompts() if source.builtin == "demo" else training_prompts())
     else:
         path = directory / Path(source.path or "").expanduser()
-        everything = [row.prompt for row in read_prompts(str(path), (), skip_bad_lines=None)]
+        everything = [
+            row.prompt for row in read_prompts(str(path), (), skip_bad_lines=None, ignore_columns=source.ignore_columns)
+        ]
     end = len(everything) if source.num is None else source.start + source.num
     if end > len(everything) or source.start >= len(everything):
         raise DataError(

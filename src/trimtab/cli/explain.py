@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
 from trimtab.cli.answering import plain
-from trimtab.cli.prompts import as_chat, use_template
+from trimtab.cli.prompts import as_asked, use_template
+from trimtab.cli.template_options import add_template_options, template_options
 from trimtab.errors import OptionError
 from trimtab.evaluation.json_lines import write_whole
 
@@ -38,7 +39,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     options.add_model_options(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to answer")
-    options.add_template_options(parser)
+    add_template_options(parser)
     parser.add_argument(
         "--num-alternatives",
         type=options.whole(1, 1000),
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer, explain, show."""
     _check(args)
     tokenizer, decoder = options.load_decoder(args, max_rows=1)
-    prompt = as_chat(args.prompt) if use_template(args.template, tokenizer) else args.prompt
+    prompt = as_asked(args.prompt, chat=use_template(args.template, tokenizer), options=template_options(args))
     (answer,) = decoder.generate(
         [prompt],
         max_new_tokens=args.max_new_tokens,
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     options.check_guide_names(args.guides)
+    template_options(args)
     if not args.prompt:
         raise OptionError("--prompt is empty; give a text.")
     if args.html is not None and Path(args.html).exists() and not args.overwrite:

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 from trimtab.cli import answers, engines, guide_options, options
 from trimtab.cli.answering import Request, in_order, located
 from trimtab.cli.by_method import MethodChoice, add_method_options, answered, method_choice
-from trimtab.cli.prompts import PromptRow, as_chat, prompts_of, read_prompts, use_template
+from trimtab.cli.prompts import PromptRow, as_asked, prompts_of, read_prompts, use_template
+from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.errors import OptionError, PromptError
+from trimtab.prompts import as_json
 
 if TYPE_CHECKING:
     from trimtab.generation import GenerationEngine
@@ -45,14 +47,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--prompts", metavar="FILE", help=".jsonl rows with a prompt, a .txt with one a line, or - (JSON lines)"
     )
     source.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; repeat for several")
-    template = parser.add_mutually_exclusive_group()
-    template.add_argument(
-        "--chat", dest="template", action="store_const", const="chat", help="text is a user's message"
-    )
-    template.add_argument(
-        "--raw", dest="template", action="store_const", const="raw", help="text is continued as it stands"
-    )
-    parser.set_defaults(template="auto")
+    add_template_options(parser)
+    add_ignored_columns(parser)
     parser.add_argument("--skip-bad-lines", action="store_true", help="go on without lines that cannot be used")
     parser.add_argument("--out", metavar="FILE", help="where answers go, one JSON object a line (standard output)")
     existing = parser.add_mutually_exclusive_group()
@@ -101,14 +97,17 @@ def _check_options(args: argparse.Namespace) -> None:
         raise OptionError("--resume and --overwrite are about the file of answers; give --out FILE with them.")
     if args.method is not None and args.engine != "builtin":
         raise OptionError("--engine vllm answers by guides in one mix; leave --method out, or name it in a recipe.")
-    if args.skip_bad_lines and args.prompts is None:
-        raise OptionError("--skip-bad-lines is about a file of prompts; give --prompts FILE with it.")
+    if (args.skip_bad_lines or args.ignore_columns) and args.prompts is None:
+        flag = "--skip-bad-lines" if args.skip_bad_lines else "--ignore-column"
+        raise OptionError(f"{flag} is about a file of prompts; give --prompts FILE with it.")
+    template_options(args)
 
 
 def _read_rows(args: argparse.Namespace) -> list[PromptRow]:
     if args.prompt is not None:
         return prompts_of(args.prompt)
-    return read_prompts(args.prompts, engines.guide_names(args), skip_bad_lines=args.skip_bad_lines)
+    names = engines.guide_names(args)
+    return read_prompts(args.prompts, names, skip_bad_lines=args.skip_bad_lines, ignore_columns=args.ignore_columns)
 
 
 def _first_seed(seed: int | None, plan: answers.Plan | None) -> int:
@@ -124,9 +123,11 @@ def _settings(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) ->
     """Everything that an answer depends on. The batch size is not among them: it changes no answer."""
     preferences = options.preferences_of(args)
     forms, bases = guide_options.read(args)
-    content = json.dumps([[row.prompt, row.weights, row.seed] for row in rows], ensure_ascii=True)
+    content = json.dumps([[as_json(row.prompt), row.weights, row.seed] for row in rows], ensure_ascii=True)
+    told = template_options(args)
     return {
         **{name: getattr(args, name) for name in _SETTINGS},
+        **({"template_options": told} if told else {}),
         "guides": {
             spec.name: {
                 "source": _source(spec.path),
@@ -217,11 +218,10 @@ def _admit(
     args: argparse.Namespace, decoder: GenerationEngine, requests: list[Request], *, chat: bool
 ) -> dict[int, Request]:
     """Request id -> request, for every prompt, before the first token: a prompt that is too long fails here."""
-    running = {}
+    running, told = {}, template_options(args)
     own = {name: guide.weight for name, guide in decoder.guides.items()}
     for request in requests:
         request.weights = {**own, **request.weights}
-        prompt = as_chat(request.row.prompt) if chat else request.row.prompt
         params = options.sampling_params(
             args,
             weights=request.weights,
@@ -230,6 +230,7 @@ def _admit(
             num_alternatives=args.num_alternatives,
         )
         try:
+            prompt = as_asked(request.row.prompt, chat=chat, options=told)
             running[decoder.add(prompt, params)] = request
         except PromptError as error:
             if not args.skip_bad_lines:

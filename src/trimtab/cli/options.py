@@ -234,16 +234,6 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, max_new_tokens: int
     )
 
 
-def add_template_options(parser: argparse.ArgumentParser) -> None:
-    """--chat and --raw: what a prompt of plain text is."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--chat", dest="template", action="store_const", const="chat", help="text is a user's message")
-    group.add_argument(
-        "--raw", dest="template", action="store_const", const="raw", help="text is continued as it stands"
-    )
-    parser.set_defaults(template="auto")
-
-
 def add_settings(
     group: argparse._ArgumentGroup, settings: Mapping[str, tuple[Callable[[str], Any], str]], defaults: object
 ) -> None:

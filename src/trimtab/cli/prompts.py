@@ -1,8 +1,8 @@
 """Prompts from a file or the command line, checked line by line before anything is loaded.
 
-A `.txt` file holds one prompt a line. Any other file is JSON lines: `{"prompt": text, chat messages or token ids}`, and
-where a prompt is to have its own, `"weights": {guide: number}` and `"seed"`. Other fields are somebody's columns and
-are left alone, unless their name looks like a misspelling of one of ours.
+A `.txt` file holds one prompt a line. Any other file is JSON lines: `{"prompt": text, chat messages or token ids}` (or
+`question`), and where a prompt is to have its own, `"system"`, `"tools"`, `"chat_template_kwargs"`, `"weights": {guide:
+number}` and `"seed"`. What becomes of other columns is said in `trimtab.columns`: they are about the row, or refused.
 """
 
 from __future__ import annotations
@@ -12,20 +12,33 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.options import MAX_SEED
+from trimtab.columns import (
+    CONTEXT,
+    ColumnError,
+    check_columns,
+    check_question,
+    in_context,
+    is_answer,
+    is_empty,
+    is_metadata,
+    plain_message,
+    question_of,
+)
 from trimtab.errors import DataError, OptionError, unknown_name
+from trimtab.prompts import with_options
 
 if TYPE_CHECKING:
     from trimtab.core import Prompt, Tokenizer
 
 log = logging.getLogger(__name__)
 
-_FIELDS = ("prompt", "weights", "seed")
+_FIELDS = ("prompt", "weights", "seed", *CONTEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +53,14 @@ class PromptRow:
     """1-based; None where the prompt came from the command line."""
 
 
-def read_prompts(path: str, guide_names: Iterable[str], *, skip_bad_lines: bool | None = False) -> list[PromptRow]:
-    """The prompts of a file (`-`: JSON lines on standard input).
+def read_prompts(
+    path: str,
+    guide_names: Iterable[str],
+    *,
+    skip_bad_lines: bool | None = False,
+    ignore_columns: Collection[str] = (),
+) -> list[PromptRow]:
+    """The prompts of a file (`-`: JSON lines on standard input), as if it had no columns of the names to be ignored.
 
     Raises DataError with the line number; with `skip_bad_lines`, bad lines are left out with a warning instead. None is
     for a command that has no flag for it.
@@ -49,16 +68,31 @@ def read_prompts(path: str, guide_names: Iterable[str], *, skip_bad_lines: bool 
     names, rows, num_bad = set(guide_names), [], 0
     for line, text in _lines(path):
         try:
-            rows.append(_row(path, line, text, names))
-        except DataError as error:
+            rows.append(_row(path, line, text, names, ignore_columns))
+        except (DataError, ColumnError) as problem:
+            column = problem.column if isinstance(problem, ColumnError) else None
+            error = problem if isinstance(problem, DataError) else DataError(f"{problem}.", path=path, line=line)
             if not skip_bad_lines:
-                instead = "" if skip_bad_lines is None else ", or give --skip-bad-lines to go on without it"
-                raise DataError(f"{error} Correct it{instead}.") from error
+                raise DataError(f"{error} {_way_out(column, has_flags=skip_bad_lines is not None)}") from error
             log.warning("left out: %s", error)
             num_bad += 1
     if not rows:
         raise DataError(f"no prompts{f' among {num_bad} bad lines' if num_bad else ': the file is empty'}.", path=path)
     return rows
+
+
+def _way_out(column: str | None, *, has_flags: bool) -> str:
+    """What to do about a bad line; a recipe has a key where a command has a flag."""
+    ways = ["Correct it"]
+    if column is not None:
+        ways.append(
+            f"read the rows without it (--ignore-column {column})"
+            if has_flags
+            else f"list {column} under the prompts' ignore_columns"
+        )
+    if has_flags:
+        ways.append("give --skip-bad-lines to go on without the line")
+    return f"{', or '.join(ways)}."
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
@@ -80,7 +114,7 @@ def _read(path: str) -> bytes:
         raise DataError("this is a directory; prompts are read from a .jsonl or .txt file.", path=path) from None
 
 
-def _row(path: str, line: int, data: bytes, guide_names: set[str]) -> PromptRow:
+def _row(path: str, line: int, data: bytes, guide_names: set[str], ignored: Collection[str]) -> PromptRow:
     def bad(problem: str) -> DataError:
         return DataError(problem, path=path, line=line)
 
@@ -99,9 +133,10 @@ def _row(path: str, line: int, data: bytes, guide_names: set[str]) -> PromptRow:
     if not isinstance(fields, dict):
         raise bad(f"a JSON {type(fields).__name__}, where an object with a prompt should be.")
     try:
+        fields = {name: value for name, value in fields.items() if name not in ignored}
         _check_fields(fields)
         return PromptRow(
-            _prompt(fields["prompt"]),
+            _prompt_of(fields),
             _weights(fields.get("weights"), guide_names),
             _seed(fields.get("seed")),
             path,
@@ -109,14 +144,27 @@ def _row(path: str, line: int, data: bytes, guide_names: set[str]) -> PromptRow:
         )
     except OptionError as error:
         raise bad(str(error)) from None
+    except ColumnError as error:
+        raise ColumnError(f"the row {error}", error.column) from None
 
 
 def _check_fields(fields: Mapping[str, Any]) -> None:
-    for name in fields:
-        if name not in _FIELDS and difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=0.75):
+    for name, value in fields.items():
+        known = name in _FIELDS or is_empty(value) or is_metadata(name) or is_answer(name)
+        if not known and difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=0.75):
             raise unknown_name("field", name, _FIELDS)
-    if "prompt" not in fields:
+    if "prompt" not in fields and question_of(fields) is None:
         raise OptionError(f'no "prompt" among the fields ({", ".join(sorted(fields)) or "none"}).')
+    check_columns(fields, _FIELDS)
+
+
+def _prompt_of(fields: Mapping[str, Any]) -> Prompt:
+    """A row's prompt with what stands beside it: a question is a user's message, and so is a text with a context."""
+    if "prompt" not in fields:
+        return in_context(fields, question_of(fields) or "", chat=True)  # type: ignore[no-any-return]
+    prompt = _prompt(fields["prompt"])
+    check_question(fields, prompt)
+    return in_context(fields, prompt)  # type: ignore[no-any-return]
 
 
 def _prompt(value: Any) -> Prompt:
@@ -126,14 +174,16 @@ def _prompt(value: Any) -> Prompt:
         if all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value):
             return [int(item) for item in value]
         if all(_is_message(item) for item in value):
-            return [dict(item) for item in value]
+            return [plain_message(item) for item in value]
     raise OptionError(
         'the prompt is empty, or neither text nor chat messages ([{"role": "user", "content": "..."}]) nor token ids.'
     )
 
 
 def _is_message(item: Any) -> bool:
-    return isinstance(item, dict) and all(isinstance(item.get(key), str) for key in ("role", "content"))
+    if not isinstance(item, dict) or not isinstance(item.get("role"), str):
+        return False
+    return isinstance(item.get("content"), str) or (item.get("content") is None and bool(item.get("tool_calls")))
 
 
 def _weights(value: Any, guide_names: set[str]) -> dict[str, float]:
@@ -158,6 +208,14 @@ def _seed(value: Any) -> int | None:
 def as_chat(prompt: Prompt) -> Prompt:
     """A string as a user's message; anything else as it is."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def as_asked(prompt: Prompt, *, chat: bool, options: Mapping[str, Any]) -> Prompt:
+    """A prompt as it is put to the model: text as a user's message with `chat`, with what the template is told.
+
+    Raises PromptError where there are options and the prompt goes through no template.
+    """
+    return with_options(as_chat(prompt) if chat else prompt, options)
 
 
 def prompts_of(texts: Sequence[str]) -> list[PromptRow]:

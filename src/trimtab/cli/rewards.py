@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from trimtab.cli import options
+from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.errors import OptionError
 from trimtab.training.agent_settings import AgentReward
 
@@ -18,7 +18,8 @@ def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._Ar
     group.add_argument(
         "--prompts", required=True, metavar="FILE", help=".jsonl rows with a prompt, a .txt with one a line, or -"
     )
-    options.add_template_options(parser)
+    add_template_options(parser)
+    add_ignored_columns(parser)
     group.add_argument("--skip-bad-lines", action="store_true", help="go on without lines that cannot be used")
     group.add_argument(
         "--reward",
@@ -38,6 +39,7 @@ def run_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "out": args.out,
         "template": args.template,
+        "template_options": template_options(args),
         "prompt_files": [Path(args.prompts).name],
         "resume": args.resume,
         "overwrite": args.overwrite,

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
 from trimtab.cli.keys import read_keys
+from trimtab.cli.template_options import add_template_option, template_options
 from trimtab.errors import MissingExtraError, OptionError
 from trimtab.forms import check_negative, forms_of
+from trimtab.prompts import check_options
 from trimtab.serving.config import ServeConfig, read_config
 from trimtab.serving.door import ANY, is_loopback
 from trimtab.serving.limits import Limits
@@ -57,6 +59,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     group = parser.add_argument_group("server")
     group.add_argument("--config", metavar="FILE", help="serve.yaml: model, guides, presets, limits; flags go first")
     group.add_argument("--name", help="what the base is called on the wire (the value of --model)")
+    add_template_option(group)
     group.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s: this machine alone)")
     group.add_argument("--port", type=options.whole(0, 65535), default=8000, metavar="N", help="(%(default)s)")
     group.add_argument(
@@ -98,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
             raise MissingExtraError(package, "serve", "The server")
     options.check_guide_names(args.guides)
     engines.check_engine(args)
+    template_options(args)
     config = ServeConfig() if args.config is None else read_config(args.config)
     keys = read_keys(args.api_keys, args.api_key_file, os.environ.get("TRIMTAB_API_KEY"))
     from trimtab.cli.server import leave, listen, serve
@@ -140,10 +144,12 @@ def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread
     if name in config.presets:
         raise OptionError(f"The preset {name!r} has the base's name; give --name, or rename it.")
     own = _own_weights(args, engine)
+    told = {**config.template_options, **template_options(args)}
+    check_options(engine.model, told)
     _check_weights(engine, {name: own, **{preset: dict(weights) for preset, weights in config.presets.items()}})
     return Service(
         decoder=engine,
-        catalogue=Catalogue(engine.model, name, own, config.presets),
+        catalogue=Catalogue(engine.model, name, own, config.presets, told),
         limits=limits,
         origins=(*config.origins, *args.origins),
         thread=thread,

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     )
     check_rewards(args.rewards)
     _check_engine(args.engine)
-    rows = read_prompts(args.prompts, (), skip_bad_lines=args.skip_bad_lines)
+    rows = read_prompts(args.prompts, (), skip_bad_lines=args.skip_bad_lines, ignore_columns=args.ignore_columns)
     with Progress("episodes", _line) as progress:
         progress.say(f"{len(rows)} prompts to train on")
         from trimtab.training.agent import train_agent

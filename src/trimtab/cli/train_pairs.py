@@ -26,6 +26,7 @@ from trimtab.cli.run_options import (
     given,
     is_main,
 )
+from trimtab.cli.template_options import add_ignored_columns, add_template_option, template_options
 from trimtab.training.settings import PairSettings
 
 if TYPE_CHECKING:
@@ -119,7 +120,13 @@ def read(args: argparse.Namespace, sources: Sequence[str]) -> PairData:
         options.say(f"reading {', '.join(sources)}")
     from trimtab.training.data import read_pairs
 
-    return read_pairs(sources, format=args.format, skip_bad_lines=args.skip_bad_lines)
+    return read_pairs(
+        sources,
+        format=args.format,
+        skip_bad_lines=args.skip_bad_lines,
+        ignore_columns=args.ignore_columns,
+        template_options=template_options(args),
+    )
 
 
 def train(
@@ -180,6 +187,8 @@ def _add_inputs(parser: argparse.ArgumentParser, objectives: bool) -> None:
         help="shape of the rows: auto, preference (TRL), hh, pku-helpful, pku-safer or ultrafeedback (%(default)s)",
     )
     group.add_argument("--skip-bad-lines", action="store_true", help="go on without lines that cannot be used")
+    add_ignored_columns(group)
+    add_template_option(group)
 
 
 def _line(progress: TrainProgress) -> str:

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     settings = RLSettings(**run_options.given(args, _SETTINGS))
     check_rewards(args.rewards)
     talks = run_options.is_main()
-    rows = read_prompts(args.prompts, (), skip_bad_lines=args.skip_bad_lines)
+    rows = read_prompts(args.prompts, (), skip_bad_lines=args.skip_bad_lines, ignore_columns=args.ignore_columns)
     with Progress("steps", _line, active=talks) as progress:
         progress.say(f"{len(rows)} prompts to train on")
         from trimtab.training.rl import train_rl

@@ -12,6 +12,7 @@ from trimtab.core import Prompt
 from trimtab.evaluation.json_lines import short
 from trimtab.evaluation.recipe import MethodSpec, Recipe
 from trimtab.evaluation.throughput import versions
+from trimtab.prompts import as_json
 
 _BLOCK = 1 << 22
 
@@ -25,9 +26,13 @@ def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model:
     return {
         "model": {"name": recipe.model, "dtype": recipe.dtype, **{k: v for k, v in model.items() if k != "name"}},
         "template": recipe.template,
+        **({"template_options": dict(recipe.template_options)} if recipe.template_options else {}),
         "decoding": {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.decoding.items()},
         "prompts": {
-            split: {"num": len(items), "sha256": text_digest(json.dumps(list(items), ensure_ascii=True))}
+            split: {
+                "num": len(items),
+                "sha256": text_digest(json.dumps([as_json(item) for item in items], ensure_ascii=True)),
+            }
             for split, items in prompts.items()
         },
         "rewards": {

@@ -9,12 +9,13 @@ judge that is the same reward; judge with another, or say that they are the same
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from trimtab.core import Prompt
+from trimtab.core import Message, Prompt
 from trimtab.errors import OptionError, PromptError
 from trimtab.scorers import Scorer
 
@@ -124,8 +125,14 @@ def conversation(prompt: Prompt) -> str:
     if len(messages) != len(prompt):
         raise PromptError("A prompt is token ids, which no judge can read. Give text or chat messages.")
     if len(messages) == 1 and messages[0]["role"] == "user":
-        return messages[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        return _said(messages[0])
+    return "\n\n".join(f"{message['role']}: {_said(message)}" for message in messages)
+
+
+def _said(message: Message) -> str:
+    """What a message says: its text, and its calls of tools."""
+    text, calls = str(message.get("content") or ""), message.get("tool_calls")
+    return f"{text}\n{json.dumps(calls, ensure_ascii=False)}".lstrip() if calls else text
 
 
 def split_judge(name: str) -> tuple[str, str]:

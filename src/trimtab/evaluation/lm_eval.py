@@ -98,6 +98,7 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
             raise CheckpointError(f"{model.name} has no tokenizer, so it cannot read text. Put its files there.")
         self._model = model
         self.tokenizer = model.tokenizer.hf
+        self._conversations = model.tokenizer.conversations
         if isinstance(guide, str):
             names = _names(guide)
             forms, bases = _parts("form", form, names), _parts("guide_base", guide_base, names)
@@ -145,23 +146,19 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         return self._model.device
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
-        """Text to ids; the tokenizer's own special tokens unless told, and never a second BOS."""
+        """Text to ids; what the tokenizer puts before a text unless told, never a second BOS, and nothing behind it."""
         if add_special_tokens is None:
             starts = string.startswith(self.tokenizer.decode([self.prefix_token_id]))
             options = {"add_special_tokens": False} if starts else {}
         else:
             options = {"add_special_tokens": add_special_tokens}
-        return [int(token) for token in self.tokenizer.encode(string, **options)]
+        found = [int(token) for token in self.tokenizer.encode(string, **options)]
+        end = self._conversations.habits[1] if options.get("add_special_tokens", True) else []
+        return found[: -len(end)] if end and found[-len(end) :] == end else found
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Chat messages as the text that the model's template makes of them."""
-        text: str = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return text
+        return self._conversations.chat_text(chat_history, opened=add_generation_prompt)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, each in windows of the context's length that do not overlap."""

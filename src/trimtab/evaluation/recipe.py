@@ -41,6 +41,8 @@ class PromptSource:
     start: int = 0
     num: int | None = None
     """None: all that are left."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns of the file that are as if they were not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class Recipe:
     dtype: str = "auto"
     template: str = "auto"
     """What a prompt of plain text is: `chat`, `raw`, or `auto`: chat where the model has a template."""
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is told with each prompt: `enable_thinking`, ..."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `SamplingParams`."""
     seeds: tuple[int, ...] = (0,)

@@ -217,6 +217,7 @@ def _recipe(
         model=top.take("model", values.text, "", required='give a hub id, a directory, a .gguf file or "demo"'),
         dtype=top.take("dtype", values.one_of("dtype", DTYPES), "auto"),
         template=top.take("template", values.one_of("template", TEMPLATES), "auto"),
+        template_options=top.take("template_options", values.options, {}),
         prompts=_prompts(top.section("prompts")),
         decoding=_decoding(top.section("decoding")),
         seeds=top.take("seeds", values.seeds, (0,)),
@@ -229,12 +230,17 @@ def _recipe(
         source=dict(source),
         directory=directory,
     )
+    if recipe.template_options and recipe.template == "raw":
+        top.problem(
+            "template_options", "are for the chat template, which `template: raw` leaves out; give one of them."
+        )
     top.finish()
     return recipe
 
 
 def _prompts(section: Section) -> dict[str, PromptSource]:
     found: dict[str, PromptSource] = {}
+    none: tuple[str, ...] = ()
     for split in SPLITS:
         present = section.has(split)
         one = section.section(split)
@@ -245,6 +251,7 @@ def _prompts(section: Section) -> dict[str, PromptSource]:
             builtin=one.take("builtin", values.one_of("list of prompts", BUILTIN_PROMPTS), None),
             start=one.take("start", values.whole(0), 0),
             num=one.take("num", values.whole(1), None),
+            ignore_columns=one.take("ignore_columns", values.texts, none),
         )
         if one.num_given("path", "builtin") != 1:
             one.problem("", "has a path and a builtin list, or neither; give one of the two.")

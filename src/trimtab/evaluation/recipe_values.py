@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,19 @@ def flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"is {kind(value)}; give true or false.")
     return value
+
+
+def options(value: Any) -> dict[str, Any]:
+    """What a chat template is told: names, and values that JSON can say."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in value):
+        raise OptionError(f"is {kind(value)}; give a mapping of options, such as enable_thinking: false.")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"holds a value that is no JSON ({error}); give texts, numbers, true, false or lists."
+        ) from None
+    return dict(value)
 
 
 def number(low: float = -math.inf) -> Callable[[Any], float]:

@@ -32,7 +32,14 @@ from torch import Tensor
 from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, TokenIds
 from trimtab.errors import BaseMismatchError, OptionError, unknown_name
 from trimtab.forms import FORMS, PRODUCT, SHIFT
-from trimtab.prompts import check_same_vocabulary, encode_prompt, guide_prompt_ids
+from trimtab.prompts import (
+    check_same_vocabulary,
+    encode_prompt,
+    guide_prompt_ids,
+    is_chat,
+    options_of,
+    with_options,
+)
 from trimtab.rules import NEVER
 from trimtab.sessions import SessionGroup, SessionView
 
@@ -82,7 +89,8 @@ class ARM:
     def prompt_ids(self, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
         own = self.prompt(prompt) if callable(self.prompt) else self.prompt
         if own is not None:
-            return encode_prompt(self.model, own)
+            told = options_of(prompt) if is_chat(own) else {}
+            return encode_prompt(self.model, with_options(own, told, required=False))
         return guide_prompt_ids(self.model, prompt, base_ids)
 
     def open(self, beside: ModelSession | None = None) -> GuideSession:

@@ -14,18 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 import transformers
 from torch import Tensor
 
 from trimtab.core import Message, ModelSession, TokenIds
-from trimtab.errors import CheckpointError, PromptError
+from trimtab.errors import CheckpointError
 from trimtab.models.backbone import Backbone
+from trimtab.models.conversations import Conversations
 from trimtab.models.heads import Head
 from trimtab.models.kinds import refusing
 from trimtab.models.probing import Numbers, probe
 from trimtab.models.row_lora import routed
+from trimtab.models.templates import reads_key
 from trimtab.models.trunk import RowAdapter
 
 log = logging.getLogger(__name__)
@@ -57,43 +58,21 @@ class HFTokenizer:
     def has_chat_template(self) -> bool:
         return bool(self.hf.chat_template)
 
-    def encode(self, text: str) -> list[int]:
-        return self._token_ids(text)
+    @cached_property
+    def conversations(self) -> Conversations:
+        """Prompts and answers as ids, for decoding and for training alike."""
+        return Conversations(self.hf)
 
-    def _token_ids(self, text: str, **how: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise PromptError("The prompt holds a lone surrogate, which is half of a character.") from None
-        return [int(token_id) for token_id in self.hf(text, **how)["input_ids"]]
+    def encode(self, text: str) -> list[int]:
+        return self.conversations.text_ids(text)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Messages to ids. An assistant's message at the end is continued; else a fresh answer is opened."""
-        if not self.has_chat_template:
-            raise PromptError("This model has no chat template. Give the prompt as raw text or token ids.")
-        check_messages(messages)
-        unfinished = messages[-1]["role"] == "assistant"
-        try:
-            text = self.hf.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=not unfinished,
-                continue_final_message=unfinished,
-            )
-        except jinja2.TemplateError as error:
-            raise PromptError(f"The model's chat template refuses these messages: {error}.") from None
-        return self._with_one_bos(self._token_ids(text, add_special_tokens=False))
+        return self.conversations.chat_ids(messages)
 
-    def _with_one_bos(self, token_ids: list[int]) -> list[int]:
-        bos = self.hf.bos_token_id
-        if bos is None:
-            return token_ids
-        start = 0
-        while token_ids[start : start + 2] == [bos, bos]:
-            start += 1
-        token_ids = token_ids[start:]
-        habit = self.encode("a")[:1] == [bos]
-        return [bos, *token_ids] if habit and token_ids[:1] != [bos] else token_ids
+    def reads_key(self, key: str) -> bool:
+        """Whether the chat template may read this key of a message."""
+        return reads_key(self.hf, key)
 
     def decode(self, token_ids: TokenIds) -> str:
         text: str = self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -102,17 +81,6 @@ class HFTokenizer:
     def token_text(self, token_id: int) -> str:
         text: str = self.hf.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
-
-
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise PromptError unless these are chat messages with a role and a text."""
-    if not messages:
-        raise PromptError("The prompt is empty. Give at least one message.")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise PromptError(f"Message {number} is {message!r}; a message is a mapping with `role` and `content`.")
-        if not isinstance(message.get("content"), str):
-            raise PromptError(f"The content of message {number} is {message.get('content')!r}; give a string.")
 
 
 class HFModel(Backbone):
@@ -229,10 +197,18 @@ def _probed(logits: Tensor) -> Tensor:
 
 
 def end_ids(generation_config: Any | None, config: Any, tokenizer: Any | None) -> frozenset[int]:
-    """Every end-of-sequence id that the generation config, the config or the tokenizer names."""
-    found: set[int] = set()
-    for owner in (generation_config, config, tokenizer):
-        value = getattr(owner, "eos_token_id", None)
-        if value is not None:
-            found.update([int(value)] if isinstance(value, int) else [int(item) for item in value])
-    return frozenset(found)
+    """The end-of-sequence ids of a model: its generation config's, where that speaks for itself.
+
+    Where it says nothing, or only repeats the config that it was made of, every id that the config or the tokenizer
+    names.
+    """
+    said, configured, known = (_ids_of(owner) for owner in (generation_config, config, tokenizer))
+    repeats = bool(getattr(generation_config, "_from_model_config", False)) and said <= configured
+    return said if said and not repeats else said | configured | known
+
+
+def _ids_of(owner: Any | None) -> frozenset[int]:
+    value = getattr(owner, "eos_token_id", None)
+    if value is None:
+        return frozenset()
+    return frozenset([int(value)] if isinstance(value, int) else map(int, value))

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 import transformers
 from torch import Tensor, nn
 
-from trimtab.core import Message, Prompt
+from trimtab.core import Chat, Message, Prompt
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, OptionError, PromptError
-from trimtab.models.hf import check_messages
+from trimtab.models.conversations import Conversations
 from trimtab.models.kinds import longest
 from trimtab.models.probing import RATIO, company_length, disturbed
+from trimtab.models.templates import check_messages, readable, render
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ class _Text:
 
     def __init__(self, tokenizer: Any) -> None:
         self._hf = tokenizer
-        self._start, self._end = self._habits()
+        self._start, self._end = Conversations(tokenizer).habits
         pad = tokenizer.pad_token_id
         self.pad_id = int(pad) if pad is not None else 0
         self.num_special = len(self._start) + len(self._end)
@@ -224,12 +224,13 @@ class _Text:
         """(what stays in front, what may be cut from the left, what stays behind)."""
         messages = _conversation(prompt, answer)
         if not self._hf.chat_template:
-            return self._start, self._plain("\n".join(message["content"] for message in messages)), self._end
+            return self._start, self._plain("\n".join(message.get("content") or "" for message in messages)), self._end
         try:
-            text = self._hf.apply_chat_template([dict(message) for message in messages], tokenize=False)
-        except jinja2.TemplateError as error:
+            chat = readable(self._hf, messages)
+            text = render(self._hf, chat, options=chat.options, opened=False)
+        except PromptError as error:
             raise PromptError(
-                f"The reward model's chat template refuses a conversation of {len(messages)} messages: {error}. "
+                f"The reward model does not read a conversation of {len(messages)} messages. {error} "
                 "Give prompts in the shape that it accepts."
             ) from error
         return self._with_one_bos(self._plain(text))
@@ -247,14 +248,6 @@ class _Text:
         # Not verbose: a text that is too long is cut and counted here.
         token_ids = self._hf(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [int(token_id) for token_id in token_ids]
-
-    def _habits(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer writes before and after raw text."""
-        inner, whole = self._plain("a"), [int(token_id) for token_id in self._hf("a")["input_ids"]]
-        for place in range(len(whole) - len(inner) + 1):
-            if whole[place : place + len(inner)] == inner:
-                return whole[:place], whole[place + len(inner) :]
-        return [], []
 
 
 def load_reward_model(
@@ -310,10 +303,13 @@ def load_reward_model(
     return RewardModel(module.to(device), tokenizer, name=name, max_length=max_length)
 
 
-def _conversation(prompt: Prompt, answer: str) -> list[Message]:
-    """The prompt's messages and the answer's; an assistant's message at the end of the prompt is continued."""
+def _conversation(prompt: Prompt, answer: str) -> Chat:
+    """The prompt's messages and the answer's; an assistant's message at the end of the prompt is continued.
+
+    What a chat says to the answering model's template is said to the reward model's, where that reads it.
+    """
     if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        return Chat([{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
     if len(prompt) > 0 and isinstance(prompt[0], int):
         raise PromptError(
             f"A reward model reads text with its own tokenizer, and the prompt is {len(prompt)} token ids. "
@@ -322,8 +318,9 @@ def _conversation(prompt: Prompt, answer: str) -> list[Message]:
     messages: list[Message] = list(prompt)  # type: ignore[arg-type]
     check_messages(messages)
     if messages[-1]["role"] == "assistant":
-        answer = messages.pop()["content"] + answer
-    return [*messages, {"role": "assistant", "content": answer}]
+        answer = (messages.pop().get("content") or "") + answer
+    options = prompt.options if isinstance(prompt, Chat) else {}
+    return Chat([*messages, {"role": "assistant", "content": answer}], options, required=False)
 
 
 def _check_num_labels(config: Any, name: str) -> None:

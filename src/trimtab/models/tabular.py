@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from trimtab.core import Message, ModelSession, TokenIds
+from trimtab.core import Chat, Message, ModelSession, TokenIds
 from trimtab.errors import OptionError, PromptError
 from trimtab.models.trunk import check_length
 
@@ -60,7 +60,12 @@ class LetterTokenizer:
         return [known[letter] for letter in text]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Contents one after the other, each ended by the first special token; an assistant's last one stays open."""
+        """Contents one after the other, each ended by the first special token; an assistant's last one stays open.
+
+        Raises PromptError for options of a template, since there is none that could read them.
+        """
+        if isinstance(messages, Chat) and messages.required and messages.options:
+            raise PromptError(f"{next(iter(messages.options))!r} is for a chat template, and this model has none.")
         end = sorted(self._special_ids)[:1]
         token_ids = [token_id for message in messages for token_id in [*self.encode(message["content"]), *end]]
         unfinished = bool(end) and bool(messages) and messages[-1]["role"] == "assistant"

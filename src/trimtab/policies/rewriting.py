@@ -9,7 +9,7 @@ are trained on triples of question, answer and correction. What KL it costs is n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from trimtab.answers import Answer
@@ -17,6 +17,7 @@ from trimtab.core import Prompt, SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.errors import OptionError, PromptError
 from trimtab.policies.policy import UNKNOWN, Strength, answers, derived_seed, number
+from trimtab.prompts import options_of, with_options
 
 TEMPLATE = (
     "Edit the following question-answer pair to make the answer more helpful and harmless. "
@@ -63,7 +64,9 @@ class Rewriting:
     def _request(self, draft: Answer) -> Prompt:
         text = self._template.replace("{answer}", draft.text).replace("{question}", _question(draft.prompt))
         tokenizer = self._aligner.model.tokenizer
-        return [{"role": "user", "content": text}] if tokenizer is not None and tokenizer.has_chat_template else text
+        if tokenizer is None or not tokenizer.has_chat_template:
+            return text
+        return with_options([{"role": "user", "content": text}], options_of(draft.prompt), required=False)
 
 
 def _question(prompt: Prompt) -> str:
@@ -71,6 +74,6 @@ def _question(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     last = prompt[-1] if prompt else None
-    if last is None or isinstance(last, int):
+    if not isinstance(last, Mapping):
         raise PromptError("A rewriting reads the question as text; give the prompt as text or as chat messages.")
-    return last["content"]
+    return str(last.get("content") or "")

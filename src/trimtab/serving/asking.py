@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from trimtab.core import LanguageModel, Prompt, SamplingParams
+from trimtab.core import Chat, LanguageModel, Prompt, SamplingParams
 from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_name
-from trimtab.prompts import encode_prompt
+from trimtab.prompts import encode_prompt, reads_key
 from trimtab.serving.limits import Limits
 from trimtab.serving.problems import cut
 from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest, Guidance
@@ -28,6 +29,8 @@ class Catalogue:
     """Guide -> its weight in a request that does not say (0: off)."""
     presets: Mapping[str, Mapping[str, float]]
     """Model name -> weights."""
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is told where a request does not say otherwise."""
 
     def weights(self, name: str, asked: Mapping[str, float], limits: Limits) -> dict[str, float]:
         """The weight of every guide: the model name's, with what the request says over it.
@@ -66,12 +69,26 @@ class Wanted:
 
 def wanted_chat(body: ChatRequest, catalogue: Catalogue, limits: Limits) -> list[Wanted]:
     """The answers that a chat asks for. Raises InputError."""
-    messages = [{"role": message.role, "content": message.text} for message in body.messages]
+    prompt = _chat(body, catalogue)
     if (body.top_logprobs or 0) > 0 and not body.logprobs:
         raise OptionError("top_logprobs is part of logprobs; send logprobs: true with it.")
     num_new = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     num_rivals = (body.top_logprobs or 0) if body.logprobs else None
-    return _wanted(body, [messages], num_new, num_rivals, catalogue, limits)
+    return _wanted(body, [prompt], num_new, num_rivals, catalogue, limits)
+
+
+def _chat(body: ChatRequest, catalogue: Catalogue) -> Chat:
+    """The messages with what the chat template reads of each, and what it is told.
+
+    Clients send histories whole; what the template has no place for (a call of a tool, a thought) is left out.
+    """
+    told = {**catalogue.template_options, **(body.chat_template_kwargs or {})}
+    read = {key for message in body.messages for key in message.keys if reads_key(catalogue.model, key)}
+    messages = [
+        {"role": message.role, "content": message.text, **{k: v for k, v in message.keys.items() if k in read}}
+        for message in body.messages
+    ]
+    return Chat(messages, told)
 
 
 def wanted_completion(body: CompletionRequest, catalogue: Catalogue, limits: Limits) -> list[Wanted]:

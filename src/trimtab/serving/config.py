@@ -47,6 +47,8 @@ class ServeConfig:
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     """Names that it answers to, beside this machine's own."""
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is told where a request does not say otherwise."""
 
 
 def read_config(path: str | Path) -> ServeConfig:
@@ -92,6 +94,7 @@ class _Reader:
             limits=self._limits(given.get("limits", {})),
             origins=tuple(self._texts(given.get("origins", []), "origins")),
             hosts=tuple(self._texts(given.get("hosts", []), "hosts")),
+            template_options=self._mapping(given.get("template_options", {}), "template_options"),
         )
 
     def _guide(self, entry: Any, place: str) -> GuideEntry:

@@ -53,6 +53,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "suffix": (None, ""),
     "echo": (None, False),
+    "chat_template": (None,),
+    "documents": (None, []),
 }
 """OpenAI's fields that cannot be honoured, and the values that ask for nothing."""
 
@@ -175,6 +177,12 @@ class Message(_Wire):
             custom_error_message="give a text, or a list of parts of type 'text'",
         ),
     ]
+    name: Text | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_ITEMS)] | None = None
+    tool_call_id: Text | None = None
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
+    thinking: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -188,6 +196,11 @@ class Message(_Wire):
     def text(self) -> str:
         """The content as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """What else the message says; which of it is read is the chat template's affair."""
+        return self.model_dump(exclude={"role", "content"}, exclude_none=True)
 
 
 class Asked(_Wire):
@@ -247,6 +260,20 @@ class ChatRequest(Asked):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(_few)] | None = Field(
+        default=None, description="as vLLM's: what the chat template is told, such as enable_thinking"
+    )
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @model_validator(mode="after")
+    def _open_or_continue(self) -> ChatRequest:
+        continued = self.messages[-1].role == "assistant"
+        if continued and (self.continue_final_message is False or self.add_generation_prompt):
+            raise ValueError("an assistant's message at the end is continued here; leave it out for a fresh answer")
+        if not continued and (self.continue_final_message or self.add_generation_prompt is False):
+            raise ValueError("continue_final_message is for an assistant's message at the end; leave it out")
+        return self
 
 
 class CompletionRequest(Asked):
@@ -265,6 +292,13 @@ class CompletionRequest(Asked):
     ]
     logprobs: Annotated[int, Field(ge=0)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
+    chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(_few)] | None = None
+
+    @model_validator(mode="after")
+    def _no_template(self) -> CompletionRequest:
+        if self.chat_template_kwargs:
+            raise ValueError("chat_template_kwargs is for chats; a completion goes through no template")
+        return self
 
     @model_validator(mode="after")
     def _no_best_of(self) -> CompletionRequest:

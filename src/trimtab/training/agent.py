@@ -102,6 +102,7 @@ def train_agent(
     out: str | Path,
     settings: AgentSettings | None = None,
     template: str = "raw",
+    template_options: Mapping[str, Any] | None = None,
     prompt_files: Sequence[str] = (),
     workers: int = 0,
     ray_address: str | None = None,
@@ -119,11 +120,11 @@ def train_agent(
 
     `model` is a name as in `load_model`, or a model that is loaded (then without workers). `template` says what a
     prompt of text is: "raw", text to go on with; "chat", a user's message; "auto", a message where the model has a chat
-    template. `prompt_files` are names for the model card. With `workers`, so many Ray actors roll out, each with a
-    model of its own, on this machine or on the cluster at `ray_address`; the learner stays here. Each claims
-    `worker_cpus` and `worker_gpus` of a node (None: a GPU, or its part of one where there are fewer). `out` must not
-    exist unless `overwrite`, or `resume`, which continues an interrupted run exactly where its last whole checkpoint
-    stands.
+    template, which is told `template_options` with each prompt. `prompt_files` are names for the model card. With
+    `workers`, so many Ray actors roll out, each with a model of its own, on this machine or on the cluster at
+    `ray_address`; the learner stays here. Each claims `worker_cpus` and `worker_gpus` of a node (None: a GPU, or its
+    part of one where there are fewer). `out` must not exist unless `overwrite`, or `resume`, which continues an
+    interrupted run exactly where its last whole checkpoint stands.
 
     Raises OptionError, DataError and PromptError for what the caller gave, OutputExistsError, CheckpointError (also
     where the disk is full: the last checkpoint survives), ModelError where rewards are never finite or all workers
@@ -134,14 +135,16 @@ def train_agent(
     claims = (worker_cpus, worker_gpus)
     _check(model, prompts, rewards, template, workers, ray_address, claims)
     checkpoints.check_output(out, resume=resume, overwrite=overwrite)
-    told = _told(prompts, rewards, settings, template, prompt_files)
+    told = _told(rewards, settings, prompt_card(prompts, template, prompt_files, template_options))
     if resume and not checkpoints.workspace_of(out).exists() and out.exists():
         return _finished(out, told)
     rater = Rater(rewards, settings)
     source = ModelSource(str(model), dtype, device, trust_remote_code, revision)
     rollouts = _rollouts(model, source, settings, workers, ray_address, claims)
     try:
-        ready = templated(prompts, template, has_chat_template=rollouts.facts.has_chat_template)
+        ready = templated(
+            prompts, template, has_chat_template=rollouts.facts.has_chat_template, options=template_options
+        )
         rollouts.check(ready)
         description = {"format": 1, "kind": "agent", **rollouts.facts.card, **told}
         workspace = checkpoints.open_workspace(out, description, resume=resume)
@@ -202,18 +205,12 @@ def _rollouts(
     return LocalRollouts(source.load() if isinstance(model, str | Path) else model, settings)
 
 
-def _told(
-    prompts: Sequence[Prompt],
-    rewards: Sequence[AgentReward],
-    settings: AgentSettings,
-    template: str,
-    prompt_files: Sequence[str],
-) -> dict[str, Any]:
+def _told(rewards: Sequence[AgentReward], settings: AgentSettings, data: Mapping[str, Any]) -> dict[str, Any]:
     """What the caller decides of a run, as in `guide.json`; a resumed run must share it."""
     return {
         "hyperparameters": dataclasses.asdict(settings),
         "rewards": rewards_card(rewards),
-        "data": prompt_card(prompts, template, prompt_files),
+        "data": data,
     }
 
 

@@ -10,12 +10,13 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import DataError, MissingExtraError, OptionError, naming
+from trimtab.errors import DataError, MissingExtraError, OptionError, PromptError, naming
+from trimtab.prompts import as_json, with_options
 from trimtab.training.formats import (
     FORMATS,
     PreferencePair,
@@ -44,17 +45,27 @@ class PairData:
     """Rows in order whose answers have equal scores."""
 
 
-def read_pairs(sources: Sequence[str | Path], *, format: str = "auto", skip_bad_lines: bool = False) -> PairData:
+def read_pairs(
+    sources: Sequence[str | Path],
+    *,
+    format: str = "auto",
+    skip_bad_lines: bool = False,
+    ignore_columns: Collection[str] = (),
+    template_options: Mapping[str, Any] | None = None,
+) -> PairData:
     """All pairs of some sources: `.jsonl` files, or hub data sets as `owner/name` or `owner/name@split` (split: train).
 
-    `format` is "auto" (by the shape of the first row of each source) or a name in `FORMATS`. Raises DataError with the
-    path and the 1-based line for the first line that is empty, no JSON, or no pair, unless `skip_bad_lines`.
+    `format` is "auto" (by the shape of the first row of each source) or a name in `FORMATS`. Columns named in
+    `ignore_columns` are as if they were not there; `template_options` go to the chat template with each prompt of
+    messages, under what its row says (`chat_template_kwargs`, `tools`). Raises DataError with the path and the 1-based
+    line for the first line that is empty, no JSON, no pair, or has a column that would be lost, unless
+    `skip_bad_lines`; and for a raw text where there are template options.
     """
     check_format(format)
     pairs: list[PreferencePair] = []
     skipped = ties = 0
     for source in sources:
-        reader = _Reader(str(source), format)
+        reader = _Reader(str(source), format, frozenset(ignore_columns), dict(template_options or {}))
         for number, row in _rows(source):
             try:
                 pairs.append(reader.pair(row))
@@ -89,7 +100,7 @@ def without_stock(pairs: Sequence[PreferencePair], max_prompts: int) -> list[Pre
         return list(pairs)
     prompts: dict[str, set[str]] = {}
     for pair in pairs:
-        for response in (pair.chosen, pair.rejected):
+        for response in filter(None, (pair.chosen, pair.rejected)):  # a call of a tool may come without a text
             prompts.setdefault(response, set()).add(prompt_key(pair))
     stock = {response for response, asked in prompts.items() if len(asked) > max_prompts}
     kept = [pair for pair in pairs if pair.chosen not in stock and pair.rejected not in stock]
@@ -132,14 +143,16 @@ def fingerprint(pairs: Iterable[PreferencePair]) -> str:
     """SHA-256 of the content of the pairs, in order."""
     digest = hashlib.sha256()
     for pair in pairs:
-        line = json.dumps([pair.prompt, pair.chosen, pair.rejected], ensure_ascii=True, sort_keys=True)
+        keys = [dict(pair.chosen_keys), dict(pair.rejected_keys)]
+        content = [as_json(pair.prompt), pair.chosen, pair.rejected, *(keys if any(keys) else [])]
+        line = json.dumps(content, ensure_ascii=True, sort_keys=True)
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 
 
 def prompt_key(pair: PreferencePair) -> str:
     """What tells one prompt from another."""
-    return json.dumps(pair.prompt, sort_keys=True)
+    return json.dumps(as_json(pair.prompt), sort_keys=True)
 
 
 _WAY_OUT = "Correct the line, or go on without such lines: --skip-bad-lines"
@@ -148,19 +161,28 @@ _WAY_OUT = "Correct the line, or go on without such lines: --skip-bad-lines"
 class _Reader:
     """Reads rows of one source; the first usable row settles the format."""
 
-    def __init__(self, source: str, format_name: str) -> None:
+    def __init__(self, source: str, format_name: str, ignored: frozenset[str], options: Mapping[str, Any]) -> None:
         self._source = source
         self._format = format_name
+        self._ignored = ignored
+        self._options = options
 
     def pair(self, row: Any) -> PreferencePair:
         if isinstance(row, RowError):
             raise row
         if not isinstance(row, dict):
             raise RowError(f"{str(row)[:40]!r} is not a JSON object")
+        row = {name: value for name, value in row.items() if name not in self._ignored}
         if self._format == "auto":
             self._format = detect(row)
             log.info("%s: format %s", self._source, self._format)
-        return convert(row, self._format)
+        pair = convert(row, self._format)
+        if not self._options:
+            return pair
+        try:
+            return replace(pair, prompt=with_options(pair.prompt, self._options))  # type: ignore[arg-type]
+        except PromptError as error:
+            raise RowError(str(error).rstrip(".")) from None
 
 
 def _rows(source: str | Path) -> Iterator[tuple[int, Any]]:

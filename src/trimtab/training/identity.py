@@ -24,6 +24,7 @@ _NAMES = {
     ("data", "eval_files"): "{eval_data}",
     ("data", "prompt_files"): "{prompts}",
     ("data", "template"): "{template}",
+    ("data", "template_options"): "{template_options}",
     ("data", "fingerprint"): "the content of the data",
     ("data", "eval_fingerprint"): "the content of the held-out data",
     ("data", "num_pairs"): "the number of training pairs",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trimtab.errors import DataError, OptionError, naming
+from trimtab.prompts import check_ids
 from trimtab.training.data import PairData, PreferencePair, fingerprint, hold_out, sample, without_stock
 from trimtab.training.run import check_length
 from trimtab.training.settings import PairSettings
@@ -71,14 +72,19 @@ class Lengths(Protocol):
 
 
 def tokens_of(host: HFModel, pairs: Sequence[PreferencePair], settings: Lengths) -> TokenData:
-    """Pairs as the ids that decoding will see. Raises OptionError for more tokens than the model can hold."""
+    """Pairs as the ids that decoding will see.
+
+    Raises OptionError for more tokens than the model can hold, PromptError for a token that it has no row for.
+    """
     if not pairs:
         return TokenData((), 0, 0, 0)
     assert host.tokenizer is not None
     check_length(host, settings.max_length)
     log.info("reading %s pairs into tokens", f"{len(pairs):,}")
     lengths = {"max_length": settings.max_length, "max_prompt_length": settings.max_prompt_length}
-    return tokenise(pairs, host.tokenizer, eos_ids=host.eos_ids, **lengths)
+    data = tokenise(pairs, host.tokenizer, eos_ids=host.eos_ids, **lengths)
+    check_ids(host, [max(map(max, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))) for pair in data.pairs])
+    return data
 
 
 @dataclass(frozen=True, slots=True)

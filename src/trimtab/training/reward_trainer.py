@@ -56,6 +56,12 @@ class RewardRows:
 def reward_rows(model: RewardModel, pairs: Sequence[PreferencePair]) -> RewardRows:
     """The ids that the model reads of each pair. Raises DataError where every pair was dropped."""
     before = model.num_cut
+    for number, pair in enumerate(pairs, 1):
+        if lost := next((name for keys in (pair.chosen_keys, pair.rejected_keys) for name in keys), None):
+            raise DataError(
+                f"Pair {number} has an answer with {lost!r}; a reward model reads an answer's text. Put all that it is "
+                "to read into `content`, or leave the key out."
+            )
     prompts = [pair.prompt for pair in pairs]
     chosen = model.token_ids(prompts, [pair.chosen for pair in pairs])
     rejected = model.token_ids(prompts, [pair.rejected for pair in pairs])

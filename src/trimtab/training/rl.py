@@ -70,6 +70,7 @@ def train_rl(
     out: str | Path,
     settings: RLSettings | None = None,
     template: str = "raw",
+    template_options: Mapping[str, Any] | None = None,
     prompt_files: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -81,7 +82,8 @@ def train_rl(
     """Train a policy on a model's own answers to prompts and write its directory.
 
     `model` is a name as in `load_model`. `template` says what a prompt of text is: "raw", text to go on with; "chat", a
-    user's message; "auto", a message where the model has a chat template. `prompt_files` are names for the card. `out`
+    user's message; "auto", a message where the model has a chat template, which is told `template_options` with each
+    prompt. `prompt_files` are names for the card. `out`
     must not exist unless `overwrite`, or `resume`, which continues an interrupted run exactly where its last whole
     checkpoint stands. In a process group (`accelerate launch`) every process calls this; the first one writes.
 
@@ -94,14 +96,14 @@ def train_rl(
     check_prompts(prompts, template)
     check_rewards(rewards)
     checkpoints.check_output(out, resume=resume, overwrite=overwrite)
-    data, told = prompt_card(prompts, template, prompt_files), rewards_card(rewards)
+    data, told = prompt_card(prompts, template, prompt_files, template_options), rewards_card(rewards)
     if run.is_finished(out, resume=resume):
         known = {"kind": "policy", "data": data, "rewards": told, "hyperparameters": run.hyperparameters(settings)}
         return _result(out, checkpoints.finished(out, known))
     rater = Rater(rewards, AgentSettings())  # without a baseline: RLOO has one of its own
     host = run.load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
     description = {**run.describe("policy", host, settings, data), "method": "rloo", "rewards": told}
-    kept, num_long = _tokens(host, prompts, template, settings)
+    kept, num_long = _tokens(host, prompts, template, template_options or {}, settings)
     job = _job(host, kept, num_long, rater, rewards, description, out, settings, progress)
     facts = run.carry_out(job, resume=resume)
     if push_to_hub is not None:
@@ -142,14 +144,14 @@ def _job(
 
 
 def _tokens(
-    host: HFModel, prompts: Sequence[Prompt], template: str, settings: RLSettings
+    host: HFModel, prompts: Sequence[Prompt], template: str, options: Mapping[str, Any], settings: RLSettings
 ) -> tuple[list[PromptIds], int]:
     """The prompts to train on, and how many were left out because they are too long.
 
     Raises DataError where none is left, OptionError where prompt and answer are more than the model can hold.
     """
     assert host.tokenizer is not None
-    ready = templated(prompts, template, has_chat_template=host.tokenizer.has_chat_template)
+    ready = templated(prompts, template, has_chat_template=host.tokenizer.has_chat_template, options=options)
     encoded = [PromptIds(prompt, tuple(encode_prompt(host, prompt))) for prompt in ready]
     kept = [prompt for prompt in encoded if len(prompt.token_ids) <= settings.max_prompt_length]
     num_long = len(encoded) - len(kept)

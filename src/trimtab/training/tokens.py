@@ -1,7 +1,7 @@
-"""Pairs as token ids: the prompt exactly as decoding will see it, the response with its end, nothing over length.
+"""Pairs as token ids: the prompt as decoding feeds it, the response as decoding produces it, nothing over length.
 
-The response's own text is tokenised apart from the prompt, since that is what a model emits token by token; its last
-token is the one that ends a turn in the model's chat template (for raw text, the tokenizer's end-of-sequence token).
+Both come from `models.conversations`, which decoding asks too. A response's last token is the one that ends a turn in
+the model's chat template (for raw text, the end-of-sequence token), unless it was cut.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trimtab.errors import CheckpointError, DataError, OptionError, naming
+from trimtab.errors import DataError, OptionError, PromptError, naming
 from trimtab.training.formats import PreferencePair
 
 if TYPE_CHECKING:
+    from trimtab.models.conversations import Exchange
     from trimtab.models.hf import HFTokenizer
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ def tokenise(
 ) -> TokenData:
     """Every pair as ids of at most `max_length` tokens: prompts cut from the left, responses from the right.
 
-    Raises OptionError for lengths that leave no room, DataError where every pair was dropped.
+    Raises OptionError for lengths that leave no room, DataError where every pair was dropped, PromptError with the
+    pair's number for one that the chat template refuses or would not read whole.
     """
     if not 0 < max_prompt_length < max_length:
         raise naming(
@@ -81,19 +83,19 @@ def tokenise(
             "below it.",
             *(max_prompt_length, max_length),
         )
-    ends = _Ends(tokenizer, eos_ids)
-    cutter = _Cutter(_habitual_bos(tokenizer), max_length, max_prompt_length)
-    prompts: dict[object, list[int]] = {}
-    kept = []
-    for pair in pairs:
-        key = pair.prompt if isinstance(pair.prompt, str) else tuple(map(tuple, (m.items() for m in pair.prompt)))
-        if key not in prompts:
-            prompts[key] = _prompt_ids(pair, tokenizer)
-        end = ends.text if isinstance(pair.prompt, str) else ends.turn
-        chosen, rejected = ([*_plain_ids(tokenizer, text), end] for text in (pair.chosen, pair.rejected))
-        fitted = cutter.fit(prompts[key], chosen, rejected)
+    cutter = _Cutter(tokenizer.hf.bos_token_id, max_length, max_prompt_length)
+    kept, num_ended = [], 0
+    for number, pair in enumerate(pairs, 1):
+        chosen, rejected = _exchanges(pair, tokenizer, eos_ids, number)
+        num_ended += (chosen.num_cut > 0) + (rejected.num_cut > 0)
+        fitted = cutter.fit(chosen.prompt_ids, chosen.answer_ids, rejected.answer_ids)
         if fitted.chosen_ids != fitted.rejected_ids:
             kept.append(fitted)
+    if num_ended:
+        log.warning(
+            "%d responses hold a token that ends an answer, and lose what stands behind it: decoding would stop there",
+            num_ended,
+        )
     if not kept:
         raise naming(
             DataError,
@@ -116,6 +118,14 @@ def tokenise(
     return data
 
 
+def _exchanges(pair: PreferencePair, tokenizer: HFTokenizer, eos_ids: frozenset[int], number: int) -> list[Exchange]:
+    """Prompt and responses of a pair as ids. Raises PromptError with the pair's number (from 1)."""
+    try:
+        return tokenizer.conversations.exchanges(pair.prompt, pair.answers, eos_ids)
+    except PromptError as error:
+        raise PromptError(f"Pair {number}: {error}") from None
+
+
 class _Cutter:
     """Cuts to length and counts what it cut."""
 
@@ -129,51 +139,10 @@ class _Cutter:
     def fit(self, prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> TokenPair:
         if len(prompt) > self._max_prompt_length:
             self.num_prompts += 1
-            # The beginning-of-sequence token survives where the vocabulary has the habit.
+            # The beginning-of-sequence token survives.
             start = [self._bos] if self._bos is not None and prompt[0] == self._bos else []
             tail = self._max_prompt_length - len(start)
             prompt = [*start, *(prompt[-tail:] if tail else [])]
         room = self._max_length - len(prompt)
         self.num_responses += (len(chosen) > room) + (len(rejected) > room)
         return TokenPair(tuple(prompt), tuple(chosen[:room]), tuple(rejected[:room]))
-
-
-class _Ends:
-    """The token that ends a response, after a chat template (`turn`) and after raw text (`text`)."""
-
-    def __init__(self, tokenizer: HFTokenizer, eos_ids: frozenset[int]) -> None:
-        known = tokenizer.hf.eos_token_id
-        if known is None and not eos_ids:
-            raise CheckpointError(
-                "Neither the tokenizer nor the model names an end-of-sequence token, so a response cannot end. "
-                "Set eos_token in the tokenizer's configuration."
-            )
-        self.text = int(known) if known is not None else min(eos_ids)
-        self.turn = _turn_end(tokenizer, eos_ids, default=self.text) if tokenizer.has_chat_template else self.text
-
-
-def _turn_end(tokenizer: HFTokenizer, eos_ids: frozenset[int], *, default: int) -> int:
-    """The first end-of-sequence id that the chat template writes after an assistant's message."""
-    question = [{"role": "user", "content": "a"}]
-    text = tokenizer.hf.apply_chat_template([*question, {"role": "assistant", "content": "b"}], tokenize=False)
-    before = len(tokenizer.encode_chat(question))
-    after = _plain_ids(tokenizer, text)[before:]
-    return next((token_id for token_id in after if token_id in eos_ids), default)
-
-
-def _prompt_ids(pair: PreferencePair, tokenizer: HFTokenizer) -> list[int]:
-    if not isinstance(pair.prompt, str):
-        return tokenizer.encode_chat(pair.prompt)
-    token_ids = tokenizer.encode(pair.prompt)
-    eos = tokenizer.hf.eos_token_id
-    return token_ids[:-1] if eos is not None and len(token_ids) > 1 and token_ids[-1] == eos else token_ids
-
-
-def _plain_ids(tokenizer: HFTokenizer, text: str) -> list[int]:
-    return [int(token_id) for token_id in tokenizer.hf(text, add_special_tokens=False)["input_ids"]]
-
-
-def _habitual_bos(tokenizer: HFTokenizer) -> int | None:
-    """The BOS id where the tokenizer puts it before raw text."""
-    bos = tokenizer.hf.bos_token_id
-    return int(bos) if bos is not None and tokenizer.encode("a")[:1] == [bos] else None

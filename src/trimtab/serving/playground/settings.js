@@ -2,7 +2,7 @@
 // Neither prompts nor keys go there.
 
 const field = (id) => document.getElementById(id);
-const SAMPLING = ["max", "temperature", "seed"];
+const SAMPLING = ["max", "temperature", "seed", "options"];
 const WIDE = { min: -3, max: 3, step: 0.1 };
 const UPWARDS = { ...WIDE, min: 0 };
 const THRESHOLD = { min: 0, max: 0.95, step: 0.05 }; // of a guide that accepts or rejects; 1 would accept nothing
@@ -37,11 +37,27 @@ export function weights() {
 
 export function sampling() {
   const temperature = field("temperature").valueAsNumber;
+  const told = templateOptions(field("options").value);
   return {
     max_tokens: field("max").valueAsNumber,
     seed: field("seed").valueAsNumber,
     ...(Number.isNaN(temperature) ? {} : { temperature }),
+    ...(Object.keys(told).length ? { chat_template_kwargs: told } : {}),
   };
+}
+
+/** `enable_thinking=false effort=low`: names and values, each JSON or a text, with blanks between; as the flag's. */
+function templateOptions(text) {
+  const pairs = text.trim().split(/\s+/).filter(Boolean);
+  return Object.fromEntries(pairs.map((pair) => [pair.split("=")[0], valueOf(pair.slice(pair.indexOf("=") + 1))]));
+}
+
+function valueOf(text) {
+  try {
+    return JSON.parse(/^(true|false|null|none)$/i.test(text) ? text.toLowerCase().replace("none", "null") : text);
+  } catch {
+    return text;
+  }
 }
 
 export function reseed() {

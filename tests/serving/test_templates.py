@@ -1,0 +1,120 @@
+"""What a chat over the wire says to the model's template: options, calls of tools, thoughts; and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.serving.conftest import Running, Start
+from tests.serving.test_http import CHAT, call, chat
+from tests.tiny import byte_llama, byte_tokenizer
+from trimtab.core import Chat
+from trimtab.decoding import Decoder
+from trimtab.models.hf import HFModel
+from trimtab.serving.asking import Catalogue
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['content'] == 'fail' %}{{ 1 + m['content'] }}{% endif %}[{{ m['role'] }}]"
+    "{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.city }}{% endif %}{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% if enable_thinking is defined and not enable_thinking %}-{% endif %}"
+    "{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> HFModel:
+    tokenizer = byte_tokenizer(template=TEMPLATE)
+    return HFModel(byte_llama(tokenizer, max_length=512), tokenizer, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def server(start: Start, model: HFModel) -> Iterator[Running]:
+    with start(decoder=Decoder(model), catalogue=Catalogue(model, "tiny", {}, {})) as running:
+        yield running
+
+
+def _answered(server: Running, prompt: Any) -> str:
+    decoder = server.service.decoder
+    return next(decoder.generate([prompt], seed=CHAT["seed"], max_new_tokens=CHAT["max_tokens"])).text
+
+
+def test_options_reach_the_template_and_change_the_answer(server: Running) -> None:
+    options = {"enable_thinking": False}
+    reply = call(server, "/v1/chat/completions", chat(chat_template_kwargs=options))[2]
+    assert reply["choices"][0]["message"]["content"] == _answered(server, Chat(CHAT["messages"], options))
+    plain = call(server, "/v1/chat/completions", CHAT)[2]
+    assert reply["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"] + 1
+
+
+def test_a_servers_own_options_hold_where_a_request_does_not_say(start: Start, model: HFModel) -> None:
+    catalogue = Catalogue(model, "tiny", {}, {}, {"enable_thinking": False})
+    with start(decoder=Decoder(model), catalogue=catalogue) as server:
+        counts = [
+            call(server, "/v1/chat/completions", chat(**told))[2]["usage"]["prompt_tokens"]
+            for told in ({}, {"chat_template_kwargs": {"enable_thinking": True}})
+        ]
+    assert counts[0] == counts[1] + 1
+
+
+def test_a_call_of_a_tool_in_the_history_is_read(server: Running) -> None:
+    function = {"name": "weather", "arguments": '{"city": "Rome"}'}
+    said = {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+    history = [*CHAT["messages"], said, {"role": "user", "content": "And?"}]
+    reply = call(server, "/v1/chat/completions", chat(messages=history))[2]
+    shown = [*CHAT["messages"], {"role": "assistant", "content": "Rome"}, {"role": "user", "content": "And?"}]
+    assert reply["choices"][0]["message"]["content"] == _answered(server, shown)
+
+
+def test_what_a_template_has_no_place_for_in_a_history_is_left_out(server: Running) -> None:
+    history = [{**CHAT["messages"][0], "reasoning_content": "hmm", "name": "Ann"}]
+    reply = call(server, "/v1/chat/completions", chat(messages=history))[2]
+    assert reply["choices"] == call(server, "/v1/chat/completions", CHAT)[2]["choices"]
+
+
+PREFILLED = [*CHAT["messages"], {"role": "assistant", "content": "Well"}]
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "an option that nothing reads": (
+        "chat/completions",
+        chat(chat_template_kwargs={"enable_thinkin": False}),
+        "no option 'enable_thinkin', so it would do nothing. Options that it reads: enable_thinking.",
+    ),
+    "an option of the server's": (
+        "chat/completions",
+        chat(chat_template_kwargs={"messages": []}),
+        "no option 'messages'",
+    ),
+    "options in a list": ("chat/completions", chat(chat_template_kwargs=[1]), "chat_template_kwargs"),
+    "options of a completion": (
+        "completions",
+        {"model": "tiny", "prompt": "x", "chat_template_kwargs": {"enable_thinking": False}},
+        "chat_template_kwargs is for chats",
+    ),
+    "a template of the client's": ("chat/completions", chat(chat_template="{{ 1 }}"), "chat_template is not supported"),
+    "a template that fails": (
+        "chat/completions",
+        chat(messages=[{"role": "user", "content": "fail"}]),
+        "The model's chat template refuses these messages: TypeError: unsupported operand",
+    ),
+    "a fresh answer after an assistant's": (
+        "chat/completions",
+        chat(messages=PREFILLED, add_generation_prompt=True),
+        "is continued here",
+    ),
+    "to continue the user": ("chat/completions", chat(continue_final_message=True), "is for an assistant's message"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_done_is_a_400_that_names_it(server: Running, what: str) -> None:
+    path, body, reason = REFUSED[what]
+    status, _, reply = call(server, f"/v1/{path}", body)
+    assert status == 400
+    assert reason in reply["error"]["message"]
+
+
+def test_continuing_may_be_asked_for_by_name(server: Running) -> None:
+    asked = chat(messages=PREFILLED, continue_final_message=True, add_generation_prompt=False)
+    reply = call(server, "/v1/chat/completions", asked)[2]
+    assert reply["choices"][0]["message"]["content"] == _answered(server, PREFILLED)
