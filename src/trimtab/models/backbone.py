@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         return torch.device(self.module.get_input_embeddings().weight.device)
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """What a forward pass reads of weights: all but the table of embeddings, of which it reads a row a token."""
+        table = self.module.get_input_embeddings().weight
+        return sum(weight.nbytes for weight in self._decoder.parameters() if weight is not table)
 
     @property
     def max_length(self) -> int | None:
