@@ -37,6 +37,8 @@ LAYERS = (
         "requests",
         "forms",
         "tracing",
+        "capacity",
+        "pacing",
         "sessions",
     }
     | {"statistics"},

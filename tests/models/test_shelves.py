@@ -102,7 +102,7 @@ def test_whatever_lies_where_each_row_is_its_own(family: str, seed: int, monkeyp
             del rows[gone], looked[gone]
         used.add(len(session.trunk._shelves._shelves))
     session.keep(torch.tensor([], dtype=torch.int64))
-    assert session.trunk.cache_bytes == 0
+    assert session.trunk.num_bytes == 0
     assert max(used) > 1
 
 
@@ -144,11 +144,11 @@ def test_a_long_row_costs_its_neighbours_nothing(monkeypatch: pytest.MonkeyPatch
     held = LONG + sum(map(len, short))
     assert session.trunk.num_columns <= before + LONG + LONG // 2
     assert session.trunk.num_columns <= 3 * held
-    assert session.trunk.cache_bytes == session.trunk.num_columns * session.trunk._cache.token_bytes
+    assert session.trunk.num_bytes == session.trunk.num_columns * session.trunk._cache.token_bytes
     session.keep(torch.arange(15))
     assert session.trunk.num_columns <= before
     session.keep(torch.tensor([], dtype=torch.int64))
-    assert session.trunk.num_columns == session.trunk.cache_bytes == 0
+    assert session.trunk.num_columns == session.trunk.num_bytes == 0
 
 
 def test_short_rows_are_not_padded_to_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:

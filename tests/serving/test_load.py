@@ -103,7 +103,7 @@ def assert_nothing_is_left(decoder: Decoder) -> None:
         assert not rows._requests
         assert not rows._left
         if isinstance(rows._session, TrunkSession):
-            assert rows._session.trunk.num_rows == rows._session.trunk.cache_bytes == 0
+            assert rows._session.trunk.num_rows == rows._session.trunk.num_bytes == 0
     assert isinstance(decoder._session, TrunkSession)
 
 

@@ -41,6 +41,14 @@ class Backbone:
         table = self.module.get_input_embeddings().weight
         return sum(weight.nbytes for weight in self._decoder.parameters() if weight is not table)
 
+    @cached_property
+    def token_bytes(self) -> int:
+        """What one token of one row takes in the cache: read off one forward pass over one token."""
+        cache, layout = RowCache(), Layout.extend([0], [0], 1, self.device)
+        cache.begin(layout)
+        self.forward(torch.zeros(1, 1, dtype=torch.int64, device=self.device), layout, cache, [])
+        return cache.token_bytes
+
     @property
     def max_length(self) -> int | None:
         limit = getattr(self._config, "max_position_embeddings", None)

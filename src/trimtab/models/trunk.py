@@ -47,6 +47,10 @@ class Network(Protocol):
     def weight_bytes(self) -> int:
         """What a forward pass reads of weights."""
 
+    @property
+    def token_bytes(self) -> int:
+        """What one token of one row takes in the cache."""
+
     def forward(
         self, token_ids: Tensor, layout: Layout, cache: RowCache, adapters: Sequence[tuple[RowAdapter, list[int]]]
     ) -> Tensor:
@@ -77,7 +81,7 @@ class Trunk:
         return self._cache.num_columns
 
     @property
-    def cache_bytes(self) -> int:
+    def num_bytes(self) -> int:
         """What the cache takes."""
         return self._cache.num_bytes
 
@@ -243,6 +247,16 @@ class TrunkSession:
     @property
     def num_rows(self) -> int:
         return len(self._rows)
+
+    @property
+    def token_bytes(self) -> int:
+        """What one token of one row takes in the cache."""
+        return self.trunk.network.token_bytes
+
+    @property
+    def caches(self) -> tuple[Trunk, ...]:
+        """The trunk."""
+        return (self.trunk,)
 
     def admit(self, prompts: Sequence[TokenIds]) -> None:
         self._rows.extend(self.trunk.join(prompts, self._adapter, tables=self._tables))
