@@ -155,7 +155,7 @@ def test_memory_is_planned_before_the_first_request_and_what_does_not_fit_is_ref
     outcome = run("serve", "--model", tiny.model, "--port", "0", "--max-cached-tokens", str(10**15))
     assert outcome.code == 2
     assert "--max-cached-tokens is 1,000,000,000,000,000" in outcome.err
-    with serving("--model", str(tiny.model), "--name", "small", "--max-cached-tokens", "40") as (server, port):
+    with serving("--model", str(tiny.model), "--name", "small", "--max-cached-tokens", "40") as (_, port):
         body = {"model": "small", "prompt": "a b", "max_tokens": 60}
         status, reply = call(port, "/v1/completions", body)
         assert (status, "and 40 fit" in reply["error"]["message"]) == (400, True)
