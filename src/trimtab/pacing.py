@@ -4,7 +4,7 @@ from __future__ import annotations
 
 LEAST = 16
 """Tokens of prompts that a step feeds at least, however slow they are."""
-SHARE = 1.0
+SHARE = 1.25
 """Seconds for prompts in a step, as a share of those that a step takes without any."""
 _MEMORY = 0.3
 """Weight of what was measured last."""

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.laws.test_decoder_laws import WORLDS, check_company
 from tests.models.test_hf import assert_rows
 from tests.tiny import tiny_module
-from trimtab.models import shelves, trunk
+from trimtab.models import rows, shelves, trunk
 from trimtab.models.hf import HFModel
-from trimtab.models.rows import Layout, RowCache
+from trimtab.models.rows import Layout, RowCache, give_back
 from trimtab.models.shelves import Row, Shelves, bound, cut
 from trimtab.models.trunk import Trunk, TrunkSession
 
@@ -149,6 +149,19 @@ def test_a_long_row_costs_its_neighbours_nothing(monkeypatch: pytest.MonkeyPatch
     assert session.trunk.num_columns <= before
     session.keep(torch.tensor([], dtype=torch.int64))
     assert session.trunk.num_columns == session.trunk.num_bytes == 0
+
+
+def test_much_memory_goes_back_to_the_system_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(rows, "give_back", lambda: given.append(1))
+    _, session = a_session()
+    for _ in range(2):
+        session.admit([[5, 6, 7]])
+        session.logprobs()
+        session.keep(torch.tensor([], dtype=torch.int64))
+        monkeypatch.setattr(rows, "_MUCH", 64 * session.token_bytes)
+    assert given == [1]
+    give_back()  # which any C library survives
 
 
 def test_short_rows_are_not_padded_to_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:

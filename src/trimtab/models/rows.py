@@ -13,6 +13,8 @@ long they are. So whatever a stock model asks of its cache has an answer.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +25,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from trimtab.errors import CompatibilityError
 
 _COLUMN_STEP = 64
+_MUCH = 16 << 20
+"""Bytes from which on freed memory is handed back to the system at once."""
 
 Place = tuple[int, int]
 """A shelf, and a slot of it."""
@@ -219,6 +223,14 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not ty
         return rows.transpose(1, 2)
 
 
+def give_back() -> None:
+    """Let the C library return what was freed: glibc keeps blocks of up to 32 MiB for the process to use again."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(ctypes.c_size_t(0))
+
+
 class RowCache(Cache):  # type: ignore[misc]
     """Keys and values of every layer for the slots of any number of shelves.
 
@@ -318,9 +330,11 @@ class RowCache(Cache):  # type: ignore[misc]
 
     def drop(self, shelf: int) -> None:
         """Give a shelf's memory back."""
-        self._pool.sizes.pop(shelf, None)
+        slots, columns = self._pool.sizes.pop(shelf, (0, 0))
         for layer in self.layers:
             layer.drop(shelf)
+        if slots * columns * self.token_bytes >= _MUCH:
+            give_back()
 
     def _known_layers(self) -> list[RowLayer]:
         return [layer for layer in self.layers if layer.is_initialized]
