@@ -38,6 +38,8 @@ LAYERS = (
         "requests",
         "forms",
         "tracing",
+        "capacity",
+        "pacing",
         "sessions",
     }
     | {"statistics"},

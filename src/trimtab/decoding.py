@@ -11,6 +11,7 @@ candidates at temperature 1, and its rule makes the policy that the temperature 
 from __future__ import annotations
 
 import sys
+import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +20,13 @@ import torch
 from torch import Tensor
 
 from trimtab.answers import Answer, Step, TokenTrace
+from trimtab.capacity import Capacity
 from trimtab.core import Candidates, Guide, LanguageModel, Prompt, Rule, SamplingParams, Session
 from trimtab.errors import OptionError, TrimtabError
 from trimtab.failures import UNREADY, blame, broken_guide
 from trimtab.generation import GenerationEngine
 from trimtab.lanes import Lane, Rows, SelectingLane
+from trimtab.pacing import Pace
 from trimtab.prompts import encode_prompt
 from trimtab.requests import Columns, Request, check_forced, room_for
 from trimtab.rules import NEVER, Tilt, bad_rows, mix
@@ -36,8 +39,10 @@ class Decoder(GenerationEngine):
 
     `guides` maps names to guides, each bound to the model here (VocabularyMismatchError or BaseMismatchError where one
     does not belong). At most `max_rows` requests run at a time; the others wait. With `prefill_chunk` a step
-    feeds at most so many tokens of prompts, so that a long one does not hold up those that run; no answer depends on
-    it. A decoder belongs to one thread; several decoders may share one model.
+    feeds at most so many tokens of prompts, and fewer where they would take longer than the step does without them, so
+    that a long one does not hold up those that run; no answer depends on it. With `max_cached_tokens` a request
+    waits, too, while those that run might come to hold so many tokens in caches with it (see `capacity.Capacity`);
+    one that would by itself is refused. A decoder belongs to one thread; several decoders may share one model.
     """
 
     guides: Mapping[str, Guide]
@@ -50,16 +55,20 @@ class Decoder(GenerationEngine):
         rule: Rule | None = None,
         max_rows: int = 64,
         prefill_chunk: int | None = None,
+        max_cached_tokens: int | None = None,
     ) -> None:
         if max_rows < 1:
             raise OptionError(f"max_rows is {max_rows}; give at least 1.")
         if prefill_chunk is not None and prefill_chunk < 1:
             raise OptionError(f"prefill_chunk is {prefill_chunk}; give at least 1, or None: prompts at once.")
+        if max_cached_tokens is not None and max_cached_tokens < 1:
+            raise OptionError(f"max_cached_tokens is {max_cached_tokens}; give at least 1, or None: no limit.")
         self.model = model
         self.guides = {name: guide.bind(model) for name, guide in (guides or {}).items()}
         self.rule: Rule = rule or Tilt()
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk
+        self.max_cached_tokens = max_cached_tokens
         self._session = model.open()
         self._base = Rows(self._session)
         self._tilting: list[Lane] = []
@@ -76,6 +85,8 @@ class Decoder(GenerationEngine):
                 self._selecting.append(SelectingLane(name, guide, guide.selection, self._session))
         self._lanes: list[Lane] = [*self._tilting, *self._selecting]
         self._rows: tuple[Rows[Session], ...] = (self._base, *self._lanes)
+        self.capacity = Capacity(self._session, {lane.name: lane.session for lane in self._lanes})
+        self._pace = Pace()
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._columns: Columns | None = None
@@ -92,6 +103,7 @@ class Decoder(GenerationEngine):
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
         request = self._request(prompt, params or SamplingParams())
+        self.capacity.check(request, self.max_cached_tokens)
         self._next_id += 1
         self._waiting.append(request)
         return request.request_id
@@ -108,7 +120,8 @@ class Decoder(GenerationEngine):
 
         A request that fails (NaN, or every token forbidden) ends with `finish_reason` "error"; the others go on.
         """
-        self._admit()
+        started = time.perf_counter()
+        num_fed = self._admit()
         if not self._running:
             return []
         filling = self._filling()
@@ -125,11 +138,20 @@ class Decoder(GenerationEngine):
             for row, request in ready.items()
         ]
         self._advance({request.request_id: token_ids[row] for row, request in ready.items()})
+        if ready:
+            self._pace.note(time.perf_counter() - started, num_fed)
         return steps
 
     def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
         """Answer prompts, each in its own way, in their order; see `generate`."""
-        own = Decoder(self.model, self.guides, rule=self.rule, max_rows=self.max_rows, prefill_chunk=self.prefill_chunk)
+        own = Decoder(
+            self.model,
+            self.guides,
+            rule=self.rule,
+            max_rows=self.max_rows,
+            prefill_chunk=self.prefill_chunk,
+            max_cached_tokens=self.max_cached_tokens,
+        )
         return own._answers([own._enqueue(prompt, params) for prompt, params in requests])
 
     def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
@@ -177,27 +199,35 @@ class Decoder(GenerationEngine):
             top_p=top_p if params.top_p is None else params.top_p,
         )
 
-    def _admit(self) -> None:
-        budget = self.prefill_chunk or sys.maxsize
-        for row, left in self._filling().items():
+    def _admit(self) -> int:
+        """Let waiting requests join and feed what the step may of the prompts; returns how many tokens of them."""
+        filling = self._filling()
+        budget = most = self.prefill_chunk or sys.maxsize
+        if self.prefill_chunk and len(filling) < len(self._running):
+            budget = most = self._pace.limit(self.prefill_chunk)
+        for row, left in filling.items():
             share = min(left, budget)
             for rows in self._rows:
                 rows.fill(self._running[row], share)
             budget -= share
         new: list[tuple[Request, int]] = []
         while self._waiting and budget > 0 and len(self._running) + len(new) < self.max_rows:
+            beside = [*self._running, *(request for request, _ in new)]
+            if not self.capacity.fits(self._waiting[0], beside, self.max_cached_tokens):
+                break
             request = self._waiting.popleft()
             share = min(budget, self._cost(request))
             new.append((request, share))
             budget -= share
         if not new:
-            return
+            return most - budget
         self._base.admit([(request, request.prompt_ids, share) for request, share in new])
         for lane in self._lanes:
             mine = [(request, share) for request, share in new if request.weights[lane.name] != 0]
             lane.admit([(request, request.guide_ids[lane.name], share) for request, share in mine])
         self._running.extend(request for request, _ in new)
         self._columns = None
+        return most - budget
 
     def _cost(self, request: Request) -> int:
         """How many tokens of its prompts have to be fed, as a step's budget counts them."""

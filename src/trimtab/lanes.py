@@ -24,6 +24,11 @@ class Rows(Generic[S_co]):
         self._requests: list[Request] = []
         self._left: dict[int, TokenIds] = {}
 
+    @property
+    def session(self) -> S_co:
+        """The session itself."""
+        return self._session
+
     def left(self, request: Request) -> int:
         """How many tokens of a request's prompt are still to be fed."""
         return len(self._left.get(request.request_id, ()))

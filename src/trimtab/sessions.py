@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from trimtab.core import Session, TokenIds, num_known
+from trimtab.core import Cache, Session, TokenIds, caches_of, num_known, token_bytes
 
 S = TypeVar("S", bound=Session)
 
@@ -24,6 +24,14 @@ class SessionView(Generic[S]):
 
     def admit(self, prompts: Sequence[TokenIds]) -> None:
         self._session.admit(prompts)
+
+    @property
+    def token_bytes(self) -> int:
+        return token_bytes(self._session)
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        return caches_of([self._session])
 
     def known(self, prompt: TokenIds) -> int:
         return num_known(self._session, prompt)
@@ -48,6 +56,15 @@ class SessionGroup:
     def admit(self, prompts: Sequence[TokenIds]) -> None:
         for session in self._sessions:
             session.admit(prompts)
+
+    @property
+    def token_bytes(self) -> int:
+        """What a token takes in all of them together."""
+        return sum(map(token_bytes, self._sessions))
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        return caches_of(self._sessions)
 
     def known(self, prompt: TokenIds) -> int:
         """How many of a prompt's first tokens none of them has to feed."""

@@ -146,3 +146,17 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(run: Run, tiny:
         "max_n is 0",
     ):
         assert problem in err, (problem, err)
+
+
+def test_memory_is_planned_before_the_first_request_and_what_does_not_fit_is_refused(run: Run, tiny: Tiny) -> None:
+    outcome = run("serve", "--model", tiny.model, "--port", "0", "--max-rows", "1000000000")
+    assert outcome.code == 2
+    assert "Lower --max-rows." in outcome.err
+    outcome = run("serve", "--model", tiny.model, "--port", "0", "--max-cached-tokens", str(10**15))
+    assert outcome.code == 2
+    assert "--max-cached-tokens is 1,000,000,000,000,000" in outcome.err
+    with serving("--model", str(tiny.model), "--name", "small", "--max-cached-tokens", "40") as (_, port):
+        body = {"model": "small", "prompt": "a b", "max_tokens": 60}
+        status, reply = call(port, "/v1/completions", body)
+        assert (status, "and 40 fit" in reply["error"]["message"]) == (400, True)
+        assert call(port, "/v1/completions", {**body, "max_tokens": 30})[0] == 200

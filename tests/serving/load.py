@@ -78,6 +78,8 @@ def _random_request(
 ) -> tuple[dict[str, Any], Prompt, dict[str, Any]]:
     """(what is sent, the prompt as the decoder takes it, its sampling parameters)."""
     text = " ".join(dice.choices(WORDS, k=dice.choice([1, 4, 12, 60])))
+    if dice.random() < 0.1:
+        text = f"{text[:40]} {'wind ' * 280}"
     how: dict[str, Any] = {
         "temperature": dice.choice([0.0, 0.7, 1.0, 1.3]),
         "top_p": dice.choice([1.0, 0.9]),

@@ -24,13 +24,23 @@ from tests.server_process import serving, until
 from tests.serving.conftest import GUIDES, Start
 from tests.serving.load import Asked, Seen, hang_up, pool, stream, visit, whole
 from tests.tiny import byte_tokenizer, write_lora
+from trimtab.answers import Step
 from trimtab.decoding import Decoder
 from trimtab.models.hf import HFModel
+from trimtab.models.shelves import bound
 from trimtab.models.trunk import TrunkSession
 from trimtab.serving.limits import Limits
+from trimtab.serving.memory import Memory, plan
 
 SOAK_S = 60 * float(os.environ.get("TRIMTAB_SOAK_MINUTES", "10"))
-LIMITS = Limits(max_rows=12, max_queue=16, default_new_tokens=24, prefill_chunk=64, max_prompt_tokens=1900)
+LIMITS = Limits(
+    max_rows=12,
+    max_queue=16,
+    max_cached_tokens=7000,  # of a long prompt and its answer, with both guides, there are some 5000
+    default_new_tokens=24,
+    prefill_chunk=64,
+    max_prompt_tokens=1900,
+)
 MIB = 1 << 20
 
 
@@ -53,15 +63,36 @@ async def visitors(url: str, asked: list[Asked], seen: Seen, *, num: int, second
         await asyncio.gather(*(one(session, number) for number in range(num)))
 
 
-def test_every_answer_of_a_mixed_load_is_the_one_it_has_alone(start: Start, asked: list[Asked]) -> None:
-    seen = Seen()
-    with start(LIMITS) as server:
+def test_every_answer_of_a_mixed_load_is_the_one_it_has_alone(
+    start: Start, asked: list[Asked], tiny_model: HFModel, guides: dict[str, Any]
+) -> None:
+    seen, taken = Seen(), [0]
+    decoder = Decoder(
+        tiny_model,
+        guides,
+        max_rows=LIMITS.max_rows,
+        prefill_chunk=LIMITS.prefill_chunk,
+        max_cached_tokens=LIMITS.max_cached_tokens,
+    )
+    step = decoder.step
+
+    def weighed() -> list[Step]:
+        steps = step()
+        taken.append(decoder.capacity.num_bytes)
+        return steps
+
+    decoder.step = weighed  # type: ignore[method-assign]
+    with start(LIMITS, decoder=decoder) as server:
         asyncio.run(visitors(server.url, asked, seen, num=24, seconds=5))
         until(lambda: server.engine.num_open == 0)
-        assert_nothing_is_left(server.service.decoder)
+        assert_nothing_is_left(decoder)
     assert not seen.wrong, seen.wrong[:5]
-    assert seen.counts["answers compared"] > 50
+    assert seen.counts["answers compared"] > 20
     assert seen.counts["hang up"] > 10
+    rows = LIMITS.max_rows * (1 + len(GUIDES))
+    most = decoder.capacity.token_bytes * bound(LIMITS.max_cached_tokens, rows)
+    assert most / 8 < max(taken) < most  # long prompts are in it
+    assert taken[-1] == 0
 
 
 def test_a_thousand_clients_that_hang_up_leave_nothing(start: Start, asked: list[Asked]) -> None:
@@ -103,7 +134,7 @@ def assert_nothing_is_left(decoder: Decoder) -> None:
         assert not rows._requests
         assert not rows._left
         if isinstance(rows._session, TrunkSession):
-            assert not rows._session.trunk._slots
+            assert rows._session.trunk.num_rows == rows._session.trunk.num_bytes == 0
     assert isinstance(decoder._session, TrunkSession)
 
 
@@ -120,7 +151,8 @@ def served(tiny_model: HFModel, root: Path) -> Iterator[tuple[subprocess.Popen[s
             "--form",
             f"{name}=shift",
         ]
-    for name in ("max_rows", "max_queue", "default_new_tokens", "prefill_chunk", "max_prompt_tokens"):
+    names = ("max_rows", "max_queue", "max_cached_tokens", "default_new_tokens", "prefill_chunk", "max_prompt_tokens")
+    for name in names:
         argv += [f"--{name.replace('_', '-')}", str(getattr(LIMITS, name))]
     with serving(*argv, OMP_NUM_THREADS="1") as (server, port):
         yield server, f"http://127.0.0.1:{port}"
@@ -158,7 +190,9 @@ def test_kill_9_under_load_is_a_connection_error_and_never_a_cut_answer(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
-def test_memory_is_flat_under_a_long_mixed_load(tiny_model: HFModel, asked: list[Asked], tmp_path: Path) -> None:
+def test_memory_is_flat_under_a_long_mixed_load(
+    tiny_model: HFModel, guides: dict[str, Any], asked: list[Asked], tmp_path: Path
+) -> None:
     seen, memory = Seen(), []
 
     async def watch(pid: int) -> None:
@@ -175,12 +209,15 @@ def test_memory_is_flat_under_a_long_mixed_load(tiny_model: HFModel, asked: list
         asyncio.run(run(url, server.pid))
         left = asyncio.run(gauges(url))
     early, late = max(memory[len(memory) // 10 : len(memory) // 4]), max(memory[-len(memory) // 4 :])
+    planned = plan(Decoder(tiny_model, guides), LIMITS, [], Memory(1 << 50, memory[0], "a test"))
+    assert planned is not None
     figures = {"minutes": SOAK_S / 60, **seen.counts, "wrong": len(seen.wrong), "left": left}
     series = [round(value / MIB, 1) for value in memory[:: max(1, len(memory) // 12)]]
     print(json.dumps({**figures, "MiB early": early / MIB, "MiB late": late / MIB, "MiB": series}))
     assert not seen.wrong, seen.wrong[:5]
     assert seen.counts["answers compared"] > 20 * SOAK_S / 60
     assert left == {"trimtab_batch_size": 0.0, "trimtab_queue_length": 0.0}
+    assert max(memory) < planned.num_bytes  # what the server says at start
     assert late - early < 32 * MIB  # a leak of 1 KiB a visit would be 30 MiB in ten minutes, 150 in an hour
 
 

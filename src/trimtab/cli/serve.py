@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli import engines, options
 from trimtab.cli.keys import read_keys
 from trimtab.cli.template_options import add_template_option, template_options
-from trimtab.errors import MissingExtraError, OptionError
+from trimtab.errors import MissingExtraError, OptionError, renamed
 from trimtab.forms import check_negative, forms_of
 from trimtab.prompts import check_options
 from trimtab.serving.config import ServeConfig, read_config
@@ -23,6 +23,7 @@ from trimtab.serving.door import ANY, is_loopback
 from trimtab.serving.limits import Limits
 
 if TYPE_CHECKING:
+    from trimtab.decoding import Decoder
     from trimtab.generation import GenerationEngine
     from trimtab.serving.app import Service
     from trimtab.serving.thread import TensorThread
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _LIMITS: Mapping[str, str] = {
     "max_rows": "answers decoded at a time",
     "max_queue": "answers that may wait; one more is refused with 429",
+    "max_cached_tokens": "tokens in the caches of running answers, guides' included; 0: what the other limits come to, "
+    "or what fits",
     "max_prompt_tokens": "tokens of a prompt",
     "max_new_tokens": "tokens of an answer",
     "default_new_tokens": "tokens of an answer to a request that does not say",
@@ -157,16 +160,36 @@ def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread
 
 
 def _engine(args: argparse.Namespace, config: ServeConfig, limits: Limits) -> GenerationEngine:
-    """What decodes. vLLM has a limit of its own for the tokens of a step, unless one is asked for here."""
+    """What decodes. vLLM has its own limit of caches, and of the tokens of a step unless one is asked for here."""
     if args.engine == "builtin":
         model, guides = options.load_parts(args)
         options.tokenizer_of(model, args)
         from trimtab.decoding import Decoder
 
-        return Decoder(model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
-    asked = "prefill_chunk" in {**config.limits, **_given(args)}
-    more = {"max_num_batched_tokens": limits.max_rows + limits.prefill_chunk} if asked else {}
+        decoder = Decoder(model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
+        return _within_memory(decoder, limits, {**config.limits, **_given(args)})
+    asked = {**config.limits, **_given(args)}
+    if limits.max_cached_tokens:
+        raise OptionError(
+            "--max-cached-tokens is a limit of the built-in engine; vLLM plans its own caches. Leave it out, or give "
+            "--vllm gpu_memory_utilization=F."
+        )
+    more = {"max_num_batched_tokens": limits.max_rows + limits.prefill_chunk} if "prefill_chunk" in asked else {}
     return engines.load_vllm(args, max_rows=limits.max_rows, default_weight=0.0, more=more)
+
+
+def _within_memory(decoder: Decoder, limits: Limits, asked: Collection[str]) -> Decoder:
+    """The decoder, held to what the machine has memory for. Raises OptionError for limits that do not fit."""
+    from trimtab.serving import memory
+
+    try:
+        planned = memory.plan(decoder, limits, asked, memory.memory_of(decoder.model.device))
+    except OptionError as error:
+        raise OptionError(renamed(error, lambda name: f"--{name.replace('_', '-')}") or str(error)) from None
+    if planned is not None:
+        decoder.max_cached_tokens = planned.max_cached_tokens
+        options.say(planned.text)
+    return decoder
 
 
 def _own_weights(args: argparse.Namespace, engine: GenerationEngine) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,6 +39,20 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         return torch.device(self.module.get_input_embeddings().weight.device)
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """What a forward pass reads of weights: all but the table of embeddings, of which it reads a row a token."""
+        table = self.module.get_input_embeddings().weight
+        return sum(weight.nbytes for weight in self._decoder.parameters() if weight is not table)
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """What one token of one row takes in the cache: read off one forward pass over one token."""
+        cache, layout = RowCache(), Layout.extend([0], [0], 1, self.device)
+        cache.begin(layout)
+        self.forward(torch.zeros(1, 1, dtype=torch.int64, device=self.device), layout, cache, [])
+        return cache.token_bytes
 
     @property
     def max_length(self) -> int | None:

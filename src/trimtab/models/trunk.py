@@ -18,9 +18,16 @@ from trimtab.core import TokenIds
 from trimtab.errors import PromptError
 from trimtab.models.prefixes import lend, shared_with
 from trimtab.models.rows import Layout, RowCache
+from trimtab.models.shelves import Row, Shelves
 
 _PREFILL_TOKENS = 4096
 """Padded tokens of one prefill pass: bounds its activations."""
+_PIECE = 2048
+"""Tokens of one row in one prefill pass: bounds its mask and what attention makes of it."""
+_LEAST_WORTH, _WORTH = 1024, 2048
+"""Padded columns that cost what one pass more does: at least, and at most beside few tokens."""
+_TRAFFIC = 4
+"""How often a pass moves a padded column: it is read, and copied for the heads that share it."""
 
 
 class RowAdapter(Protocol):
@@ -36,6 +43,14 @@ class Network(Protocol):
     def max_length(self) -> int | None: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int:
+        """What a forward pass reads of weights."""
+
+    @property
+    def token_bytes(self) -> int:
+        """What one token of one row takes in the cache."""
+
     def forward(
         self, token_ids: Tensor, layout: Layout, cache: RowCache, adapters: Sequence[tuple[RowAdapter, list[int]]]
     ) -> Tensor:
@@ -45,53 +60,30 @@ class Network(Protocol):
         """[N, D] states -> [N, V] float32 log-probabilities; `adapters` as in `forward`, of the states."""
 
 
-class Row:
-    """One growing sequence: how much of it is in the cache, and what its last token led to."""
-
-    __slots__ = ("adapter", "hidden", "length", "moved_from", "peeked", "slot", "table", "tables", "tokens")
-
-    def __init__(self, slot: int, prompt: list[int], adapter: RowAdapter | None, *, tables: bool = True) -> None:
-        self.slot = slot
-        self.adapter = adapter
-        self.tables = tables  # whether log-probabilities will be asked for
-        self.tokens = prompt
-        self.length = 0  # of them, in the cache
-        self.hidden: Tensor | None = None  # [D] after the last token fed
-        self.table: tuple[Tensor, int] | None = None  # ([N, V] log-probabilities, which of them)
-        self.peeked: dict[int, tuple[int, Tensor]] = {}  # candidate -> (its column, its state [D])
-        self.moved_from: int | None = None  # the accepted candidate's column, to be moved to the row's end
-
-    @property
-    def num_pending(self) -> int:
-        """How many tokens wait to be fed."""
-        return len(self.tokens) - self.length
-
-    @property
-    def num_peeked(self) -> int:
-        """How many columns past the row's end hold candidates that may still be accepted."""
-        return max((column + 1 - self.length for column, _ in self.peeked.values()), default=0)
-
-    def append(self, token_id: int) -> None:
-        known = None if self.num_pending else self.peeked.get(token_id)
-        self.tokens.append(token_id)
-        self.table = None
-        self.peeked = {}
-        if known is None or self.moved_from is not None:
-            self.hidden = None
-            return
-        column, self.hidden = known
-        self.moved_from = column if column != self.length else None
-        self.length += 1
-
-
 class Trunk:
     """The rows of all sessions that share one network, and the cache they live in."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
         self._cache = RowCache()
-        self._slots: list[Row] = []  # the row in each slot; no holes
+        self._shelves = Shelves(self._cache)
+        self._rows: list[Row] = []
         self._others: dict[int, Trunk] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows all sessions have together."""
+        return len(self._rows)
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that the cache holds over all rows, those that no row fills included."""
+        return self._cache.num_columns
+
+    @property
+    def num_bytes(self) -> int:
+        """What the cache takes."""
+        return self._cache.num_bytes
 
     def of(self, network: Network) -> Trunk:
         """The trunk of a network among the sessions opened beside this one's: this one itself, or another's.
@@ -105,50 +97,42 @@ class Trunk:
     def join(self, prompts: Sequence[TokenIds], adapter: RowAdapter | None, *, tables: bool = True) -> list[Row]:
         for prompt in prompts:
             check_length(prompt, self.network.max_length)
-        first = len(self._slots)
-        rows = [
-            Row(first + index, list(map(int, prompt)), adapter, tables=tables) for index, prompt in enumerate(prompts)
-        ]
-        self._slots.extend(rows)
+        rows = [Row(list(map(int, prompt)), adapter, tables=tables) for prompt in prompts]
+        self._rows.extend(rows)
         return rows
 
     def known(self, prompt: TokenIds, adapter: RowAdapter | None) -> int:
         """How many tokens of a prompt, its last one left out, a row of this adapter has been fed."""
-        return min(shared_with(list(prompt), adapter, [row for row in self._slots if row.length]), len(prompt) - 1)
+        return min(shared_with(list(prompt), adapter, [row for row in self._rows if row.length]), len(prompt) - 1)
 
     @torch.inference_mode()
     def fork(self, row: Row) -> Row:
         """A new row that continues where this one stands."""
-        self._settle([row])
-        twin = Row(len(self._slots), list(row.tokens), row.adapter, tables=row.tables)
+        self._shelves.settle([row])
+        twin = Row(list(row.tokens), row.adapter, tables=row.tables)
         twin.length, twin.hidden, twin.table = row.length, row.hidden, row.table
-        self._slots.append(twin)
-        self._cache.copy([row.slot], [twin.slot], row.length)
+        self._shelves.fork(row, twin)
+        self._rows.append(twin)
         return twin
 
     @torch.inference_mode()
     def leave(self, row: Row) -> None:
-        """Free a row; the last slot moves into the hole, so that the rows in use stay together."""
-        last = self._slots.pop()
-        if last is row:
-            return
-        self._settle([last])
-        last.peeked = {}
-        self._cache.copy([last.slot], [row.slot], last.length)
-        last.slot = row.slot
-        self._slots[row.slot] = last
+        """Free a row and its place in the cache."""
+        self._shelves.remove(row)
+        index, last = self._rows.index(row), self._rows.pop()
+        if last is not row:
+            self._rows[index] = last
 
     @torch.inference_mode()
     def feed(self) -> None:
         """Feed every waiting token."""
-        self._settle(self._slots)
-        self._feed(self._slots)
+        self._feed(self._rows)
 
     @torch.inference_mode()
     def flush(self) -> None:
         """Feed every waiting token, then compute every missing log-probability."""
         self.feed()
-        missing = [row for row in self._slots if row.tables and row.table is None]
+        missing = [row for row in self._rows if row.tables and row.table is None]
         if missing:
             states = [row.hidden for row in missing]
             table = self.network.head(torch.stack(states), _by_adapter(missing))  # type: ignore[arg-type]
@@ -157,59 +141,67 @@ class Trunk:
 
     @torch.inference_mode()
     def peek(self, rows: Sequence[Row], token_ids: Tensor) -> Tensor:
-        """[B, K] candidates -> [B, K, D]: one pass in which each candidate sees its row's past and itself."""
+        """[B, K] candidates -> [B, K, D]: a pass in which each candidate sees its row's past and itself."""
         for row in rows:
             check_length(range(len(row.tokens) + 1), self.network.max_length)
-        self._settle(self._slots)
         self._feed(rows)
-        num_candidates = token_ids.shape[1]
-        order = sorted(range(len(rows)), key=lambda index: rows[index].slot)
-        batch = [rows[index] for index in order]
+        token_ids = token_ids.to(self.network.device)
+        parts = [(order, self._look([rows[at] for at in order], token_ids[order])) for order in _by_shelf(rows)]
+        out = torch.cat([hidden for _, hidden in parts])
+        return out[torch.tensor([at for order, _ in parts for at in order], device=out.device).argsort()]
+
+    def _look(self, batch: Sequence[Row], token_ids: Tensor) -> Tensor:
+        """`peek` for rows of one shelf, by slot."""
         taken = [row.num_peeked for row in batch]
-        device = self.network.device
-        layout = Layout.branch(
-            [row.slot for row in batch], [row.length for row in batch], taken, num_candidates, device
-        )
-        at = torch.tensor(order, device=device)
-        ordered = token_ids.to(device)[at]
-        hidden = self._run(batch, ordered, layout)
-        for row, ids, states, used in zip(batch, ordered.tolist(), hidden, taken, strict=True):
+        width = token_ids.shape[1]
+        [shelf] = {row.shelf for row in batch}
+        lengths = [row.length for row in batch]
+        layout = Layout.branch([row.slot for row in batch], lengths, taken, width, self.network.device, shelf)
+        self._shelves.use(shelf, max(taken) + width)
+        hidden = self._run(batch, token_ids, layout)
+        for row, ids, states, used in zip(batch, token_ids.tolist(), hidden, taken, strict=True):
             for offset, token_id in enumerate(ids):
                 row.peeked.setdefault(token_id, (row.length + used + offset, states[offset]))
-        out = torch.empty_like(hidden)
-        out[at] = hidden
-        return out
-
-    def _settle(self, rows: Sequence[Row]) -> None:
-        """Move accepted candidates' columns to the ends of their rows."""
-        moved = [row for row in rows if row.moved_from is not None]
-        self._cache.shift(
-            [row.slot for row in moved],
-            [row.moved_from for row in moved if row.moved_from is not None],
-            [row.length - 1 for row in moved],
-        )
-        for row in moved:
-            row.moved_from = None
+        return hidden
 
     def _feed(self, rows: Sequence[Row]) -> None:
         """Feed the waiting tokens of rows; what begins alike is fed once."""
+        self._shelves.arrange(self._rows, self._worth())
         left = [row for row in rows if row.num_pending]
         while left:
-            loans, later = lend([row for row in left if not row.length], [row for row in self._slots if row.length])
+            loans, later = lend([row for row in left if not row.length], [row for row in self._rows if row.length])
             self._take_over(loans)
             postponed = {id(row) for row in later}
-            for group in _groups([row for row in left if row.num_pending and id(row) not in postponed]):
-                self._extend(group)
+            now = [row for row in left if row.num_pending and id(row) not in postponed]
+            for group in (group for order in _by_shelf(now) for group in _groups([now[at] for at in order])):
+                while any(row.num_pending for row in group):
+                    self._extend(group)
             left = later
+
+    def _worth(self) -> int:
+        """How many padded columns cost what one pass more does: as many as move as many bytes as the weights have.
+
+        No more than a sixteenth of all that is held, or `_WORTH`, for the sake of memory.
+        """
+        num_tokens = sum(len(row.tokens) for row in self._rows)
+        most = max(_WORTH, (1 << num_tokens.bit_length()) // 32)  # a power of two, so that it seldom changes
+        token_bytes = self._cache.token_bytes
+        return (
+            most
+            if not token_bytes
+            else min(most, max(_LEAST_WORTH, self.network.weight_bytes // (_TRAFFIC * token_bytes)))
+        )
 
     def _take_over(self, loans: Sequence[tuple[Row, Row, int]]) -> None:
         """Rows begin with what others have fed: all of it where they are the same, else all but their last token."""
         if not loans:
             return
         self._cache.copy(
-            [donor.slot for _, donor, _ in loans],
-            [row.slot for row, _, _ in loans],
-            max(shared for *_, shared in loans),  # columns past a row's end do no harm
+            [
+                (donor.place, row.place, shared)
+                for row, donor, shared in loans
+                if donor.place is not None and row.place is not None
+            ]
         )
         for row, donor, shared in loans:
             row.length = min(shared, len(row.tokens) - 1)
@@ -217,16 +209,21 @@ class Trunk:
                 row.length, row.hidden, row.table = shared, donor.hidden, donor.table
 
     def _extend(self, rows: Sequence[Row]) -> None:
-        """One pass that feeds the waiting tokens of rows; shorter ones are padded on the right, past their end."""
+        """One pass that feeds the waiting tokens of rows of a shelf, of a long row the first `_PIECE`.
+
+        Shorter ones are padded on the right, past their end.
+        """
         batch = sorted(rows, key=lambda row: row.slot)
-        width = max(row.num_pending for row in batch)
-        ids = [row.tokens[row.length :] + [row.tokens[-1]] * (width - row.num_pending) for row in batch]
+        [shelf] = {row.shelf for row in batch}
+        pieces = [row.tokens[row.length : row.length + _PIECE] for row in batch]
+        width = max(map(len, pieces))
+        ids = [piece + [row.tokens[-1]] * (width - len(piece)) for row, piece in zip(batch, pieces, strict=True)]
         device = self.network.device
-        layout = Layout.extend([row.slot for row in batch], [row.length for row in batch], width, device)
+        layout = Layout.extend([row.slot for row in batch], [row.length for row in batch], width, device, shelf)
         hidden = self._run(batch, torch.tensor(ids, device=device), layout)
-        for row, states in zip(batch, hidden, strict=True):
-            row.hidden = states[row.num_pending - 1]
-            row.length = len(row.tokens)
+        for row, piece, states in zip(batch, pieces, hidden, strict=True):
+            row.hidden = states[len(piece) - 1]
+            row.length += len(piece)
             row.table, row.peeked = None, {}
 
     def _run(self, batch: Sequence[Row], token_ids: Tensor, layout: Layout) -> Tensor:
@@ -246,6 +243,16 @@ class TrunkSession:
     @property
     def num_rows(self) -> int:
         return len(self._rows)
+
+    @property
+    def token_bytes(self) -> int:
+        """What one token of one row takes in the cache."""
+        return self.trunk.network.token_bytes
+
+    @property
+    def caches(self) -> tuple[Trunk, ...]:
+        """The trunk."""
+        return (self.trunk,)
 
     def admit(self, prompts: Sequence[TokenIds]) -> None:
         self._rows.extend(self.trunk.join(prompts, self._adapter, tables=self._tables))
@@ -326,6 +333,14 @@ def _by_adapter(batch: Sequence[Row]) -> list[tuple[RowAdapter, list[int]]]:
         if row.adapter is not None:
             adapters.setdefault(id(row.adapter), (row.adapter, []))[1].append(index)
     return list(adapters.values())
+
+
+def _by_shelf(rows: Sequence[Row]) -> list[list[int]]:
+    """Which rows lie on each shelf, by slot."""
+    found: dict[int, list[int]] = {}
+    for at in sorted(range(len(rows)), key=lambda at: rows[at].place or (0, 0)):
+        found.setdefault(rows[at].shelf, []).append(at)
+    return list(found.values())
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:

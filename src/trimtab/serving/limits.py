@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from trimtab.errors import OptionError
 
-_MAY_BE_ZERO = ("max_queue", "max_stop", "max_top_logprobs", "max_guides", "drain_s")
+_MAY_BE_ZERO = ("max_queue", "max_cached_tokens", "max_stop", "max_top_logprobs", "max_guides", "drain_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,9 @@ class Limits:
     """Answers that are decoded at a time; the others wait."""
     max_queue: int = 128
     """Answers that may wait; one more is refused with 429."""
+    max_cached_tokens: int = 0
+    """Tokens that running answers may come to hold in caches, prompts included, the base's and each guide's; where one
+    more does not fit, answers wait. 0: what the other limits come to, or what the machine has room for."""
     max_prompt_tokens: int = 4096
     max_new_tokens: int = 2048
     """Tokens of an answer; a request that names no number gets `default_new_tokens`."""
