@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.answers import Answer
+from trimtab.answers import Answer, finished
 from trimtab.core import Candidates, LanguageModel, ModelSession, Prompt, SamplingParams, TokenIds
 from trimtab.decoding import Decoder
 from trimtab.errors import DeadEndError, NotFiniteError, OptionError, PromptError, VocabularyMismatchError
@@ -178,14 +178,18 @@ def test_a_broken_guide_fails_its_request_and_not_the_batch() -> None:
     assert isinstance(ended[ids[1]].error, NotFiniteError)
     assert "Guide nan" in str(ended[ids[1]].error)
     assert isinstance(ended[ids[2]].error, DeadEndError)
+    first, failed, last = decoder.generate(["abc"] * 3, weights=[weights[0], weights[1], weights[0]], seed=0)
+    assert (failed.finish_reason, type(failed.error)) == ("error", NotFiniteError)
+    assert [first.error, last.error] == [None, None]
     with pytest.raises(NotFiniteError):
-        list(decoder.generate("abc", weights=weights[1]))
+        list(finished(decoder.generate("abc", weights=weights[1])))
 
 
 def test_nan_of_the_model_is_an_error_and_not_token_zero() -> None:
     broken = TabularModel(lambda prefix: torch.full((8,), math.nan), 8)
-    with pytest.raises(NotFiniteError, match="The model gives NaN"):
-        next(Decoder(broken).generate("abc"))
+    answer = next(Decoder(broken).generate("abc"))
+    assert isinstance(answer.error, NotFiniteError)
+    assert "The model gives NaN" in str(answer.error)
 
 
 def test_cancel_frees_the_row_and_leaves_the_others() -> None:

@@ -85,7 +85,8 @@ class GenerationEngine(ABC):
         """Answer prompts, in their order, each as soon as it and those before it are done.
 
         `weights` is one mapping for all prompts or one for each; prompt i draws from seed + i. The other options are
-        `SamplingParams`'. Everything is checked before the first answer; a request that fails later raises its error.
+        `SamplingParams`'. Everything is checked before the first answer. A request that fails later is an answer like
+        the others, with `finish_reason` "error" and its `error`; `answers.finished` raises that instead.
         """
         wanted = as_prompts(prompts)
         if weights is None or isinstance(weights, Mapping):

@@ -25,11 +25,9 @@ def is_chat(prompt: Prompt) -> bool:
 
 def encode_prompt(model: Vocabulary, prompt: Prompt) -> list[int]:
     """A prompt as token ids. Raises PromptError for an empty one, or one that the model cannot read."""
-    if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
+    given = not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt)
+    if given:
         token_ids = [int(item) for item in prompt]  # type: ignore[arg-type]
-        bad = [item for item in token_ids if not 0 <= item < model.vocab_size]
-        if bad:
-            raise PromptError(f"Token id {bad[0]} is outside the vocabulary of {model.vocab_size} ids.")
     elif model.tokenizer is None:
         raise PromptError("This model has no tokenizer. Give the prompt as a list of token ids.")
     elif isinstance(prompt, str):
@@ -38,7 +36,29 @@ def encode_prompt(model: Vocabulary, prompt: Prompt) -> list[int]:
         token_ids = model.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
     if not token_ids:
         raise PromptError("The prompt is empty. Give at least one token.")
+    check_readable(token_ids, num_readable(model), None if given else model.tokenizer)
     return token_ids
+
+
+def num_readable(model: Vocabulary) -> int:
+    """How many ids a model can be fed, from 0 on: rows of its embedding, which need be neither its vocabulary's size
+    nor its tokenizer's."""
+    return int(getattr(model, "num_embeddings", model.vocab_size))
+
+
+def check_readable(
+    token_ids: TokenIds, limit: int, tokenizer: Tokenizer | None = None, whose: str = "the model"
+) -> None:
+    """Raise PromptError for an id that is none of the first `limit`, in the words of the `tokenizer` that made it."""
+    bad = next((token_id for token_id in token_ids if not 0 <= token_id < limit), None)
+    if bad is None:
+        return
+    if tokenizer is None:
+        raise PromptError(f"Token id {bad} is outside the vocabulary of {limit} ids that {whose} can read.")
+    raise PromptError(
+        f"The prompt holds {tokenizer.token_text(bad)!r}, which its tokenizer knows as token {bad}; {whose} has been "
+        f"given no more than {limit} tokens and cannot read it. Leave it out."
+    )
 
 
 def guide_prompt_ids(model: Vocabulary, prompt: Prompt, base_ids: TokenIds) -> TokenIds:

@@ -70,6 +70,9 @@ class StepTensors:
     """Guide name -> [B] bool: rows that the guide scored."""
     choices: Mapping[int, tuple[str, Walk, int]] = field(default_factory=dict)
     """Row -> the guide that selected there, its walk, and the row's place in it."""
+    final: Tensor | None = None
+    """[B, V]: what was drawn from, after temperature and filters, at −inf what was dropped and the rest not
+    renormalised; the rule's policy at the temperature where a guide selected. None: no row has a trace."""
 
 
 def kl_divergence(policy: Tensor, base: Tensor, temperature: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from trimtab.decoding import Decoder
 from trimtab.errors import CheckpointError, NotFiniteError, PromptError
 from trimtab.guides.agent import AgentNetwork
 from trimtab.models.tabular import TabularModel
+from trimtab.noise import step_key, uniforms
 from trimtab.training import agent_recorder
 from trimtab.training.agent_recorder import Episode, Recorder, seed_of
 from trimtab.training.agent_settings import AgentSettings
@@ -48,7 +49,7 @@ def told(plan: Plan, bias: float) -> tuple[list[int], list[tuple[list[float], in
     """An episode as one would act it out: tokens, transitions (state, action, reward), forced steps, KL."""
     network = AgentNetwork(MODEL.hidden_size, SETTINGS.hidden_dim)
     network.load_state_dict(weights(bias))
-    generator = torch.Generator().manual_seed(seed_of(SETTINGS.seed, "episode", plan.index))
+    seed = seed_of(SETTINGS.seed, "episode", plan.index)
     prefix, tokens, transitions, forced, kl = list(plan.prompt), [], [], 0, 0.0
     while len(tokens) < SETTINGS.max_new_tokens and 0 not in tokens:
         scores = MODEL.next_logprobs(prefix).tolist()
@@ -64,7 +65,8 @@ def told(plan: Plan, bias: float) -> tuple[list[int], list[tuple[list[float], in
             states = [MODEL.state([*prefix, token]) for token in survivors]
             with torch.no_grad():
                 accept = [float(network(state).softmax(-1)[1]) for state in states]
-            drawn = torch.rand(len(survivors), generator=generator, dtype=torch.float64).tolist()
+            key = torch.tensor([step_key(seed, len(tokens))])
+            [drawn] = uniforms(key, torch.tensor([survivors])).tolist()
             actions = [uniform < p for uniform, p in zip(drawn, accept, strict=True)]
             forced += not any(actions)
             at = actions.index(True) if any(actions) else len(survivors) - 1

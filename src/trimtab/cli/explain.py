@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     tokenizer, decoder = options.load_decoder(args, max_rows=1)
     prompt = as_chat(args.prompt) if use_template(args.template, tokenizer) else args.prompt
-    (answer,) = decoder.generate(
+    from trimtab.answers import finished
+
+    decoded = decoder.generate(
         [prompt],
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         trace=True,
         num_alternatives=args.num_alternatives,
     )
+    (answer,) = finished(decoded)
     from trimtab.evaluation.trace import explain_tokens
 
     tokens = explain_tokens(answer.trace or (), answer.weights, tokenizer.token_text)

@@ -32,7 +32,7 @@ from torch import Tensor
 from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, TokenIds
 from trimtab.errors import BaseMismatchError, OptionError, unknown_name
 from trimtab.forms import FORMS, PRODUCT, SHIFT
-from trimtab.prompts import check_same_vocabulary, encode_prompt, guide_prompt_ids
+from trimtab.prompts import check_same_vocabulary, encode_prompt, guide_prompt_ids, num_readable
 from trimtab.rules import NEVER
 from trimtab.sessions import SessionGroup, SessionView
 
@@ -69,6 +69,11 @@ class ARM:
     def max_length(self) -> int | None:
         limits = [model.max_length for model in (self.model, self.reference) if model is not None]
         return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def num_readable(self) -> int:
+        """How many ids it can be fed, from 0 on."""
+        return min(num_readable(model) for model in (self.model, self.reference) if model is not None)
 
     def bind(self, base: LanguageModel) -> ARM:
         check_same_vocabulary(base, self.model)

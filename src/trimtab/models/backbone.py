@@ -28,6 +28,8 @@ class Backbone:
         self.windows = _windows(self._config)
         """Kind of attention layer -> its sliding window; the kind is "" where one mask does for all layers."""
         self.vocab_size = int(module.get_input_embeddings().weight.shape[0])
+        self.num_embeddings = self.vocab_size
+        """Ids that it can be fed, from 0 on; a causal model's output may be wider or narrower."""
         self.hidden_size = int(self._config.hidden_size)
 
     @property

@@ -174,8 +174,6 @@ class VLLMEngine(GenerationEngine):
             for request in requests:
                 while request.finish_reason is None:
                     self._held += [step for step in self._advance() if step.request_id not in self._private]
-                if request.error is not None:
-                    raise request.error
                 yield request.answer()
         finally:
             for request_id in mine:
