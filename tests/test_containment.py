@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.faults import STAGES, FaultyModel, Nth, PlantedError, always, faulty_request, planted, sound_requests
+from tests.faults import STAGES, VERBS, FaultyModel, Nth, PlantedError, always, faulty_request, planted, sound_requests
 from trimtab import decoding
 from trimtab.answers import Step
 from trimtab.core import SamplingParams
@@ -51,8 +51,9 @@ def alone() -> list[Tokens]:
     return answers
 
 
-@pytest.mark.parametrize("chunk", [None, 2])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "chunk"), [*((stage, None) for stage in STAGES), *((f"model {verb}", 2) for verb in VERBS)]
+)
 def test_an_error_ends_the_request_that_caused_it_and_no_other(
     stage: str, chunk: int | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

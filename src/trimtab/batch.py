@@ -75,8 +75,8 @@ class Batch:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the base's session: one for each running request."""
-        return self._session.num_rows
+        """Rows of the session that has the most of them: of the base's, one for each running request."""
+        return max(side.num_rows for side in self._sides)
 
     def cost(self, request: Request) -> int:
         """How many tokens of a request have to be fed before its next one, the costliest side's."""

@@ -84,6 +84,11 @@ class Decoder(GenerationEngine):
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that are remembered; those of requests that have left are none of them."""
+        return 0 if self._batch is None else self._batch.num_rows
+
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
         request = self._request(prompt, params or SamplingParams())

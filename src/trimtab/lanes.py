@@ -24,6 +24,10 @@ class Rows(Generic[S_co]):
         self._requests: list[Request] = []
         self._left: dict[int, TokenIds] = {}
 
+    @property
+    def num_rows(self) -> int:
+        return self._session.num_rows
+
     def left(self, request: Request) -> int:
         """How many tokens of a request's prompt are still to be fed."""
         return len(self._left.get(request.request_id, ()))
