@@ -104,7 +104,7 @@ def assert_nothing_is_left(decoder: Decoder) -> None:
         assert not rows._left
         if isinstance(rows._session, TrunkSession):
             assert not rows._session.trunk._slots
-    assert isinstance(decoder._session, TrunkSession)
+    assert isinstance(decoder._batch is None or decoder._batch._session, (bool, TrunkSession))
 
 
 @contextmanager
