@@ -121,7 +121,7 @@ class Decoder(GenerationEngine):
         try:
             outcome = self._decode()
             if outcome is not None:
-                self._calm_down()
+                self._calm_down(outcome)
                 steps = self._push(outcome)
                 self._advance(outcome)
         except Exception as error:
@@ -249,10 +249,10 @@ class Decoder(GenerationEngine):
             requests = [self._waiting.popleft()]
         self._report(fault, requests)
         self._requeue(requests)
-        self._num_calm = 0
+        has_grown, self._num_calm = self._num_calm > 0, 0
         if is_lost(self.model.device):
             raise fault
-        guilty = self._first_guilty(requests) or ({} if grown else self._give_way(requests, fault))
+        guilty = self._first_guilty(requests) or ({} if grown else self._give_way(requests, fault, has_grown))
         self._waiting = deque(request for request in self._waiting if request not in guilty)
         return [request.fail(unexpected(error)) for request, error in guilty.items()]
 
@@ -283,21 +283,22 @@ class Decoder(GenerationEngine):
             return without_frames(error)
         return None
 
-    def _give_way(self, requests: Sequence[Request], fault: Exception) -> dict[Request, Exception]:
+    def _give_way(self, requests: Sequence[Request], fault: Exception, has_grown: bool) -> dict[Request, Exception]:
         """What to do about a fault that is nobody's: try again; then with fewer rows; then end the one that is left.
 
-        So it ends, whatever it is. Memory that is out is such a fault: fewer rows need less.
+        So it ends, whatever it is: one that is left and has not grown since the last fault never will. Memory that is
+        out is such a fault: fewer rows need less.
         """
         self._num_faults += 1
         if self._num_faults == 1:
             return {}
         if len(requests) == 1:
-            return {requests[0]: fault}
+            return {} if has_grown else {requests[0]: fault}
         self._room = max(1, len(requests) // 2)
         return {}
 
-    def _calm_down(self) -> None:
-        self._num_calm += 1
+    def _calm_down(self, outcome: Outcome) -> None:
+        self._num_calm += bool(outcome.tokens)
         if self._num_calm >= CALM_STEPS and (self._num_faults or self._room < self.max_rows):
             self._num_calm, self._num_faults = 0, 0
             self._room = min(self.max_rows, 2 * self._room)
