@@ -301,6 +301,19 @@ def test_generate_leaves_requests_that_were_added_alone() -> None:
         ({"stop": [""]}, "stop is"),
         ({"seed": -1}, "seed is -1"),
         ({"num_alternatives": -1}, "num_alternatives is -1"),
+        ({"weights": {"helpful": "1"}}, "'1'; give a finite number"),
+        ({"weights": {"helpful": 1e39}}, r"1e\+39; give a finite number"),
+        ({"weights": {"helpful": 10**400}}, "give a finite number"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"temperature": 10**400}, "give a number of at least 0"),
+        ({"temperature": True}, "temperature is True"),
+        ({"top_k": 2.5}, "top_k is 2.5"),
+        ({"top_p": [0.9]}, "top_p is"),
+        ({"min_p": None}, "min_p is None"),
+        ({"max_new_tokens": 3.0}, "max_new_tokens is 3.0"),
+        ({"repetition_penalty": 10**400}, "give a number above 0"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"stop": (3,)}, "stop is"),
     ],
 )
 def test_options_out_of_range_are_named_before_anything_runs(how: dict[str, Any], words: str) -> None:
@@ -343,6 +356,8 @@ def test_forced_tokens_are_taken_and_scored_then_the_request_goes_on_as_it_likes
 
 
 def test_a_forced_token_that_is_none_is_named() -> None:
+    with pytest.raises(OptionError, match="forced is"):
+        SamplingParams(forced=(1.5,))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="Forced token 99"):
         Decoder(BASE).add("abc", SamplingParams(forced=(1, 99)))
 

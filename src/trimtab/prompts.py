@@ -25,6 +25,8 @@ def is_chat(prompt: Prompt) -> bool:
 
 def encode_prompt(model: Vocabulary, prompt: Prompt) -> list[int]:
     """A prompt as token ids. Raises PromptError for an empty one, or one that the model cannot read."""
+    if not isinstance(prompt, Sequence):
+        raise PromptError(f"The prompt is {prompt!r:.100}; give text, a list of token ids, or a list of chat messages.")
     given = not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt)
     if given:
         token_ids = [int(item) for item in prompt]  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from trimtab.cli import answers, engines, guide_options, options
 from trimtab.cli.answering import Request, in_order, located
 from trimtab.cli.by_method import MethodChoice, add_method_options, answered, method_choice
 from trimtab.cli.prompts import PromptRow, as_chat, prompts_of, read_prompts, use_template
-from trimtab.errors import OptionError, PromptError
+from trimtab.errors import ModelError, OptionError, PromptError
 
 if TYPE_CHECKING:
     from trimtab.generation import GenerationEngine
@@ -85,12 +85,13 @@ def run(args: argparse.Namespace) -> int:
     if plan is not None:
         plan.check(settings, rows)
     num_done = 0 if plan is None else plan.num_done
-    num_tokens = 0
-    if num_done < len(rows):
-        todo = _requests(args, rows, seed)[num_done:]
-        num_tokens = _answer_all(args, todo, plan, settings, choice)
+    todo = _requests(args, rows, seed)[num_done:]
+    num_tokens = _answer_all(args, todo, plan, settings, choice) if todo else 0
     if args.out is not None:
         _summarise(args, len(rows), num_done, num_tokens, time.monotonic() - started)
+    num_failed = sum(request.failed for request in todo)
+    if num_failed:
+        raise ModelError(f"{num_failed} of {len(todo)} answers failed while they were made; their rows say why.")
     return 0
 
 
