@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from trimtab import batch
 from trimtab.answers import Answer, finished
-from trimtab.core import Candidates, LanguageModel, ModelSession, Prompt, SamplingParams, TokenIds
+from trimtab.core import Candidates, LanguageModel, ModelSession, Prompt, SamplingParams, Selection, TokenIds
 from trimtab.decoding import Decoder
 from trimtab.errors import DeadEndError, NotFiniteError, OptionError, PromptError, VocabularyMismatchError
+from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
+from trimtab.rules import RandomAccepted
+from trimtab.tracing import StepTensors
 
 BASE = TabularModel.random(8, seed=0)
 GUIDE = ARM(TabularModel.random(8, seed=1))
@@ -385,3 +389,39 @@ def test_numbers_that_float32_cannot_hold_are_still_numbers(name: str, extreme: 
     if name == "repetition_penalty":  # a token that was there is all that is left, or never comes again
         repeated = [token in (1, 2, *answer.token_ids[:index]) for index, token in enumerate(answer.token_ids)]
         assert all(repeated) if extreme < 1 else not any(repeated[:6])
+
+
+def test_a_traced_step_holds_what_was_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After temperature and filters; where a guide selects, its rule's policy at the temperature."""
+    steps: list[StepTensors] = []
+    sound = batch.traces
+
+    def watched(step: StepTensors, *args: Any) -> Any:
+        steps.append(step)
+        return sound(step, *args)
+
+    monkeypatch.setattr(batch, "traces", watched)
+    torch.manual_seed(0)
+    agent = Agent(AgentNetwork(4, 8).requires_grad_(False), selection=Selection(RandomAccepted()))
+    decoder = Decoder(BASE, {"g": GUIDE, "agent": agent})
+    off = {"g": 1.0, "agent": 0.0}
+    how: list[dict[str, Any]] = [
+        {"weights": off, "temperature": 0.5, "top_k": 3, "trace": True},
+        {"weights": {"g": 1.0, "agent": 1e-6}, "temperature": 0.7, "top_k": 4, "top_p": 1.0, "trace": True},
+        {"weights": off, "temperature": 0.0},
+    ]
+    for row, options in enumerate(how):
+        decoder.add([1, 2, 3], SamplingParams(max_new_tokens=1, seed=row, **options))
+    tokens = [step.token_id for step in decoder.step()]
+    [step] = steps
+    assert step.final is not None
+    mixed = torch.log_softmax(BASE.next_logprobs([1, 2, 3]) + GUIDE.model.next_logprobs([1, 2, 3]), -1)
+    best = mixed.topk(4).indices
+    expected = torch.full((3, 8), -math.inf)
+    expected[0, best[:3]] = torch.log_softmax(2 * mixed, -1)[best[:3]]
+    expected[1, best] = -math.log(4)  # all are accepted, each as likely
+    expected[2, best[0]] = 0.0
+    torch.testing.assert_close(step.final.softmax(-1), expected.softmax(-1))
+    assert torch.equal(step.mixed[0], step.mixed[2])
+    assert tokens[2] == best[0]
+    assert all(step.final[row, token] > -math.inf for row, token in enumerate(tokens))
