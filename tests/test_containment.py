@@ -7,17 +7,22 @@ import logging
 import weakref
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.faults import STAGES, VERBS, FaultyModel, Nth, PlantedError, always, faulty_request, planted, sound_requests
+from tests.laws.test_guide_laws import random_lora
+from tests.laws.tiny_models import tiny_model
 from trimtab import decoding
 from trimtab.answers import Step
 from trimtab.core import SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.errors import UnexpectedError
+from trimtab.guides.arm import AdapterARM
+from trimtab.models.hf import HFModel
 from trimtab.models.tabular import TabularModel, TabularSession
 
 Tokens = list[int | None]
@@ -254,3 +259,37 @@ def test_the_same_fault_again_and_again_does_not_fill_a_log(caplog: pytest.LogCa
         run(decoder, {})
     assert sum(record.exc_info is not None for record in caplog.records) == 1
     assert max(len(record.getMessage()) for record in caplog.records) < 700
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_error_amid_a_real_models_pass_leaves_the_others(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row whose pass fails, with adapters in it: before the layers ran, or when the caches were written."""
+    model = tiny_model("llama")
+    guides = {"lora": AdapterARM(random_lora(model, seed=5))}
+    how = {"max_new_tokens": 6, "ignore_eos": True}
+    requests = [
+        ([3 + row, 4, 5], SamplingParams(seed=row, weights={"lora": weight}, **how))  # type: ignore[arg-type]
+        for row, weight in enumerate((1.0, 0.0, 0.5, 1.0))
+    ]
+    expected = [answer.token_ids for request in requests for answer in Decoder(model, guides).answers([request])]
+    sound = HFModel.forward
+
+    def faulty(self: HFModel, token_ids: Tensor, *args: Any) -> Tensor:
+        states = sound(self, token_ids, *args) if when == "after" else None
+        if bool((token_ids == 2).any()) and token_ids.shape[1] > 1:  # in a prompt
+            raise PlantedError("planted")
+        return sound(self, token_ids, *args) if states is None else states
+
+    monkeypatch.setattr(HFModel, "forward", faulty)
+    bad = ([9, 2, 9, 9], SamplingParams(weights={"lora": 1.0}, seed=0, max_new_tokens=6))
+    decoder = Decoder(model, guides)
+    found: dict[int, list[Step]] = {}
+    ids = [decoder.add(*request) for request in requests[:2]]
+    for step in decoder.step():
+        found.setdefault(step.request_id, []).append(step)
+    lost = decoder.add(*bad)
+    ids += [decoder.add(*request) for request in requests[2:]]
+    run(decoder, found)
+    assert [tuple(tokens_of(found[number])) for number in ids] == expected
+    assert isinstance(found[lost][-1].error, UnexpectedError)
+    assert decoder.num_rows == 0
