@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -304,11 +305,13 @@ class Decoder(GenerationEngine):
             self._room = min(self.max_rows, 2 * self._room)
 
     def _report(self, fault: Exception, requests: Sequence[Request]) -> None:
-        """Log a fault, with its traceback where the one before was another; then forget its frames."""
-        name, again = repr(fault), repr(fault) == self._last_fault
-        self._last_fault = name
+        """Log a fault, with its traceback where the one before came from elsewhere; then forget its frames."""
+        frames = traceback.extract_tb(fault.__traceback__)
+        origin = f"{type(fault).__name__} {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        shown = None if origin and origin == self._last_fault else fault
+        self._last_fault = origin
         ids = ", ".join(str(request.request_id) for request in requests)
-        log.error("a decoding step of requests %s failed: %.500s", ids, name, exc_info=None if again else fault)
+        log.error("a decoding step of requests %s failed: %.500s", ids, repr(fault), exc_info=shown)
         without_frames(fault)
 
     def _requeue(self, requests: Sequence[Request]) -> None:
