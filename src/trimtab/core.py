@@ -354,7 +354,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _check(name: str, value: object, good: bool, accepted: str) -> None:

@@ -116,8 +116,9 @@ def draw(policy: Tensor, keys: Tensor, token_ids: Tensor | None = None) -> Tenso
     rows = (num_ahead > LOOK).nonzero().squeeze(1)
     if rows.numel() == 0:
         return drawn
-    rest = (part[rows] for part in (policy, keys, bounds, starts, places))
-    return drawn.index_copy(0, rows, _first_of_blocks(*rest, int(num_ahead.max()))[0])
+    width = int(num_ahead.max())
+    again, _ = _first_of_blocks(policy[rows], keys[rows], bounds[rows], starts[rows], places[rows], width)
+    return drawn.index_copy(0, rows, again)
 
 
 def final_policy(policy: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
@@ -155,8 +156,9 @@ def _first_of_blocks(
 
 def _best_of_blocks(policy: Tensor) -> Tensor:
     """[B, N]: the best log-probability of each block of ids, of a table [B, K]."""
-    whole = policy.shape[1] // BLOCK * BLOCK
-    best = policy[:, :whole].unflatten(1, (-1, BLOCK)).amax(dim=-1) if whole else policy[:, :0]
+    num_whole = policy.shape[1] // BLOCK
+    whole = num_whole * BLOCK
+    best = policy[:, :whole].view(len(policy), num_whole, BLOCK).amax(dim=-1) if whole else policy[:, :0]
     return best if whole == policy.shape[1] else torch.cat([best, policy[:, whole:].amax(dim=-1, keepdim=True)], dim=1)
 
 
