@@ -26,6 +26,7 @@ LAYERS = (
     {"answers", "core", "errors"},
     {
         "rules",
+        "noise",
         "sampling",
         "failures",
         "selecting",
@@ -43,7 +44,18 @@ LAYERS = (
         "sessions",
     }
     | {"statistics"},
-    {"decoding", "directories", "generation", "guide_bases", "lanes", "loading", "policies", "scorers", "processor"},
+    {
+        "batch",
+        "decoding",
+        "directories",
+        "generation",
+        "guide_bases",
+        "lanes",
+        "loading",
+        "policies",
+        "scorers",
+        "processor",
+    },
     {"training", "evaluation", "serving", "engines"},
     {"cli"},
 )

@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.answers import Answer
-from trimtab.core import Candidates, LanguageModel, ModelSession, Prompt, SamplingParams, TokenIds
+from trimtab import batch
+from trimtab.answers import Answer, finished
+from trimtab.core import Candidates, LanguageModel, ModelSession, Prompt, SamplingParams, Selection, TokenIds
 from trimtab.decoding import Decoder
 from trimtab.errors import DeadEndError, NotFiniteError, OptionError, PromptError, VocabularyMismatchError
+from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
+from trimtab.rules import RandomAccepted
+from trimtab.tracing import StepTensors
 
 BASE = TabularModel.random(8, seed=0)
 GUIDE = ARM(TabularModel.random(8, seed=1))
@@ -178,14 +182,18 @@ def test_a_broken_guide_fails_its_request_and_not_the_batch() -> None:
     assert isinstance(ended[ids[1]].error, NotFiniteError)
     assert "Guide nan" in str(ended[ids[1]].error)
     assert isinstance(ended[ids[2]].error, DeadEndError)
+    first, failed, last = decoder.generate(["abc"] * 3, weights=[weights[0], weights[1], weights[0]], seed=0)
+    assert (failed.finish_reason, type(failed.error)) == ("error", NotFiniteError)
+    assert [first.error, last.error] == [None, None]
     with pytest.raises(NotFiniteError):
-        list(decoder.generate("abc", weights=weights[1]))
+        list(finished(decoder.generate("abc", weights=weights[1])))
 
 
 def test_nan_of_the_model_is_an_error_and_not_token_zero() -> None:
     broken = TabularModel(lambda prefix: torch.full((8,), math.nan), 8)
-    with pytest.raises(NotFiniteError, match="The model gives NaN"):
-        next(Decoder(broken).generate("abc"))
+    answer = next(Decoder(broken).generate("abc"))
+    assert isinstance(answer.error, NotFiniteError)
+    assert "The model gives NaN" in str(answer.error)
 
 
 def test_cancel_frees_the_row_and_leaves_the_others() -> None:
@@ -297,6 +305,19 @@ def test_generate_leaves_requests_that_were_added_alone() -> None:
         ({"stop": [""]}, "stop is"),
         ({"seed": -1}, "seed is -1"),
         ({"num_alternatives": -1}, "num_alternatives is -1"),
+        ({"weights": {"helpful": "1"}}, "'1'; give a finite number"),
+        ({"weights": {"helpful": 1e39}}, r"1e\+39; give a finite number"),
+        ({"weights": {"helpful": 10**400}}, "give a finite number"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"temperature": 10**400}, "give a number of at least 0"),
+        ({"temperature": True}, "temperature is True"),
+        ({"top_k": 2.5}, "top_k is 2.5"),
+        ({"top_p": [0.9]}, "top_p is"),
+        ({"min_p": None}, "min_p is None"),
+        ({"max_new_tokens": 3.0}, "max_new_tokens is 3.0"),
+        ({"repetition_penalty": 10**400}, "give a number above 0"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"stop": (3,)}, "stop is"),
     ],
 )
 def test_options_out_of_range_are_named_before_anything_runs(how: dict[str, Any], words: str) -> None:
@@ -339,6 +360,8 @@ def test_forced_tokens_are_taken_and_scored_then_the_request_goes_on_as_it_likes
 
 
 def test_a_forced_token_that_is_none_is_named() -> None:
+    with pytest.raises(OptionError, match="forced is"):
+        SamplingParams(forced=(1.5,))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="Forced token 99"):
         Decoder(BASE).add("abc", SamplingParams(forced=(1, 99)))
 
@@ -366,3 +389,39 @@ def test_numbers_that_float32_cannot_hold_are_still_numbers(name: str, extreme: 
     if name == "repetition_penalty":  # a token that was there is all that is left, or never comes again
         repeated = [token in (1, 2, *answer.token_ids[:index]) for index, token in enumerate(answer.token_ids)]
         assert all(repeated) if extreme < 1 else not any(repeated[:6])
+
+
+def test_a_traced_step_holds_what_was_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After temperature and filters; where a guide selects, its rule's policy at the temperature."""
+    steps: list[StepTensors] = []
+    sound = batch.traces
+
+    def watched(step: StepTensors, *args: Any) -> Any:
+        steps.append(step)
+        return sound(step, *args)
+
+    monkeypatch.setattr(batch, "traces", watched)
+    torch.manual_seed(0)
+    agent = Agent(AgentNetwork(4, 8).requires_grad_(False), selection=Selection(RandomAccepted()))
+    decoder = Decoder(BASE, {"g": GUIDE, "agent": agent})
+    off = {"g": 1.0, "agent": 0.0}
+    how: list[dict[str, Any]] = [
+        {"weights": off, "temperature": 0.5, "top_k": 3, "trace": True},
+        {"weights": {"g": 1.0, "agent": 1e-6}, "temperature": 0.7, "top_k": 4, "top_p": 1.0, "trace": True},
+        {"weights": off, "temperature": 0.0},
+    ]
+    for row, options in enumerate(how):
+        decoder.add([1, 2, 3], SamplingParams(max_new_tokens=1, seed=row, **options))
+    tokens = [step.token_id for step in decoder.step()]
+    [step] = steps
+    assert step.final is not None
+    mixed = torch.log_softmax(BASE.next_logprobs([1, 2, 3]) + GUIDE.model.next_logprobs([1, 2, 3]), -1)
+    best = mixed.topk(4).indices
+    expected = torch.full((3, 8), -math.inf)
+    expected[0, best[:3]] = torch.log_softmax(2 * mixed, -1)[best[:3]]
+    expected[1, best] = -math.log(4)  # all are accepted, each as likely
+    expected[2, best[0]] = 0.0
+    torch.testing.assert_close(step.final.softmax(-1), expected.softmax(-1))
+    assert torch.equal(step.mixed[0], step.mixed[2])
+    assert tokens[2] == best[0]
+    assert all(step.final[row, token] > -math.inf for row, token in enumerate(tokens))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from trimtab.core import Prompt
@@ -90,12 +90,15 @@ class Answer:
     """Generated ids, an end-of-sequence id included."""
     text: str
     finish_reason: str
+    """`eos`, `stop`, `length` or `error`."""
     weights: Mapping[str, float]
     """The weight of every guide, those at their own strength included."""
     seed: int
     trace: tuple[TokenTrace, ...] | None = None
     temperature: float = 1.0
     """It was decoded at this, the guide's own where the request did not say."""
+    error: Exception | None = None
+    """Why it ended, where `finish_reason` is `error`; what was generated until then is there."""
 
     @property
     def kl(self) -> float | None:
@@ -113,3 +116,11 @@ class Answer:
     def base_logprob(self) -> float | None:
         """log π_base(y | x) at temperature 1 in nats; None without a trace."""
         return None if self.trace is None else sum(step.chosen.base_logprob for step in self.trace)
+
+
+def finished(answers: Iterable[Answer]) -> Iterator[Answer]:
+    """The same answers, for who can use whole ones only: raises the error of the first that failed in its place."""
+    for answer in answers:
+        if answer.error is not None:
+            raise answer.error
+        yield answer

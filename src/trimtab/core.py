@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -390,21 +391,49 @@ class SamplingParams:
     """The answer's first tokens, taken whatever the policy says; with `trace`, what it says of them: for scoring."""
 
     def __post_init__(self) -> None:
-        """Raise OptionError for a value out of range."""
+        """Raise OptionError for a value out of range, or of another kind than it should be."""
         for name, weight in self.weights.items():
-            _check(f"The weight of guide {name}", weight, math.isfinite(weight), "a finite number")
-        _check("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "a whole number of at least 1")
-        heat, top_k, top_p = self.temperature, self.top_k, self.top_p
-        _check("temperature", heat, heat is None or 0 <= heat < math.inf, "a number of at least 0")
-        _check("top_k", top_k, top_k is None or top_k >= 0, "a whole number of at least 0 (0: all)")
-        _check("top_p", top_p, top_p is None or 0 < top_p <= 1, "a number above 0 and at most 1 (1: all)")
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "a number from 0 to 1 (0: all)")
-        _check("plausibility", self.plausibility, 0 <= self.plausibility <= 1, "a number from 0 to 1 (0: all)")
+            fits = _is_number(weight) and abs(weight) <= _LARGEST
+            _check(f"The weight of guide {name}", weight, fits, "a finite number (of single precision)")
+        temperature, top_k, top_p = self.temperature, self.top_k, self.top_p
         penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, 0 < penalty < math.inf, "a number above 0 (1: none)")
-        _check("stop", self.stop, not isinstance(self.stop, str) and all(self.stop), "non-empty strings in a tuple")
-        _check("seed", self.seed, self.seed is None or 0 <= self.seed < 1 << 63, "None or a whole number of at least 0")
-        _check("num_alternatives", self.num_alternatives, self.num_alternatives >= 0, "a whole number of at least 0")
+        _check("max_new_tokens", self.max_new_tokens, _is_whole(self.max_new_tokens, 1), "a whole number of at least 1")
+        good = temperature is None or (_is_number(temperature) and temperature >= 0)
+        _check("temperature", temperature, good, "a number of at least 0")
+        _check("top_k", top_k, top_k is None or _is_whole(top_k, 0), "a whole number of at least 0 (0: all)")
+        good = top_p is None or (_is_number(top_p) and 0 < top_p <= 1)
+        _check("top_p", top_p, good, "a number above 0 and at most 1 (1: all)")
+        for field_name in ("min_p", "plausibility"):
+            value = getattr(self, field_name)
+            _check(field_name, value, _is_number(value) and 0 <= value <= 1, "a number from 0 to 1 (0: all)")
+        _check("repetition_penalty", penalty, _is_number(penalty) and penalty > 0, "a number above 0 (1: none)")
+        texts = not isinstance(self.stop, str) and all(isinstance(text, str) and text for text in self.stop)
+        _check("stop", self.stop, texts, "non-empty strings in a tuple")
+        seeded = self.seed is None or (_is_whole(self.seed, 0) and self.seed < 1 << 63)
+        _check("seed", self.seed, seeded, "None or a whole number of at least 0")
+        _check(
+            "num_alternatives",
+            self.num_alternatives,
+            _is_whole(self.num_alternatives, 0),
+            "a whole number of at least 0",
+        )
+        _check("forced", self.forced, all(_is_whole(token, 0) for token in self.forced), "token ids in a tuple")
+
+
+_LARGEST = 3.4e38
+"""What float32 holds, in which guides are mixed."""
+
+
+def _is_number(value: object) -> bool:
+    """Whether this is a finite real number, truth values left out."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _check(name: str, value: object, good: bool, accepted: str) -> None:

@@ -1,37 +1,39 @@
 """The decoding loop: a model proposes, guides score, a rule decides. The only one in the repository.
 
-One order, for every request: base log-probabilities -> plausibility mask -> Σ weightᵢ · scoreᵢ in float32 -> rule ->
-repetition penalty -> temperature -> top-k, top-p, min-p of the mixed policy -> draw. Nothing renormalises weights: at
-weight 1 and temperature 1 the policy is exactly π_base · π_guide, normalised.
-
-Where a guide that selects runs (an accept-reject agent), top-k, top-p and min-p of the tilted policy choose its
-candidates at temperature 1, and its rule makes the policy that the temperature and the draw act on.
+What a step does is `batch`'s; who takes part in it is decided here, and what becomes of an error that nobody foresaw.
+Requests are the truth and sessions a memory of them: after such an error the memory is thrown away, the requests that
+caused it are found and ended, and the others are admitted anew, prompt and answer so far, to go on with the same
+tokens as if nothing had been.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import traceback
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from trimtab.answers import Answer, Step, TokenTrace
+from trimtab.answers import Answer, Step
+from trimtab.batch import Batch, Outcome
 from trimtab.capacity import Capacity
-from trimtab.core import Candidates, Guide, LanguageModel, Prompt, Rule, SamplingParams, Session
-from trimtab.errors import OptionError, TrimtabError
-from trimtab.failures import UNREADY, blame, broken_guide
+from trimtab.core import Guide, LanguageModel, Prompt, Rule, SamplingParams
+from trimtab.errors import OptionError
+from trimtab.failures import is_lost, unexpected, without_frames
 from trimtab.generation import GenerationEngine
-from trimtab.lanes import Lane, Rows, SelectingLane
 from trimtab.pacing import Pace
-from trimtab.prompts import encode_prompt
-from trimtab.requests import Columns, Request, check_forced, room_for
-from trimtab.rules import NEVER, Tilt, bad_rows, mix
-from trimtab.sampling import apply_temperature, draw, penalise_repetition, plausible, sample, sampled_policy
-from trimtab.tracing import StepTensors, traces
+from trimtab.prompts import check_readable, encode_prompt, num_readable
+from trimtab.requests import Request, check_forced, room_for
+from trimtab.rules import Tilt
+
+log = logging.getLogger(__name__)
+
+CALM_STEPS = 64
+"""Sound steps after which earlier faults count no more, and the batch may grow again."""
 
 
 class Decoder(GenerationEngine):
@@ -65,32 +67,25 @@ class Decoder(GenerationEngine):
             raise OptionError(f"max_cached_tokens is {max_cached_tokens}; give at least 1, or None: no limit.")
         self.model = model
         self.guides = {name: guide.bind(model) for name, guide in (guides or {}).items()}
+        for name, guide in self.guides.items():
+            if guide.selection is None and guide.needs_hidden:
+                raise OptionError(
+                    f"Guide {name} tilts the whole vocabulary and needs the state after each token of it, which "
+                    "would be a forward pass a token. Give it a selection (see trimtab.core.Selection)."
+                )
         self.rule: Rule = rule or Tilt()
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk
         self.max_cached_tokens = max_cached_tokens
-        self._session = model.open()
-        self._base = Rows(self._session)
-        self._tilting: list[Lane] = []
-        self._selecting: list[SelectingLane] = []
-        for name, guide in self.guides.items():
-            if guide.selection is None:
-                if guide.needs_hidden:
-                    raise OptionError(
-                        f"Guide {name} tilts the whole vocabulary and needs the state after each token of it, which "
-                        "would be a forward pass a token. Give it a selection (see trimtab.core.Selection)."
-                    )
-                self._tilting.append(Lane(name, guide, self._session))
-            else:
-                self._selecting.append(SelectingLane(name, guide, guide.selection, self._session))
-        self._lanes: list[Lane] = [*self._tilting, *self._selecting]
-        self._rows: tuple[Rows[Session], ...] = (self._base, *self._lanes)
-        self.capacity = Capacity(self._session, {lane.name: lane.session for lane in self._lanes})
         self._pace = Pace()
+        self._batch: Batch | None = None  # made when it is needed
         self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
-        self._columns: Columns | None = None
+        self._joining: list[Request] = []  # neither waiting nor running yet
         self._next_id = 0
+        self._room = max_rows  # how many requests may run now
+        self._num_faults = 0  # lately, with nobody to blame
+        self._num_calm = 0  # steps since the last fault
+        self._last_fault = ""
 
     @property
     def num_running(self) -> int:
@@ -100,10 +95,23 @@ class Decoder(GenerationEngine):
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that are remembered; those of requests that have left are none of them."""
+        return 0 if self._batch is None else self._batch.num_rows
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the requests that run hold in the caches of the model and its guides."""
+        if self._batch is None:
+            self._batch = self._new_batch()
+        return self._batch.capacity
+
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
         request = self._request(prompt, params or SamplingParams())
-        self.capacity.check(request, self.max_cached_tokens)
+        if self.max_cached_tokens is not None:
+            self.capacity.check(request, self.max_cached_tokens)
         self._next_id += 1
         self._waiting.append(request)
         return request.request_id
@@ -111,40 +119,42 @@ class Decoder(GenerationEngine):
     def cancel(self, request_id: int) -> None:
         """Forget a request and free its row. Unknown or finished ids are ignored."""
         self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
-        if any(request.request_id == request_id for request in self._running):
-            self._keep([request for request in self._running if request.request_id != request_id])
+        if self._batch is None or all(request.request_id != request_id for request in self._running):
+            return
+        rest = [request for request in self._running if request.request_id != request_id]
+        try:
+            self._batch.keep(rest)
+        except Exception as error:
+            self._report(error, rest)
+            self._requeue(rest)
 
     @torch.inference_mode()
     def step(self) -> list[Step]:
         """One token for each running request, new ones admitted first; none for one whose prompt is not fed yet.
 
-        A request that fails (NaN, or every token forbidden) ends with `finish_reason` "error"; the others go on.
+        A request that fails ends with `finish_reason` "error": NaN, every token forbidden, or any other error in the
+        model, a guide or elsewhere that it causes. The others go on, with the same tokens, in the next step if not in
+        this one. Raises only where the device computes nothing any more, and what is no `Exception`.
         """
-        started = time.perf_counter()
-        num_fed = self._admit()
-        if not self._running:
-            return []
-        filling = self._filling()
-        ready = {row: request for row, request in enumerate(self._running) if row not in filling}
-        uniforms = torch.zeros(len(self._running), dtype=torch.float64)
-        uniforms[list(ready)] = torch.tensor([request.uniform() for request in ready.values()], dtype=torch.float64)
-        uniforms = uniforms.to(self.model.device)
-        tensors, policy, drawn, failures = self._policy(uniforms, filling)
-        forced = {row: token for row, request in ready.items() if (token := request.forced()) is not None}
-        token_ids = self._sample(policy, uniforms, {**drawn, **forced})
-        notes = self._trace(tensors, policy, token_ids, {*failures, *filling})
-        steps = [
-            request.fail(failures[row]) if row in failures else request.push(token_ids[row], notes.get(row))
-            for row, request in ready.items()
-        ]
-        self._advance({request.request_id: token_ids[row] for row, request in ready.items()})
-        if ready:
-            self._pace.note(time.perf_counter() - started, num_fed)
-        return steps
+        steps: list[Step] = []
+        fault: Exception | None = None
+        try:
+            outcome = self._decode()
+            if outcome is not None:
+                self._calm_down(outcome)
+                steps = self._push(outcome)
+                self._advance(outcome)
+        except Exception as error:
+            fault = error
+        except BaseException:  # Ctrl-C: whoever goes on with this decoder finds it sound
+            self._requeue(self._unfinished())
+            raise
+        # Outside of the handler, where nothing holds the frames of the step any more.
+        return steps if fault is None else [*steps, *self._contain(fault, grown=bool(steps))]
 
     def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
         """Answer prompts, each in its own way, in their order; see `generate`."""
-        own = Decoder(
+        fresh = Decoder(
             self.model,
             self.guides,
             rule=self.rule,
@@ -152,14 +162,12 @@ class Decoder(GenerationEngine):
             prefill_chunk=self.prefill_chunk,
             max_cached_tokens=self.max_cached_tokens,
         )
-        return own._answers([own._enqueue(prompt, params) for prompt, params in requests])
+        return fresh._answers([fresh._enqueue(prompt, params) for prompt, params in requests])
 
     def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
         for request in requests:
             while request.finish_reason is None:
                 self.step()
-            if request.error is not None:
-                raise request.error
             yield request.answer()
 
     def _enqueue(self, prompt: Prompt, params: SamplingParams) -> Request:
@@ -169,221 +177,192 @@ class Decoder(GenerationEngine):
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         weights = self.weights_of(params)
         params = self._resolved(params, weights)
-        check_forced(params.forced, self.model.vocab_size)
         prompt_ids = encode_prompt(self.model, prompt)
+        check_forced(params.forced, min(self.model.vocab_size, num_readable(self.model)))
         room = room_for(len(prompt_ids), self.model.max_length, "the model")
         guide_ids: dict[str, Sequence[int]] = {}
         for name, guide in self.guides.items():
             if weights[name] != 0:
                 guide_ids[name] = guide.prompt_ids(prompt, prompt_ids)
+                if (limit := getattr(guide, "num_readable", None)) is not None:
+                    check_readable(guide_ids[name], limit, whose=f"guide {name}")
+                    check_forced(params.forced, limit, whose=f"guide {name}")
                 room = min(room, room_for(len(guide_ids[name]), guide.max_length, f"guide {name}"))
-        limit = min(params.max_new_tokens, room)
-        return Request(self._next_id, prompt, prompt_ids, guide_ids, params, weights, int(limit), self.model)
+        longest = int(min(params.max_new_tokens, room))
+        return Request(self._next_id, prompt, prompt_ids, guide_ids, params, weights, longest, self.model)
 
     def _resolved(self, params: SamplingParams, weights: Mapping[str, float]) -> SamplingParams:
         """The parameters with what the guide that selects asks for, or the usual defaults, where they say nothing."""
-        active = [lane for lane in self._selecting if weights[lane.name] != 0]
+        selections = {name: guide.selection for name, guide in self.guides.items() if weights[name] != 0}
+        active = {name: selection for name, selection in selections.items() if selection is not None}
+        names = list(active)
         if len(active) > 1:
-            names = " and ".join(lane.name for lane in active[:2])
-            raise OptionError(f"Guides {names} both select the token; give all but one of them weight 0.")
+            raise OptionError(
+                f"Guides {' and '.join(names[:2])} both select the token; give all but one of them weight 0."
+            )
         if active and params.forced:
-            raise OptionError(f"Guide {active[0].name} selects the token, so none can be forced; force none.")
-        for lane in active:
-            lane.selection.rule.check_weight(weights[lane.name])
-        asked = active[0].selection if active else None
-        heat, top_k, top_p = (asked.temperature, asked.top_k, asked.top_p) if asked else (1.0, 0, 1.0)
+            raise OptionError(f"Guide {names[0]} selects the token, so none can be forced; force none.")
+        for name, selection in active.items():
+            selection.rule.check_weight(weights[name])
+        asked = next(iter(active.values()), None)
+        temperature, top_k, top_p = (asked.temperature, asked.top_k, asked.top_p) if asked else (1.0, 0, 1.0)
         return replace(
             params,
-            temperature=heat if params.temperature is None else params.temperature,
+            temperature=temperature if params.temperature is None else params.temperature,
             top_k=top_k if params.top_k is None else params.top_k,
             top_p=top_p if params.top_p is None else params.top_p,
         )
 
-    def _admit(self) -> int:
-        """Let waiting requests join and feed what the step may of the prompts; returns how many tokens of them."""
-        filling = self._filling()
-        budget = most = self.prefill_chunk or sys.maxsize
-        if self.prefill_chunk and len(filling) < len(self._running):
-            budget = most = self._pace.limit(self.prefill_chunk)
-        for row, left in filling.items():
-            share = min(left, budget)
-            for rows in self._rows:
-                rows.fill(self._running[row], share)
-            budget -= share
+    def _new_batch(self) -> Batch:
+        return Batch(self.model, self.guides, self.rule)
+
+    @property
+    def _running(self) -> Sequence[Request]:
+        return () if self._batch is None else self._batch.running
+
+    def _unfinished(self) -> list[Request]:
+        """Whom a fault of this step may be about."""
+        joining = [request for request in self._joining if request not in self._running]
+        return [request for request in (*self._running, *joining) if request.finish_reason is None]
+
+    def _decode(self) -> Outcome | None:
+        """Admit who may run, and the batch's next tokens; None: nobody runs."""
+        started = time.perf_counter()
+        batch = self._batch = self._batch or self._new_batch()
+        budget = most = self._feedable(batch)
+        if self.prefill_chunk is not None:
+            budget = batch.fill(budget)
         new: list[tuple[Request, int]] = []
-        while self._waiting and budget > 0 and len(self._running) + len(new) < self.max_rows:
-            beside = [*self._running, *(request for request, _ in new)]
-            if not self.capacity.fits(self._waiting[0], beside, self.max_cached_tokens):
+        num_free = min(self._room, self.max_rows) - len(batch.running)
+        while self._waiting and budget > 0 and len(new) < num_free:
+            beside = [*batch.running, *(request for request, _ in new)]
+            if not batch.capacity.fits(self._waiting[0], beside, self.max_cached_tokens):
                 break
-            request = self._waiting.popleft()
-            share = min(budget, self._cost(request))
-            new.append((request, share))
+            self._joining.append(self._waiting.popleft())
+            share = min(budget, batch.cost(self._joining[-1]))
+            new.append((self._joining[-1], share))
             budget -= share
-        if not new:
-            return most - budget
-        self._base.admit([(request, request.prompt_ids, share) for request, share in new])
-        for lane in self._lanes:
-            mine = [(request, share) for request, share in new if request.weights[lane.name] != 0]
-            lane.admit([(request, request.guide_ids[lane.name], share) for request, share in mine])
-        self._running.extend(request for request, _ in new)
-        self._columns = None
-        return most - budget
+        if new:
+            batch.admit(new)
+            self._joining = []
+        if not batch.running:
+            return None
+        outcome = batch.step()
+        if outcome.tokens:
+            self._pace.note(time.perf_counter() - started, most - budget)
+        return outcome
 
-    def _cost(self, request: Request) -> int:
-        """How many tokens of its prompts have to be fed, as a step's budget counts them."""
-        mine = [lane.unknown(ids) for lane in self._lanes if (ids := request.guide_ids.get(lane.name))]
-        return max(self._base.unknown(request.prompt_ids), *mine, 1)
-
-    def _filling(self) -> dict[int, int]:
-        """Row -> how many tokens of its prompts are still to be fed, where there are any."""
+    def _feedable(self, batch: Batch) -> int:
+        """How many tokens of prompts this step may feed: fewer where others wait for their tokens."""
         if self.prefill_chunk is None:
-            return {}
-        left = {row: max(rows.left(request) for rows in self._rows) for row, request in enumerate(self._running)}
-        return {row: num for row, num in left.items() if num}
+            return sys.maxsize
+        is_awaited = len(batch.filling()) < len(batch.running)
+        return self._pace.limit(self.prefill_chunk) if is_awaited else self.prefill_chunk
 
-    def _policy(
-        self, uniforms: Tensor, filling: Mapping[int, int]
-    ) -> tuple[StepTensors, Tensor, dict[int, int], dict[int, TrimtabError]]:
-        """The step's tables, the policy [B, V], tokens where a guide selects, and the rows that cannot go on."""
-        base = self._session.logprobs()
-        columns = self._columns = self._columns or Columns.of(self._running, base.device)
-        proposed = base
-        if any(request.params.plausibility for request in self._running):
-            proposed = base.masked_fill(~plausible(base, columns.plausibility), -torch.inf)
-        ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
-        context = self._session.context() if any(lane.guide.needs_context for lane in self._tilting) else None
-        candidates = Candidates(ids, proposed, context=context, complete=True)
-        positions = {request.request_id: row for row, request in enumerate(self._running)}
-        parts = {lane.name: part for lane in self._tilting if (part := lane.part(candidates, positions)) is not None}
-        mixed = proposed
-        if parts:
-            tilted = self.rule.policy(candidates, mix(base, list(parts.values())))
-            # A row without guides keeps the base's numbers bit for bit.
-            guided = torch.stack([weights != 0 for _, weights in parts.values()]).any(dim=0)
-            mixed = tilted if bool(guided.all()) else torch.where(guided[:, None], tilted, proposed)
-        failures = self._failures(base, mixed, parts)
-        policy = self._penalised(mixed, columns)
-        tensors = StepTensors(
-            base,
-            mixed,
-            {name: scores for name, (scores, _) in parts.items()},
-            {name: weights != 0 for name, (_, weights) in parts.items()},
-        )
-        drawn: dict[int, int] = {}
-        for row in filling:
-            failures.setdefault(row, UNREADY)
-        if self._selecting:
-            tensors, drawn = self._select(tensors, policy, uniforms, positions, failures)
-        if failures:  # these rows end in this step; give them something that can be drawn from
-            policy = policy.index_fill(0, torch.tensor(list(failures), device=policy.device), 0.0)
-        return tensors, policy, drawn, failures
-
-    def _select(
-        self,
-        tensors: StepTensors,
-        policy: Tensor,
-        uniforms: Tensor,
-        positions: Mapping[int, int],
-        failures: dict[int, TrimtabError],
-    ) -> tuple[StepTensors, dict[int, int]]:
-        """The tokens of the rows in which a guide selects, and the step with what led to them; adds to `failures`."""
-        columns = self._columns
-        assert columns is not None
-        mixed, choices = tensors.mixed, {}
-        drawn: dict[int, int] = {}
-        for lane in self._selecting:
-            selected = lane.select(policy, columns, positions, failures)
-            if selected is None:
-                continue
-            rows, found, chosen = selected
-            places = draw(apply_temperature(chosen, columns.temperature[rows]), uniforms[rows])
-            tokens = found.candidates.token_ids.gather(1, places[:, None]).squeeze(1)
-            drawn.update(zip(rows.tolist(), tokens.tolist(), strict=True))
-            for index, row in enumerate(rows.tolist()):
-                if bool(found.broken[index]):
-                    failures[row] = broken_guide(lane.name)
-                elif self._running[row].params.trace:
-                    choices[row] = (lane.name, found, index)
-            if choices:
-                table = mixed.new_full((len(rows), mixed.shape[1]), NEVER)
-                table.scatter_reduce_(1, found.candidates.token_ids, chosen, "amax")
-                mixed = mixed.index_copy(0, rows, table)
-        return replace(tensors, mixed=mixed, choices=choices), drawn
-
-    def _penalised(self, policy: Tensor, columns: Columns) -> Tensor:
-        if all(request.params.repetition_penalty == 1 for request in self._running):
-            return policy
-        seen = torch.zeros_like(policy, dtype=torch.bool)
+    def _push(self, outcome: Outcome) -> list[Step]:
+        """Tell the requests of their tokens. What fails here, a text that cannot be made, is its request's alone."""
+        steps = []
         for row, request in enumerate(self._running):
-            if request.params.repetition_penalty != 1:
-                seen[row, torch.tensor([*request.prompt_ids, *request.token_ids], device=seen.device)] = True
-        return penalise_repetition(policy, seen, columns.repetition_penalty)
+            if row in outcome.failures:
+                steps.append(request.fail(outcome.failures[row]))
+            elif row in outcome.tokens:
+                try:
+                    steps.append(request.push(outcome.tokens[row], outcome.traces.get(row)))
+                except Exception as error:
+                    self._report(error, [request])
+                    steps.append(request.fail(unexpected(without_frames(error))))
+        return steps
 
-    def _failures(
-        self, base: Tensor, mixed: Tensor, parts: Mapping[str, tuple[Tensor, Tensor]]
-    ) -> dict[int, TrimtabError]:
-        rows = bad_rows(mixed).nonzero().flatten().tolist()
-        return {row: blame(row, base, parts) for row in rows}
+    def _advance(self, outcome: Outcome) -> None:
+        batch = self._batch
+        assert batch is not None
+        tokens = {batch.running[row].request_id: token for row, token in outcome.tokens.items()}
+        batch.keep([request for request in batch.running if request.finish_reason is None])
+        batch.advance(tokens)
 
-    def _sample(self, policy: Tensor, uniforms: Tensor, drawn: Mapping[int, int]) -> list[int]:
-        """A token for each row: `drawn` where a guide has selected, else from the policy."""
-        columns = self._columns
-        assert columns is not None
-        left = [row for row in range(len(self._running)) if row not in drawn]
-        if not left:
-            return [drawn[row] for row in range(len(self._running))]
-        rows = slice(None) if not drawn else torch.tensor(left, device=policy.device)
-        chosen = sample(
-            policy[rows],
-            uniforms[rows],
-            temperature=columns.temperature[rows],
-            top_k=columns.top_k[rows],
-            top_p=columns.top_p[rows],
-            min_p=columns.min_p[rows],
-        )
-        tokens = {**drawn, **dict(zip(left, chosen.tolist(), strict=True))}
-        return [tokens[row] for row in range(len(self._running))]
+    def _contain(self, fault: Exception, *, grown: bool) -> list[Step]:
+        """End those whom a fault came from; the others wait at the head of the queue, to be admitted anew.
 
-    def _trace(
-        self, tensors: StepTensors, policy: Tensor, token_ids: Sequence[int], without: Collection[int]
-    ) -> dict[int, TokenTrace]:
-        rows = [row for row, request in enumerate(self._running) if request.params.trace and row not in without]
-        if not rows:
+        `grown`: the fault came after the requests had been told of their tokens.
+        """
+        requests = self._unfinished()
+        if not requests and self._waiting:  # not even an empty batch can be made
+            requests = [self._waiting.popleft()]
+        self._report(fault, requests)
+        self._requeue(requests)
+        has_grown, self._num_calm = self._num_calm > 0, 0
+        if is_lost(self.model.device):
+            raise fault
+        guilty = self._first_guilty(requests) or ({} if grown else self._give_way(requests, fault, has_grown))
+        self._waiting = deque(request for request in self._waiting if request not in guilty)
+        return [request.fail(unexpected(error)) for request, error in guilty.items()]
+
+    def _first_guilty(self, requests: Sequence[Request]) -> dict[Request, Exception]:
+        """A request that fails by itself, with its error; of several the newest. None, where they fail only together.
+
+        It is looked for by halves. There may be more: then the next step fails as well.
+        """
+        if len(requests) == 1:
+            error = self._trial(requests)
+            return {} if error is None else {requests[0]: error}
+        for half in _halves(requests):
+            found = self._first_guilty(half) if len(half) == 1 or self._trial(half) is not None else {}
+            if found:
+                return found
+        return {}
+
+    def _trial(self, requests: Sequence[Request]) -> Exception | None:
+        """The error of a step of these requests in a batch of their own, from which nothing is kept."""
+        try:
+            batch, budget = self._new_batch(), self.prefill_chunk or sys.maxsize
+            batch.admit([(request, min(budget, batch.cost(request))) for request in requests])
+            while batch.filling():
+                batch.fill(budget)
+            outcome = batch.step()
+            batch.advance({requests[row].request_id: token for row, token in outcome.tokens.items()})
+        except Exception as error:
+            return without_frames(error)
+        return None
+
+    def _give_way(self, requests: Sequence[Request], fault: Exception, has_grown: bool) -> dict[Request, Exception]:
+        """What to do about a fault that is nobody's: try again; then with fewer rows; then end the one that is left.
+
+        So it ends, whatever it is: one that is left and has not grown since the last fault never will. Memory that is
+        out is such a fault: fewer rows need less.
+        """
+        self._num_faults += 1
+        if self._num_faults == 1:
             return {}
-        params = [self._running[row].params for row in rows]
-        notes = traces(
-            tensors,
-            [token_ids[row] for row in rows],
-            rows,
-            self._sampled(tensors, policy, rows),
-            [how.num_alternatives for how in params],
-        )
-        return dict(zip(rows, notes, strict=True))
+        if len(requests) == 1:
+            return {} if has_grown else {requests[0]: fault}
+        self._room = max(1, len(requests) // 2)
+        return {}
 
-    def _sampled(self, tensors: StepTensors, policy: Tensor, rows: Sequence[int]) -> Tensor:
-        """[R, V]: what the tokens of some rows are drawn from. Where a guide selected, filters chose its candidates."""
-        columns = self._columns
-        assert columns is not None
-        at = torch.tensor(rows, device=policy.device)
-        selected = torch.tensor([row in tensors.choices for row in rows], device=policy.device)
-        return sampled_policy(
-            torch.where(selected[:, None], tensors.mixed[at], policy[at]),
-            temperature=columns.temperature[at],
-            top_k=columns.top_k[at].masked_fill(selected, 0),
-            top_p=columns.top_p[at].masked_fill(selected, 1.0),
-            min_p=columns.min_p[at].masked_fill(selected, 0.0),
-        )
+    def _calm_down(self, outcome: Outcome) -> None:
+        self._num_calm += bool(outcome.tokens)
+        if self._num_calm >= CALM_STEPS and (self._num_faults or self._room < self.max_rows):
+            self._num_calm, self._num_faults = 0, 0
+            self._room = min(self.max_rows, 2 * self._room)
 
-    def _advance(self, tokens: Mapping[int, int]) -> None:
-        self._keep([request for request in self._running if request.finish_reason is None])
-        for rows in self._rows:
-            rows.advance(tokens)
+    def _report(self, fault: Exception, requests: Sequence[Request]) -> None:
+        """Log a fault, with its traceback where the one before came from elsewhere; then forget its frames."""
+        frames = traceback.extract_tb(fault.__traceback__)
+        origin = f"{type(fault).__name__} {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        shown = None if origin and origin == self._last_fault else fault
+        self._last_fault = origin
+        ids = ", ".join(str(request.request_id) for request in requests)
+        log.error("a decoding step of requests %s failed: %.500s", ids, repr(fault), exc_info=shown)
+        without_frames(fault)
 
-    def _keep(self, requests: list[Request]) -> None:
-        if len(requests) == len(self._running):
-            return
-        running = {request.request_id for request in requests}
-        for rows in self._rows:
-            rows.keep(running)
-        self._running = requests
-        self._columns = None
+    def _requeue(self, requests: Sequence[Request]) -> None:
+        """Forget the batch; these of its requests are admitted anew before all others."""
+        self._batch, self._joining = None, []
+        self._waiting.extendleft(reversed(requests))
+
+
+def _halves(requests: Sequence[Request]) -> tuple[Sequence[Request], Sequence[Request]]:
+    """Requests that have no token yet, then the others, where there are both; else the newer and the older half."""
+    num_proven = sum(bool(request.token_ids) for request in requests)
+    cut = num_proven if 0 < num_proven < len(requests) else len(requests) // 2
+    ordered = sorted(requests, key=lambda request: not request.token_ids)
+    return ordered[cut:], ordered[:cut]

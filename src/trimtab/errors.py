@@ -13,7 +13,8 @@ TrimtabError
 │   └── BaseMismatchError            an adapter was trained on another base
 ├── ModelError (RuntimeError)        a model or guide misbehaved while running
 │   ├── NotFiniteError               NaN where log-probabilities should be
-│   └── DeadEndError                 every candidate is forbidden
+│   ├── DeadEndError                 every candidate is forbidden
+│   └── UnexpectedError              any other error, raised while a request ran
 ├── ServingError (RuntimeError)      a server could not answer
 │   ├── QueueFullError               too many answers wait
 │   ├── DeadlineError                an answer took too long
@@ -111,6 +112,10 @@ class NotFiniteError(ModelError):
 
 class DeadEndError(ModelError):
     """Every candidate of a row is forbidden, so nothing can be sampled."""
+
+
+class UnexpectedError(ModelError):
+    """An error that nobody foresaw ended a request; it is the cause (`__cause__`) of this one."""
 
 
 class ServingError(TrimtabError, RuntimeError):

@@ -1,12 +1,13 @@
-"""Why a row of a batch cannot go on."""
+"""Why a row of a batch cannot go on, and what an error that nobody foresaw becomes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from trimtab.errors import DeadEndError, NotFiniteError, TrimtabError
+from trimtab.errors import DeadEndError, NotFiniteError, TrimtabError, UnexpectedError
 from trimtab.rules import not_finite_rows
 
 UNREADY = TrimtabError("This request's prompt is not fed yet.")
@@ -29,3 +30,33 @@ def blame(row: int, base: Tensor, parts: Mapping[str, tuple[Tensor, Tensor]]) ->
 def broken_guide(name: str) -> NotFiniteError:
     """The error of a guide whose scores are not numbers."""
     return NotFiniteError(f"Guide {name} gives NaN or +inf scores. Its weights are damaged; train it again.")
+
+
+def unexpected(error: Exception) -> TrimtabError:
+    """The error as a request's own: one of ours as it is, another as the cause of an `UnexpectedError`."""
+    if isinstance(error, TrimtabError):
+        return error
+    ours = UnexpectedError(f"An unexpected error ({type(error).__name__}) ended this answer; the log says more.")
+    ours.__cause__ = error
+    return ours
+
+
+def without_frames(error: Exception) -> Exception:
+    """The error without its traceback: what lives in those frames, a batch's whole memory, would live on with it."""
+    known: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in known:
+            known.add(id(one))
+            one.__traceback__ = None
+            left += [one.__cause__, one.__context__]
+    return error
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a device computes nothing any more, as a GPU after an assertion that failed in one of its kernels."""
+    try:
+        return int(torch.ones(1, device=device).add_(1).item()) != 2
+    except RuntimeError:
+        return True

@@ -87,7 +87,8 @@ class GenerationEngine(ABC):
 
         `weights` is one mapping for all prompts or one for each; prompt i draws from seed + i. `template_options` go to
         the chat template with each prompt (under a `Chat`'s own), which then has to be messages. The other options are
-        `SamplingParams`'. Everything is checked before the first answer; a request that fails later raises its error.
+        `SamplingParams`'. Everything is checked before the first answer. A request that fails later is an answer like
+        the others, with `finish_reason` "error" and its `error`; `answers.finished` raises that instead.
         """
         wanted = [with_options(prompt, template_options or {}) for prompt in as_prompts(prompts)]
         if weights is None or isinstance(weights, Mapping):

@@ -29,6 +29,10 @@ class Rows(Generic[S_co]):
         """The session itself."""
         return self._session
 
+    @property
+    def num_rows(self) -> int:
+        return self._session.num_rows
+
     def left(self, request: Request) -> int:
         """How many tokens of a request's prompt are still to be fed."""
         return len(self._left.get(request.request_id, ()))
@@ -119,7 +123,7 @@ class SelectingLane(Lane):
         places = [(row, place) for row, place in places if place not in failed]
         if not places:
             return None
-        own = torch.tensor([row for row, _ in places], device=policy.device)
+        lane_rows = torch.tensor([row for row, _ in places], device=policy.device)
         batch = torch.tensor([place for _, place in places], device=policy.device)
         candidates, counts = survivors(
             policy[batch], top_k=columns.top_k[batch], top_p=columns.top_p[batch], min_p=columns.min_p[batch]
@@ -129,11 +133,11 @@ class SelectingLane(Lane):
         def look(rows: Tensor, some: Candidates, asked: Tensor) -> Tensor:
             hidden = self._base.peek(some.token_ids, batch[rows]) if self.guide.needs_hidden else None
             before = None if context is None else context[batch[rows].to(context.device)]
-            told = replace(some, hidden=hidden, context=before)
+            shown = replace(some, hidden=hidden, context=before)
             scores = torch.zeros_like(some.logprobs)
-            mine = replace(told.select(asked), rows=own[rows[asked]], base_rows=batch[rows[asked]])
+            mine = replace(shown.select(asked), rows=lane_rows[rows[asked]], base_rows=batch[rows[asked]])
             scores[asked] = self._session.score(mine).to(scores)
             return scores
 
-        found = walk(candidates, counts, self._weights(policy.device)[own], self.selection, look)
+        found = walk(candidates, counts, self._weights(policy.device)[lane_rows], self.selection, look)
         return batch, found, self.selection.rule.policy(candidates, found.weighted)

@@ -31,7 +31,8 @@ def encode_prompt(model: Vocabulary, prompt: Prompt) -> list[int]:
     """
     prompt = _listed(prompt)
     tokenizer = model.tokenizer
-    if not isinstance(prompt, str) and all(isinstance(item, Integral) for item in prompt):
+    given = not isinstance(prompt, str) and all(isinstance(item, Integral) for item in prompt)
+    if given:
         if any(isinstance(item, bool) for item in prompt):
             raise PromptError("A truth value stands among the token ids of the prompt. Give whole numbers.")
         token_ids = [int(item) for item in prompt]  # type: ignore[arg-type]
@@ -43,18 +44,34 @@ def encode_prompt(model: Vocabulary, prompt: Prompt) -> list[int]:
         token_ids = tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
     if not token_ids:
         raise PromptError("The prompt is empty. Give at least one token.")
-    check_ids(model, token_ids)
+    check_readable(token_ids, num_readable(model), None if given else tokenizer)
     return token_ids
 
 
 def check_ids(model: Vocabulary, token_ids: TokenIds) -> None:
-    """Raise PromptError for a token id that the model has no row for, whoever wrote it."""
-    bad = next((item for item in token_ids if not 0 <= item < model.vocab_size), None)
+    """Raise PromptError for a token id that the model has no row for, in the words of its tokenizer."""
+    check_readable(token_ids, num_readable(model), model.tokenizer)
+
+
+def num_readable(model: Vocabulary) -> int:
+    """How many ids a model can be fed, from 0 on: rows of its embedding, which need be neither its vocabulary's size
+    nor its tokenizer's."""
+    return int(getattr(model, "num_embeddings", model.vocab_size))
+
+
+def check_readable(
+    token_ids: TokenIds, limit: int, tokenizer: Tokenizer | None = None, whose: str = "the model"
+) -> None:
+    """Raise PromptError for an id that is none of the first `limit`, in the words of the `tokenizer` that made it."""
+    bad = next((token_id for token_id in token_ids if not 0 <= token_id < limit), None)
     if bad is None:
         return
-    known = model.tokenizer is not None and bad >= 0
-    text = f" ({model.tokenizer.token_text(bad)!r})" if known and model.tokenizer is not None else ""
-    raise PromptError(f"Token id {bad}{text} is outside the vocabulary of {model.vocab_size} ids that the model has.")
+    if tokenizer is None:
+        raise PromptError(f"Token id {bad} is outside the vocabulary of {limit} ids that {whose} can read.")
+    raise PromptError(
+        f"The prompt holds {tokenizer.token_text(bad)!r}, which its tokenizer knows as token {bad}; {whose} has been "
+        f"given no more than {limit} tokens and cannot read it. Leave it out."
+    )
 
 
 def _listed(prompt: Prompt) -> Prompt:

@@ -43,15 +43,12 @@ class Request:
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self.seed = secrets.randbits(31) if params.seed is None else params.seed
-        self._generator = torch.Generator().manual_seed(self.seed)
         self._stream = TextStream(model.tokenizer, params.stop)
         self._eos_ids = frozenset() if params.ignore_eos else model.eos_ids
 
-    def uniform(self) -> float:
-        """The request's next random number in [0, 1): its own stream, whatever else is in the batch."""
-        if self.params.temperature == 0:
-            return 0.0
-        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+    def read_by(self, guide: str | None) -> tuple[int, ...]:
+        """Every token so far, as a guide reads it (its prompt may be another) or, None, as the model does."""
+        return (*(self.prompt_ids if guide is None else self.guide_ids[guide]), *self.token_ids)
 
     def forced(self) -> int | None:
         """The next token, where the request gives it."""
@@ -75,7 +72,11 @@ class Request:
     def fail(self, error: Exception) -> Step:
         """End without a token."""
         self.finish_reason, self.error = "error", error
-        return Step(self.request_id, None, self._stream.finish(), "error", None, error)
+        try:
+            text = self._stream.finish()
+        except Exception:  # the text itself may be what failed
+            text = ""
+        return Step(self.request_id, None, text, "error", None, error)
 
     def answer(self) -> Answer:
         assert self.finish_reason is not None, "the request is still running"
@@ -89,6 +90,7 @@ class Request:
             seed=self.seed,
             trace=tuple(self.trace) if self.params.trace else None,
             temperature=1.0 if self.params.temperature is None else self.params.temperature,
+            error=self.error,
         )
 
     def _end(self, reason: str, token_id: int, trace: TokenTrace | None, text: str) -> Step:
@@ -125,11 +127,12 @@ class Columns:
         )
 
 
-def check_forced(token_ids: Sequence[int], vocab_size: int) -> None:
+def check_forced(token_ids: Sequence[int], vocab_size: int, whose: str = "the model") -> None:
+    """Raise OptionError for a forced token that is no id below `vocab_size`."""
     for token_id in token_ids:
         if not 0 <= token_id < vocab_size:
             raise OptionError(
-                f"Forced token {token_id} is no id of the model's vocabulary; give 0 to {vocab_size - 1}."
+                f"Forced token {token_id} is no id of the vocabulary of {whose}; give 0 to {vocab_size - 1}."
             )
 
 

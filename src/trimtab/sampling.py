@@ -18,7 +18,11 @@ import math
 import torch
 from torch import Tensor
 
+from trimtab.noise import BLOCK, block_starts, race_times, times_within
 from trimtab.rules import NEVER
+
+LOOK = 8
+"""How many blocks of ids a draw looks into before it knows how many it needs; no result depends on it."""
 
 WINDOWS = (256, 4096)
 """How many of the best tokens top-p looks at before it sorts the vocabulary, which costs as much as a small model."""
@@ -96,47 +100,75 @@ def keep_min_p(logprobs: Tensor, min_p: Tensor) -> Tensor:
     return logprobs.masked_fill(logprobs < _fraction_of_best(logprobs, min_p), NEVER)
 
 
-def draw(policy: Tensor, uniforms: Tensor) -> Tensor:
-    """One position in 0..K-1 for each row: [B] int64, by inverting the cumulative distribution at `uniforms` [B].
+def draw(policy: Tensor, keys: Tensor, token_ids: Tensor | None = None) -> Tensor:
+    """One position in 0..K-1 for each row: [B] int64, position v with its probability in `policy`.
 
-    `policy` is [B, K] log-probabilities, normalised or not; `uniforms` float64 in [0, 1), one for each row, so that
-    a row's draw does not depend on its company. A token of probability zero is never drawn, not even at the ends.
+    `policy` is [B, K] log-probabilities, normalised or not; `keys` [B] int64 name each row's draw (`noise.step_key`);
+    `token_ids` [B, K] says which tokens these are, None: the whole vocabulary in order. Token v arrives at
+    t_v / p_v, t_v from the key and the token's id alone, and the first is drawn. So a row's draw does not depend on its
+    company, and another token that comes, goes or changes makes a difference only where it is first or was. A token of
+    probability zero is never drawn.
     """
-    masses = (policy - policy.amax(dim=-1, keepdim=True)).to(torch.float64).exp_()
-    cumulative = masses.cumsum(dim=-1)
-    target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
-    position = torch.searchsorted(cumulative, target, right=True)  # the first whose cumulative mass exceeds the target
-    # With u close enough to 1 the product rounds to the whole mass, which nothing exceeds: then it is the last token
-    # that adds to the mass, the first to reach all of it.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-    chosen = torch.minimum(position, last)
-    # A parallel cumulative sum (CUDA's) may rise by a rounding error over a token without mass.
-    possible = masses.gather(1, chosen) > 0
-    return torch.where(possible, chosen, policy.argmax(dim=-1, keepdim=True)).squeeze(1)
+    if token_ids is not None:
+        return _lead(policy, race_times(keys, token_ids)).argmax(dim=-1)
+    num_blocks = -(-policy.shape[1] // BLOCK)
+    starts, places = block_starts(keys, num_blocks)
+    bounds = _lead(_best_of_blocks(policy), starts)
+    drawn, leads = _first_of_blocks(policy, keys, bounds, starts, places, min(LOOK, num_blocks))
+    num_ahead = (bounds >= leads[:, None]).sum(dim=-1)  # blocks that hold the one drawn, or one that came before it
+    rows = (num_ahead > LOOK).nonzero().squeeze(1)
+    if rows.numel() == 0:
+        return drawn
+    width = int(num_ahead.max())
+    again, _ = _first_of_blocks(policy[rows], keys[rows], bounds[rows], starts[rows], places[rows], width)
+    return drawn.index_copy(0, rows, again)
 
 
-def sample(
-    policy: Tensor, uniforms: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> Tensor:
-    """The whole chain on a policy [B, K]: one position for each row, [B] int64. Parameters are [B]."""
+def final_policy(policy: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """What a policy [B, K] at temperature 1 is drawn from: [B, K], what was dropped at −inf, the rest not renormalised.
+
+    Parameters are [B]. At temperature 0 everything is on the most probable token.
+    """
+    cooled = apply_temperature(policy, temperature)
+    return keep_min_p(keep_top_p(keep_top_k(cooled, top_k), top_p), min_p)
+
+
+def sample(policy: Tensor, keys: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """The whole chain on a policy over the vocabulary [B, V]: a token for each row, [B] int64. Parameters are [B]."""
     if bool((temperature == 0).all()):
         return policy.argmax(dim=-1)
-    return draw(_kept(policy, temperature, top_k, top_p, min_p), uniforms)
+    return draw(final_policy(policy, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), keys)
 
 
-def sampled_policy(policy: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """What `sample` draws from: [B, K] log-probabilities, normalised. At temperature 0 the best token is certain.
-
-    A row that is normalised already and that nothing changes stays as it is, bit for bit.
-    """
-    kept = _kept(policy, temperature, top_k, top_p, min_p)
-    mass = kept.logsumexp(dim=-1, keepdim=True)
-    return torch.where(mass.abs() < _ROUNDING, kept, kept - mass)
+def normalised(logprobs: Tensor) -> Tensor:
+    """[B, K] log-probabilities whose rows add up to 1. A row that does so already stays as it is, bit for bit."""
+    mass = logprobs.logsumexp(dim=-1, keepdim=True)
+    return torch.where(mass.abs() < _ROUNDING, logprobs, logprobs - mass)
 
 
-def _kept(policy: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """[B, K]: the policy at its temperature, what the filters drop at −inf."""
-    return keep_min_p(keep_top_p(keep_top_k(apply_temperature(policy, temperature), top_k), top_p), min_p)
+def _lead(logprobs: Tensor, times: Tensor) -> Tensor:
+    """ln p − ln t, float64: the larger, the earlier."""
+    return logprobs.to(torch.float64) - times.log()
+
+
+def _first_of_blocks(
+    policy: Tensor, keys: Tensor, bounds: Tensor, starts: Tensor, places: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """The first to arrive in the `width` blocks of the highest bounds, and its lead: [B] int64, [B] float64."""
+    blocks = bounds.topk(width).indices
+    ids, times = times_within(keys, blocks, starts.gather(1, blocks), places.gather(1, blocks))
+    inside = ids < policy.shape[1]
+    leads = _lead(policy.gather(1, ids.clamp(max=policy.shape[1] - 1)), times).masked_fill_(~inside, NEVER)
+    best = leads.max(dim=-1, keepdim=True)
+    return ids.gather(1, best.indices).squeeze(1), best.values.squeeze(1)
+
+
+def _best_of_blocks(policy: Tensor) -> Tensor:
+    """[B, N]: the best log-probability of each block of ids, of a table [B, K]."""
+    num_whole = policy.shape[1] // BLOCK
+    whole = num_whole * BLOCK
+    best = policy[:, :whole].view(len(policy), num_whole, BLOCK).amax(dim=-1) if whole else policy[:, :0]
+    return best if whole == policy.shape[1] else torch.cat([best, policy[:, whole:].amax(dim=-1, keepdim=True)], dim=1)
 
 
 def _fraction_of_best(logprobs: Tensor, fraction: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trimtab.answers import Alternative, Choice, TokenTrace, Trial
 from trimtab.rules import NEVER
+from trimtab.sampling import normalised
 from trimtab.selecting import Walk
 
 SHARE = (
@@ -69,12 +70,15 @@ class StepTensors:
     """Guide name -> [B] bool: rows that the guide scored."""
     choices: Mapping[int, tuple[str, Walk, int]] = field(default_factory=dict)
     """Row -> the guide that selected there, its walk, and the row's place in it."""
+    final: Tensor | None = None
+    """[B, V]: what was drawn from, after temperature and filters, at −inf what was dropped and the rest not
+    renormalised; the rule's policy at the temperature where a guide selected. None: no row has a trace."""
 
 
 def kl_divergence(policy: Tensor, base: Tensor) -> Tensor:
     """KL(policy ‖ base) in nats for each row of [B, V] tables of normalised log-probabilities: [B].
 
-    `policy` is what a token is drawn from, after temperature, penalties and filters (`sampling.sampled_policy`); `base`
+    `policy` is what a token is drawn from, after temperature, penalties and filters; `base`
     the frozen model at temperature 1. A policy that is sure of its token has −log π_base of it.
     """
     gap = torch.where(torch.isneginf(policy), 0.0, policy - base)
@@ -91,13 +95,10 @@ def traces(
     step: StepTensors,
     token_ids: Sequence[int],
     rows: Sequence[int],
-    sampled: Tensor,
     rivals: Sequence[int],
 ) -> list[TokenTrace]:
-    """The trace of some rows R, aligned with their tokens and numbers of alternatives (`rivals`).
-
-    `sampled` is [R, V]: the normalised policies that the tokens were drawn from.
-    """
+    """The trace of some rows, aligned with their tokens and numbers of alternatives (`rivals`)."""
+    assert step.final is not None, "what rows with a trace were drawn from is kept"
     at = torch.tensor(rows, device=step.base.device)
     picked = StepTensors(
         step.base[at],
@@ -106,6 +107,7 @@ def traces(
         {name: mask[at] for name, mask in step.ran.items()},
     )
     chosen = torch.tensor(token_ids, device=at.device)
+    sampled = normalised(step.final[at])
     kls = kl_divergence(sampled, picked.base).tolist()
     drawn = sampled.gather(1, chosen[:, None]).squeeze(1).tolist()
     ranks = rank_of(picked.base, chosen).tolist(), rank_of(picked.mixed, chosen).tolist()

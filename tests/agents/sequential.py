@@ -1,7 +1,7 @@
 """MARA's decoding as the paper describes it: one row, one candidate at a time. Slow, and plain enough to be read.
 
-It stands on transformers alone (its cache, its filters) and shares no code with the decoder but the agent's network.
-`benchmarks/agent.py` measures against it.
+It stands on transformers alone (its cache, its filters) and shares nothing with the decoder but the agent's network and
+the random numbers. `benchmarks/agent.py` measures against it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+from trimtab.noise import race_times, step_key
 
 
 @dataclass
@@ -40,14 +42,13 @@ class Sequential:
         self, prompt: Sequence[int], max_new_tokens: int, *, seed: int = 0, ignore_eos: bool = False
     ) -> list[int]:
         """The ids of the answer, an end-of-sequence id included."""
-        dice = torch.Generator().manual_seed(seed)
         cache = DynamicCache(config=self.module.config)
         output = self._feed(prompt, cache)
         answer: list[int] = []
         while True:
-            uniform = float(torch.rand((), generator=dice, dtype=torch.float64))
             candidates = self._candidates(output.logits[0, -1])
-            token, output = self._choose(candidates, len(prompt) + len(answer), cache, output, uniform)
+            key = step_key(seed, len(answer))
+            token, output = self._choose(candidates, len(prompt) + len(answer), cache, output, key)
             answer.append(token)
             if len(answer) == max_new_tokens or (token in self.eos_ids and not ignore_eos):
                 return answer
@@ -61,7 +62,7 @@ class Sequential:
         return order[: int((kept > -torch.inf).sum())].tolist()
 
     def _choose(
-        self, candidates: list[int], length: int, cache: DynamicCache, before: Any, uniform: float
+        self, candidates: list[int], length: int, cache: DynamicCache, before: Any, key: int
     ) -> tuple[int, Any]:
         if len(candidates) == 1:
             return candidates[0], self._feed(candidates, cache)
@@ -74,16 +75,17 @@ class Sequential:
                 return token, output if self.crops else self._feed([token], cache)
             if self.crops:
                 tried.crop(length - tried.get_seq_length())  # one column; how crop counts differs between versions
-        token = candidates[self._pick(chances, uniform)]
+        [times] = race_times(torch.tensor([key]), torch.tensor([candidates])).tolist()
+        token = candidates[self._pick(chances, times)]
         return token, self._feed([token], cache)
 
-    def _pick(self, chances: list[float], uniform: float) -> int:
+    def _pick(self, chances: list[float], times: list[float]) -> int:
         accepted = [index for index, chance in enumerate(chances) if chance > self.threshold]
         if not accepted:
             return len(chances) - 1 if self.rule == "last" else 0
         if self.rule == "most":
             return max(accepted, key=lambda index: chances[index])
-        return accepted[int(uniform * len(accepted))]
+        return min(accepted, key=lambda index: times[index])
 
     def _chance(self, output: Any) -> float:
         state = output.hidden_states[-1][0, -1].float()

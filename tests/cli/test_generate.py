@@ -17,6 +17,7 @@ from trimtab.cli import answering, generate
 from trimtab.core import SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.loading import load_guide, load_model
+from trimtab.requests import Request
 
 from .conftest import Outcome, Run, Tiny
 
@@ -253,6 +254,28 @@ def test_a_prompt_that_is_too_long_stops_before_anything_is_written(run: Run, ar
     assert "96" in rows[0]["error"]
     assert [row["finish_reason"] for row in rows[1:]].count("error") == 0
     assert len(rows) == 6
+
+
+def test_an_answer_that_fails_costs_no_other(
+    run: Run, argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*argv).code == 0
+    whole = _rows(tmp_path / "answers.jsonl")
+    sound = Request.push
+
+    def broken(self: Request, *args: Any) -> Any:
+        if self.seed == 13 and self.token_ids:
+            raise RuntimeError("no such thing")
+        return sound(self, *args)
+
+    monkeypatch.setattr(Request, "push", broken)
+    outcome = run(*argv, "--overwrite")
+    rows = _rows(tmp_path / "answers.jsonl")
+    assert outcome.code == 2
+    assert "1 of 5 answers failed while they were made; their rows say why" in outcome.err
+    assert [row for row in rows if row["seed"] != 13] == [row for row in whole if row["seed"] != 13]
+    assert (rows[2]["finish_reason"], rows[2]["token_ids"]) == ("error", whole[2]["token_ids"][:1])
+    assert "RuntimeError" in rows[2]["error"]
 
 
 @pytest.mark.parametrize("options", [["--num-alternatives", "2"], ["--resume"], ["--overwrite"], ["--skip-bad-lines"]])

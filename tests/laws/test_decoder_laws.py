@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.laws.test_guide_laws import random_lora
 from tests.laws.tiny_models import PROMPTS, tiny_model
-from trimtab import decoding, requests
+from trimtab import batch, lanes
 from trimtab.answers import Answer
 from trimtab.core import Candidates, Guide, LanguageModel, ModelSession, SamplingParams
 from trimtab.decoding import Decoder
@@ -132,27 +132,27 @@ def test_a_step_feeds_no_more_of_the_prompts_than_it_may(monkeypatch: pytest.Mon
         assert len(steps) == (2 if number == 7 else 1)
 
 
-def shared_stream(self: requests.Request) -> float:
-    return float(torch.rand((), dtype=torch.float64))
+def shared_stream(names: Sequence[tuple[int, int]], device: object) -> Tensor:
+    return torch.randint(1 << 62, (len(names),))
 
 
-sound_part = decoding.Lane.part
+sound_part = lanes.Lane.part
 
 
-def one_row_late(self: decoding.Lane, *args: Any) -> tuple[Tensor, Tensor] | None:
+def one_row_late(self: lanes.Lane, *args: Any) -> tuple[Tensor, Tensor] | None:
     part = sound_part(self, *args)
     return part if part is None else (part[0].roll(1, 0), part[1])
 
 
-def cut_not_reordered(self: decoding.Lane, running: set[int]) -> None:
+def cut_not_reordered(self: lanes.Lane, running: set[int]) -> None:
     self._requests = [request for request in self._requests if request.request_id in running]
     self._session.keep(torch.arange(len(self._requests)))
 
 
-BREAKAGES: dict[str, tuple[type, str, Callable[..., object]]] = {
-    "one random stream for all": (requests.Request, "uniform", shared_stream),
-    "a neighbour's guidance": (decoding.Lane, "part", one_row_late),
-    "a guide's rows cut and not reordered": (decoding.Lane, "keep", cut_not_reordered),
+BREAKAGES: dict[str, tuple[object, str, Callable[..., object]]] = {
+    "one random stream for all": (batch, "step_keys", shared_stream),
+    "a neighbour's guidance": (lanes.Lane, "part", one_row_late),
+    "a guide's rows cut and not reordered": (lanes.Lane, "keep", cut_not_reordered),
 }
 
 
@@ -208,14 +208,14 @@ def test_weight_zero_is_the_base_bit_for_bit(world: str) -> None:
         assert ours.trace == theirs.trace
 
 
-def leaking(self: decoding.Lane, *args: Any) -> tuple[Tensor, Tensor] | None:
+def leaking(self: lanes.Lane, *args: Any) -> tuple[Tensor, Tensor] | None:
     part = sound_part(self, *args)
     return part if part is None else (part[0].roll(1, 0), part[1].roll(1, 0))
 
 
 def test_the_checker_rejects_guidance_that_leaks_to_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
     model, guides = tabular_world()
-    monkeypatch.setattr(decoding.Lane, "part", leaking)
+    monkeypatch.setattr(lanes.Lane, "part", leaking)
     with pytest.raises(LawViolation) as caught:
         check_weight_zero(Decoder(model, {**guides, "hostile": Hostile(model)}))
     assert caught.value.law == laws.WEIGHT_ZERO

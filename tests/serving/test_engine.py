@@ -101,7 +101,7 @@ def test_jobs_from_many_threads_are_each_its_own(begin: Begin) -> None:
         thread.join(20)
     assert found == {seed: alone(seed=seed, weights={"one": 0.5 * seed}) for seed in range(12)}
     until(lambda: engine.num_open == 0)
-    assert engine.decoder.num_running == engine.decoder._session.num_rows == 0
+    assert engine.decoder.num_running == engine.decoder.num_rows == 0
 
 
 def test_a_request_that_cannot_run_is_told_why(begin: Begin) -> None:
@@ -125,7 +125,7 @@ def test_a_cancelled_answer_frees_its_row_before_the_next_token(begin: Begin) ->
     engine.decoder.may_step.set()  # type: ignore[attr-defined]
     assert [event.step.token_id for event in read(other) if event.step] == alone(seed=1)
     until(lambda: engine.num_open == 0)
-    assert engine.decoder._session.num_rows == 0
+    assert engine.decoder.num_rows == 0
     assert engine.metrics.answers.labels("cancelled")._value.get() == 2
 
 

@@ -68,4 +68,4 @@ def _made_to_run(case: Any) -> None:
 def test_the_server_still_answers(fuzzed: Running) -> None:
     assert fuzzed.engine.ping(10)
     assert fuzzed.engine.num_open == 0
-    assert fuzzed.engine.decoder._session.num_rows == 0
+    assert fuzzed.engine.decoder.num_rows == 0

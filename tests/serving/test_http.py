@@ -199,8 +199,7 @@ def test_a_client_that_leaves_frees_its_row(start: Start, stream: bool) -> None:
             _until(lambda: server.engine.decoder.num_running == 2)
         before = time.monotonic()
         _until(lambda: server.engine.num_open == 0)
-        assert server.engine.decoder._session.num_rows == 0
-        assert all(lane._session.num_rows == 0 for lane in server.engine.decoder._lanes)
+        assert server.engine.decoder.num_rows == 0
         assert time.monotonic() - before < 5
         assert call(server, "/v1/chat/completions", CHAT)[0] == 200
 

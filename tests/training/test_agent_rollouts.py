@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from trimtab.core import LanguageModel
+from trimtab.core import Candidates, LanguageModel
 from trimtab.decoding import Decoder
-from trimtab.errors import CheckpointError, NotFiniteError, PromptError
+from trimtab.errors import CheckpointError, ModelError, NotFiniteError, PromptError
 from trimtab.guides.agent import AgentNetwork
 from trimtab.models.tabular import TabularModel
+from trimtab.noise import step_key, uniforms
 from trimtab.training import agent_recorder
 from trimtab.training.agent_recorder import Episode, Recorder, seed_of
 from trimtab.training.agent_settings import AgentSettings
@@ -48,7 +49,7 @@ def told(plan: Plan, bias: float) -> tuple[list[int], list[tuple[list[float], in
     """An episode as one would act it out: tokens, transitions (state, action, reward), forced steps, KL."""
     network = AgentNetwork(MODEL.hidden_size, SETTINGS.hidden_dim)
     network.load_state_dict(weights(bias))
-    generator = torch.Generator().manual_seed(seed_of(SETTINGS.seed, "episode", plan.index))
+    seed = seed_of(SETTINGS.seed, "episode", plan.index)
     prefix, tokens, transitions, forced, kl = list(plan.prompt), [], [], 0, 0.0
     while len(tokens) < SETTINGS.max_new_tokens and 0 not in tokens:
         scores = MODEL.next_logprobs(prefix).tolist()
@@ -64,7 +65,8 @@ def told(plan: Plan, bias: float) -> tuple[list[int], list[tuple[list[float], in
             states = [MODEL.state([*prefix, token]) for token in survivors]
             with torch.no_grad():
                 accept = [float(network(state).softmax(-1)[1]) for state in states]
-            drawn = torch.rand(len(survivors), generator=generator, dtype=torch.float64).tolist()
+            key = torch.tensor([step_key(seed, len(tokens))])
+            [drawn] = uniforms(key, torch.tensor([survivors])).tolist()
             actions = [uniform < p for uniform, p in zip(drawn, accept, strict=True)]
             forced += not any(actions)
             at = actions.index(True) if any(actions) else len(survivors) - 1
@@ -204,3 +206,29 @@ def test_parts_are_neighbours_and_nearly_equal() -> None:
     some = plans(count=7)
     assert [[plan.index for plan in part] for part in split(some, 3)] == [[0, 1], [2, 3], [4, 5, 6]]
     assert [len(part) for part in split(some[:2], 3)] == [1, 1]
+
+
+def test_a_candidate_at_the_edge_changes_no_others_verdict() -> None:
+    """Rounding in another batch moves a token over the nucleus' edge; the luck of the others is their own."""
+    network = AgentNetwork(MODEL.hidden_size, SETTINGS.hidden_dim).requires_grad_(False)
+
+    def margins(token_ids: list[int]) -> dict[int, float]:
+        recorder = Recorder(network, SETTINGS, [3, 4])
+        session = recorder.open()
+        session.admit([[1], [2]])
+        session.advance(torch.tensor([1]), torch.tensor([5]))
+        states = torch.stack([MODEL.state([token]) for token in token_ids])[None]
+        some = Candidates(
+            torch.tensor([token_ids]), torch.zeros(1, len(token_ids)), hidden=states, rows=torch.tensor([1])
+        )
+        return dict(zip(token_ids, session.score(some)[0].tolist(), strict=True))
+
+    whole, fewer = margins([7, 2, 5, 3]), margins([7, 5, 3])
+    assert {token: whole[token] for token in fewer} == pytest.approx(fewer, abs=1e-6)
+
+
+def test_a_batch_that_had_to_be_made_anew_is_no_recording() -> None:
+    recorder = Recorder(AgentNetwork(MODEL.hidden_size, SETTINGS.hidden_dim), SETTINGS, [0])
+    recorder.open()
+    with pytest.raises(ModelError, match="Roll out anew"):
+        recorder.open()

@@ -32,16 +32,24 @@ class Request:
     traces: list[TokenTrace] = field(default_factory=list)
     finish_reason: str | None = None
     problem: str | None = None
+    failed: bool = False
+    """Whether an error ended it while it ran."""
 
     def refuse(self, error: PromptError) -> None:
         """Finish without an answer: a row that says why keeps answers and prompts in step."""
         self.finish_reason, self.problem = "error", str(error)
         log.warning("no answer: %s", located(error, self.row))
 
+    def fail(self, error: Exception) -> None:
+        """Finish with what there is of an answer that an error ended; the others go on."""
+        self.failed = True
+        self.problem = str(error)
+        log.error("an answer failed: %s", located(error, self.row))
+
     def take(self, step: Step) -> None:
         """Add what one step brought."""
         if step.error is not None:
-            raise located(step.error, self.row)
+            self.fail(step.error)
         if step.token_id is not None:
             self.token_ids.append(step.token_id)
         self.texts.append(step.text)

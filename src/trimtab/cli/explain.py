@@ -57,8 +57,10 @@ def run(args: argparse.Namespace) -> int:
     """Answer, explain, show."""
     _check(args)
     tokenizer, decoder = options.load_decoder(args, max_rows=1)
+    from trimtab.answers import finished
+
     prompt = as_asked(args.prompt, chat=use_template(args.template, tokenizer), options=template_options(args))
-    (answer,) = decoder.generate(
+    decoded = decoder.generate(
         [prompt],
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         trace=True,
         num_alternatives=args.num_alternatives,
     )
+    (answer,) = finished(decoded)
     from trimtab.evaluation.trace import explain_tokens
 
     tokens = explain_tokens(answer.trace or (), answer.weights, tokenizer.token_text)

@@ -23,7 +23,7 @@ from trimtab.cli.answering import Request, in_order, located
 from trimtab.cli.by_method import MethodChoice, add_method_options, answered, method_choice
 from trimtab.cli.prompts import PromptRow, as_asked, prompts_of, read_prompts, use_template
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
-from trimtab.errors import OptionError, PromptError
+from trimtab.errors import ModelError, OptionError, PromptError
 from trimtab.prompts import as_json
 
 if TYPE_CHECKING:
@@ -81,12 +81,13 @@ def run(args: argparse.Namespace) -> int:
     if plan is not None:
         plan.check(settings, rows)
     num_done = 0 if plan is None else plan.num_done
-    num_tokens = 0
-    if num_done < len(rows):
-        todo = _requests(args, rows, seed)[num_done:]
-        num_tokens = _answer_all(args, todo, plan, settings, choice)
+    todo = _requests(args, rows, seed)[num_done:]
+    num_tokens = _answer_all(args, todo, plan, settings, choice) if todo else 0
     if args.out is not None:
         _summarise(args, len(rows), num_done, num_tokens, time.monotonic() - started)
+    num_failed = sum(request.failed for request in todo)
+    if num_failed:
+        raise ModelError(f"{num_failed} of {len(todo)} answers failed while they were made; their rows say why.")
     return 0
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trimtab.answers import Answer
+from trimtab.answers import Answer, finished
 from trimtab.core import Prompt
 from trimtab.decoding import Decoder
 from trimtab.scorers import Scorer
@@ -96,14 +96,15 @@ class Sweep:
         """
         answers = []
         begin = time.perf_counter()
-        for answer in decoder.generate(
+        decoded = decoder.generate(
             self.prompts,
             weights=weights,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             seed=self.seed,
             trace=True,
-        ):
+        )
+        for answer in finished(decoded):
             answers.append(answer)
             if on_answer is not None:
                 on_answer()

@@ -37,6 +37,7 @@ from trimtab.prompts import (
     encode_prompt,
     guide_prompt_ids,
     is_chat,
+    num_readable,
     options_of,
     with_options,
 )
@@ -76,6 +77,11 @@ class ARM:
     def max_length(self) -> int | None:
         limits = [model.max_length for model in (self.model, self.reference) if model is not None]
         return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def num_readable(self) -> int:
+        """How many ids it can be fed, from 0 on."""
+        return min(num_readable(model) for model in (self.model, self.reference) if model is not None)
 
     def bind(self, base: LanguageModel) -> ARM:
         check_same_vocabulary(base, self.model)

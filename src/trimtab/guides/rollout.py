@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from trimtab.guides.trajectory import (
     bound_rewards,
     opened,
 )
-from trimtab.prompts import check_same_vocabulary
+from trimtab.prompts import check_same_vocabulary, num_readable
 from trimtab.sessions import SessionGroup
 
 DIRECT_TOKENS = 20
@@ -64,7 +65,22 @@ class RolloutGuide:
 
     needs_hidden = False
     needs_context = False
-    max_length = None
+
+    @property
+    def max_length(self) -> int | None:
+        """What the shortest of its models holds, less the completion of the last token."""
+        limits = [limit for part in self._parts if (limit := getattr(part, "max_length", None)) is not None]
+        return max(0, min(limits) - self.num_tokens) if limits else None
+
+    @property
+    def num_readable(self) -> int | None:
+        """How many ids each of its models can be fed, from 0 on; None while all are adapters without a base."""
+        sizes = [num_readable(part) for part in self._parts if hasattr(part, "vocab_size")]
+        return min(sizes, default=None)
+
+    @property
+    def _parts(self) -> list[Any]:
+        return [part for part in (self.policy, self.rewards, self.policy_rewards) if part is not None]
 
     def __post_init__(self) -> None:
         """Raise OptionError for a completion of less than nothing."""

@@ -31,7 +31,7 @@ from trimtab.core import (
     Tokenizer,
 )
 from trimtab.errors import BaseMismatchError
-from trimtab.prompts import check_same_vocabulary, guide_prompt_ids
+from trimtab.prompts import check_same_vocabulary, guide_prompt_ids, num_readable
 from trimtab.rules import WeighedCandidates
 from trimtab.sessions import SessionView
 
@@ -95,6 +95,11 @@ class TrajectoryGuide:
     @property
     def max_length(self) -> int | None:
         return getattr(self.rewards, "max_length", None)
+
+    @property
+    def num_readable(self) -> int | None:
+        """How many ids the reward model can be fed, from 0 on; None while it is an adapter without a base."""
+        return None if isinstance(self.rewards, RewardAdapter) else num_readable(self.rewards)
 
     def bind(self, base: LanguageModel) -> TrajectoryGuide:
         return replace(self, rewards=bound_rewards(self.rewards, base))

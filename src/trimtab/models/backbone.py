@@ -34,6 +34,8 @@ class Backbone:
             """Kind of attention layer -> how far back it sees; the kind is "" where one mask does for all layers."""
             self._held = longest(self._decoder)
             self.vocab_size = int(module.get_input_embeddings().weight.shape[0])
+            self.num_embeddings = self.vocab_size
+            """Ids that it can be fed, from 0 on; a causal model's output may be wider or narrower."""
             self.hidden_size = int(self.config.hidden_size)
 
     @property

@@ -121,11 +121,13 @@ class HFModel(Backbone):
         return {"name": self.name, **super().describe()}
 
     def _nameless_ids(self) -> Tensor | None:
-        """Ids of the logits that no token has: padding, never to be sampled."""
-        if self.tokenizer is None:
-            return None
+        """Ids of the logits that no token has (padding), or that the model could not be fed: never to be sampled."""
         named = torch.zeros(self.vocab_size, dtype=torch.bool)
-        named[[token_id for token_id in self.tokenizer.tokens.values() if token_id < self.vocab_size]] = True
+        if self.tokenizer is None:
+            named[:] = True
+        else:
+            named[[token_id for token_id in self.tokenizer.tokens.values() if token_id < self.vocab_size]] = True
+        named[self.num_embeddings :] = False
         return None if bool(named.all()) else (~named).nonzero().flatten().to(self.device)
 
     def _own_logprobs(self, token_ids: Tensor) -> Tensor:

@@ -268,6 +268,7 @@ class AdaptedModel:
         self._base = base
         self.tokenizer = base.tokenizer
         self.vocab_size = base.vocab_size
+        self.num_embeddings = int(getattr(base, "num_embeddings", base.vocab_size))
         self.hidden_size = base.hidden_size
         self.eos_ids = base.eos_ids
         self._rows = RowLoRA(base, adapter.pairs)

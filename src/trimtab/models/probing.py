@@ -94,7 +94,7 @@ class _Probe:
         starts = starts if limit is None else [max(1, min(start, limit - _GROWTH)) for start in starts]
         equal = max(starts) == max(_STARTS)  # then rows go on past what is read of them: none may look ahead
         lengths = [_GROWTH + (max(starts) if equal else start) for start in starts]
-        self._rows = [_ids(row, length, self.backbone.vocab_size) for row, length in enumerate(lengths)]
+        self._rows = [_ids(row, length, self.backbone.num_embeddings) for row, length in enumerate(lengths)]
         self._truth = self._own()
         self._rounding = 0.0
         seen = _steps(self.backbone, self._rows, starts)
@@ -167,7 +167,7 @@ def _steps(backbone: Backbone, rows: Sequence[Sequence[int]], starts: Sequence[i
     note(session.context())
     advance()
     note(session.context())
-    candidates = torch.stack([(following() + 1) % backbone.vocab_size, following()], dim=1)
+    candidates = torch.stack([(following() + 1) % backbone.num_embeddings, following()], dim=1)
     note(session.peek(candidates)[:, 1], ahead=1)
     advance()
     note(session.context())
@@ -197,8 +197,8 @@ def _settle_length(backbone: Backbone, probed: _Probe) -> None:
         )
 
 
-def _ids(row: int, length: int, vocab_size: int) -> list[int]:
-    return [(3 + 17 * row + 7 * place + place * place) % vocab_size for place in range(length)]
+def _ids(row: int, length: int, num_ids: int) -> list[int]:
+    return [(3 + 17 * row + 7 * place + place * place) % num_ids for place in range(length)]
 
 
 def company_length(config: Any) -> int | None:

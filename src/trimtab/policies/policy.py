@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeAlias
 
-from trimtab.answers import Answer
+from trimtab.answers import Answer, finished
 from trimtab.core import Prompt, SamplingParams
 from trimtab.errors import OptionError
 from trimtab.generation import GenerationEngine
@@ -108,7 +108,8 @@ def answers(
     decoder: GenerationEngine, prompts: Sequence[Prompt], params: SamplingParams, seeds: Sequence[int]
 ) -> Iterator[Answer]:
     """One answer for each prompt, in order, each from its own seed."""
-    return decoder.answers([(prompt, replace(params, seed=seed)) for prompt, seed in zip(prompts, seeds, strict=True)])
+    wanted = [(prompt, replace(params, seed=seed)) for prompt, seed in zip(prompts, seeds, strict=True)]
+    return finished(decoder.answers(wanted))
 
 
 def derived_seed(seed: int, *path: int) -> int:

@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from trimtab.answers import Answer
+from trimtab.answers import Answer, finished
 from trimtab.core import Prompt, SamplingParams
 from trimtab.generation import GenerationEngine
 from trimtab.policies.policy import UNKNOWN, Strength, derived_seed, number
@@ -82,7 +82,7 @@ class SegmentRejection:
             seed = derived_seed(row.seed, len(row.parts), row.tries)
             ids = [*row.prompt_ids, *row.token_ids]
             requests.append((ids, replace(params, max_new_tokens=room, seed=seed)))
-        found = list(self._decoder.answers(requests))
+        found = list(finished(self._decoder.answers(requests)))
         self.num_tokens_read += sum(len(part.token_ids) for part in found)
         texts = [self._text([*row.token_ids, *part.token_ids]) for row, part in zip(rows, found, strict=True)]
         rewards = self._scorer([row.prompt for row in rows], texts)

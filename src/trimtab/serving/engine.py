@@ -18,6 +18,7 @@ from functools import partial
 from trimtab.answers import Step
 from trimtab.core import Prompt, SamplingParams
 from trimtab.errors import DeadlineError, ModelError, QueueFullError, StoppedError, TrimtabError
+from trimtab.failures import unexpected, without_frames
 from trimtab.generation import GenerationEngine
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
@@ -193,6 +194,10 @@ class Engine:
             job.request_id = self.decoder.add(job.prompt, job.params)
         except TrimtabError as error:
             self._end(job, Event(job, error=error), "refused")
+            return
+        except Exception as error:  # a guide's own template, say: nobody else's affair
+            log.error("a request could not be taken: %.500s", repr(error), exc_info=error)
+            self._end(job, Event(job, error=unexpected(without_frames(error))), "error")
             return
         self._jobs[job.request_id] = job
         self.metrics.prompt_tokens.inc(job.num_prompt_tokens)

@@ -7,8 +7,9 @@ up to that token becomes transitions. A step with a single candidate is not aske
 The KL reward needs every candidate's verdict, so a look does not end with the first acceptance. On a CPU it still comes
 in pieces, because rows have from two to forty candidates and a piece costs only the rows that have so many.
 
-An episode's random numbers come from (seed, episode) alone, so whom it shares a batch with changes nothing but the last
-bits of its states.
+An episode's random numbers come from (seed, episode), its position and a candidate's id alone (`trimtab.noise`). So
+whom it shares a batch with changes nothing but the last bits of its states, and a candidate more or less at the edge
+of the nucleus changes no other's verdict.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, Selection, TokenIds
-from trimtab.errors import NotFiniteError, naming
+from trimtab.errors import ModelError, NotFiniteError, naming
 from trimtab.guides.agent import AgentNetwork
+from trimtab.noise import step_keys, uniforms
 from trimtab.rules import FirstAccepted
 from trimtab.training.agent_rewards import (
     base_logprobs,
@@ -36,9 +38,6 @@ from trimtab.training.agent_settings import AgentSettings
 
 CPU_LOOKS = (8, 8, 24)
 """Candidates of each row in successive forward passes on a CPU."""
-
-_SMALLEST = 1e-12
-"""Uniform numbers stay so far from 0 and 1, so that their log-odds are finite."""
 
 
 def seed_of(seed: int, purpose: str, index: int) -> int:
@@ -159,8 +158,9 @@ class Recorder:
         """Time in the actor and in recording."""
         self._looks: list[_Look] = []
         self._asked: list[_Asked] = []
-        seeds = [seed_of(settings.seed, "episode", index) for index in indices]
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._seeds = [seed_of(settings.seed, "episode", index) for index in indices]
+        self._positions = [0] * len(indices)
+        self._is_open = False
 
     def bind(self, base: LanguageModel) -> Recorder:
         return self
@@ -169,6 +169,12 @@ class Recorder:
         return base_ids
 
     def open(self, beside: ModelSession | None = None) -> GuideSession:
+        """The one session that is recorded. Raises ModelError for another: a recording begins at the beginning."""
+        if self._is_open:
+            raise ModelError(
+                "The batch of these episodes failed, and what was recorded of it is not whole. Roll out anew."
+            )
+        self._is_open = True
         return _RecorderSession(self)
 
     def decide(self, tapes: Sequence[int], candidates: Candidates) -> Tensor:
@@ -181,12 +187,18 @@ class Recorder:
         logits = self._network(hidden)
         log_odds = logits[..., 1] - logits[..., 0]
         real = _real(candidates.token_ids).to(log_odds.device)
-        margins: Tensor = log_odds - self._noise(tapes, real).to(log_odds)
+        margins: Tensor = log_odds - self._noise(tapes, candidates.token_ids, real).to(log_odds)
         logprobs = candidates.logprobs.to(log_odds)
         owners = torch.tensor(tapes, device=log_odds.device)
         self._looks.append(_Look(owners, real, hidden, logprobs, log_odds, margins))
         self.seconds += time.perf_counter() - started
         return margins
+
+    def grow(self, tapes: Sequence[int]) -> None:
+        """These episodes have another token."""
+        self.end_step()
+        for tape in tapes:
+            self._positions[tape] += 1
 
     def end_step(self) -> None:
         """Write down what the looks of a step came to. Nothing, where there were none."""
@@ -196,13 +208,10 @@ class Recorder:
             self._looks = []
             self.seconds += time.perf_counter() - started
 
-    def _noise(self, tapes: Sequence[int], real: Tensor) -> Tensor:
-        """[N, k] logits of uniform numbers, each row from its own episode's stream; 0 in padding."""
-        noise = torch.zeros(real.shape, dtype=torch.float64)
-        for row, (tape, count) in enumerate(zip(tapes, real.sum(-1).tolist(), strict=True)):
-            drawn = torch.rand(count, generator=self._generators[tape], dtype=torch.float64)
-            noise[row, :count] = torch.logit(drawn, eps=_SMALLEST)
-        return noise
+    def _noise(self, tapes: Sequence[int], token_ids: Tensor, real: Tensor) -> Tensor:
+        """[N, k] logits of uniform numbers, a candidate's from its episode, position and id; 0 in padding."""
+        keys = step_keys([(self._seeds[tape], self._positions[tape]) for tape in tapes], token_ids.device)
+        return torch.logit(uniforms(keys, token_ids)).to(real.device).masked_fill_(~real, 0.0)
 
     def _record(self, looks: Sequence[_Look]) -> None:
         tapes = looks[0].tapes  # the first look is at every row
@@ -288,7 +297,7 @@ class _RecorderSession:
         self._num_admitted += len(prompts)
 
     def advance(self, rows: Tensor, token_ids: Tensor) -> None:
-        self._recorder.end_step()
+        self._recorder.grow([self._rows[row] for row in rows.tolist()])
 
     def keep(self, rows: Tensor) -> None:
         self._recorder.end_step()

@@ -16,7 +16,7 @@ from itertools import chain, permutations
 from pathlib import Path
 from typing import Any
 
-from trimtab.answers import Answer
+from trimtab.answers import Answer, finished
 from trimtab.core import Message
 from trimtab.decoding import Decoder
 from trimtab.errors import DataError, OptionError
@@ -135,8 +135,9 @@ def sample_answers(
         temperature=settings.temperature,
         seed=settings.seed + start * settings.num_answers,
     )
+    whole = finished(answers)
     for prompt in prompts[start:]:
-        group = [next(answers) for _ in range(settings.num_answers)]
+        group = [next(whole) for _ in range(settings.num_answers)]
         yield Samples(prompt, tuple(_whole(answer) for answer in group))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from trimtab.answers import finished
 from trimtab.core import LanguageModel, Prompt
 from trimtab.decoding import Decoder
 from trimtab.errors import CheckpointError, PromptError
@@ -121,12 +122,13 @@ class Roller:
         started = time.perf_counter()
         decoder = Decoder(self._model, {"agent": recorder}, max_rows=len(plans))
         longest = self._settings.max_new_tokens
-        answers = list(decoder.generate([plan.prompt for plan in plans], max_new_tokens=longest, seed=0))
+        decoded = decoder.generate([plan.prompt for plan in plans], max_new_tokens=longest, seed=0)
+        answers = list(finished(decoded))
         asked = [plan for plan in plans if plan.index in base_for]
         greedy = Decoder(self._model, max_rows=len(plans)).generate(
             [plan.prompt for plan in asked], max_new_tokens=longest, temperature=0, seed=0
         )
-        base_texts = {plan.index: answer.text for plan, answer in zip(asked, greedy, strict=True)}
+        base_texts = {plan.index: answer.text for plan, answer in zip(asked, finished(greedy), strict=True)}
         seconds = time.perf_counter() - started
         episodes = recorder.episodes([(answer.text, len(answer.token_ids)) for answer in answers])
         return Rollout(episodes, base_texts, recorder.seconds, seconds - recorder.seconds)

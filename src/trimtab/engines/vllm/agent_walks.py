@@ -29,7 +29,7 @@ class Walks:
         self._rule = selection.rule
         self._selection = selection
         self._last_id = last_id
-        self._dice = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)
         self._thresholds = torch.zeros(num_slots, dtype=torch.float32, device=device)
         self._top_k = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._top_p = torch.ones(num_slots, dtype=torch.float64, device=device)
@@ -98,9 +98,14 @@ class Walks:
     def _drawn(self, slots: Tensor, policy: Tensor) -> Tensor:
         """[N, V] log-probabilities: 0 at a token drawn from a policy [N, V] at temperature 1, −inf elsewhere."""
         one = torch.ones(len(slots), dtype=torch.float64, device=policy.device)
-        uniforms = torch.rand(len(slots), generator=self._dice, dtype=torch.float64).to(policy.device)
+        keys = torch.randint(-(1 << 63), (1 << 63) - 1, (len(slots),), generator=self._generator, dtype=torch.int64)
         places = sample(
-            policy, uniforms, temperature=one, top_k=self._top_k[slots], top_p=self._top_p[slots], min_p=one - one
+            policy,
+            keys.to(policy.device),
+            temperature=one,
+            top_k=self._top_k[slots],
+            top_p=self._top_p[slots],
+            min_p=one - one,
         )
         return torch.full_like(policy, NEVER).scatter_(1, places[:, None], 0.0)
 

@@ -26,6 +26,7 @@ from trimtab.engines.vllm.manifest import ARCHITECTURE, Manifest
 from trimtab.engines.vllm.served import RunningGuide, ServedModel
 from trimtab.engines.vllm.versions import check_version
 from trimtab.errors import CheckpointError, CompatibilityError, ModelError, OptionError, naming, unknown_name
+from trimtab.failures import unexpected, without_frames
 from trimtab.generation import GenerationEngine
 from trimtab.prompts import encode_prompt
 from trimtab.requests import Request, room_for
@@ -174,8 +175,6 @@ class VLLMEngine(GenerationEngine):
             for request in requests:
                 while request.finish_reason is None:
                     self._held += [step for step in self._advance() if step.request_id not in self._private]
-                if request.error is not None:
-                    raise request.error
                 yield request.answer()
         finally:
             for request_id in mine:
@@ -199,14 +198,21 @@ class VLLMEngine(GenerationEngine):
         limit = int(min(params.max_new_tokens, room))
         return Request(self._next_id, prompt, prompt_ids, {}, params, weights, limit, self.model)
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Step]:
+        """Hand over who may run; the last steps of those that vLLM does not take."""
         from vllm.inputs.engine import tokens_input
 
+        refused = []
         while self._waiting and len(self._running) < self.max_rows:
             request = self._waiting.popleft()
-            prompt = tokens_input(list(request.prompt_ids))
-            own = self._engine.add_request(str(request.request_id), prompt, self._params(request))
-            self._running[request.request_id] = request, own
+            try:
+                prompt = tokens_input(list(request.prompt_ids))
+                own = self._engine.add_request(str(request.request_id), prompt, self._params(request))
+            except Exception as error:
+                refused.append(_failed(request, error))
+            else:
+                self._running[request.request_id] = request, own
+        return refused
 
     def _params(self, request: Request) -> Any:
         """A request's parameters as vLLM's."""
@@ -230,19 +236,24 @@ class VLLMEngine(GenerationEngine):
 
     def _advance(self) -> list[Step]:
         """One step of vLLM, the requests told of it."""
-        self._admit()
+        refused = self._admit()
         if not self._running:
-            return []
+            return refused
         self._watch()
         outputs = [output for output in self._engine.step() if int(output.request_id) in self._running]
         notes = self._notes(outputs)
-        return [step for output in outputs for step in self._grow(output, notes.get(int(output.request_id)))]
+        grown = [step for output in outputs for step in self._grow(output, notes.get(int(output.request_id)))]
+        return [*refused, *grown]
 
     def _grow(self, output: Any, trace: TokenTrace | None) -> Iterator[Step]:
         """The steps that an output is: several, where drafts were accepted."""
         request, _ = self._running[int(output.request_id)]
         for token_id in output.outputs[0].token_ids:
-            yield request.push(int(token_id), trace)
+            try:
+                step = request.push(int(token_id), trace)
+            except Exception as error:  # a text that cannot be made is nobody else's affair
+                step = _failed(request, error)
+            yield step
             if request.finish_reason is not None:
                 break
         if output.finished:
@@ -280,6 +291,12 @@ class VLLMEngine(GenerationEngine):
         answers = self._engine.collective_rpc("explain_step", args=(asked,))
         found = next(answer for answer in answers if answer is not None)
         return dict(zip(ids, found, strict=True))
+
+
+def _failed(request: Request, error: Exception) -> Step:
+    """The last step of a request that an error nobody foresaw has ended."""
+    log.error("request %s failed: %.500s", request.request_id, repr(error), exc_info=error)
+    return request.fail(unexpected(without_frames(error)))
 
 
 def _manifest(directory: Path) -> Manifest:

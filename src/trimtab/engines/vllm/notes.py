@@ -7,7 +7,7 @@ that it has just got. While nobody asks, nothing is kept and nothing is computed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -18,7 +18,7 @@ from trimtab.core import Candidates
 from trimtab.engines.vllm.layout import Reading
 from trimtab.guides.arm import fit_width
 from trimtab.rules import NEVER, Tilt, mix
-from trimtab.sampling import sampled_policy
+from trimtab.sampling import final_policy
 from trimtab.tracing import StepTensors, traces
 
 Asked: TypeAlias = tuple[str, int, tuple[float, int, float, float], int]
@@ -62,8 +62,8 @@ class StepTables:
         step = self._tensors([torch.log_softmax(base[rows], dim=-1), *own], weights[rows])
         _, tokens, filters, rivals = zip(*asked, strict=True)
         heat, top_k, top_p, min_p = (torch.tensor(column, device=base.device) for column in zip(*filters, strict=True))
-        sampled = sampled_policy(step.mixed, temperature=heat.double(), top_k=top_k, top_p=top_p.double(), min_p=min_p)
-        return traces(step, tokens, range(len(asked)), sampled, rivals)
+        final = final_policy(step.mixed, temperature=heat.double(), top_k=top_k, top_p=top_p.double(), min_p=min_p)
+        return traces(replace(step, final=final), tokens, range(len(asked)), rivals)
 
     def _tensors(self, tables: Sequence[Tensor], weights: Tensor) -> StepTensors:
         """The rows as the built-in engine's step has them: everything normalised, float32, at temperature 1."""
