@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -171,9 +172,19 @@ def test_a_candidate_that_is_peeked_at_stands_at_the_end_of_the_context() -> Non
 
 @pytest.mark.slow
 def test_the_page_of_models_is_what_the_sweep_finds(repository: Path) -> None:
+    """Where the page was written with this transformers; what is not built depends on other packages too."""
     transformers.logging.set_verbosity_error()
     verdicts = {name: families.verdict_on(name) for name in families.names()}
     assert {name: verdict.said for name, verdict in verdicts.items() if verdict.kind == "wrong"} == {}
     page = (repository / "docs" / "models.md").read_text(encoding="utf-8")
     if f"transformers {transformers.__version__}." in page:
-        assert page == families.page(verdicts)
+        unbuilt = _names(page, "Not built") | {name for name, one in verdicts.items() if one.kind == "not built"}
+        for title, kind in (("Families that run", "runs"), ("Families that are refused", "refused")):
+            found = {name for name, one in verdicts.items() if one.kind == kind and name not in families.VARIANTS}
+            assert found - unbuilt == _names(page, title) - unbuilt
+
+
+def _names(page: str, title: str) -> set[str]:
+    """The families that a section of the page lists."""
+    section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    return {name for name in families.names() if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", section)}
