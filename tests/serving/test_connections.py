@@ -139,6 +139,40 @@ def test_what_is_no_http_is_refused_without_a_traceback(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
 
 
+def in_chunks(body: bytes, size: int, head: bytes = b"%x\r\n") -> bytes:
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    typed = START + b"content-type: application/json\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    return typed + b"".join(head % len(piece) + piece + b"\r\n" for piece in pieces) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("head", [b"%x\r\n", b"000%X\r\n", b"%x;a=b\r\n", b"%x \t\r\n"])
+def test_a_body_of_tiny_chunks_is_refused(hasty: Running, head: bytes) -> None:
+    for size in (1, 100):
+        reply = ask(hasty, in_chunks(BODY + b" " * 40_000, size, head))
+        assert reply is None or (reply.status, reply.error["code"]) == (
+            400,
+            "tiny_chunks",
+        )  # None: cut off while sending
+        until(lambda: num_open(hasty) == 0)
+    reply = ask(hasty, in_chunks(BODY + b" " * 1000, 3, head))
+    assert reply is not None
+    assert (reply.status, reply.error["code"]) == (400, "tiny_chunks")
+
+
+def test_other_bodies_in_chunks_are_read(hasty: Running) -> None:
+    lines = json.dumps({**json.loads(BODY), "user": "a" * 50_000}, indent=0).replace("\n", "\r\n").encode()
+    ids = json.dumps({**json.loads(BODY), "prompt": [[5] * 400]}, indent=0).replace("\n", "\r\n").encode()
+    for sent in (
+        in_chunks(BODY, 1),
+        in_chunks(BODY + b" " * 50_000, 300),
+        in_chunks(lines, 1000),
+        in_chunks(ids, 1000),
+    ):
+        reply = ask(hasty, sent)
+        assert reply is not None
+        assert reply.status == 200, reply
+
+
 def test_large_bodies_have_a_bound_together(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimtab.serving.guard._MOST_BODIES", 2)
     half = request("POST", "/v1/completions", b" " * 1000)[:-100]
