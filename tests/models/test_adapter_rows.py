@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.tiny import FLATTENED, tiny_module
 from trimtab.errors import BaseMismatchError, CheckpointError, CompatibilityError
+from trimtab.models.backbone import Backbone
 from trimtab.models.hf import HFModel
 from trimtab.models.lora import LoRA
 from trimtab.models.row_layers import Placement, row_layers
@@ -128,6 +129,28 @@ class Regrouped(nn.Module):
         return out.view_as(x)
 
 
+class ByPlace(nn.Module):
+    """Linear experts, each on one token of every row: as many as there are rows, and in their order."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.experts[place % 8](x[:, place]) for place in range(x.shape[1])], dim=1)
+
+
+class Chunked(nn.Module):
+    """A linear layer on some tokens of every row at a time."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.inner(part) for part in x.split(2, dim=1)], dim=1)
+
+
 class Sorted(nn.Module):
     """A linear layer on all tokens, in an order that depends on what they are."""
 
@@ -203,6 +226,29 @@ def test_a_layer_in_which_rows_cannot_be_told_apart_is_refused_by_name(name: str
     tuned(tmp_path, with_feed_forward(make), target_modules=["q_proj", f"layers.1.{layer}"])
     with pytest.raises(CompatibilityError, match=rf"model\.layers\.1\.{layer} of LlamaForCausalLM is called on"):
         LoRA.load(tmp_path, {}).on(HFModel(with_feed_forward(make)))
+
+
+def test_as_many_tokens_as_rows_are_not_the_rows() -> None:
+    expert = "model.layers.1.mlp.experts.1"
+    found = row_layers(Backbone(with_feed_forward(lambda: ByPlace(32))), [expert])
+    assert isinstance(found[expert], str)
+
+
+def test_rows_in_pieces_are_rows(tmp_path: Path) -> None:
+    adapted = tuned(tmp_path, with_feed_forward(lambda: Chunked(32)))
+    check_against_peft(with_feed_forward(lambda: Chunked(32)), adapted, tmp_path)
+
+
+def test_an_expert_that_happens_to_get_every_token_is_no_exception() -> None:
+    """What is not so for one expert of a block is so for none."""
+
+    base = HFModel(with_feed_forward(lambda: Regrouped(32, 3)))
+    lopsided = base.module.model.layers[1].mlp
+    lopsided.forward = lopsided.experts[0].__call__
+    expert, query = "model.layers.1.mlp.experts.0", "model.layers.1.self_attn.q_proj"
+    found = row_layers(base, [expert, query])
+    assert isinstance(found[expert], str)
+    assert found[query] is Placement.ROWS
 
 
 def test_a_layer_that_text_never_reaches_changes_nothing_as_in_peft(tmp_path: Path) -> None:

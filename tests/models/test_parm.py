@@ -198,6 +198,7 @@ DAMAGE = {
     "a tensor is missing": ("part", "accepted for 2 objectives"),
     "ranks that do not fit": ("rank", "accepted for 2 objectives"),
     "NaN": ("nan", "not finite"),
+    "a scale that is none": ("scale", "the scale is nan"),
     "nothing in it": ("empty", "holds no tensors"),
 }
 
@@ -222,8 +223,9 @@ def _damage(directory: Path, kind: str) -> None:
     if kind == "cut":
         path.write_bytes(path.read_bytes()[:-10])
         return
-    if kind in ("card", "objectives"):
-        card["parm"] = {} if kind == "card" else {**card["parm"], "objectives": ["a", "b", "c"]}
+    if kind in ("card", "objectives", "scale"):
+        changes = {"objectives": {"objectives": ["a", "b", "c"]}, "scale": {"scale": float("nan")}}
+        card["parm"] = {} if kind == "card" else {**card["parm"], **changes[kind]}
         (directory / "guide.json").write_text(json.dumps(card))
         return
     if kind == "part":

@@ -288,8 +288,9 @@ class AdaptedModel:
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear layer, quantised ones included; None for any other module."""
     if type(module).__name__ == "Conv1D":  # transformers' GPT-2 layer: weight [in, out]
-        num_in, num_out = module.weight.shape  # type: ignore[union-attr]
-        return int(num_in), int(num_out)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return int(weight.shape[0]), int(weight.shape[1])
     features = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(features[0], int) and isinstance(features[1], int):
         return features[0], features[1]

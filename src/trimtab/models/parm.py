@@ -6,6 +6,7 @@ B = [B₁, B₂] are kept together and the two bilinear forms are one block matr
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ class PreferenceLoRA:
         try:
             facts = card["parm"]
             objectives, scale = tuple(map(str, facts["objectives"])), float(facts["scale"])
+            if not math.isfinite(scale):
+                raise ValueError(f"the scale is {scale}")
             tensors = safetensors.torch.load_file(directory / PARM_FILE)
         except (KeyError, TypeError, ValueError, OSError, safetensors.SafetensorError) as error:
             raise CheckpointError(

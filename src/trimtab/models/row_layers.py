@@ -78,8 +78,12 @@ output is one tensor with the same leading dimensions."""
 
 
 def _measured(base: RowModel, names: Sequence[str]) -> dict[str, Verdict]:
-    modules = dict(base.module.named_modules())
-    watched = {name: modules[name] for name in names}
+    """The verdicts on some layers.
+
+    What does not hold for one of a block's experts holds for none of them, so the others are measured too.
+    """
+    groups = {_group(name) for name in names}
+    watched = {name: module for name, module in base.module.named_modules() if _group(name) in groups}
     size = int(base.module.get_input_embeddings().weight.shape[0])
     prompts = [
         [(size // 3 + row * max(1, size // 4) + 5 * place) % size for place in range(_NUM_TOKENS)]
@@ -89,12 +93,14 @@ def _measured(base: RowModel, names: Sequence[str]) -> dict[str, Verdict]:
     alone = [_calls(base, watched, [prompt]) for prompt in prompts]
     exact = getattr(base.module, "dtype", torch.float32) == torch.float32
     found: dict[str, Verdict] = {}
-    for name in names:
+    for name in watched:
         batch, singles = [calls[name] for calls in together], [[calls[name] for calls in passes] for passes in alone]
         if any(batch) or any(map(any, singles)):
             found[name] = _placed(batch, singles, exact)
-    unreached = [name for name in names if name not in found]
-    return {**found, **(_unreached(base, unreached) if unreached else {})}
+    unreached = [name for name in watched if name not in found]
+    found.update(_unreached(base, unreached, prompts[0]) if unreached else {})
+    refused = {_group(name): verdict for name, verdict in found.items() if isinstance(verdict, str)}
+    return {name: refused.get(_group(name), found[name]) for name in names}
 
 
 def _calls(base: RowModel, watched: dict[str, nn.Module], prompts: list[list[int]]) -> list[dict[str, list[_Call]]]:
@@ -155,7 +161,7 @@ def _placed(together: list[list[_Call]], alone: list[list[list[_Call]]], exact: 
         for number, (lead, seen, alike) in enumerate(batch):
             if not alike:
                 return "is no layer of one input [..., width] and one output"
-            placement = _by_shape(lead, _NUM_ROWS, width)
+            placement = _by_shape(lead, width)
             rows = seen.reshape(_NUM_ROWS, -1, _NUM_DIRECTIONS) if placement is not None else None
             ones = [calls[number][1] for calls in singles]
             if rows is None or any(one.shape != rows.shape[1:] for one in ones) or not _same(rows, ones, exact):
@@ -167,10 +173,11 @@ def _placed(together: list[list[_Call]], alone: list[list[list[_Call]]], exact: 
     return next(iter(placements), None) or _SCATTERED
 
 
-def _by_shape(lead: tuple[int, ...], num_rows: int, width: int) -> Placement | None:
-    if lead[0] == num_rows:
+def _by_shape(lead: tuple[int, ...], width: int) -> Placement | None:
+    """[B, n, ...] or [B · width, ...]; a lone dimension of B, where rows have more tokens, is some tokens of theirs."""
+    if lead[0] == _NUM_ROWS and (len(lead) > 1 or width == 1):
         return Placement.ROWS
-    return Placement.TOKENS if lead[0] == num_rows * width else None
+    return Placement.TOKENS if lead[0] == _NUM_ROWS * width else None
 
 
 def _same(rows: Tensor, ones: list[Tensor], exact: bool) -> bool:
@@ -185,13 +192,12 @@ def _same(rows: Tensor, ones: list[Tensor], exact: bool) -> bool:
 
 
 @torch.inference_mode()
-def _unreached(base: RowModel, names: Sequence[str]) -> dict[str, Verdict]:
+def _unreached(base: RowModel, names: Sequence[str], prompt: Sequence[int]) -> dict[str, Verdict]:
     """Of layers that no row has reached: text has nothing to do with one that the model's own forward does not reach
     either, it nor any of its kind in other blocks. Else which tokens reach it depends on what they are."""
     kinds = {_kind(name) for name in names}
     watched = {name: module for name, module in base.module.named_modules() if _kind(name) in kinds}
-    embeddings = base.module.get_input_embeddings().weight
-    ids = torch.arange(1, 1 + _NUM_TOKENS, device=embeddings.device)[None] % len(embeddings)
+    ids = torch.tensor([list(prompt)], device=base.module.get_input_embeddings().weight.device)
     with _recorded(watched) as calls:
         base.module(input_ids=ids, use_cache=False)
     reached = {_kind(name) for name, found in calls.items() if found}
@@ -201,3 +207,9 @@ def _unreached(base: RowModel, names: Sequence[str]) -> dict[str, Verdict]:
 def _kind(name: str) -> str:
     """The name of a layer without the numbers of blocks and experts."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def _group(name: str) -> str:
+    """The name of a layer without the numbers after that of its block: the same for the experts of a block."""
+    first = re.search(r"(?<=\.)\d+(?=\.|$)", name)
+    return name if first is None else name[: first.end()] + _kind(name[first.end() :])

@@ -65,8 +65,8 @@ class RowLoRA:
             module = modules[name]
             weight = next(itertools.chain(module.parameters(), module.buffers()))
             kind = weight.dtype if weight.dtype.is_floating_point and weight.dtype.itemsize > 1 else dtype
-            factors = (side.to(weight.device, kind).t().contiguous() for side in (down, up))
-            self._sites[module] = _Site(name, *factors, placements[name])
+            down, up = (side.to(weight.device, kind).t().contiguous() for side in (down, up))
+            self._sites[module] = _Site(name, down, up, placements[name])
             _hook(module)
 
     def add(self, module: nn.Module, x: Tensor, output: Tensor, rows: list[int], shape: tuple[int, int]) -> Tensor:
@@ -112,7 +112,9 @@ def checked_placements(base: RowModel, names: Sequence[str]) -> dict[str, Placem
         if isinstance(placement, str):
             raise CompatibilityError(f"{name} of {type(base.module).__name__} {placement}. {WAY_OUT}")
     placements = {name: placement for name, placement in found.items() if isinstance(placement, Placement)}
-    return {**placements, **({head: Placement.ROWS} if head in names else {})}
+    if head is not None and head in names:
+        placements[head] = Placement.ROWS
+    return placements
 
 
 def output_head(module: nn.Module) -> str | None:
