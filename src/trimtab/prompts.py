@@ -52,9 +52,9 @@ def check_ids(model: Vocabulary, token_ids: TokenIds) -> None:
     bad = next((item for item in token_ids if not 0 <= item < model.vocab_size), None)
     if bad is None:
         return
-    known = model.tokenizer is not None and bad >= 0
-    text = f" ({model.tokenizer.token_text(bad)!r})" if known and model.tokenizer is not None else ""
-    raise PromptError(f"Token id {bad}{text} is outside the vocabulary of {model.vocab_size} ids that the model has.")
+    tokens = {} if model.tokenizer is None else model.tokenizer.tokens
+    named = next((f" ({token!r})" for token, token_id in tokens.items() if token_id == bad), "")
+    raise PromptError(f"Token id {bad}{named} is outside the vocabulary of {model.vocab_size} ids that the model has.")
 
 
 def _listed(prompt: Prompt) -> Prompt:
