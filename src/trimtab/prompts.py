@@ -66,11 +66,13 @@ def check_readable(
     bad = next((token_id for token_id in token_ids if not 0 <= token_id < limit), None)
     if bad is None:
         return
-    if tokenizer is None:
+    tokens = {} if tokenizer is None else tokenizer.tokens
+    named = next((token for token, token_id in tokens.items() if token_id == bad), None)
+    if named is None:
         raise PromptError(f"Token id {bad} is outside the vocabulary of {limit} ids that {whose} can read.")
     raise PromptError(
-        f"The prompt holds {tokenizer.token_text(bad)!r}, which its tokenizer knows as token {bad}; {whose} has been "
-        f"given no more than {limit} tokens and cannot read it. Leave it out."
+        f"The prompt holds {named!r}, which its tokenizer knows as token {bad}; {whose} has been given no more than "
+        f"{limit} tokens and cannot read it. Leave it out."
     )
 
 

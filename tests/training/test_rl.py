@@ -197,11 +197,11 @@ def test_the_prompts_are_what_decoding_sees(tiny: str, tmp_path: Path) -> None:
 
 
 def test_every_end_of_sequence_id_ends_an_answer(tmp_path: Path) -> None:
-    """The model's configuration names two of them, of which its generation configuration has one."""
+    """The generation configuration names two of them, of which the tokenizer has one."""
     from trimtab.training import rl_trainer
 
     model = save_model(tmp_path / "model")
-    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
     seen = []
     build = rl_trainer.build_rl_trainer
 
