@@ -11,7 +11,6 @@ candidates at temperature 1, and its rule makes the policy that the temperature 
 from __future__ import annotations
 
 import sys
-import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -120,7 +119,7 @@ class Decoder(GenerationEngine):
 
         A request that fails (NaN, or every token forbidden) ends with `finish_reason` "error"; the others go on.
         """
-        started = time.perf_counter()
+        started = self._pace.clock()
         num_fed = self._admit()
         if not self._running:
             return []
@@ -139,7 +138,7 @@ class Decoder(GenerationEngine):
         ]
         self._advance({request.request_id: token_ids[row] for row, request in ready.items()})
         if ready:
-            self._pace.note(time.perf_counter() - started, num_fed)
+            self._pace.note(self._pace.clock() - started, num_fed)
         return steps
 
     def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
