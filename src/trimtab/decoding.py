@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -227,7 +226,7 @@ class Decoder(GenerationEngine):
 
     def _decode(self) -> Outcome | None:
         """Admit who may run, and the batch's next tokens; None: nobody runs."""
-        started = time.perf_counter()
+        started = self._pace.clock()
         batch = self._batch = self._batch or self._new_batch()
         budget = most = self._feedable(batch)
         if self.prefill_chunk is not None:
@@ -249,7 +248,7 @@ class Decoder(GenerationEngine):
             return None
         outcome = batch.step()
         if outcome.tokens:
-            self._pace.note(time.perf_counter() - started, most - budget)
+            self._pace.note(self._pace.clock() - started, most - budget)
         return outcome
 
     def _feedable(self, batch: Batch) -> int:

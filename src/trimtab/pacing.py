@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 LEAST = 16
 """Tokens of prompts that a step feeds at least, however slow they are."""
 SHARE = 1.25
@@ -13,7 +16,8 @@ _MEMORY = 0.3
 class Pace:
     """Learns from the seconds of each step what a token of a prompt costs beside what a step takes without any."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         self._usual: float | None = None  # seconds of a step that feeds no prompt
         self._token: float | None = None  # seconds that a token of a prompt adds
 

@@ -16,7 +16,7 @@ from tests.models.test_hf import assert_rows
 from tests.tiny import tiny_module
 from trimtab.models import rows, shelves, trunk
 from trimtab.models.hf import HFModel
-from trimtab.models.rows import Layout, RowCache, give_back
+from trimtab.models.rows import Layout, RowCache, RowLayer, give_back
 from trimtab.models.shelves import Row, Shelves, bound, cut
 from trimtab.models.trunk import Trunk, TrunkSession
 
@@ -149,6 +149,28 @@ def test_a_long_row_costs_its_neighbours_nothing(monkeypatch: pytest.MonkeyPatch
     assert session.trunk.num_columns <= before
     session.keep(torch.tensor([], dtype=torch.int64))
     assert session.trunk.num_columns == session.trunk.num_bytes == 0
+
+
+def test_memory_that_runs_out_amid_the_layers_leaves_every_row_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = random.Random(0)
+    module, session = a_session()
+    known = [prompt(dice, 60), prompt(dice, 50)]
+    session.admit([list(ids) for ids in known])
+    session.logprobs()
+    resize, calls = RowLayer.resize, iter([True, False])
+
+    def failing(self: RowLayer, shelf: int) -> None:
+        if not next(calls, True):
+            raise MemoryError
+        resize(self, shelf)
+
+    monkeypatch.setattr(RowLayer, "resize", failing)
+    tokens = prompt(dice, 6)  # past the columns that there are
+    for token in tokens:
+        session.advance(torch.arange(2), torch.tensor([token] * 2))
+    with pytest.raises(MemoryError):
+        session.logprobs()
+    assert_rows(session.logprobs(), module, [[*ids, *tokens] for ids in known])
 
 
 def test_much_memory_goes_back_to_the_system_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

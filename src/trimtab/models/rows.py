@@ -189,7 +189,8 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not ty
 
     def shelf(self, shelf: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a shelf as they lie in memory [S, C, H, d]; the layer must know their shape."""
-        if shelf not in self._shelves:
+        held = self._shelves.get(shelf)
+        if held is None or held[0].shape[:2] != self._pool.sizes[shelf]:  # memory may have run out amid the layers
             self.resize(shelf)
         return self._shelves[shelf]
 
