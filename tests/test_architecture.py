@@ -32,6 +32,7 @@ LAYERS = (
         "models",
         "guides",
         "testing",
+        "spelling",
         "text",
         "prompts",
         "requests",

@@ -1,12 +1,81 @@
-"""Growing text: pieces concatenate to the whole, characters are never split, stop strings may span tokens."""
+"""The text of an answer is the text of its tokens, whatever the tokenizer, and grows without taking anything back."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
-from trimtab.text import TextStream
+from tests.tiny_tokenizers import KINDS, made
+from trimtab.models.hf import HFTokenizer
+from trimtab.spelling import BROKEN, STEADY, ByteSpelling, WholeSpelling, bytes_of, shared
+from trimtab.text import TextStream, shown_tokens, text_of
+
+NAMES = list(KINDS)
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer's tokens after a prompt's, and stop strings."""
+
+    tokenizer: HFTokenizer
+    prompt_ids: list[int]
+    token_ids: list[int]
+    stop: tuple[str, ...] = ()
+
+    def added(self, num_tokens: int) -> str:
+        """What the first tokens add to the decoded prompt, from decoding everything at once."""
+        before = self.tokenizer.decode(self.prompt_ids)
+        whole = self.tokenizer.decode([*self.prompt_ids, *self.token_ids[:num_tokens]])
+        return whole[len(shared([before, whole])) :]
+
+    def stream(self) -> tuple[list[str], list[bytes], TextStream, int]:
+        """The texts and pieces that a stream gives, the stream, and how many tokens it took."""
+        stream, texts, pieces = TextStream(self.tokenizer, self.stop, self.prompt_ids), [], []
+        taken = 0
+        for token_id in self.token_ids:
+            texts.append(stream.push(token_id))
+            pieces += stream.pieces
+            taken += 1
+            if stream.stopped:
+                return texts, pieces, stream, taken
+        texts.append(stream.finish())
+        return texts, [*pieces, *stream.pieces], stream, taken
+
+
+@some.composite
+def answers(draw: Any, name: str, *, stops: bool) -> Written:
+    """Random ids, the rare kinds (bytes, special and added tokens) as often as others."""
+    tokenizer = HFTokenizer(made(name))
+    size = len(tokenizer.hf)
+    ids = some.one_of(
+        some.integers(0, size - 1),
+        some.integers(size - 12, size - 1),
+        some.integers(0, 4),
+        some.sampled_from(_runs(name)),
+    )
+    prompt_ids, token_ids = draw(some.lists(ids, max_size=6)), draw(some.lists(ids, max_size=16))
+    written = Written(tokenizer, prompt_ids, token_ids)
+    if not stops:
+        return written
+    text = written.added(len(token_ids)) or "x"
+    start = draw(some.integers(0, len(text) - 1))
+    stop = text[start : start + draw(some.integers(1, 4))]
+    other = draw(some.text("ab ▁日\ufffd.x", min_size=1, max_size=3))
+    return Written(tokenizer, prompt_ids, token_ids, (stop, other))
+
+
+def _runs(name: str) -> list[int]:
+    """Ids of single bytes of one character, where a tokenizer has such; else any."""
+    tokens = made(name).get_vocab()
+    found = [tokens[token] for token in (f"<0x{byte:02X}>" for byte in "日 😀".encode()) if token in tokens]
+    letters = [tokens[letter] for letter in ("æ", "Ĺ", "¥", "ð", "Ł") if letter in tokens]
+    return found or letters or [0, 5]
 
 
 class ByteTokenizer:
@@ -14,6 +83,81 @@ class ByteTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode("utf-8", errors="replace")
+
+    def spelling(self, prompt_ids: Sequence[int]) -> ByteSpelling:
+        return ByteSpelling(self.token_bytes, prompt_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_known_of_a_tokenizer(name: str) -> None:
+    assert HFTokenizer(made(name))._decoding.kind == KINDS[name][0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
+@given(data=some.data())
+def test_the_text_is_the_text_of_the_tokens(name: str, data: some.DataObject) -> None:
+    written = data.draw(answers(name, stops=False))
+    texts, pieces, stream, _ = written.stream()
+    expected = written.added(len(written.token_ids))
+    assert "".join(texts) == stream.text == expected
+    assert b"".join(pieces) == expected.encode()
+    assert len(pieces) == len(written.token_ids)
+    assert text_of(written.tokenizer, written.prompt_ids, written.token_ids) == (expected, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
+@given(data=some.data())
+def test_stop_strings_are_found_in_that_text(name: str, data: some.DataObject) -> None:
+    written = data.draw(answers(name, stops=True))
+    texts, pieces, stream, taken = written.stream()
+    whole = written.added(taken)
+    cuts = [at for at in (whole.find(stop) for stop in written.stop) if at >= 0]
+    assert stream.stopped == bool(cuts)
+    assert "".join(texts) == stream.text == whole[: min(cuts, default=len(whole))]
+    assert b"".join(pieces) == stream.text.encode()
+    assert len(pieces) == taken
+    if (
+        KINDS[name][0] != "whole"
+    ):  # as early as can be: no shorter answer has a stop string in it, unfinished ends aside
+        for num_tokens in range(taken):
+            assert not any(stop in written.added(num_tokens).rstrip(BROKEN) for stop in written.stop)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if KINDS[name][0] != "whole"])
+def test_no_token_decodes_the_whole_answer_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = HFTokenizer(made(name))
+    word = tokenizer.hf.convert_tokens_to_ids("a") if name != "words" else 5
+    stream = TextStream(tokenizer, ("zzz",), [word] * 50)
+    monkeypatch.setattr(tokenizer._decoding, "decode", None)
+    longest = []
+    if hasattr(stream._spelling, "_decode"):
+        decode = stream._spelling._decode
+        monkeypatch.setattr(stream._spelling, "_decode", lambda tokens: longest.append(len(tokens)) or decode(tokens))
+    assert all(stream.push(word) for _ in range(50))
+    assert max(longest, default=0) <= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tokens_bytes_are_what_it_adds_in_the_middle_of_a_text(name: str) -> None:
+    tokenizer = HFTokenizer(made(name))
+    before = tokenizer.hf.convert_tokens_to_ids("a") if name != "words" else 5
+    for token_id in range(len(tokenizer.hf)):
+        added = Written(tokenizer, [before], [token_id]).added(1)
+        assert bytes_of(tokenizer, token_id).decode(errors="replace") == added, token_id
+        assert tokenizer.token_text(token_id) or not added
+
+
+def test_a_tokenizer_that_takes_text_back_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    spelling = WholeSpelling(lambda ids: "x" * len(ids) if len(ids) < STEADY + 4 else "y", [])
+    with caplog.at_level(logging.WARNING):
+        pieces = [piece for _ in range(2 * STEADY + 4) for piece in spelling.push(0)]
+    assert pieces[:2] == [b"x", b"x"]
+    assert "changed text" in caplog.text
 
 
 def pieces(text: str, stop: Sequence[str] = ()) -> tuple[list[str], TextStream]:
@@ -68,3 +212,12 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
 def test_without_a_tokenizer_there_is_no_text() -> None:
     stream = TextStream(None, ["x"])
     assert (stream.push(3), stream.finish(), stream.text) == ("", "", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_are_shown_as_they_stand_in_the_text(name: str) -> None:
+    tokenizer = HFTokenizer(made(name))
+    special = tokenizer.hf.eos_token_id
+    ids = [token_id for token_id in range(5, len(tokenizer.hf)) if bytes_of(tokenizer, token_id)][:30]
+    shown = shown_tokens(tokenizer, ids[:1], [*ids, special])
+    assert "".join(shown) == text_of(tokenizer, ids[:1], ids)[0] + tokenizer.token_text(special)

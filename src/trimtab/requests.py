@@ -44,7 +44,7 @@ class Request:
         self.error: Exception | None = None
         self.seed = secrets.randbits(31) if params.seed is None else params.seed
         self._generator = torch.Generator().manual_seed(self.seed)
-        self._stream = TextStream(model.tokenizer, params.stop)
+        self._stream = TextStream(model.tokenizer, params.stop, self.prompt_ids)
         self._eos_ids = frozenset() if params.ignore_eos else model.eos_ids
 
     def uniform(self) -> float:
@@ -64,18 +64,22 @@ class Request:
         if trace is not None:
             self.trace.append(trace)
         if token_id in self._eos_ids:
-            return self._end("eos", token_id, trace, self._stream.finish())
+            text = self._stream.finish()
+            return self._end("eos", token_id, trace, text, (*self._stream.pieces, b""))
         text = self._stream.push(token_id)
+        pieces = self._stream.pieces
         if self._stream.stopped:
-            return self._end("stop", token_id, trace, text)
+            return self._end("stop", token_id, trace, text, pieces)
         if len(self.token_ids) >= self.max_new_tokens:
-            return self._end("length", token_id, trace, text + self._stream.finish())
-        return Step(self.request_id, token_id, text, None, trace)
+            text += self._stream.finish()
+            return self._end("length", token_id, trace, text, (*pieces, *self._stream.pieces))
+        return Step(self.request_id, token_id, text, None, trace, pieces=pieces)
 
     def fail(self, error: Exception) -> Step:
         """End without a token."""
         self.finish_reason, self.error = "error", error
-        return Step(self.request_id, None, self._stream.finish(), "error", None, error)
+        text = self._stream.finish()
+        return Step(self.request_id, None, text, "error", None, error, self._stream.pieces)
 
     def answer(self) -> Answer:
         assert self.finish_reason is not None, "the request is still running"
@@ -91,10 +95,10 @@ class Request:
             temperature=1.0 if self.params.temperature is None else self.params.temperature,
         )
 
-    def _end(self, reason: str, token_id: int, trace: TokenTrace | None, text: str) -> Step:
+    def _end(self, reason: str, token_id: int, trace: TokenTrace | None, text: str, pieces: tuple[bytes, ...]) -> Step:
         # An end-of-text flush may itself complete a stop string.
         self.finish_reason = "stop" if self._stream.stopped else reason
-        return Step(self.request_id, token_id, text, self.finish_reason, trace)
+        return Step(self.request_id, token_id, text, self.finish_reason, trace, pieces=pieces)
 
 
 @dataclass(frozen=True, slots=True)

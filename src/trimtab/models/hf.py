@@ -22,6 +22,8 @@ from torch import Tensor
 from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, PromptError
 from trimtab.models.backbone import Backbone
+from trimtab.models.decoders import Decoding
+from trimtab.spelling import Spelling, shown
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +92,28 @@ class HFTokenizer:
         return [bos, *token_ids] if habit and token_ids[:1] != [bos] else token_ids
 
     def decode(self, token_ids: TokenIds) -> str:
-        text: str = self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        """Ids to text, special tokens left out; no space is cleaned up, whatever the tokenizer's settings say."""
+        return self._decoding.decode(token_ids)
+
+    def spelling(self, prompt_ids: TokenIds) -> Spelling:
+        """See `spelling.Spells`."""
+        return self._decoding.spelling(prompt_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `spelling.Spells`."""
+        return self._decoding.token_bytes(token_id)
 
     def token_text(self, token_id: int) -> str:
+        r"""A token as in the middle of a text; a special one by its name, part of a character as `bytes:\xf0`."""
+        added = self.token_bytes(token_id)
+        if added:
+            return shown(added)
         text: str = self.hf.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+    @cached_property
+    def _decoding(self) -> Decoding:
+        return Decoding(self.hf)
 
 
 def check_messages(messages: Sequence[Message]) -> None:
