@@ -71,11 +71,10 @@ def answers(draw: Any, name: str, *, stops: bool) -> Written:
 
 
 def _runs(name: str) -> list[int]:
-    """Ids of single bytes of one character, where a tokenizer has such; else any."""
+    """Ids of spaces and of single bytes of one character, where a tokenizer has such; else any."""
     tokens = made(name).get_vocab()
-    found = [tokens[token] for token in (f"<0x{byte:02X}>" for byte in "日 😀".encode()) if token in tokens]
-    letters = [tokens[letter] for letter in ("æ", "Ĺ", "¥", "ð", "Ł") if letter in tokens]
-    return found or letters or [0, 5]
+    bytewise = [f"<0x{byte:02X}>" for byte in "日 😀".encode()]
+    return [tokens[token] for token in (*bytewise, *"æĹ¥ðŁ", "▁", "▁▁", "▁▁a") if token in tokens] or [0, 5]
 
 
 class ByteTokenizer:
@@ -153,7 +152,7 @@ def test_a_tokens_bytes_are_what_it_adds_in_the_middle_of_a_text(name: str) -> N
 
 
 def test_a_tokenizer_that_takes_text_back_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    spelling = WholeSpelling(lambda ids: "x" * len(ids) if len(ids) < STEADY + 4 else "y", [])
+    spelling = WholeSpelling(lambda ids: "x" * len(ids) if len(ids) < STEADY + 4 else "y" * len(ids), [])
     with caplog.at_level(logging.WARNING):
         pieces = [piece for _ in range(2 * STEADY + 4) for piece in spelling.push(0)]
     assert pieces[:2] == [b"x", b"x"]
@@ -212,6 +211,24 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
 def test_without_a_tokenizer_there_is_no_text() -> None:
     stream = TextStream(None, ["x"])
     assert (stream.push(3), stream.finish(), stream.text) == ("", "", "")
+
+
+@pytest.mark.parametrize("name", ["byte-level", "single bytes", "llama", "byte fallback"])
+def test_a_character_is_made_of_its_tokens_bytes(name: str) -> None:
+    tokenizer = HFTokenizer(made(name))
+    by_bytes = {bytes_of(tokenizer, token_id): token_id for token_id in range(3, len(tokenizer.hf))}
+    parts = [bytes([byte]) for byte in "日😀é".encode()] + [b"a"]
+    texts, pieces, _, _ = Written(tokenizer, [by_bytes[b"a"]], [by_bytes[part] for part in parts]).stream()
+    assert pieces == parts
+    assert "".join(texts) == "日😀éa"
+
+
+def test_a_beginning_of_spaces_is_stripped_once_over_all_its_tokens() -> None:
+    tokenizer = HFTokenizer(made("byte fallback, space stripped"))
+    space, word = tokenizer.hf.convert_tokens_to_ids(["▁", "▁a"])
+    for prompt_ids in ([], [space], [tokenizer.hf.eos_token_id], [space, space]):
+        written = Written(tokenizer, prompt_ids, [space, word, word])
+        assert written.stream()[2].text == written.added(3)
 
 
 @pytest.mark.parametrize("name", NAMES)

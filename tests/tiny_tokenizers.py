@@ -35,7 +35,7 @@ def _ids(tokens: list[str]) -> dict[str, int]:
 
 
 def _pieces(space: str = "▁") -> list[str]:
-    return [*WORDS, *(space + word for word in WORDS), space, 2 * space, f"a{space}b", f"a{space}"]
+    return [*WORDS, *(space + word for word in WORDS), space, 2 * space, f"{2 * space}a", f"a{space}b", f"a{space}"]
 
 
 def _bpe(tokens: list[str], decoder: Any | None, **options: Any) -> Any:

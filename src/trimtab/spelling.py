@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """Stands in a decoded text for bytes that are no character."""
 STEADY = 8
-"""Tokens after which the text of a tokenizer that says nothing about itself counts as standing."""
+"""Tokens with text after which that of a tokenizer that says nothing about itself counts as standing."""
 
 
 class Spelling(Protocol):
@@ -275,8 +275,8 @@ def _last_run(tokens: Sequence[str], byte_of: Callable[[str], int | None]) -> by
 class WholeSpelling:
     """Tokens of which nothing is known: prompt and answer are decoded at every token.
 
-    Text stands once `STEADY` more tokens have left it as it was. A tokenizer that changes its text further back breaks
-    the law, which is logged.
+    Text stands once `STEADY` more tokens have changed the text without touching it. A tokenizer that changes its text
+    further back breaks the law, which is logged.
     """
 
     def __init__(self, decode: Callable[[TokenIds], str], prompt_ids: TokenIds) -> None:
@@ -285,16 +285,20 @@ class WholeSpelling:
         self._prompt = decode(self._ids)
         self._stands: str | None = None  # with the prompt's; None: nothing was added
         self._texts: deque[str] = deque()  # after each open token
+        self._changes = 0  # from one of them to the next
+        self._warned = False
 
     def push(self, token_id: int) -> list[bytes]:
         self._ids.append(token_id)
-        self._texts.append(self._decode(self._ids))
-        if len(self._texts) <= STEADY:
-            return []
-        certain = shared(list(self._texts))
-        self._texts.popleft()
-        added, self._stands = self._added(certain, self._stands)
-        return [added]
+        text = self._decode(self._ids)
+        self._changes += bool(self._texts) and text != self._texts[-1]
+        self._texts.append(text)
+        found = []
+        while self._changes >= STEADY:
+            added, self._stands = self._added(shared(list(self._texts)), self._stands)
+            found.append(added)
+            self._changes -= self._texts.popleft() != self._texts[0]
+        return found
 
     def rest(self) -> list[bytes]:
         stands, found, texts = self._stands, [], list(self._texts)
@@ -309,7 +313,8 @@ class WholeSpelling:
             added = certain[len(shared([self._prompt, certain])) :]
             return added.encode(), certain if added else None
         if not certain.startswith(stands):
-            if not stands.startswith(certain):
+            if not (stands.startswith(certain) or self._warned):
+                self._warned = True
                 log.warning("This tokenizer has changed text that it gave %d tokens before.", STEADY)
             return b"", stands
         return certain[len(stands) :].encode(), certain

@@ -60,7 +60,8 @@ def _added(tokenizer: Tokenizer, prompt_ids: TokenIds, token_ids: TokenIds) -> s
 
 
 def _is_text(added: bytes) -> bool:
+    """Whether a token is more than a special one, spaces, or a part of a character."""
     try:
-        return bool(added.decode())
+        return bool(added.decode().strip())
     except UnicodeDecodeError:
         return False
