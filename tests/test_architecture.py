@@ -32,6 +32,7 @@ LAYERS = (
         "models",
         "guides",
         "testing",
+        "documents",
         "spelling",
         "text",
         "prompts",

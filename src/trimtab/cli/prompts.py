@@ -8,7 +8,6 @@ are left alone, unless their name looks like a misspelling of one of ours.
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import math
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.options import MAX_SEED
+from trimtab.documents import read_json
 from trimtab.errors import DataError, OptionError, unknown_name
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _row(path: str, line: int, data: bytes, guide_names: set[str]) -> PromptRow:
     if path.endswith(".txt"):
         return PromptRow(text, path=path, line=line)
     try:
-        fields = json.loads(text)
+        fields = read_json(text)
     except ValueError as error:
         raise bad(f"not JSON ({error}).") from None
     if not isinstance(fields, dict):

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from trimtab.documents import read_json
 from trimtab.errors import CheckpointError
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
@@ -57,7 +58,7 @@ def read_with_head(directory: Path, head: str) -> tuple[Pairs, Tensor]:
 
 def _files(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_json((directory / "adapter_config.json").read_text(encoding="utf-8"))
         with safetensors.safe_open(directory / "adapter_model.safetensors", framework="pt") as file:
             return config, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
     except (OSError, ValueError, safetensors.SafetensorError) as error:
