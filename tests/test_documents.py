@@ -129,6 +129,7 @@ def test_recipes_and_servers_read_it_alike(tmp_path: Path, name: str) -> None:
         ('{"<<": 1}', {"<<": 1}),
         ("a: &a [1, *b]".replace("*b", "&b [2]") + "\nc: [*a, *b]", {"a": [1, [2]], "c": [[1, [2]], [2]]}),
         ("a: |\n  x\n  y\n", {"a": "x\ny\n"}),
+        (f"- [{'1,' * 4000}]\n- &x 1\n- [{'*x,' * 1000}]", [[1] * 4000, 1, [1] * 1000]),
     ],
 )
 def test_what_is_read(tmp_path: Path, text: str, value: Any) -> None:
