@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from tests.tiny import BYTE_TEMPLATE, byte_llama
 from tests.tiny_tokenizers import KINDS, made
-from trimtab.models.hf import HFTokenizer
+from trimtab import Decoder, SamplingParams
+from trimtab.core import Prompt
+from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.spelling import BROKEN, STEADY, ByteSpelling, WholeSpelling, bytes_of, shared
 from trimtab.text import TextStream, shown_tokens, text_of
 
@@ -238,3 +241,31 @@ def test_tokens_are_shown_as_they_stand_in_the_text(name: str) -> None:
     ids = [token_id for token_id in range(5, len(tokenizer.hf)) if bytes_of(tokenizer, token_id)][:30]
     shown = shown_tokens(tokenizer, ids[:1], [*ids, special])
     assert "".join(shown) == text_of(tokenizer, ids[:1], ids)[0] + tokenizer.token_text(special)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a b",
+        [{"role": "user", "content": "a"}],
+        [{"role": "user", "content": "b"}, {"role": "assistant", "content": "a"}],
+    ],
+    ids=["text", "chat", "an assistant's message"],
+)
+def test_an_answer_goes_on_where_its_prompt_ends(prompt: Prompt) -> None:
+    """Answer, steps and pieces are one text, which does not lose the space that the first token writes."""
+    tokenizer = made("llama")
+    tokenizer.pad_token, tokenizer.chat_template = tokenizer.eos_token, BYTE_TEMPLATE
+    decoder = Decoder(HFModel(byte_llama(tokenizer, max_length=64), tokenizer))
+    bytewise = tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in "日😀".encode()])
+    forced = (*tokenizer.convert_tokens_to_ids(["▁was", "▁"]), *bytewise, tokenizer.eos_token_id)
+    params = SamplingParams(max_new_tokens=len(forced), forced=forced, temperature=0)
+    [answer] = decoder.answers([(prompt, params)])
+    decoder.add(prompt, params)
+    steps = []
+    while decoder.num_running or decoder.num_waiting:
+        steps += decoder.step()
+    assert answer.text == " was 日😀"
+    assert "".join(step.text for step in steps) == answer.text
+    assert b"".join(piece for step in steps for piece in step.pieces).decode() == answer.text
+    assert sum(len(step.pieces) for step in steps) == len(forced)
