@@ -243,13 +243,12 @@ def test_tokens_are_shown_as_they_stand_in_the_text(name: str) -> None:
     assert "".join(shown) == text_of(tokenizer, ids[:1], ids)[0] + tokenizer.token_text(special)
 
 
+ASKED = [{"role": "user", "content": "b"}]
+
+
 @pytest.mark.parametrize(
     "prompt",
-    [
-        "a b",
-        [{"role": "user", "content": "a"}],
-        [{"role": "user", "content": "b"}, {"role": "assistant", "content": "a"}],
-    ],
+    ["a b", ASKED, [*ASKED, {"role": "assistant", "content": "a"}]],
     ids=["text", "chat", "an assistant's message"],
 )
 def test_an_answer_goes_on_where_its_prompt_ends(prompt: Prompt) -> None:
