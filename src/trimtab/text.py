@@ -117,7 +117,8 @@ def text_of(
 def shown_tokens(tokenizer: Tokenizer, prompt_ids: TokenIds, token_ids: TokenIds) -> list[str]:
     """Each token of an answer as it stands in the text, so that they read as the text does: a character under the token
     that completes it, a special token by its name."""
-    stream, pieces = TextStream(tokenizer, (), prompt_ids), []
+    stream = TextStream(tokenizer, (), prompt_ids)
+    pieces: list[bytes] = []
     for token_id in token_ids:
         stream.push(token_id)
         pieces += stream.pieces

@@ -138,10 +138,10 @@ def _is_local(stages: Sequence[Stage]) -> bool:
 def _is_local_in_text(stage: Stage) -> bool:
     """Whether a stage that reads the whole text looks at one character at a time, or at the text's beginning."""
     if stage["type"] == "Strip":
-        return stage["stop"] == 0
+        return bool(stage["stop"] == 0)
     if stage["type"] == "Replace":
-        return len(stage["pattern"].get("String", "")) == 1
-    return stage["type"] == "Fuse"
+        return bool(len(stage["pattern"].get("String", "")) == 1)
+    return bool(stage["type"] == "Fuse")
 
 
 def _ends_words(tokens: Mapping[str, int], suffix: str) -> bool:
