@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -80,6 +81,19 @@ def _runs(name: str) -> list[int]:
     return [tokens[token] for token in (*bytewise, *"æĹ¥ðŁ", "▁", "▁▁", "▁▁a") if token in tokens] or [0, 5]
 
 
+class Replacing:
+    """A backend that takes marks out of what it has decoded, as CLIP's does."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def decode(self, *ids: Any, **how: Any) -> str:
+        return str(self._backend.decode(*ids, **how)).replace("</w>", " ")
+
+
 class ByteTokenizer:
     """One byte a token; a piece of a character decodes to U+FFFD, as byte-level vocabularies do."""
 
@@ -96,6 +110,17 @@ class ByteTokenizer:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_known_of_a_tokenizer(name: str) -> None:
     assert HFTokenizer(made(name))._decoding.kind == KINDS[name][0]
+
+
+def test_a_decoder_that_does_not_do_what_its_stages_say_is_not_believed() -> None:
+    tokenizer = KINDS["metaspace"][1]()
+    tokenizer._tokenizer = Replacing(tokenizer._tokenizer)
+    assert HFTokenizer(tokenizer)._decoding.kind == "whole"
+
+
+def test_half_of_a_character_is_no_end_of_a_stream() -> None:
+    tokenizer = transformers.CanineTokenizer()
+    assert text_of(HFTokenizer(tokenizer), [], [0x61, 0xD800, 0x62])[0] == "a?b"
 
 
 @pytest.mark.parametrize("name", NAMES)

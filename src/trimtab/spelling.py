@@ -63,7 +63,7 @@ def spelling_of(tokenizer: Tokenizer, prompt_ids: TokenIds) -> Spelling:
 
 def bytes_of(tokenizer: Tokenizer, token_id: int) -> bytes:
     """What a token adds in the middle of a text, as far as the tokenizer knows."""
-    return tokenizer.token_bytes(token_id) if isinstance(tokenizer, Spells) else tokenizer.decode([token_id]).encode()
+    return tokenizer.token_bytes(token_id) if isinstance(tokenizer, Spells) else _utf8(tokenizer.decode([token_id]))
 
 
 def shown(token: bytes) -> str:
@@ -311,10 +311,15 @@ class WholeSpelling:
         """What a certain text adds to the one that stands, and the one that stands then."""
         if stands is None:
             added = certain[len(shared([self._prompt, certain])) :]
-            return added.encode(), certain if added else None
+            return _utf8(added), certain if added else None
         if not certain.startswith(stands):
             if not (stands.startswith(certain) or self._warned):
                 self._warned = True
                 log.warning("This tokenizer has changed text that it gave %d tokens before.", STEADY)
             return b"", stands
-        return certain[len(stands) :].encode(), certain
+        return _utf8(certain[len(stands) :]), certain
+
+
+def _utf8(text: str) -> bytes:
+    """A text's bytes; half of a character, which some tokenizers have for a token, becomes a question mark."""
+    return text.encode(errors="replace")

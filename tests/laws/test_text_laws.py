@@ -83,6 +83,7 @@ def test_what_breaks_the_law_is_found(broken: type[HFTokenizer], name: str) -> N
 def test_a_decoder_taken_for_a_plainer_one_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "_is_local_in_text", lambda stage: True)
     monkeypatch.setattr(decoders, "_ends_words", lambda tokens, suffix: True)
+    monkeypatch.setattr(decoders.Decoding, "_agrees", lambda self, kind: True)
     with pytest.raises(LawViolation):
         check_tokenizer(HFTokenizer(made(name)), num_answers=1000)
 

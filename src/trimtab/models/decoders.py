@@ -19,6 +19,8 @@ from trimtab.spelling import ANCHOR, ByteSpelling, PieceSpelling, Spelling, Whol
 
 Stage = Mapping[str, Any]
 
+_NUM_TRIED = 100
+"""Tokens on which what is read off a decoder is tried."""
 _BYTE = re.compile(r"<0x([+0-9A-Fa-f][0-9A-Fa-f])>")
 _EACH_TOKEN = ("Replace", "Metaspace", "WordPiece", "ByteFallback", "Strip")
 """Stages that look at one token at a time, at whether it is the first, or at a run of bytes."""
@@ -33,9 +35,12 @@ class Decoding:
 
     def spelling(self, prompt_ids: TokenIds) -> Spelling:
         """See `spelling.Spells`."""
-        if self.kind == "bytes":
-            return ByteSpelling(self.token_bytes, prompt_ids)
-        if self.kind == "pieces":
+        return self._spelling(self.kind, prompt_ids)
+
+    def _spelling(self, kind: str, prompt_ids: TokenIds) -> Spelling:
+        if kind == "bytes":
+            return ByteSpelling(self._level_bytes, prompt_ids)
+        if kind == "pieces":
             return PieceSpelling(self._text, self._token, self._byte, prompt_ids)
         return WholeSpelling(self.decode, prompt_ids)
 
@@ -48,11 +53,11 @@ class Decoding:
         """See `spelling.Spells`."""
         if self.kind == "whole":
             return self._after_text(token_id)
+        if self.kind == "bytes":
+            return self._level_bytes(token_id)
         token = self._token(token_id)
         if token is None:
             return b""
-        if self.kind == "bytes":
-            return _level_bytes(token)
         byte = self._byte(token)
         if byte is not None:
             return bytes([byte])
@@ -61,6 +66,18 @@ class Decoding:
     @cached_property
     def kind(self) -> str:
         """`bytes`, `pieces` or `whole`, as the classes in `spelling.py`."""
+        found = self._kind_by_stages()
+        return found if found == "whole" or self._agrees(found) else "whole"
+
+    def _agrees(self, kind: str) -> bool:
+        """Whether tokens from all over the vocabulary read as the tokenizer itself reads them."""
+        known = sorted(self._hf.get_vocab().values())
+        ids, spelling = known[:: max(1, len(known) // _NUM_TRIED)], self._spelling(kind, ())
+        added = [piece for token_id in ids for piece in spelling.push(token_id)]
+        return b"".join([*added, *spelling.rest()]).decode(errors="replace") == self.decode(ids)
+
+    def _kind_by_stages(self) -> str:
+        """What the decoder's stages say."""
         backend = self._backend
         if backend is None:
             return "whole"
@@ -107,6 +124,11 @@ class Decoding:
             self._tokens[token_id] = None if token in self._special else token
         return self._tokens[token_id]
 
+    def _level_bytes(self, token_id: int) -> bytes:
+        """A token's bytes, where the vocabulary is byte-level."""
+        token = self._token(token_id)
+        return b"" if token is None else _level_bytes(token)
+
     def _byte(self, token: str) -> int | None:
         """The byte that a token stands for, where the decoder reads such tokens."""
         found = _BYTE.fullmatch(token) if self._has_bytes else None
@@ -116,7 +138,7 @@ class Decoding:
         """What a token of which nothing is known adds to another's text, or says alone."""
         ids = self._hf(ANCHOR, add_special_tokens=False)["input_ids"]
         before, whole = self.decode(ids), self.decode([*ids, token_id])
-        return (whole[len(before) :] if whole.startswith(before) else self.decode([token_id])).encode()
+        return (whole[len(before) :] if whole.startswith(before) else self.decode([token_id])).encode(errors="replace")
 
 
 def _flat(stage: Stage) -> list[Stage]:
