@@ -34,6 +34,8 @@ LAYERS = (
         "columns",
         "guides",
         "testing",
+        "documents",
+        "spelling",
         "text",
         "prompts",
         "requests",

@@ -78,6 +78,10 @@ class Step:
     """None while it runs; `eos`, `stop`, `length` or `error` at its end."""
     trace: TokenTrace | None = None
     error: Exception | None = None
+    pieces: tuple[bytes, ...] = ()
+    """What each token adds to the text that became certain with this step, in UTF-8: one entry for each token, in their
+    order. Empty for a token without text (a special one, a stop string's, the end's); over all steps they join to the
+    text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Answer:
     token_ids: tuple[int, ...]
     """Generated ids, an end-of-sequence id included."""
     text: str
+    """What the tokens add to the decoded prompt, special tokens left out; up to a stop string, where one was found."""
     finish_reason: str
     """`eos`, `stop`, `length` or `error`."""
     weights: Mapping[str, float]

@@ -17,7 +17,8 @@ The laws (`trimtab.testing` checks them on any model or guide):
 * weight 0 gives the base bit for bit, even where a guide says −inf;
 * a token the base forbids stays forbidden at any weight; one that a guide of non-zero weight forbids does too;
 * a constant added to a row of a guide's scores changes nothing;
-* a seeded request gives the same tokens alone and in any company.
+* a seeded request gives the same tokens alone and in any company;
+* the text of an answer is what its tokens add to the decoded prompt.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import shutil
@@ -15,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from trimtab.documents import read_json
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def read_guide_card(directory: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = read_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}). Train or download the guide again.") from error
     if not isinstance(card, dict) or card.get("format") != GUIDE_FORMAT:
@@ -92,7 +92,7 @@ def read_guide_card(directory: Path) -> dict[str, Any]:
 def kind_of(directory: Path) -> str:
     """The kind of a directory without a card: a model of one label is a reward model."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = read_json((directory / "config.json").read_text(encoding="utf-8"))
         return "reward" if str(config["architectures"][0]).endswith("ForSequenceClassification") else "arm"
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return "arm"

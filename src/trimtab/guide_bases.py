@@ -7,7 +7,6 @@ run on it, and is gone when the last of them is.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from trimtab.core import LanguageModel
 from trimtab.directories import is_adapter
+from trimtab.documents import read_json
 from trimtab.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -110,7 +110,7 @@ def _named_base(directory: Path, card: Mapping[str, Any]) -> str | None:
     if name:
         return str(name)
     try:
-        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_json((directory / "adapter_config.json").read_text(encoding="utf-8"))
         return config.get("base_model_name_or_path") or None
     except (OSError, ValueError, AttributeError):
         return None

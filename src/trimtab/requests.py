@@ -43,7 +43,7 @@ class Request:
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self.seed = secrets.randbits(31) if params.seed is None else params.seed
-        self._stream = TextStream(model.tokenizer, params.stop)
+        self._stream = TextStream(model.tokenizer, params.stop, self.prompt_ids)
         self._eos_ids = frozenset() if params.ignore_eos else model.eos_ids
 
     def read_by(self, guide: str | None) -> tuple[int, ...]:
@@ -61,22 +61,25 @@ class Request:
         if trace is not None:
             self.trace.append(trace)
         if token_id in self._eos_ids:
-            return self._end("eos", token_id, trace, self._stream.finish())
+            text = self._stream.finish()
+            return self._end("eos", token_id, trace, text, (*self._stream.pieces, b""))
         text = self._stream.push(token_id)
+        pieces = self._stream.pieces
         if self._stream.stopped:
-            return self._end("stop", token_id, trace, text)
+            return self._end("stop", token_id, trace, text, pieces)
         if len(self.token_ids) >= self.max_new_tokens:
-            return self._end("length", token_id, trace, text + self._stream.finish())
-        return Step(self.request_id, token_id, text, None, trace)
+            text += self._stream.finish()
+            return self._end("length", token_id, trace, text, (*pieces, *self._stream.pieces))
+        return Step(self.request_id, token_id, text, None, trace, pieces=pieces)
 
     def fail(self, error: Exception) -> Step:
         """End without a token."""
         self.finish_reason, self.error = "error", error
         try:
-            text = self._stream.finish()
+            text, pieces = self._stream.finish(), self._stream.pieces
         except Exception:  # the text itself may be what failed
-            text = ""
-        return Step(self.request_id, None, text, "error", None, error)
+            text, pieces = "", ()
+        return Step(self.request_id, None, text, "error", None, error, pieces)
 
     def answer(self) -> Answer:
         assert self.finish_reason is not None, "the request is still running"
@@ -93,10 +96,10 @@ class Request:
             error=self.error,
         )
 
-    def _end(self, reason: str, token_id: int, trace: TokenTrace | None, text: str) -> Step:
+    def _end(self, reason: str, token_id: int, trace: TokenTrace | None, text: str, pieces: tuple[bytes, ...]) -> Step:
         # An end-of-text flush may itself complete a stop string.
         self.finish_reason = "stop" if self._stream.stopped else reason
-        return Step(self.request_id, token_id, text, self.finish_reason, trace)
+        return Step(self.request_id, token_id, text, self.finish_reason, trace, pieces=pieces)
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,7 @@ def test_a_bad_line_names_no_flag_of_another_command(run: Run, recipe: Path, tmp
         (("run", "--report-only", "--out", "x"), "leave --out out"),
         (("nothing", "--report-only"), "no run.json"),
         ((".", "--out", "x"), "this is a directory"),
-        (("gone.yaml", "--out", "x"), "no such recipe"),
+        (("gone.yaml", "--out", "x"), "no such file; give a recipe"),
         (("recipe.yaml", "--out", "recipe.yaml"), "is a file"),
         (("recipe.yaml", "--out", "x", "--sede", "1"), "--sede"),
     ],

@@ -45,6 +45,9 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_part_of_a_prompt(tmp_pat
 
 BAD = {
     "not JSON": ('{"prompt": "Hi"', "not JSON"),
+    "brackets": ("[" * 200_000, "not JSON (the values are nested too deep)"),
+    "a field twice": ('{"prompt": "Hi", "prompt": "Ho"}', "not JSON (the key 'prompt' is given twice)"),
+    "a weight of many digits": (f'{{"prompt": "Hi", "weights": {{"a": {"9" * 400}}}}}', "more than 40 digits"),
     "a list": ('["Hi"]', "a JSON list"),
     "an empty line": ("", "an empty line"),
     "not UTF-8": (b'{"prompt": "\xff"}', "not UTF-8"),

@@ -107,6 +107,19 @@ def test_segments_that_are_never_rejected_are_the_bases_and_a_target_out_of_reac
     assert len(found[0].trace) == 6
 
 
+def test_a_stop_string_over_two_segments_ends_the_answer() -> None:
+    free = SegmentRejection(Decoder(MODEL), LENGTH, target=-1.0, segment_tokens=2)
+    [whole] = free.answer(["w3"], 4.0, replace(PARAMS, ignore_eos=True), [1])
+    second, third = whole.text.split(" ")[2:4]
+    stop = f"{second[-1:]} {third}"
+    [cut] = free.answer(["w3"], 4.0, replace(PARAMS, ignore_eos=True, stop=(stop,)), [1])
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole.text.partition(stop)[0]
+    assert cut.token_ids == whole.token_ids[:3]
+    assert cut.trace is not None
+    assert len(cut.trace) == 3
+
+
 def test_a_segment_is_the_best_of_its_tries_where_none_is_accepted() -> None:
     wanted = Scorer("w5", "how often w5", count_of("w5"))
     guided = SegmentRejection(Decoder(MODEL), wanted, target=99.0, segment_tokens=2, max_tries=12)

@@ -16,12 +16,16 @@ pytest.importorskip("trl")
 
 import safetensors.torch
 
+from tests.tiny import byte_llama
+from tests.tiny_tokenizers import made
 from trimtab.core import Prompt
 from trimtab.errors import DataError, ModelError, OptionError, OutputExistsError
 from trimtab.loading import load_model
+from trimtab.models.hf import HFModel
 from trimtab.models.lora import LoRA
 from trimtab.training import checkpoints
-from trimtab.training.rl import AgentReward, RLSettings, train_rl
+from trimtab.training.rl import AgentReward, PromptIds, RLSettings, train_rl
+from trimtab.training.rl_trainer import Panel
 
 from .conftest import save_model
 
@@ -335,3 +339,20 @@ def test_nothing_to_learn_from_is_refused_before_anything_is_loaded(tmp_path: Pa
         train("no model", tmp_path / "out", [])
     with pytest.raises(OptionError, match="Two rewards are named 'vowels'"):
         train("no model", tmp_path / "out", [VOWELS, VOWELS])
+
+
+def test_rewards_read_the_text_that_decoding_gives() -> None:
+    """With its first space, without the token that ends it."""
+    tokenizer = made("llama")
+    tokenizer.pad_token = tokenizer.eos_token
+    host, read = HFModel(byte_llama(tokenizer, max_length=16), tokenizer), []
+
+    class Reads:
+        def rate(self, numbers: object, prompts: object, texts: Sequence[str]) -> list[None]:
+            read.extend(texts)
+            return [None] * len(texts)
+
+    prompt, word, end = tokenizer.convert_tokens_to_ids(["a", "▁was", "</s>"])
+    [column] = Panel(host, [PromptIds("a", (prompt,))], Reads(), ["r"]).columns()
+    assert math.isnan(column(["0"], [[word, word, end]])[0])
+    assert read == [" was was"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import guide_options, options
+from trimtab.documents import read_json
 from trimtab.engines.vllm.manifest import KEY, Manifest
 from trimtab.errors import OptionError
 
@@ -109,7 +109,7 @@ def load_vllm(
 def packed(model: str) -> Manifest | None:
     """What a packed directory says; None for any other model."""
     try:
-        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        config = read_json((Path(model) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return Manifest.of(config) if isinstance(config, dict) and KEY in config else None
@@ -180,6 +180,6 @@ def _setting(text: str) -> tuple[str, Any]:
     if not (key and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is no option; give KEY=VALUE")
     try:
-        return key.replace("-", "_"), json.loads(value)
+        return key.replace("-", "_"), read_json(value)
     except ValueError:
         return key.replace("-", "_"), value

@@ -77,8 +77,10 @@ def run(args: argparse.Namespace) -> int:
     )
     (answer,) = finished(decoded)
     from trimtab.evaluation.trace import explain_tokens
+    from trimtab.text import shown_tokens
 
-    tokens = explain_tokens(answer.trace or (), answer.weights, tokenizer.token_text)
+    shown = shown_tokens(tokenizer, answer.prompt_ids, answer.token_ids)
+    tokens = explain_tokens(answer.trace or (), answer.weights, tokenizer.token_text, shown)
     if args.html is not None:
         _write_page(args, answer, tokens)
     if args.json:

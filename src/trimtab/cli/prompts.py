@@ -8,7 +8,6 @@ number}` and `"seed"`. What becomes of other columns is said in `trimtab.columns
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import math
 import sys
@@ -30,6 +29,7 @@ from trimtab.columns import (
     plain_message,
     question_of,
 )
+from trimtab.documents import read_json
 from trimtab.errors import DataError, OptionError, unknown_name
 from trimtab.prompts import with_options
 
@@ -127,7 +127,7 @@ def _row(path: str, line: int, data: bytes, guide_names: set[str], ignored: Coll
     if path.endswith(".txt"):
         return PromptRow(text, path=path, line=line)
     try:
-        fields = json.loads(text)
+        fields = read_json(text)
     except ValueError as error:
         raise bad(f"not JSON ({error}).") from None
     if not isinstance(fields, dict):

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml  # type: ignore[import-untyped]
-
 from trimtab.core import SamplingParams
+from trimtab.documents import read_yaml
 from trimtab.errors import DataError, OptionError, unknown_name
 from trimtab.evaluation import recipe_values as values
 from trimtab.evaluation.recipe import (
@@ -62,21 +61,10 @@ def read_recipe(path: Path, methods: Mapping[str, KnownMethod], check: CheckMeth
 
     Raises DataError where it is no YAML or no mapping, and OptionError with every problem of its content.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError("there is no such recipe; give a .yaml file.", path=path) from None
-    except IsADirectoryError:
+    if path.is_dir():
         way_out = "give a recipe (.yaml), or --report-only to draw the report of a run again."
-        raise DataError(f"this is a directory; {way_out}", path=path) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text ({error.reason}).", path=path) from None
-    try:
-        _refuse_twice(yaml.compose(content, Loader=yaml.SafeLoader))
-        source = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        raise DataError(f"not YAML: {problem or error}.", path=path, line=mark.line + 1 if mark else None) from None
+        raise DataError(f"this is a directory; {way_out}", path=path)
+    source = read_yaml(path, extra="compare", what="a recipe")
     return parse_recipe(source, path.resolve().parent, methods, check, name=str(path))
 
 
@@ -125,20 +113,6 @@ def role_problems(recipe: Recipe) -> list[str]:
             listed = ", ".join(choosing)
             found.append(f"{place}: is judged_by, and {listed} chooses its answers by that scorer; leave it out.")
     return found
-
-
-def _refuse_twice(node: Any) -> None:
-    """Raise MarkedYAMLError for a key that a mapping has twice, of which YAML would silently take the last."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-            _refuse_twice(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_twice(item)
 
 
 class Section:

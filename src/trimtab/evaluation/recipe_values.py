@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trimtab.documents import quoted
 from trimtab.errors import OptionError, unknown_name
 from trimtab.policies.policy import Strength
 
@@ -19,7 +20,9 @@ def kind(value: Any) -> str:
         return "nothing"
     if isinstance(value, Mapping):
         return "a mapping"
-    return "a list" if isinstance(value, list | tuple) else repr(value)
+    if isinstance(value, list | tuple):
+        return "a list"
+    return quoted(value) if isinstance(value, str) else repr(value)
 
 
 def text(value: Any) -> str:

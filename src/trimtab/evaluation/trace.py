@@ -91,17 +91,28 @@ class ExplainedToken:
     chosen: Placing
     rivals: tuple[Placing, ...]
     kl: float
-    choice: ExplainedChoice | None = None
+    choice: ExplainedChoice | None
+    shown: str
+    """How it stands in the answer; these join to the answer's text, special tokens by name."""
 
 
 def explain_tokens(
-    traces: Sequence[TokenTrace], weights: Mapping[str, float], token_text: Callable[[int], str]
+    traces: Sequence[TokenTrace],
+    weights: Mapping[str, float],
+    token_text: Callable[[int], str],
+    shown: Sequence[str] | None = None,
 ) -> list[ExplainedToken]:
-    """Split each recorded step into base, shares and rest; `weights` are those of the request."""
-    return [_explain(trace, weights, token_text) for trace in traces]
+    """Split each recorded step into base, shares and rest; `weights` are those of the request.
+
+    `shown` is how each token stands in the answer (`text.shown_tokens`); without it, its text.
+    """
+    shown = [token_text(trace.chosen.token_id) for trace in traces] if shown is None else shown
+    return [_explain(trace, weights, token_text, text) for trace, text in zip(traces, shown, strict=True)]
 
 
-def _explain(trace: TokenTrace, weights: Mapping[str, float], token_text: Callable[[int], str]) -> ExplainedToken:
+def _explain(
+    trace: TokenTrace, weights: Mapping[str, float], token_text: Callable[[int], str], shown: str
+) -> ExplainedToken:
     recorded = {item.token_id: item for item in (*trace.alternatives, trace.chosen)}
     every = shares_of(trace, weights)
 
@@ -116,7 +127,7 @@ def _explain(trace: TokenTrace, weights: Mapping[str, float], token_text: Callab
     rivals = [item for item in recorded.values() if item.token_id != trace.chosen.token_id]
     rivals.sort(key=lambda item: (item.mixed_rank, item.base_rank))
     choice = None if trace.choice is None else _explain_choice(trace.choice, weights, token_text)
-    return ExplainedToken(place(trace.chosen), tuple(place(item) for item in rivals), trace.kl, choice)
+    return ExplainedToken(place(trace.chosen), tuple(place(item) for item in rivals), trace.kl, choice, shown)
 
 
 def _explain_choice(choice: Choice, weights: Mapping[str, float], token_text: Callable[[int], str]) -> ExplainedChoice:
@@ -172,7 +183,7 @@ def coloured_text(tokens: Sequence[ExplainedToken]) -> Text:
     """
     text = Text()
     for token in tokens:
-        text.append(token.chosen.text, _style(token.chosen))
+        text.append(token.shown, _style(token.chosen))
     return text
 
 

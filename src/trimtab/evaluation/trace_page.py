@@ -67,8 +67,8 @@ def _button(index: int, token: ExplainedToken) -> str:
     strength = max(-1.0, min(1.0, chosen.shift / FULL_COLOUR))
     tone = "same" if abs(chosen.shift) < LEAST_SHIFT else "raised" if chosen.shift > 0 else "lowered"
     kind = f"t {tone} moved" if chosen.base_rank > 0 else f"t {tone}"
-    label = html.escape(chosen.text.replace("\r", "").replace("\n", "↵")) or "∅"
-    breaks = "<br>" * chosen.text.count("\n")
+    label = html.escape(token.shown.replace("\r", "").replace("\n", "↵")) or "∅"
+    breaks = "<br>" * token.shown.count("\n")
     return (
         f'<button type=button class="{kind}" data-i={index} tabindex={0 if index == 0 else -1} aria-pressed=false '
         f'style="--amount:{abs(strength):.3f}">{label}</button>{breaks}'

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab.documents import read_json
 from trimtab.errors import CheckpointError
 
 CONFIG_FILE = "adapter_config.json"
@@ -119,7 +120,7 @@ def read_config(directory: Path, *, whole: Iterable[str] = ()) -> AdapterConfig:
     Raises CheckpointError for a file that does not load, and for a key that is set to what is not known to be neutral.
     """
     try:
-        config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _broken(directory, str(error)) from error
     if not isinstance(config, dict):

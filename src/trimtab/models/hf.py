@@ -22,12 +22,14 @@ from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError
 from trimtab.models.backbone import Backbone
 from trimtab.models.conversations import Conversations
+from trimtab.models.decoders import Decoding
 from trimtab.models.heads import Head
 from trimtab.models.kinds import refusing
 from trimtab.models.probing import Numbers, probe
 from trimtab.models.row_lora import routed
 from trimtab.models.templates import reads_key
 from trimtab.models.trunk import RowAdapter
+from trimtab.spelling import Spelling, shown
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +77,28 @@ class HFTokenizer:
         return reads_key(self.hf, key)
 
     def decode(self, token_ids: TokenIds) -> str:
-        text: str = self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        """Ids to text, special tokens left out; no space is cleaned up, whatever the tokenizer's settings say."""
+        return self._decoding.decode(token_ids)
+
+    def spelling(self, prompt_ids: TokenIds) -> Spelling:
+        """See `spelling.Spells`."""
+        return self._decoding.spelling(prompt_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `spelling.Spells`."""
+        return self._decoding.token_bytes(token_id)
 
     def token_text(self, token_id: int) -> str:
+        r"""A token as in the middle of a text; a special one by its name, part of a character as `bytes:\xf0`."""
+        added = self.token_bytes(token_id)
+        if added:
+            return shown(added)
         text: str = self.hf.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+    @cached_property
+    def _decoding(self) -> Decoding:
+        return Decoding(self.hf)
 
 
 class HFModel(Backbone):

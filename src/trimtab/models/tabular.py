@@ -19,6 +19,7 @@ from torch import Tensor
 from trimtab.core import Chat, Message, ModelSession, TokenIds
 from trimtab.errors import OptionError, PromptError
 from trimtab.models.trunk import check_length
+from trimtab.spelling import ByteSpelling, Spelling
 
 Prefix: TypeAlias = tuple[int, ...]
 
@@ -73,6 +74,14 @@ class LetterTokenizer:
 
     def decode(self, token_ids: TokenIds) -> str:
         return "".join(self._texts[token_id] for token_id in token_ids if token_id not in self._special_ids)
+
+    def spelling(self, prompt_ids: TokenIds) -> Spelling:
+        """See `spelling.Spells`."""
+        return ByteSpelling(self.token_bytes, prompt_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `spelling.Spells`."""
+        return self.decode([token_id]).encode()
 
     def token_text(self, token_id: int) -> str:
         return self._texts[token_id]

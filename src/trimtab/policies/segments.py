@@ -21,6 +21,7 @@ from trimtab.generation import GenerationEngine
 from trimtab.policies.policy import UNKNOWN, Strength, derived_seed, number
 from trimtab.prompts import encode_prompt
 from trimtab.scorers import Scorer
+from trimtab.text import text_of
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class SegmentRejection:
         while growing := [row for row in rows if not row.done(params.max_new_tokens)]:
             self._round(growing, steepness, params)
         for row in rows:
-            yield self._whole(row)
+            yield self._whole(row, params.stop)
 
     def kl(self, answer: Answer, strength: Strength) -> float | None:
         return None
@@ -82,11 +83,11 @@ class SegmentRejection:
             seed = derived_seed(row.seed, len(row.parts), row.tries)
             ids = [*row.prompt_ids, *row.token_ids]
             requests.append((ids, replace(params, max_new_tokens=room, seed=seed)))
-        found = list(finished(self._decoder.answers(requests)))
-        self.num_tokens_read += sum(len(part.token_ids) for part in found)
-        texts = [self._text([*row.token_ids, *part.token_ids]) for row, part in zip(rows, found, strict=True)]
-        rewards = self._scorer([row.prompt for row in rows], texts)
-        for row, part, reward in zip(rows, found, rewards, strict=True):
+        proposed = list(finished(self._decoder.answers(requests)))
+        self.num_tokens_read += sum(len(part.token_ids) for part in proposed)
+        found = [self._ended(row, part, params.stop) for row, part in zip(rows, proposed, strict=True)]
+        rewards = self._scorer([row.prompt for row in rows], [text for _, text in found])
+        for row, (part, _), reward in zip(rows, found, rewards, strict=True):
             if row.best is None or reward > row.best[0]:
                 row.best = (reward, part)
             luck = random.Random(derived_seed(row.seed, len(row.parts), row.tries, 1)).random()
@@ -96,12 +97,26 @@ class SegmentRejection:
                 row.parts.append(part if accepted else row.best[1])
                 row.tries, row.best = 0, None
 
-    def _text(self, token_ids: Sequence[int]) -> str:
+    def _ended(self, row: _Growing, part: Answer, stop: Sequence[str]) -> tuple[Answer, str]:
+        """A proposal, cut where it completes a stop string that an accepted segment begins, and the text up to it."""
+        text, num_tokens = self._text(row, part, stop)
+        keep = len(part.token_ids) if num_tokens is None else num_tokens - len(row.token_ids)
+        if keep < len(part.token_ids):
+            trace = None if part.trace is None else part.trace[:keep]
+            part = replace(part, token_ids=part.token_ids[:keep], trace=trace, finish_reason="stop")
+        elif num_tokens is not None:
+            part = replace(part, finish_reason="stop")
+        return part, text
+
+    def _text(self, row: _Growing, part: Answer | None, stop: Sequence[str]) -> tuple[str, int | None]:
+        """See `text.text_of`. The token that ends an answer has no text."""
         tokenizer = self._decoder.model.tokenizer
         assert tokenizer is not None, "rewards read text"
-        return tokenizer.decode(token_ids)
+        last = part or row.parts[-1]
+        token_ids = [*row.token_ids, *(part.token_ids if part else ())]
+        return text_of(tokenizer, row.prompt_ids, token_ids[:-1] if last.finish_reason == "eos" else token_ids, stop)
 
-    def _whole(self, row: _Growing) -> Answer:
+    def _whole(self, row: _Growing, stop: Sequence[str]) -> Answer:
         """The accepted parts as one answer."""
         last = row.parts[-1]
         trace = None if last.trace is None else tuple(step for part in row.parts for step in part.trace or ())
@@ -110,7 +125,7 @@ class SegmentRejection:
             prompt=row.prompt,
             prompt_ids=tuple(row.prompt_ids),
             token_ids=tuple(row.token_ids),
-            text=self._text(row.token_ids),
+            text=self._text(row, None, stop)[0],
             seed=row.seed,
             trace=trace,
         )

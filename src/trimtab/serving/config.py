@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import DataError, MissingExtraError, OptionError
+from trimtab.documents import read_yaml
+from trimtab.errors import DataError, OptionError
 from trimtab.forms import FORMS
 from trimtab.serving.limits import Limits
 
@@ -52,16 +53,9 @@ class ServeConfig:
 
 
 def read_config(path: str | Path) -> ServeConfig:
-    """Read a configuration. Raises DataError with every problem in it."""
-    try:
-        import yaml  # type: ignore[import-untyped]
-    except ImportError:
-        raise MissingExtraError("pyyaml", "serve", "A configuration file") from None
+    """Read a configuration. Raises DataError with every problem in it, or that it is no YAML (`documents`)."""
     file = Path(path)
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"not readable as YAML ({' '.join(str(error).split())}).", path=file) from None
+    content = read_yaml(file, extra="serve", what="a configuration file")
     reader = _Reader(file.parent)
     config = reader.config(content if content is not None else {})
     if reader.problems:

@@ -6,13 +6,16 @@ base alone, as the request asked; `policy` beside them says which.
 
 from __future__ import annotations
 
+import codecs
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.answers import Alternative, Choice, Step, TokenTrace
 from trimtab.core import Tokenizer
+from trimtab.spelling import bytes_of
 from trimtab.tracing import shares_of
 
 Json = dict[str, Any]
@@ -36,6 +39,17 @@ class Style:
     explain: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A token whose part of the text is certain."""
+
+    trace: TokenTrace
+    added: bytes
+    """What it adds to the text, in UTF-8; nothing where it is special or belongs to a stop string."""
+    offset: int
+    """Where in the text that begins, in characters; where it begins inside one, that one's place."""
+
+
 @dataclass(slots=True)
 class Writer:
     """Writes one answer, step by step."""
@@ -47,32 +61,37 @@ class Writer:
     text: str = ""
     num_tokens: int = 0
     finish_reason: str | None = None
-    notes: list[tuple[Step, int]] = field(default_factory=list)
-    """Steps with a trace, and where in the text each token begins."""
+    traces: list[TokenTrace] = field(default_factory=list)
+    listed: list[Listed] = field(default_factory=list)
+    open: deque[Step] = field(default_factory=deque)
+    """Steps whose tokens may yet be a part of a character or of a stop string."""
+    characters: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8"))
+    num_characters: int = 0
 
     def start(self) -> Json:
         """The choice of a stream's first chunk."""
         body: Json = {"delta": {"role": "assistant", "content": ""}} if self.style.chat else {"text": ""}
-        return {**self._choice(body, []), **self._said()}
+        return {**self._choice(body, [], []), **self._said()}
 
     def piece(self, step: Step) -> Json | None:
         """The choice of a stream's chunk for a step; None where there is nothing to say."""
-        noted = self._take(step)
-        if not (step.text or noted or self.finish_reason):
+        traces, listed = self._take(step)
+        if not (step.text or traces or listed or self.finish_reason):
             return None
         body: Json = {"delta": {"content": step.text}} if self.style.chat else {"text": step.text}
-        return self._choice(body, [noted] if noted else [])
+        return self._choice(body, traces, listed)
 
     def take(self, step: Step) -> None:
         """A step of an answer that is sent whole."""
-        noted = self._take(step)
-        if noted:
-            self.notes.append(noted)
+        traces, listed = self._take(step)
+        self.traces += traces
+        self.listed += listed
 
     def whole(self) -> Json:
         """The choice of a reply."""
         message = {"role": "assistant", "content": self.text, "refusal": None}
-        choice = self._choice({"message": message} if self.style.chat else {"text": self.text}, self.notes)
+        body = {"message": message} if self.style.chat else {"text": self.text}
+        choice = self._choice(body, self.traces, self.listed)
         return {**choice, **self._said(choice.get("guidance", {}))}
 
     def _said(self, more: Json | None = None) -> Json:
@@ -81,25 +100,31 @@ class Writer:
             return {}
         return {"guidance": {"weights": dict(self.weights), "seed": self.seed, **(more or {})}}
 
-    def _take(self, step: Step) -> tuple[Step, int] | None:
-        offset = len(self.text)
+    def _take(self, step: Step) -> tuple[list[TokenTrace], list[Listed]]:
+        """What to explain of a step, and the tokens whose part of the text it made certain."""
         self.text += step.text
         self.num_tokens += step.token_id is not None
         self.finish_reason = None if step.finish_reason is None else _REASONS[step.finish_reason]
-        return None if step.trace is None else (step, offset)
+        if step.token_id is not None:
+            self.open.append(step)
+        listed = [one for added in step.pieces if (one := self._list(self.open.popleft(), added)) is not None]
+        return [] if step.trace is None else [step.trace], listed
 
-    def _choice(self, body: Json, notes: Sequence[tuple[Step, int]]) -> Json:
+    def _list(self, step: Step, added: bytes) -> Listed | None:
+        """A token that adds so much; None for one without a trace, and for the one that ends a turn, which has no text
+        and which OpenAI does not list either."""
+        offset = self.num_characters
+        self.num_characters += len(self.characters.decode(added))
+        return None if step.trace is None or step.finish_reason == "eos" else Listed(step.trace, added, offset)
+
+    def _choice(self, body: Json, traces: Sequence[TokenTrace], listed: Sequence[Listed]) -> Json:
         style = self.style
-        # The token that ends a turn has no text, so OpenAI does not list it either.
-        listed = [(step.trace, offset) for step, offset in notes if step.trace and step.finish_reason != "eos"]
         logprobs: Json | None = None
         if style.num_rivals is not None:
             logprobs = (_chat_logprobs if style.chat else _completion_logprobs)(listed, style)
         choice = {"index": self.index, **body, "logprobs": logprobs, "finish_reason": self.finish_reason}
-        if style.explain and notes:
-            choice["guidance"] = {
-                "tokens": [explained(step.trace, style.tokenizer, self.weights) for step, _ in notes if step.trace]
-            }
+        if style.explain and traces:
+            choice["guidance"] = {"tokens": [explained(trace, style.tokenizer, self.weights) for trace in traces]}
         return choice
 
 
@@ -157,38 +182,55 @@ def _reader(policy: str) -> Callable[[Alternative], float]:
     return (lambda one: one.base_logprob) if policy == "base" else (lambda one: one.mixed_logprob)
 
 
-def _top(trace: TokenTrace, style: Style) -> list[tuple[str, float]]:
+def _top(trace: TokenTrace, style: Style) -> list[Alternative]:
     """The most probable tokens of the policy asked for, best first."""
-    read = _reader(style.policy)
-    best = sorted(trace.alternatives, key=read, reverse=True)[: style.num_rivals or 0]
-    return [(style.tokenizer.token_text(one.token_id), _finite(read(one))) for one in best]
+    return sorted(trace.alternatives, key=_reader(style.policy), reverse=True)[: style.num_rivals or 0]
 
 
-def _chat_logprobs(notes: Sequence[tuple[TokenTrace, int]], style: Style) -> Json:
-    read = _reader(style.policy)
-    content = []
-    for trace, _ in notes:
-        token = style.tokenizer.token_text(trace.chosen.token_id)
-        top = [{"token": text, "logprob": value, "bytes": _bytes(text)} for text, value in _top(trace, style)]
-        own = {"token": token, "logprob": _finite(read(trace.chosen)), "bytes": _bytes(token)}
-        content.append({**own, "top_logprobs": top})
+def _chat_logprobs(listed: Sequence[Listed], style: Style) -> Json:
+    read, tokenizer = _reader(style.policy), style.tokenizer
+
+    def entry(one: Alternative, added: bytes) -> Json:
+        return {"token": tokenizer.token_text(one.token_id), "logprob": _finite(read(one)), "bytes": list(added)}
+
+    content = [
+        {
+            **entry(one.trace.chosen, one.added),
+            "top_logprobs": [entry(top, bytes_of(tokenizer, top.token_id)) for top in _top(one.trace, style)],
+        }
+        for one in listed
+    ]
     return {"content": content, "refusal": None, "policy": style.policy}
 
 
-def _completion_logprobs(notes: Sequence[tuple[TokenTrace, int]], style: Style) -> Json:
+def _completion_logprobs(listed: Sequence[Listed], style: Style) -> Json:
     read = _reader(style.policy)
     return {
-        "tokens": [style.tokenizer.token_text(trace.chosen.token_id) for trace, _ in notes],
-        "token_logprobs": [_finite(read(trace.chosen)) for trace, _ in notes],
-        "top_logprobs": [dict(_top(trace, style)) for trace, _ in notes],
-        "text_offset": [offset for _, offset in notes],
+        "tokens": [style.tokenizer.token_text(one.trace.chosen.token_id) for one in listed],
+        "token_logprobs": [_finite(read(one.trace.chosen)) for one in listed],
+        "top_logprobs": [_by_text(one.trace, style) for one in listed],
+        "text_offset": [one.offset for one in listed],
         "policy": style.policy,
     }
 
 
-def _bytes(text: str) -> list[int] | None:
-    """UTF-8 of a token's text; None for a token that is a part of a character."""
-    return None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+def _by_text(trace: TokenTrace, style: Style) -> dict[str, float]:
+    """Text -> log-probability of the best tokens, and of the drawn one (OpenAI: up to one more than was asked for).
+
+    The drawn token has its own text; of others that read alike, all but the best are told apart by their ids.
+    """
+    read, found = _reader(style.policy), {}
+    for one in _top(trace, style):
+        if one.token_id != trace.chosen.token_id:
+            found[one.token_id] = one
+    texts = {trace.chosen.token_id: style.tokenizer.token_text(trace.chosen.token_id)}
+    for token_id in found:
+        text = style.tokenizer.token_text(token_id)
+        while text in texts.values():
+            text += f" (token {token_id})"
+        texts[token_id] = text
+    best = sorted([trace.chosen, *found.values()], key=read, reverse=True)
+    return {texts[one.token_id]: _finite(read(one)) for one in best}
 
 
 def _finite(value: float) -> float:

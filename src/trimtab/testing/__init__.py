@@ -1,4 +1,4 @@
-"""The laws of `trimtab.core` as functions, to be called on a model, a guide or a rule of your own:
+"""The laws of `trimtab.core` as functions, to be called on a model, a guide, a rule or a tokenizer of your own:
 
     from trimtab.models.tabular import TabularModel
     from trimtab.testing import check_guide
@@ -15,5 +15,6 @@ Give `prompts` like your own, and longer than any window or chunk your code has.
 from trimtab.testing.laws import TOLERANCE, LawViolation
 from trimtab.testing.rules import check_rule
 from trimtab.testing.sessions import check_guide, check_model
+from trimtab.testing.texts import check_tokenizer
 
-__all__ = ["TOLERANCE", "LawViolation", "check_guide", "check_model", "check_rule"]
+__all__ = ["TOLERANCE", "LawViolation", "check_guide", "check_model", "check_rule", "check_tokenizer"]

@@ -17,6 +17,7 @@ BESIDE = "a shared forward pass changes no number"
 WEIGHT_ZERO = "weight 0 gives the base"
 FORBIDDEN = "what is forbidden stays forbidden"
 CONSTANT = "a constant added to a row of scores changes nothing"
+TEXT = "the text of an answer is what its tokens add to the decoded prompt"
 LAZY = "what comes after the first acceptance changes nothing"
 
 TOLERANCE = 1e-4

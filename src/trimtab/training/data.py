@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trimtab.documents import read_json
 from trimtab.errors import DataError, MissingExtraError, OptionError, PromptError, naming
 from trimtab.prompts import as_json, with_options
 from trimtab.training.formats import (
@@ -202,7 +203,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
-                yield number, json.loads(line) if line.strip() else RowError("the line is empty")
+                yield number, read_json(line) if line.strip() else RowError("the line is empty")
             except UnicodeDecodeError:
                 yield number, RowError("the line is not UTF-8 text")
             except ValueError as error:

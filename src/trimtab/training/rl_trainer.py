@@ -21,6 +21,7 @@ from trl import RLOOConfig, RLOOTrainer
 
 from trimtab.errors import NotFiniteError, naming
 from trimtab.models.rows import Reach
+from trimtab.text import text_of
 from trimtab.training.adapter_targets import adapter_config, known_targets
 from trimtab.training.agent_scoring import Rater
 from trimtab.training.configs import made_trainable, run_options, spared_renamings
@@ -50,7 +51,8 @@ class Panel:
         self.prompts = prompts
         self.rater = rater
         self.names = tuple(names)
-        self._decode = host.tokenizer.decode
+        self._tokenizer = host.tokenizer
+        self._eos_ids = host.eos_ids
         self._scores: list[dict[str, float]] = []
 
     def columns(self) -> list[RewardColumn]:
@@ -67,10 +69,15 @@ class Panel:
         return score
 
     def _rate(self, numbers: Sequence[int], completion_ids: Sequence[Sequence[int]]) -> None:
-        texts = [self._decode(ids) for ids in completion_ids]
+        texts = [self._text(number, ids) for number, ids in zip(numbers, completion_ids, strict=True)]
         ratings = self.rater.rate(numbers, [self.prompts[number].prompt for number in numbers], texts)
         nothing = dict.fromkeys(self.names, math.nan)
         self._scores = [nothing if rating is None else dict(rating.scores) for rating in ratings]
+
+    def _text(self, number: int, token_ids: Sequence[int]) -> str:
+        """The text of an answer to a prompt, as decoding gives it; the token that ends it has none."""
+        ids = token_ids[:-1] if token_ids and token_ids[-1] in self._eos_ids else token_ids
+        return text_of(self._tokenizer, self.prompts[number].token_ids, ids)[0]
 
 
 class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types

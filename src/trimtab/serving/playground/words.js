@@ -33,7 +33,7 @@ export function tone(change) {
 
 /** A token with its spaces made visible. */
 export function visible({ token, token_id }) {
-  if (token.includes("\uFFFD")) return `part of a character (${token_id})`;
+  if (token.includes("\uFFFD") || token.startsWith("bytes:\\x")) return `part of a character (${token_id})`;
   if (!token) return `no text (${token_id})`;
   return token.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
 }
