@@ -40,7 +40,8 @@ LAYERS = (
         "sessions",
     }
     | {"statistics"},
-    {"decoding", "directories", "generation", "guide_bases", "lanes", "loading", "policies", "scorers", "processor"},
+    {"decoding", "directories", "generation", "guide_bases", "lanes", "loading", "policies", "scorers", "processor"}
+    | {"contents", "scorer_functions"},
     {"training", "evaluation", "serving", "engines"},
     {"cli"},
 )

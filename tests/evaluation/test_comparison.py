@@ -187,10 +187,29 @@ def test_a_guide_trained_anew_is_another_setting(tmp_path: Path) -> None:
     (guide / "guide.json").write_text("{}")
     (guide / "model.safetensors").write_bytes(b"old")
     before = dict(content_digests({"a": [str(guide), f"{guide}:0.5", "builtin:x", "owner/name"]}))
-    assert list(before) == ["g"]
+    assert list(before) == ["a.0", "a.1"]
     (guide / "model.safetensors").write_bytes(b"new")
     assert dict(content_digests(str(guide))) != before
     assert differences({"methods": {"m": {"files": before}}}, {"methods": {"m": {"files": {"g": "x"}}}}) != []
+
+
+def test_two_guides_whose_directories_have_one_name_are_two(tmp_path: Path) -> None:
+    for run_name in "xy":
+        (tmp_path / run_name / "guide").mkdir(parents=True)
+        (tmp_path / run_name / "guide" / "model.safetensors").write_text(run_name)
+    guides = {name: str(tmp_path / name / "guide") for name in "xy"}
+    before = dict(content_digests({"guides": guides}))
+    (tmp_path / "x" / "guide" / "model.safetensors").write_text("trained anew")
+    after = dict(content_digests({"guides": guides}))
+    assert [name for name in after if after[name] != before[name]] == ["guides.x"]
+
+
+def test_a_bare_word_that_is_a_directory_here_has_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load_guide` would take it."""
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "guide" / "model.safetensors").write_text("old")
+    monkeypatch.chdir(tmp_path)
+    assert list(dict(content_digests({"guides": {"g": "guide"}}))) == ["guides.g"]
 
 
 def test_methods_strengths_and_seeds_may_be_added(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     seed = _first_seed(args.seed, plan)
     settings = _settings(args, rows, seed) | ({} if choice is None else {"method": dataclasses.asdict(choice)})
     if plan is not None:
+        settings["contents"] = _contents(args, choice)
         plan.check(settings, rows)
     num_done = 0 if plan is None else plan.num_done
     num_tokens = 0
@@ -156,9 +157,22 @@ def _engine(args: argparse.Namespace) -> dict[str, Any]:
 
 def _source(path: str) -> str:
     """What a guide is: the content of a directory, so that one trained anew is not taken for the old; else its name."""
-    from trimtab.evaluation.fingerprints import path_digest
+    from trimtab.contents import path_digest
 
     return f"sha256:{path_digest(Path(path))}" if Path(path).is_dir() else path
+
+
+def _contents(args: argparse.Namespace, choice: MethodChoice | None) -> dict[str, Any]:
+    """The content of what the names stand for: the model, the guides' bases, and all that the method reads."""
+    from trimtab.contents import model_contents
+    from trimtab.evaluation.fingerprints import option_contents
+
+    bases = guide_options.read(args)[1]
+    return {
+        "model": model_contents(str(args.model)),
+        **({"guide_bases": {name: model_contents(base) for name, base in bases.items()}} if bases else {}),
+        **({} if choice is None else {"method": option_contents(choice.options)}),
+    }
 
 
 def _requests(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) -> list[Request]:

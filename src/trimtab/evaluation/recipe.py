@@ -26,6 +26,8 @@ itself or through pairs that it labelled; or a judge that none of them has seen.
 
 SCORER = "scorer"
 """The option of a method that is a scorer, as a reward's is."""
+TEMPLATE = "template"
+"""The option of a method that is a text, and never a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class Recipe:
         """
         scorer = spec.options.get(SCORER)
         knows_nothing = scorer in SCORERS or (isinstance(scorer, str) and is_function_name(scorer))
-        names = {*spec.options} - {"template", *([SCORER] if knows_nothing else [])}
+        names = {*spec.options} - {TEMPLATE, *([SCORER] if knows_nothing else [])}
         return any(text != self.model for name in names for text in _texts(spec.options[name]))
 
     def chosen_by(self, reward: Reward) -> list[str]:
