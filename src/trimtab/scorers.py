@@ -159,8 +159,8 @@ def _number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except OverflowError:
-        return math.copysign(math.inf, value)
+    except OverflowError:  # a whole number or a fraction beyond what a float holds
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         return None
 

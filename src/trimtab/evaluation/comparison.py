@@ -156,7 +156,8 @@ def run_comparison(
     with open_to_append(files.answers) as answers, open_to_append(files.costs) as costs:
         scoring = Scoring(recipe, scorers, files.unscored, answers)
         left_over = [row for row in scoring.left_over() if row.key not in done]
-        scoring.score(left_over)
+        if left_over:
+            scoring.score(left_over)
         done |= {row.key for row in left_over}
         missing = [key for key in wanted if key not in done]
         num_done = len(wanted) - len(missing)
