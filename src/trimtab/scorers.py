@@ -99,6 +99,12 @@ class Scorer:
         values = self._numbers(prompts, texts)
         return [math.copysign(math.inf, value) if abs(value) > LARGEST else value for value in values]
 
+    def contents(self) -> dict[str, str]:
+        """The digests of what scores, by file: with others it is another scorer. Empty where nothing is known of it."""
+        from trimtab.contents import callable_contents, scorer_contents
+
+        return scorer_contents(self.name) or callable_contents(self.function)
+
     def _numbers(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """What the function gives, as numbers; where it does not, a second look at each text alone finds the fault."""
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -46,6 +47,7 @@ class Scripted:
     name = "scripted"
     description = "a script"
     sees_order = True
+    settings: ClassVar[dict[str, Any]] = {"script": "a"}
 
     def __init__(self, script: dict[tuple[str, str], str | None] | None = None, stop_after: int | None = None) -> None:
         self.script = script or {}
@@ -172,7 +174,7 @@ def test_a_run_that_was_cut_asks_only_for_the_rest(tmp_path: Path) -> None:
     assert len(cut.asked) + len(rest.asked) == 8
     whole = judge_pairs(tmp_path / "whole", pairs, Scripted())
     assert [one.points(ORDERS) for one in resumed] == [one.points(ORDERS) for one in whole] == [0.0, 0.5, 1.0, 1.0]
-    assert cost_on_file(tmp_path, "scripted") == Cost(16, 8, 800, 80, 8, 0)
+    assert cost_on_file(tmp_path, Scripted()) == Cost(16, 8, 800, 80, 8, 0)
     again = Scripted()
     judge_pairs(tmp_path, pairs, again)
     assert again.asked == []
@@ -182,12 +184,12 @@ def test_a_verdict_that_did_not_come_is_asked_for_again(tmp_path: Path) -> None:
     pair = _pair("long answer", "short")
     (first,) = judge_pairs(tmp_path, [pair], Scripted({("short", "long answer"): None}))
     assert first.points(ORDERS) is None
-    assert cost_on_file(tmp_path, "scripted").num_missing == 1
+    assert cost_on_file(tmp_path, Scripted()).num_missing == 1
     judge = Scripted()
     (second,) = judge_pairs(tmp_path, [pair], judge)
     assert [question.first for question in judge.asked] == ["short"]
     assert second.points(ORDERS) == 1.0
-    assert cost_on_file(tmp_path, "scripted").num_calls == 6
+    assert cost_on_file(tmp_path, Scripted()).num_calls == 6
 
 
 def test_a_verdict_on_other_texts_is_not_taken(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_equal_texts_tie_unasked(tmp_path: Path) -> None:
     judge = Scripted()
     (one,) = judge_pairs(tmp_path, [_pair("same", "same")], judge)
     assert (judge.asked, one.points(ORDERS)) == ([], 0.5)
-    assert cost_on_file(tmp_path, "scripted").num_calls == 0
+    assert cost_on_file(tmp_path, Scripted()).num_calls == 0
     assert win_rate([one], sees_order=True).position.num_pairs == 0  # type: ignore[union-attr]
 
 
@@ -269,7 +271,7 @@ def test_one_file_holds_several_judges(tmp_path: Path) -> None:
     pairs = [_pair("a" * (8 + index % 5), "b" * 10, index) for index in range(12)]
     judge = Scripted()
     group = judge_pairs(tmp_path, pairs, judge)
-    written = Judgement.of(judge, BASE, "test", [group], cost_on_file(tmp_path, judge.name))
+    written = Judgement.of(judge, BASE, "test", [group], cost_on_file(tmp_path, judge))
     write_win_rates(tmp_path, written)
     other = Scripted()
     other.name = "another"

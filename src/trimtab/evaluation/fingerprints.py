@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from trimtab.core import Prompt
 from trimtab.evaluation.json_lines import short
 from trimtab.evaluation.recipe import SCORER, TEMPLATE, MethodSpec, Recipe, resolved
 from trimtab.evaluation.throughput import versions
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +63,12 @@ def differences(before: Any, after: Any, place: str = "") -> list[str]:
             for name in sorted(names)
             for sentence in differences(before.get(name), after.get(name), f"{place}.{name}" if place else str(name))
         ]
-    return [] if before == after else [f"{place} was {short(before)}, is {short(after)}"]
+    return [] if before == after else [f"{place} was {_said(before)}, is {_said(after)}"]
+
+
+def _said(value: Any) -> str:
+    """A value for a message; of a digest only its beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and _DIGEST.fullmatch(value) else short(value)
 
 
 def content_digests(value: Any, place: str = "") -> Iterator[tuple[str, dict[str, str]]]:
