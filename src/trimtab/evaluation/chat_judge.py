@@ -291,6 +291,7 @@ class ChatJudge:
                 self._num_unanswered = 0
             stops = self._num_refused >= (GIVE_UP if self._has_answered else 1)
         if stops:
+            self._stopping.set()
             raise ModelError(
                 f"The judge refuses: {trial.refusal}. Check --judge, --base-url and the key in OPENAI_API_KEY; what "
                 "has been judged is kept, and the same command goes on."
@@ -302,6 +303,7 @@ class ChatJudge:
             self._num_unanswered += 1
             gone = self._num_unanswered >= GIVE_UP
         if gone:
+            self._stopping.set()
             raise ModelError(
                 f"The judge at {self._address.hostname} has not answered {GIVE_UP} questions on end: "
                 f"{trial.verdict.problem}. What has been judged is kept; run the same command when it is back."
