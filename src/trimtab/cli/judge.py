@@ -199,10 +199,11 @@ class _Counter:
 
     def __enter__(self) -> _Counter:
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         console = Console(stderr=True)
-        self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._bar.start()
         return self
 
@@ -222,13 +223,15 @@ def _result(directory: Path, judgement: Judgement) -> Mapping[str, Any]:
 
 def _print(judgement: Judgement) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"against {judgement.baseline} ({judgement.split} prompts)", title_justify="left")
+    title = escape(f"against {judgement.baseline} ({judgement.split} prompts)")
+    table = Table(title=title, title_justify="left")
     for heading in ("method", "win rate [95 %]", "length-controlled", "win / tie / loss", "missing", "order flips"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for rate in judgement.methods:
-        table.add_row(*_cells(rate))
+        table.add_row(*map(escape, _cells(rate)))
     console = Console()
     # Where it is not a terminal that wraps, a row stays a line.
     (console if console.is_terminal else Console(width=120)).print(table)
