@@ -15,7 +15,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from trimtab.cli import answers, engines, guide_options, options
@@ -156,10 +155,11 @@ def _engine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _source(path: str) -> str:
-    """What a guide is: the content of a directory, so that one trained anew is not taken for the old; else its name."""
-    from trimtab.contents import path_digest
+    """What a guide is: its content, so that one trained anew is not taken for the old; its name where it has none."""
+    from trimtab.contents import model_contents
 
-    return f"sha256:{path_digest(Path(path))}" if Path(path).is_dir() else path
+    files = model_contents(path).get("files")
+    return path if files is None else f"sha256:{files}"
 
 
 def _contents(args: argparse.Namespace, choice: MethodChoice | None) -> dict[str, Any]:

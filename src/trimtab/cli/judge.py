@@ -223,15 +223,15 @@ def _result(directory: Path, judgement: Judgement) -> Mapping[str, Any]:
 
 def _print(judgement: Judgement) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    title = escape(f"against {judgement.baseline} ({judgement.split} prompts)")
+    title = Text(f"against {judgement.baseline} ({judgement.split} prompts)")
     table = Table(title=title, title_justify="left")
     for heading in ("method", "win rate [95 %]", "length-controlled", "win / tie / loss", "missing", "order flips"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for rate in judgement.methods:
-        table.add_row(*map(escape, _cells(rate)))
+        table.add_row(*map(Text, _cells(rate)))
     console = Console()
     # Where it is not a terminal that wraps, a row stays a line.
     (console if console.is_terminal else Console(width=120)).print(table)
