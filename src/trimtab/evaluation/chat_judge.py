@@ -236,7 +236,7 @@ class ChatJudge:
         if endpoint.max_tokens is not None:
             request["max_tokens"] = endpoint.max_tokens
         try:
-            reply = calls.complete(**request)
+            reply = calls.complete(request)
         except openai.APIStatusError as error:
             return self._refused(error)
         except (TimeoutError, openai.APITimeoutError):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.evaluation.figure import COLOURS, legend
+from trimtab.evaluation.figure import COLOURS, label_legend
 from trimtab.evaluation.summary import Estimate
 
 SIZE = (8.4, 5.2)
@@ -73,7 +73,9 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, *, root_x: bool) 
                 1, min(4, len(series), _LEGEND_LETTERS // (widest + 8))
             )  # a marker takes as much as 8 letters
             how = {"ncols": columns, "frameon": False, "fontsize": 10, "handlelength": 2.6}
-            legend(figure, lines, list(map(_legend_label, series)), loc="outside lower center", **how)
+            places = [f"label {index}" for index in range(len(series))]
+            legend = figure.legend(lines, places, loc="outside lower center", **how)
+            label_legend(legend, list(map(_legend_label, series)))
 
     return draw
 

@@ -80,13 +80,9 @@ def as_svg(draw: Draw, *, label: str, colours: Mapping[str, str], size: tuple[fl
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
 
 
-def legend(target: Any, handles: Sequence[Any], labels: Sequence[str], **options: Any) -> None:
-    """A legend of a figure or axes with the labels letter by letter.
-
-    Matplotlib leaves out what begins with an underscore, so the texts are set once the legend is made.
-    """
-    made = target.legend(handles, [f"label {index}" for index in range(len(labels))], **options)
-    for text, label in zip(made.get_texts(), labels, strict=True):
+def label_legend(legend: Any, labels: Sequence[str]) -> None:
+    """Give a legend that is made its labels, letter by letter: Matplotlib would leave out those that begin with "_"."""
+    for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_text(label)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -42,9 +42,9 @@ class TimedCalls:
         self._thread.join()
         self._loop.close()
 
-    def complete(self, **request: Any) -> Any:
-        """One chat completion. Raises what the client raises, and TimeoutError."""
-        call = asyncio.run_coroutine_threadsafe(self._complete(request), self._loop)
+    def complete(self, request: Mapping[str, Any]) -> Any:
+        """One chat completion of these arguments. Raises what the client raises, and TimeoutError."""
+        call = asyncio.run_coroutine_threadsafe(self._complete(dict(request)), self._loop)
         self._running.add(call)
         try:
             return call.result()
@@ -64,7 +64,9 @@ class TimedCalls:
 class _Loop(asyncio.SelectorEventLoop):
     """A loop that waits for no name server at its end: names are looked up in threads that nobody joins."""
 
-    async def getaddrinfo(self, host: Any, port: Any, **hints: Any) -> Any:
+    async def getaddrinfo(
+        self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
         found = self.create_future()
 
         def settle(result: Any, error: Exception | None) -> None:
@@ -78,7 +80,7 @@ class _Loop(asyncio.SelectorEventLoop):
         def look_up() -> None:
             result, failure = None, None
             try:
-                result = socket.getaddrinfo(host, port, **hints)
+                result = socket.getaddrinfo(host, port, family, type, proto, flags)
             except Exception as error:
                 failure = error
             with suppress(RuntimeError):  # the loop has ended
