@@ -313,6 +313,19 @@ def test_a_fault_of_a_batch_is_said_of_the_batch() -> None:
     assert (caught.value.index, caught.value.rewards) == (None, [None] * 3)
 
 
+def test_a_function_that_writes_into_its_arguments_harms_nobody() -> None:
+    def function(prompts: Any, texts: Any) -> list[float]:
+        prompts[0][0]["content"] = "changed"
+        count = len(texts)
+        texts.clear()
+        return [1.0] * count
+
+    prompts: list[Any] = [[{"role": "user", "content": "mine"}]]
+    texts = ["a"]
+    assert Scorer("mine", "", function)(prompts, texts) == [1.0]
+    assert (prompts, texts) == ([[{"role": "user", "content": "mine"}]], ["a"])
+
+
 def test_errors_of_ours_pass_a_scorer_as_they_are() -> None:
     def function(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         raise PromptError("ids")

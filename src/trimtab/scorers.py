@@ -13,6 +13,7 @@ own.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import re
@@ -133,7 +134,7 @@ class Scorer:
         index = 0 if len(texts) == 1 else None
         place = "text 0" if index == 0 else f"texts 0 to {len(texts) - 1} together"
         try:
-            given = self.function(prompts, texts)
+            given = self.function(copy.deepcopy(list(prompts)), list(texts))  # a function may write into them
             values = None if isinstance(given, str | bytes | Mapping | Set) else list(given)
         except TrimtabError:
             raise

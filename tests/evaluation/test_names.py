@@ -20,12 +20,13 @@ from trimtab.errors import OptionError
 from trimtab.evaluation.alpaca_export import export_alpaca_eval
 from trimtab.evaluation.comparison_figure import PALETTE, Series, Spot, plot
 from trimtab.evaluation.comparison_report import write_comparison_report
-from trimtab.evaluation.comparison_results import read_results
+from trimtab.evaluation.comparison_results import read_results, summary_of
 from trimtab.evaluation.csv_files import as_text, write_csv
 from trimtab.evaluation.figure import COLOURS, as_svg
 from trimtab.evaluation.judging import Contender
 from trimtab.evaluation.recipe import file_part
 from trimtab.evaluation.summary import Estimate
+from trimtab.scorers import Scorer
 
 NAMES = [
     *("$$", "cost $\\frac{$", "cost $5 vs $10", "_hidden", "__", "=1+1", "+1", "-x", "@SUM(A1)", "|a|b|", "<b>&amp;"),
@@ -111,6 +112,21 @@ def test_a_page_shows_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 NAME = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+
+
+@pytest.mark.parametrize("values", [[1e30, -1e30], [1e30, 0.5], [1e-300, 1e30], [1e30, 1e30]], ids=str)
+def test_the_largest_rewards_make_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[float]
+) -> None:
+    """And nothing in it is infinite."""
+    pytest.importorskip("matplotlib")
+    scorer = Scorer("mine", "", lambda prompts, texts: [values[len(text) % 2] for text in texts])
+    monkeypatch.setattr(fakes, "SCORERS", {"r": scorer})
+    methods = [{"method": "base"}, {"method": "genarm", "guides": {"g": "builtin:x"}, "strengths": [1]}]
+    run(tmp_path, fakes.recipe(methods=methods, rewards={"r": {"scorer": "sentiment"}}, seeds=[0]))
+    results = read_results(tmp_path, fakes.METHODS)
+    json.dumps(summary_of(results), allow_nan=False)
+    assert "inf" not in write_comparison_report(tmp_path, results).read_text().replace("information", "").lower()
 
 
 @given(names=st.lists(NAME, min_size=1, max_size=5))
