@@ -66,7 +66,7 @@ def _texts(svg: str) -> list[str]:
 
 def _drawn(names: list[str], x_label: str = "x", y_label: str = "y") -> list[str]:
     series = [
-        Series(name, [Spot(Estimate(1.0 + index, 1, None, None), Estimate(1.0 * index, 1, None, None))], index - 1)
+        Series(name, [Spot(Estimate(1.0 + index, None, None, 1), Estimate(1.0 * index, None, None, 1))], index - 1)
         for index, name in enumerate(names)
     ]
     pytest.importorskip("matplotlib")

@@ -21,9 +21,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     lines = [[_cell(name) for name in (rows[0] if rows else [])]]
     lines += [[_cell(value) for value in row.values()] for row in rows]
     # A carriage return alone is no line's end to the writer, and one to many readers.
-    quoting = csv.QUOTE_ALL if any("\r" in str(cell) for line in lines for cell in line) else csv.QUOTE_MINIMAL
+    quoted = any("\r" in str(cell) for line in lines for cell in line)
     with path.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream, lineterminator="\n", quoting=quoting).writerows(lines)
+        writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
+        writer.writerows(lines)
 
 
 def as_text(cell: str) -> str:
