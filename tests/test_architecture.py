@@ -48,6 +48,7 @@ LAYERS = (
     | {"statistics"},
     {
         "batch",
+        "contents",
         "decoding",
         "directories",
         "generation",
@@ -55,8 +56,9 @@ LAYERS = (
         "lanes",
         "loading",
         "policies",
-        "scorers",
         "processor",
+        "scorer_functions",
+        "scorers",
     },
     {"training", "evaluation", "serving", "engines"},
     {"cli"},

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from tests.tiny_rewards import write_reward_model
 from trimtab.core import Prompt
-from trimtab.errors import CheckpointError, MissingExtraError, ModelError, OptionError
+from trimtab.errors import CheckpointError, MissingExtraError, ModelError, OptionError, PromptError, ScoreError
 from trimtab.models.reward import load_reward_model
 from trimtab.scorers import SCORERS, Scorer, is_function_name, load_scorer
 
@@ -207,6 +213,139 @@ def test_bad_rewards_are_refused(rewards: list[float], problem: str) -> None:
 
     with pytest.raises(ModelError, match=problem):
         Scorer("mine", "", function)(["", ""], ["", ""])
+
+
+def _odd(name: str) -> Any:
+    """What a function may give for one text, good or bad."""
+    values: dict[str, Any] = {
+        "none": None,
+        "word": "good",
+        "number in a word": "0.5",
+        "nan": math.nan,
+        "inf": -math.inf,
+        "bool": True,
+        "huge": 1e308,
+        "huge whole": 10**400,
+        "list": [1.0],
+        "complex": 1j,
+        "numpy bool": np.bool_(True),
+        "numpy word": np.str_("x"),
+        "two": np.zeros(2),
+        "tensor of two": torch.zeros(2),
+        "object": object(),
+    }
+    return values[name]
+
+
+BAD = (
+    *("none", "word", "number in a word", "nan", "inf", "bool", "huge", "huge whole", "list", "complex", "numpy bool"),
+    *("numpy word", "two", "tensor of two", "object"),
+)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_reward_is_refused_with_its_text_and_the_others_are_kept(name: str) -> None:
+    def function(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Any]:
+        return [_odd(name) if text == "odd" else float(len(text)) for text in texts]
+
+    with pytest.raises(ScoreError, match=r"Scorer mine gave .* for text 2; rewards are finite numbers") as caught:
+        Scorer("mine", "", function)([""] * 4, ["a", "bb", "odd", "dddd"])
+    assert (caught.value.index, caught.value.rewards) == (2, [1.0, 2.0, None, 4.0])
+    assert "for prompt 7;" in str(caught.value.at("prompt 7"))
+
+
+def _raises(text: str) -> float:
+    raise KeyError(text)
+
+
+def _exits(text: str) -> float:
+    raise SystemExit("set KEY")
+
+
+@pytest.mark.parametrize(
+    ("what", "problem"),
+    [(_raises, r"failed on text 2 \(KeyError: 'odd', test_scorers\.py line \d+\)"), (_exits, "SystemExit: set KEY")],
+)
+def test_a_function_that_fails_is_named_with_the_text(what: Callable[[str], float], problem: str) -> None:
+    def function(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        return [what(text) if text == "odd" else float(len(text)) for text in texts]
+
+    with pytest.raises(ScoreError, match=problem) as caught:
+        Scorer("mine", "", function)([""] * 4, ["a", "bb", "odd", "dddd"])
+    assert (caught.value.index, caught.value.rewards) == (2, [1.0, 2.0, None, 4.0])
+    with pytest.raises(ScoreError, match=problem):
+        Scorer("mine", "", function).raw([""] * 4, ["a", "bb", "odd", "dddd"])
+
+
+@pytest.mark.parametrize("given", [None, 1.0, "xy", {"a": 1.0, "b": 2.0}, {1.0, 2.0}, [1.0], [1.0, 2.0, 3.0], b"xy"])
+def test_what_is_no_list_of_one_reward_each_is_refused(given: Any) -> None:
+    def function(prompts: Sequence[Prompt], texts: Sequence[str]) -> Any:
+        return given
+
+    with pytest.raises(ScoreError, match=r"Scorer mine (gave|failed)") as caught:
+        Scorer("mine", "", function)(["", ""], ["a", "b"])
+    assert None in caught.value.rewards
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        np.array([1.5, 2.0], dtype=np.float32),
+        [np.float64(1.5), np.int64(2)],
+        torch.tensor([1.5, 2.0], dtype=torch.bfloat16, requires_grad=True),
+        [torch.tensor(1.5), torch.tensor([2.0])],
+        (Fraction(3, 2), Decimal(2)),
+        iter([1.5, 2]),
+    ],
+)
+def test_numbers_of_every_kind_are_rewards(rewards: Any) -> None:
+    assert Scorer("mine", "", lambda prompts, texts: rewards)(["", ""], ["", ""]) == [1.5, 2.0]
+
+
+def test_a_fault_of_a_batch_is_said_of_the_batch() -> None:
+    def function(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        if len(texts) > 1:
+            raise ValueError("one at a time")
+        return [1.0]
+
+    with pytest.raises(ScoreError, match=r"failed on texts 0 to 2 together .*one at a time") as caught:
+        Scorer("mine", "", function)([""] * 3, [""] * 3)
+    assert (caught.value.index, caught.value.rewards) == (None, [None] * 3)
+
+
+def test_a_function_that_writes_into_its_arguments_harms_nobody() -> None:
+    def function(prompts: Any, texts: Any) -> list[float]:
+        prompts[0][0]["content"] = "changed"
+        count = len(texts)
+        texts.clear()
+        return [1.0] * count
+
+    prompts: list[Any] = [[{"role": "user", "content": "mine"}]]
+    texts = ["a"]
+    assert Scorer("mine", "", function)(prompts, texts) == [1.0]
+    assert (prompts, texts) == ([[{"role": "user", "content": "mine"}]], ["a"])
+
+
+def test_errors_of_ours_pass_a_scorer_as_they_are() -> None:
+    def function(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        raise PromptError("ids")
+
+    with pytest.raises(PromptError, match=r"^ids$"):
+        Scorer("mine", "", function)(["", ""], ["", ""])
+
+
+def test_an_edit_within_a_second_is_seen(beside: Path) -> None:
+    """A .pyc is known by the second and the size of its source."""
+    path = beside / "letters_edited.py"
+    for value in (1, 2):
+        path.write_text(f"def length(prompts, texts):\n    return [{value} for text in texts]\n")
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        assert load_scorer(f"{path}:length")([""], [""]) == [value]
+        del sys.modules["letters_edited"]
+
+
+def test_raw_rewards_that_are_too_large_are_infinite() -> None:
+    assert Scorer("mine", "", lambda prompts, texts: [1e308, -1e31]).raw(["", ""], ["", ""]) == [math.inf, -math.inf]
 
 
 def test_raw_rewards_come_as_they_are() -> None:

@@ -14,7 +14,8 @@ TrimtabError
 ├── ModelError (RuntimeError)        a model or guide misbehaved while running
 │   ├── NotFiniteError               NaN where log-probabilities should be
 │   ├── DeadEndError                 every candidate is forbidden
-│   └── UnexpectedError              any other error, raised while a request ran
+│   ├── UnexpectedError              any other error, raised while a request ran
+│   └── ScoreError                   a scorer failed, or gave no number (carries which text, and the other rewards)
 ├── ServingError (RuntimeError)      a server could not answer
 │   ├── QueueFullError               too many answers wait
 │   ├── DeadlineError                an answer took too long
@@ -116,6 +117,28 @@ class DeadEndError(ModelError):
 
 class UnexpectedError(ModelError):
     """An error that nobody foresaw ended a request; it is the cause (`__cause__`) of this one."""
+
+
+class ScoreError(ModelError):
+    """A scorer that failed, or gave no reward that can be used.
+
+    `index` is the place of the first text at fault among those that were scored, None where the fault is of all of them
+    together. `rewards` holds the reward of each text, None where there is none.
+    """
+
+    def __init__(
+        self, scorer: str, problem: str, *, place: str, index: int | None, rewards: Sequence[float | None]
+    ) -> None:
+        super().__init__(f"Scorer {scorer} {problem.replace('{place}', place)}")
+        self.scorer = scorer
+        self.problem = problem
+        self.index = index
+        self.rewards = list(rewards)
+
+    def at(self, place: str, *, index: int | None = None) -> ScoreError:
+        """The same error with the text named as the caller knows it, for example `prompt 3`, and its index there."""
+        index = self.index if index is None else index
+        return ScoreError(self.scorer, self.problem, place=place, index=index, rewards=self.rewards)
 
 
 class ServingError(TrimtabError, RuntimeError):

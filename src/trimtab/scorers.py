@@ -13,18 +13,15 @@ own.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import copy
 import logging
 import math
 import re
-import sys
+import reprlib
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core import Prompt
@@ -32,10 +29,12 @@ from trimtab.errors import (
     CheckpointError,
     CompatibilityError,
     MissingExtraError,
-    ModelError,
     OptionError,
+    ScoreError,
+    TrimtabError,
     unknown_name,
 )
+from trimtab.scorer_functions import ScoreFunction, is_function_name, load_function, module_file
 
 if TYPE_CHECKING:
     import torch
@@ -44,14 +43,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ScoreFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
+__all__ = [
+    "LARGEST",
+    "SCORERS",
+    "ScoreFunction",
+    "Scorer",
+    "is_function_name",
+    "load_reward_model",
+    "load_scorer",
+    "module_file",
+]
 
-_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_WAY_OUT = (
-    "Give module:function, with the module in the working directory (in a recipe: beside the recipe) or installed, or "
-    "FILE.py:function."
-)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+
+
+LARGEST = 1e30
+"""The largest magnitude of a reward: sums, squares and cubes of many such are finite, and a figure can be drawn."""
+
+_NUMBERS = f"rewards are finite numbers from {-LARGEST:g} to {LARGEST:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +72,120 @@ class Scorer:
     function: ScoreFunction
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """One finite reward for each text. Raises ModelError where the function gives others."""
-        rewards = self.raw(prompts, texts)
-        for index, reward in enumerate(rewards):
-            if not math.isfinite(reward):
-                raise ModelError(f"Scorer {self.name} gave {reward} for text {index}; rewards are finite numbers.")
-        return rewards
+        """One reward for each text, finite and of a magnitude of at most `LARGEST`.
+
+        Raises ScoreError, which names the first text at fault and carries the other rewards, where the function fails,
+        gives something that is no number (True and False among it) or too large a number, or not one for each text.
+        Errors of trimtab's own, those of a reward model, pass as they are.
+        """
+        values = self._numbers(prompts, texts)
+        rewards = [value if abs(value) <= LARGEST else None for value in values]
+        if None in rewards:
+            index = rewards.index(None)
+            raise ScoreError(
+                self.name,
+                f"gave {values[index]} for {{place}}; {_NUMBERS}.",
+                place=f"text {index}",
+                index=index,
+                rewards=rewards,
+            )
+        return values
 
     def raw(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """One reward for each text, NaN and infinities as they come, for callers that leave such texts out and count.
+        """One reward for each text, for callers that leave out and count texts without a finite one.
 
-        Raises ModelError where the function gives more or fewer rewards than there are texts.
+        NaN and infinities come as they are; what is larger than `LARGEST` is infinite. Raises ScoreError as calling the
+        scorer does.
         """
-        rewards = [float(reward) for reward in self.function(prompts, texts)]
-        if len(rewards) != len(texts):
-            raise ModelError(
-                f"Scorer {self.name} gave {len(rewards)} rewards for {len(texts)} texts; it must give one each."
-            )
-        return rewards
+        values = self._numbers(prompts, texts)
+        return [math.copysign(math.inf, value) if abs(value) > LARGEST else value for value in values]
+
+    def contents(self) -> dict[str, str]:
+        """The digests of what scores, by file: with others it is another scorer. Empty where nothing is known of it."""
+        from trimtab.contents import callable_contents, scorer_contents
+
+        return scorer_contents(self.name) or callable_contents(self.function)
+
+    def _numbers(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """What the function gives, as numbers; where it does not, a second look at each text alone finds the fault."""
+        try:
+            return self._called(prompts, texts)
+        except ScoreError as error:
+            if error.index is not None or len(texts) < 2:
+                raise
+            rewards: list[float | None] = [None] * len(texts)
+            first: ScoreError | None = None
+            for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+                try:
+                    value = self._called([prompt], [text])[0]
+                    rewards[index] = value if abs(value) <= LARGEST else None
+                except ScoreError as alone:
+                    first = first or ScoreError(
+                        self.name, alone.problem, place=f"text {index}", index=index, rewards=rewards
+                    )
+            if first is None:
+                raise
+            first.rewards = rewards
+            raise first from error.__cause__
+
+    def _called(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """One call. Raises ScoreError."""
+        nothing: list[float | None] = [None] * len(texts)
+        index = 0 if len(texts) == 1 else None
+        place = "text 0" if index == 0 else f"texts 0 to {len(texts) - 1} together"
+        try:
+            given = self.function(copy.deepcopy(list(prompts)), list(texts))  # a function may write into them
+            values = None if isinstance(given, str | bytes | Mapping | Set) else list(given)
+        except TrimtabError:
+            raise
+        except (Exception, SystemExit) as error:
+            problem = f"failed on {{place}} ({type(error).__name__}: {_short(str(error))}{_line_of(error)})."
+            raise ScoreError(self.name, problem, place=place, index=index, rewards=nothing) from error
+        if values is None:
+            problem = f"gave {_short(reprlib.repr(given))} for {{place}}; give a list of numbers, one for each text."
+            raise ScoreError(self.name, problem, place=place, index=index, rewards=nothing)
+        if len(values) != len(texts):
+            problem = f"gave {len(values)} rewards for {len(texts)} texts ({{place}}); it must give one each."
+            raise ScoreError(self.name, problem, place=place, index=index, rewards=nothing)
+        numbers = [_number(value) for value in values]
+        if None in numbers:
+            index = numbers.index(None)
+            problem = f"gave {_short(reprlib.repr(values[index]))} for {{place}}; {_NUMBERS}."
+            raise ScoreError(self.name, problem, place=f"text {index}", index=index, rewards=_usable(numbers))
+        return [number for number in numbers if number is not None]
+
+
+def _number(value: Any) -> float | None:
+    """A number as a float, NumPy's and a tensor of one element too; None for what is none, a bool among it."""
+    if not isinstance(value, int | float) and hasattr(value, "item"):
+        try:
+            value = value.item()
+        except Exception:  # of several elements, or without any
+            return None
+    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number or a fraction beyond what a float holds
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        return None
+
+
+def _short(text: str) -> str:
+    """A text as one line of at most 120 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 120 else line[:117] + "..."
+
+
+def _line_of(error: BaseException) -> str:
+    """Where an error was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f", {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+
+
+def _usable(numbers: Sequence[float | None]) -> list[float | None]:
+    return [None if number is None or not abs(number) <= LARGEST else number for number in numbers]
 
 
 def load_scorer(name: str) -> Scorer:
@@ -98,7 +203,8 @@ def load_scorer(name: str) -> Scorer:
     if Path(name).is_dir() or _HUB_ID.fullmatch(name):
         return _reward_model(name)
     if ":" in name:
-        return _own_scorer(name)
+        found = load_function(name)
+        return Scorer(name, found.description, found.call)
     raise unknown_name("scorer", name, [*SCORERS, *_FORMS])
 
 
@@ -229,113 +335,6 @@ def _reward_model(name: str) -> Scorer:
         ) from error
     model = load_reward_model(name)
     return Scorer(name, f"the reward model {name} ({type(model.module).__name__})", model.rewards)
-
-
-def module_file(module: str, directory: Path) -> Path | None:
-    """The file of a module in a directory: `a.b` is a/b.py or a/b/__init__.py; None where there is neither."""
-    if not _MODULE.fullmatch(module):
-        return None
-    path = directory.joinpath(*module.split("."))
-    found = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
-    return None if found is None else found.resolve()
-
-
-def is_function_name(name: str) -> bool:
-    """Whether a scorer's name is `module:function` or `FILE.py:function`, one of somebody's own."""
-    target, colon, function = name.rpartition(":")
-    return bool(colon) and function.isidentifier() and (target.endswith(".py") or bool(_MODULE.fullmatch(target)))
-
-
-def _own_scorer(name: str) -> Scorer:
-    target, _, function_name = name.rpartition(":")
-    if target.endswith(".py"):
-        file: Path | None = Path(target).expanduser()
-        if not Path(target).expanduser().is_file():
-            raise OptionError(f"Scorer {name!r}: there is no file {target}. Give FILE.py:function, or module:function.")
-    elif _MODULE.fullmatch(target):
-        file = module_file(target, Path.cwd())
-    else:
-        raise OptionError(f"Scorer {name!r}: {target!r} cannot be imported, as it is not a module's name. {_WAY_OUT}")
-    root, module_name = (None, target) if file is None else _root_and_name(file.resolve())
-    module = _imported(name, module_name, file, root)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        where = getattr(module, "__file__", None) or module_name
-        raise OptionError(f"Scorer {name!r}: {where} has no function {function_name!r}. {_WAY_OUT}")
-    described = (getattr(function, "__doc__", None) or name).strip().splitlines()[0]
-    return Scorer(name, described, function if root is None else _beside(root, function))
-
-
-def _root_and_name(file: Path) -> tuple[Path, str]:
-    """The directory where Python would find a file, and the module's name there, the packages above it included."""
-    parts = [] if file.name == "__init__.py" else [file.stem]
-    root = file.parent
-    while (root / "__init__.py").is_file():
-        parts.append(root.name)
-        root = root.parent
-    return root, ".".join(reversed(parts))
-
-
-def _imported(name: str, module_name: str, file: Path | None, root: Path | None) -> ModuleType:
-    """A scorer's module: the one in `file`, or the one that Python finds. Raises OptionError with the file and why."""
-    importlib.invalidate_caches()
-    if file is not None and root is not None:
-        top = module_name.partition(".")[0]
-        other = _another(top, root)
-        if other is not None:
-            raise OptionError(
-                f"Scorer {name!r}: {file} cannot be used under its name, because Python has another module "
-                f"{top!r} ({other}), and whoever imports one would get the other. Rename the file."
-            )
-    try:
-        if root is None:
-            return importlib.import_module(module_name)
-        with _on_path(root):
-            return importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        where = f"{module_name!r}" if file is None else str(file)
-        reason = f"{type(error).__name__}: {error}{_line_of(error, file)}"
-        raise OptionError(f"Scorer {name!r}: {where} cannot be imported ({reason}). {_WAY_OUT}") from error
-
-
-def _another(top: str, root: Path) -> str | None:
-    """Where Python has a module of this name that is not the one below `root`; None where it has no other."""
-    loaded = sys.modules.get(top)
-    try:
-        spec = importlib.util.find_spec(top) if loaded is None else loaded.__spec__
-    except (ImportError, ValueError):
-        spec = None
-    origin = getattr(loaded, "__file__", None) or (spec.origin if spec is not None else None)
-    if origin is None:  # nothing, or a directory without __init__.py, which gives way to any module
-        return None
-    return None if Path(origin).resolve() in {root / f"{top}.py", root / top / "__init__.py"} else origin
-
-
-def _line_of(error: BaseException, file: Path | None) -> str:
-    """`, line N` of the file, where the error came from there."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
-    return f", line {lines[-1]}" if lines else ""
-
-
-@contextmanager
-def _on_path(root: Path) -> Iterator[None]:
-    """A directory in front of where Python looks for modules, for as long as this lasts."""
-    sys.path.insert(0, str(root))
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the module may have taken it out itself
-            sys.path.remove(str(root))
-
-
-def _beside(root: Path, function: ScoreFunction) -> ScoreFunction:
-    """A function that finds what lies beside it, also what it imports no sooner than it is called."""
-
-    def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> Sequence[float]:
-        with _on_path(root):
-            return function(prompts, texts)
-
-    return score
 
 
 SCORERS: dict[str, Callable[[], Scorer]] = {"sentiment": _sentiment, "offence": _offence}

@@ -127,8 +127,11 @@ def proportion_interval(
     return _wilson(share, effective, confidence)
 
 
-def wilson_interval(num_successes: int, num_trials: int, *, confidence: float = 0.95) -> Interval:
-    """A proportion and its score interval (Wilson 1927), which holds for few trials and near 0 and 1."""
+def wilson_interval(num_successes: float, num_trials: int, *, confidence: float = 0.95) -> Interval:
+    """A proportion and its score interval (Wilson 1927), which holds for few trials and near 0 and 1.
+
+    A tie may count as half a success.
+    """
     _check_confidence(confidence)
     if not 0 <= num_successes <= num_trials or num_trials == 0:
         raise InputError(f"{num_successes} successes in {num_trials} trials is no proportion; give 0 <= k <= n, n > 0.")

@@ -225,7 +225,21 @@ def test_a_guide_trained_anew_is_another_guide(run: Run, argv: list[str], tiny: 
     (guide / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 16}))
     outcome = run(*argv, "--resume")
     assert outcome.code == 2
-    assert "guides was" in outcome.err
+    assert "guides.a.source was" in outcome.err
+
+
+def test_an_edited_scorer_is_another_scorer(run: Run, prompts: str, tiny: Tiny, tmp_path: Path) -> None:
+    scorer = tmp_path / "letters_generate.py"
+    scorer.write_text("def length(prompts, texts):\n    return [len(text) for text in texts]\n")
+    argv = ["generate", "--model", tiny.model, "--prompts", prompts, "--out", str(tmp_path / "answers.jsonl")]
+    argv += ["--method", "best-of-n", "--strength", "2", "--option", f"scorer={scorer}:length", "--max-new-tokens", "2"]
+    Path(prompts).write_text(json.dumps({"prompt": "One"}) + "\n")
+    assert run(*argv).code == 0
+    assert run(*argv, "--resume").code == 0
+    scorer.write_text("def length(prompts, texts):\n    return [-len(text) for text in texts]\n")
+    outcome = run(*argv, "--resume")
+    assert outcome.code == 2
+    assert "contents.method.scorer.letters_generate.py was" in outcome.err
 
 
 def test_a_bad_line_stops_before_anything_is_loaded_or_written(run: Run, argv: list[str], tmp_path: Path) -> None:

@@ -90,14 +90,32 @@ def test_a_judge_that_likes_the_first_answer_gives_nobody_a_win(comparison: Path
 
 
 def test_missing_verdicts_are_told(comparison: Path, run: Run) -> None:
+    """One prompt's questions are refused, which is no reason to end with an error."""
+    pytest.importorskip("openai")
+
+    def moderated(request: dict[str, Any], number: int) -> Reply:
+        refused = "question 3" in request["messages"][-1]["content"]
+        return Reply(status=403, body='{"error": {"message": "flagged"}}') if refused else prefers(len)(request, number)
+
+    with fake_judge(moderated) as fake:
+        outcome = run("judge", str(comparison), "--judge", "openai:m", "--base-url", fake.base_url)
+    assert outcome.code == 0
+    assert "1 of 12 pairs have no verdict" in outcome.out
+    assert "flagged (4)" in outcome.out
+    (found,) = json.loads((comparison / "win_rates.json").read_text())["judgements"]
+    assert [item["missing"] for item in found["methods"]] == [1, 1]
+    assert "flagged (4)" in found["reasons"][0]
+
+
+def test_a_judge_that_gives_no_verdict_at_all_is_an_error(comparison: Path, run: Run) -> None:
     pytest.importorskip("openai")
     with fake_judge(in_turn([], Reply("What a question!"))) as fake:
         options = ("--base-url", fake.base_url, "--max-attempts", "1")
         outcome = run("judge", str(comparison), "--judge", "openai:m", *options)
-    assert outcome.code == 0
-    assert "12 of 12 pairs have no verdict" in outcome.out
-    (found,) = json.loads((comparison / "win_rates.json").read_text())["judgements"]
-    assert [(item["tie"], item["missing"], item["win_rate"]) for item in found["methods"]] == [(0, 12, None)] * 2
+    assert outcome.code == 2
+    assert "no verdict on any of 48 questions: a reply without one mark: 'What a question!' (48)" in outcome.err
+    assert not (comparison / "win_rates.json").exists()
+    assert len((comparison / "judgements.jsonl").read_text().splitlines()) == 48
 
 
 def test_it_goes_on_after_kill_9(comparison: Path, run: Run) -> None:
@@ -138,6 +156,14 @@ def test_a_scorer_judges(comparison: Path, run: Run, monkeypatch: pytest.MonkeyP
     (found,) = json.loads((comparison / "win_rates.json").read_text())["judgements"]
     assert [(item["contender"]["method"], item["win"]) for item in found["methods"]] == [("base", 12), ("longer", 12)]
     assert found["methods"][0]["position"] is None
+
+
+def test_a_name_is_printed_letter_by_letter(run: Run, tmp_path: Path) -> None:
+    name = "[bold]:smile: $x$ [/]"
+    directory = write_run(tmp_path / "run", {"base": {0: "x", 1: "y"}, name: {0: "good", 1: "bad"}})
+    outcome = run("judge", str(directory), "--judge", "scorer:sentiment")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count(name) >= 2  # its row, and what is said of it
 
 
 def test_less_offence_is_better(comparison: Path, run: Run) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from tests.evaluation import comparison_fakes as fakes
-from trimtab.errors import DataError, NotFiniteError, OptionError, OutputExistsError
+from trimtab.errors import DataError, NotFiniteError, OptionError, OutputExistsError, ScoreError
 from trimtab.evaluation.comparison import RunFiles, draw_seed, keys_of, open_run, read_run, run_comparison
 from trimtab.evaluation.fingerprints import content_digests, differences, run_settings
 from trimtab.evaluation.recipe import MethodSpec, Recipe
 from trimtab.evaluation.records import read_answers, read_costs
+from trimtab.scorers import Scorer
 
 MODEL = {"architecture": "Tiny", "norms": [1.0]}
 CPU = torch.device("cpu")
@@ -187,10 +188,29 @@ def test_a_guide_trained_anew_is_another_setting(tmp_path: Path) -> None:
     (guide / "guide.json").write_text("{}")
     (guide / "model.safetensors").write_bytes(b"old")
     before = dict(content_digests({"a": [str(guide), f"{guide}:0.5", "builtin:x", "owner/name"]}))
-    assert list(before) == ["g"]
+    assert list(before) == ["a.0", "a.1"]
     (guide / "model.safetensors").write_bytes(b"new")
     assert dict(content_digests(str(guide))) != before
     assert differences({"methods": {"m": {"files": before}}}, {"methods": {"m": {"files": {"g": "x"}}}}) != []
+
+
+def test_two_guides_whose_directories_have_one_name_are_two(tmp_path: Path) -> None:
+    for run_name in "xy":
+        (tmp_path / run_name / "guide").mkdir(parents=True)
+        (tmp_path / run_name / "guide" / "model.safetensors").write_text(run_name)
+    guides = {name: str(tmp_path / name / "guide") for name in "xy"}
+    before = dict(content_digests({"guides": guides}))
+    (tmp_path / "x" / "guide" / "model.safetensors").write_text("trained anew")
+    after = dict(content_digests({"guides": guides}))
+    assert [name for name in after if after[name] != before[name]] == ["guides.x"]
+
+
+def test_a_bare_word_that_is_a_directory_here_has_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load_guide` would take it."""
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "guide" / "model.safetensors").write_text("old")
+    monkeypatch.chdir(tmp_path)
+    assert list(dict(content_digests({"guides": {"g": "guide"}}))) == ["guides.g"]
 
 
 def test_methods_strengths_and_seeds_may_be_added(tmp_path: Path) -> None:
@@ -231,6 +251,96 @@ def test_run_json_says_what_was_done(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 99}')
     with pytest.raises(DataError, match="format 1"):
         read_run(tmp_path)
+
+
+class Fussy:
+    """A scorer that cannot score one prompt, until it is told otherwise."""
+
+    def __init__(self, fault: Any) -> None:
+        self.fault = fault
+        self.num_scored = 0
+
+    def __call__(self, prompts: Sequence[Any], texts: Sequence[str]) -> list[Any]:
+        self.num_scored += len(texts)
+        rewards: list[Any] = list(fakes.goodness(prompts, texts))
+        for index, prompt in enumerate(prompts):
+            if "prompt 7" in str(prompt) and self.fault is not None:
+                rewards[index] = self.fault() if callable(self.fault) else self.fault
+        return rewards
+
+
+def _scorers(function: Any) -> dict[str, Scorer]:
+    return {**fakes.SCORERS, "good": Scorer("mine:good", "", function)}
+
+
+def _fail() -> float:
+    raise ZeroDivisionError("division by zero")
+
+
+@pytest.mark.parametrize("fault", [_fail, "good", float("nan"), 1e308, True], ids=str)
+def test_a_scorer_that_fails_names_the_prompt_and_loses_no_answer(whole: Path, tmp_path: Path, fault: Any) -> None:
+    recipe, scorer = fakes.recipe(), Fussy(fault)
+    asked: list[fakes.FakePolicy] = []
+
+    def counting(spec: MethodSpec) -> fakes.FakePolicy:
+        asked.append(fakes.build(spec))
+        return asked[-1]
+
+    place = r"Scorer mine:good .*prompt_index 7 of the validation prompts \(base at strength 0, seed 0\)"
+    with pytest.raises(ScoreError, match=place):
+        run_comparison(recipe, fakes.PROMPTS, _scorers(scorer), counting, begin(tmp_path, recipe), device=CPU)
+    rows = read_answers(tmp_path / "answers.jsonl")
+    # Prompts 5 to 9 were one batch; 7 failed.
+    assert sorted(row.key.prompt_index for row in rows) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert [row.key.prompt_index for row in read_answers(tmp_path / "unscored.jsonl")] == [7]
+    assert sum(cost.num_answers for cost in read_costs(tmp_path / "costs.jsonl")) == 10
+
+    scorer.fault = None
+    files = begin(tmp_path, recipe, resume=True)
+    assert run_comparison(recipe, fakes.PROMPTS, _scorers(scorer), counting, files, device=CPU) == len(lines(whole)) - 9
+    assert lines(tmp_path) == lines(whole)
+    assert sum(policy.num_asked for policy in asked) == len(lines(whole)) + len(asked)  # nothing twice; the warm-ups
+    assert not (tmp_path / "unscored.jsonl").exists()
+    assert sum(cost.num_answers for cost in read_costs(tmp_path / "costs.jsonl")) == len(lines(whole))
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
+def test_answers_are_on_the_disk_before_they_are_scored(whole: Path, tmp_path: Path, stop: type[BaseException]) -> None:
+    """Whatever ends a scorer, a signal too."""
+
+    def interrupted(prompts: Sequence[Any], texts: Sequence[str]) -> list[float]:
+        assert len(read_answers(tmp_path / "unscored.jsonl")) == len(texts)
+        raise stop
+
+    files = begin(tmp_path, fakes.recipe())
+    with pytest.raises((KeyboardInterrupt, ScoreError)):
+        run_comparison(fakes.recipe(), fakes.PROMPTS, _scorers(interrupted), fakes.build, files, device=CPU)
+    assert len(read_answers(tmp_path / "unscored.jsonl")) == 5
+    run(tmp_path, fakes.recipe(), resume=True)
+    assert lines(tmp_path) == lines(whole)
+
+
+def test_a_weight_that_makes_a_reward_too_large_is_said(tmp_path: Path) -> None:
+    recipe = fakes.recipe(rewards={"good": {"scorer": "sentiment", "weight": 1e30}})
+    scorers = {"good": Scorer("mine:large", "", lambda prompts, texts: [100.0] * len(texts))}
+    with pytest.raises(ScoreError, match=r"mine:large gave 100\.0 for prompt_index 0 .* times its weight 1e\+30"):
+        run_comparison(recipe, fakes.PROMPTS, scorers, fakes.build, begin(tmp_path, recipe), device=CPU)
+
+
+def test_a_method_that_fails_in_the_middle_of_a_batch_loses_no_answer(tmp_path: Path) -> None:
+    """Three answers came before the error; they are scored and on file."""
+
+    class Broken(fakes.FakePolicy):
+        def answer(self, prompts: Any, *rest: Any) -> Any:
+            for index, answer in enumerate(super().answer(prompts, *rest)):
+                if index == 3:
+                    raise NotFiniteError("NaN")
+                yield answer
+
+    with pytest.raises(NotFiniteError):
+        run(tmp_path, fakes.recipe(), lambda spec: Broken(spec.method))
+    assert [row.key.prompt_index for row in read_answers(tmp_path / "answers.jsonl")] == [0, 1, 2]
+    assert sum(cost.num_answers for cost in read_costs(tmp_path / "costs.jsonl")) == 3
 
 
 def test_a_method_that_fails_is_named_and_what_was_made_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

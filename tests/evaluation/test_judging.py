@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from tests.evaluation.judged_runs import row
-from trimtab.errors import InputError, ModelError, OptionError
+from trimtab.errors import InputError, ModelError, OptionError, PromptError, ScoreError
 from trimtab.evaluation.alpaca_export import export_alpaca_eval
+from trimtab.evaluation.comparison_win_rates import win_rate_sections
 from trimtab.evaluation.judges import (
     FIRST,
     SECOND,
@@ -30,12 +34,13 @@ from trimtab.evaluation.judging import (
     Cost,
     Judged,
     Pair,
+    check_any_verdict,
     cost_on_file,
     judge_pairs,
     pairs_against,
 )
 from trimtab.evaluation.win_rates import Judgement, read_win_rates, win_rate, write_win_rates
-from trimtab.scorers import Scorer
+from trimtab.scorers import Scorer, load_scorer
 
 BASE, OURS = Contender("base", 0.0), Contender("ours", 1.0)
 
@@ -46,11 +51,13 @@ class Scripted:
     name = "scripted"
     description = "a script"
     sees_order = True
+    settings: ClassVar[dict[str, Any]] = {"script": "a"}
 
     def __init__(self, script: dict[tuple[str, str], str | None] | None = None, stop_after: int | None = None) -> None:
         self.script = script or {}
         self.stop_after = stop_after
         self.asked: list[Question] = []
+        self.problem = "silence"
 
     def judge(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         for index, question in reversed(list(enumerate(questions))):  # any order will do
@@ -60,7 +67,7 @@ class Scripted:
             first, second = len(question.first), len(question.second)
             longer = FIRST if first > second else SECOND if second > first else TIE
             winner = self.script.get((question.first, question.second), longer)
-            yield index, Verdict(winner, "" if winner else "silence", 2, 1, 100, 10)
+            yield index, Verdict(winner, "" if winner else self.problem, 2, 1, 100, 10)
 
 
 def _pair(answer: str, other: str, index: int = 0, seed: int = 0) -> Pair:
@@ -147,6 +154,24 @@ def test_prompts_that_all_agree_have_an_interval_all_the_same() -> None:
     assert "at least 2 are needed" in one.interval
 
 
+@pytest.mark.parametrize("outcomes", [[TIED], [WON], [LOST], [FLIPPED], [TIED, FLIPPED], [(FIRST, TIE), (TIE, SECOND)]])
+@pytest.mark.parametrize("num_prompts", [2, 7, 40])
+def test_no_interval_of_agreeing_prompts_claims_certainty(
+    outcomes: list[tuple[str | None, str | None]], num_prompts: int
+) -> None:
+    """Ties only, too: forty ties are no certain half."""
+    rate = win_rate(_judged(*(outcomes * num_prompts)[:num_prompts]), sees_order=True)
+    assert rate.win_rate is not None
+    assert "Wilson" in rate.interval
+    assert rate.win_rate.low <= rate.win_rate.value <= rate.win_rate.high
+    assert rate.win_rate.high - rate.win_rate.low > 0.08
+    if rate.tie == num_prompts:
+        assert rate.win_rate.low == pytest.approx(1 - rate.win_rate.high)
+        assert rate.win_rate.high - rate.win_rate.low == pytest.approx(
+            {2: 0.811, 7: 0.595, 40: 0.296}[num_prompts], abs=0.01
+        )
+
+
 def test_the_length_controlled_rate_stands_beside() -> None:
     pytest.importorskip("sklearn")
     rate = win_rate(_judged(*[WON, LOST, WON, TIED, WON, WON] * 3), sees_order=True)
@@ -172,7 +197,7 @@ def test_a_run_that_was_cut_asks_only_for_the_rest(tmp_path: Path) -> None:
     assert len(cut.asked) + len(rest.asked) == 8
     whole = judge_pairs(tmp_path / "whole", pairs, Scripted())
     assert [one.points(ORDERS) for one in resumed] == [one.points(ORDERS) for one in whole] == [0.0, 0.5, 1.0, 1.0]
-    assert cost_on_file(tmp_path, "scripted") == Cost(16, 8, 800, 80, 8, 0)
+    assert cost_on_file(tmp_path, Scripted()) == Cost(16, 8, 800, 80, 8, 0)
     again = Scripted()
     judge_pairs(tmp_path, pairs, again)
     assert again.asked == []
@@ -182,12 +207,12 @@ def test_a_verdict_that_did_not_come_is_asked_for_again(tmp_path: Path) -> None:
     pair = _pair("long answer", "short")
     (first,) = judge_pairs(tmp_path, [pair], Scripted({("short", "long answer"): None}))
     assert first.points(ORDERS) is None
-    assert cost_on_file(tmp_path, "scripted").num_missing == 1
+    assert cost_on_file(tmp_path, Scripted()).num_missing == 1
     judge = Scripted()
     (second,) = judge_pairs(tmp_path, [pair], judge)
     assert [question.first for question in judge.asked] == ["short"]
     assert second.points(ORDERS) == 1.0
-    assert cost_on_file(tmp_path, "scripted").num_calls == 6
+    assert cost_on_file(tmp_path, Scripted()).num_calls == 6
 
 
 def test_a_verdict_on_other_texts_is_not_taken(tmp_path: Path) -> None:
@@ -198,11 +223,89 @@ def test_a_verdict_on_other_texts_is_not_taken(tmp_path: Path) -> None:
     assert one.points(ORDERS) == 0.0
 
 
+def test_a_verdict_of_another_judge_of_that_name_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither in a rate nor in a cost; it stays on file, and what changed is said."""
+    pair, judge, other = _pair("long answer", "short"), Scripted(), Scripted({("long answer", "short"): SECOND})
+    judge_pairs(tmp_path, [pair], judge)
+    other.settings = {"script": "b"}  # type: ignore[misc]
+    with caplog.at_level(logging.WARNING):
+        (one,) = judge_pairs(tmp_path, [pair], other)
+    assert len(other.asked) == 2
+    assert one.points(ORDERS) == 0.5
+    assert (
+        '2 verdicts of scripted on file are not taken, since it is another now: script was "a", is "b"' in caplog.text
+    )
+    assert cost_on_file(tmp_path, judge) == cost_on_file(tmp_path, other) == Cost(4, 2, 200, 20, 2, 0)
+    again = Scripted()
+    (first,) = judge_pairs(tmp_path, [pair], again)
+    assert (again.asked, first.points(ORDERS)) == ([], 1.0)
+
+
+def test_an_edited_scorer_judges_anew(tmp_path: Path) -> None:
+    path = tmp_path / "letters_judge.py"
+    rates = []
+    for sign in (1, -1):
+        path.write_text(f"def score(prompts, texts):\n    return [{sign} * len(text) for text in texts]\n")
+        judge = RewardJudge("scorer:mine", load_scorer(f"{path}:score"))
+        sys.modules.pop("letters_judge")
+        rates.append(win_rate(judge_pairs(tmp_path, [_pair("longer", "base")], judge), sees_order=False))
+    assert [(rate.win, rate.loss) for rate in rates] == [(1, 0), (0, 1)]
+
+
+def test_a_scorer_that_fails_keeps_the_other_verdicts_and_names_the_prompt(tmp_path: Path) -> None:
+    def lengths(prompts: Sequence[object], texts: Sequence[str]) -> list[float]:
+        return [1 / 0 if text == "odd" else float(len(text)) for text in texts]
+
+    judge = RewardJudge("scorer:mine", Scorer("mine", "length", lengths))
+    pairs = [_pair(text, "base", index) for index, text in enumerate(["longer", "odd", "b"])]
+    with pytest.raises(ScoreError, match=r"Scorer mine .* an answer to prompt_index 1 of the test prompts \(ours at 1"):
+        judge_pairs(tmp_path, pairs, judge)
+    kept = [json.loads(line) for line in (tmp_path / JUDGEMENTS).read_text().splitlines()]
+    assert [(line["prompt_index"], line["winner"]) for line in kept] == [(0, FIRST), (2, SECOND)]
+
+
+def test_a_text_that_a_reward_model_cannot_read_is_a_missing_verdict(tmp_path: Path) -> None:
+    def lengths(prompts: Sequence[object], texts: Sequence[str]) -> list[float]:
+        if "" in texts:
+            raise PromptError("an empty text")
+        return [float(len(text)) for text in texts]
+
+    judge = RewardJudge("reward:mine", Scorer("mine", "length", lengths))
+    pairs = [_pair(text, "base", index) for index, text in enumerate(["longer", "", "b"])]
+    judged = judge_pairs(tmp_path, pairs, judge)
+    written = Judgement.of(judge, BASE, "test", [judged], cost_on_file(tmp_path, judge))
+    rate = written.methods[0]
+    assert (rate.win, rate.loss, rate.missing) == (1, 1, 1)
+    assert written.reasons == ("an empty text (1)",)
+    write_win_rates(tmp_path, written)
+    assert read_win_rates(tmp_path) == [written]
+    assert "an empty text (1)" in win_rate_sections(tmp_path)[0].body
+
+
+def test_a_judge_without_any_verdict_is_refused_with_its_reasons(tmp_path: Path) -> None:
+    pairs = [_pair("long answer", "short"), _pair("same", "same", 1)]
+    script = {("long answer", "short"): None, ("short", "long answer"): None}
+    groups = [judge_pairs(tmp_path, pairs, Scripted(script))]
+    with pytest.raises(ModelError, match=r"gave no verdict on any of 2 questions: silence \(2\)"):
+        check_any_verdict(Scripted(), groups)
+    check_any_verdict(Scripted(), [judge_pairs(tmp_path, pairs, Scripted())])
+    check_any_verdict(Scripted(), [judge_pairs(tmp_path / "ties", pairs[1:], Scripted())])
+
+
+def test_half_of_a_character_is_kept_as_it_is(tmp_path: Path) -> None:
+    """A lone surrogate has no bytes in UTF-8, and an endpoint may send one."""
+    judge = Scripted({("long answer", "short"): None})
+    judge.problem = "half \ud800 of one"
+    judge_pairs(tmp_path, [_pair("long answer", "short")], judge)
+    assert cost_on_file(tmp_path, judge).num_missing == 1
+    assert "half \\ud800 of one" in (tmp_path / JUDGEMENTS).read_text()
+
+
 def test_equal_texts_tie_unasked(tmp_path: Path) -> None:
     judge = Scripted()
     (one,) = judge_pairs(tmp_path, [_pair("same", "same")], judge)
     assert (judge.asked, one.points(ORDERS)) == ([], 0.5)
-    assert cost_on_file(tmp_path, "scripted").num_calls == 0
+    assert cost_on_file(tmp_path, Scripted()).num_calls == 0
     assert win_rate([one], sees_order=True).position.num_pairs == 0  # type: ignore[union-attr]
 
 
@@ -269,7 +372,7 @@ def test_one_file_holds_several_judges(tmp_path: Path) -> None:
     pairs = [_pair("a" * (8 + index % 5), "b" * 10, index) for index in range(12)]
     judge = Scripted()
     group = judge_pairs(tmp_path, pairs, judge)
-    written = Judgement.of(judge, BASE, "test", [group], cost_on_file(tmp_path, judge.name))
+    written = Judgement.of(judge, BASE, "test", [group], cost_on_file(tmp_path, judge))
     write_win_rates(tmp_path, written)
     other = Scripted()
     other.name = "another"

@@ -172,6 +172,33 @@ def test_sampling_is_seeded(base: HFModel) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_kept_answers_are_of_the_same_model_guides_and_weights(base: HFModel, reward: HFModel, tmp_path: Path) -> None:
+    """lm-eval knows a kept answer by its question alone (`--use_cache`)."""
+    from lm_eval.api.model import CachingLM
+
+    requests = _instances("loglikelihood", [PAIRS[0]])
+
+    def scored(place: str, **options: Any) -> list[Any]:
+        model = GuidedLM(base, {"arm": ARM(reward)}, **options)
+        return CachingLM(model, str(tmp_path / f"{place}.db")).loglikelihood(requests)
+
+    first = scored("kept", weight=0.7)
+    assert scored("kept", weight=0.7) == first
+    with pytest.raises(OptionError, match=r"kept\.db cannot be used: weights\.arm was 0\.7, is 0\.2"):
+        scored("kept", weight=0.2)
+    assert scored("other", weight=0.2) != first
+    other = GuidedLM(HFModel(tiny_module(seed=3), tiny_tokenizer(), name="tiny"), {"arm": ARM(reward)}, weight=0.7)
+    with pytest.raises(OptionError, match=r"model\.weights was"):
+        CachingLM(other, str(tmp_path / "kept.db"))
+
+    from sqlitedict import SqliteDict
+
+    with SqliteDict(str(tmp_path / "strange.db"), autocommit=True) as strange:
+        strange["x"] = 1.0
+    with pytest.raises(OptionError, match="does not say which model"):
+        scored("strange", weight=0.7)
+
+
 def test_what_cannot_be_honoured_is_refused(base: HFModel) -> None:
     model = GuidedLM(base)
     with pytest.raises(OptionError, match="asks for num_beams"):

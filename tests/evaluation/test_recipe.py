@@ -108,7 +108,7 @@ def test_every_problem_comes_at_once_with_its_place_and_the_nearest_name() -> No
         ({"prompts": None}, "prompts.test: is missing"),
         ({"rewards": {}}, "rewards: is missing"),
         ({"rewards": {"good": {"scorer": "sentiment", "weight": 0}}}, "rewards.good.weight: is 0"),
-        ({"rewards": {"a b": {"scorer": "x"}, "a/b": {"scorer": "x"}}}, "rewards.a/b: has the same file name"),
+        ({"rewards": {"a": {"scorer": "x"}, "A": {"scorer": "x"}}}, "rewards.A: has the same file name"),
         ({"rewards": ["good"]}, "rewards: is a list; give a mapping"),
         ({"objectives": ["good", "nice"]}, "objectives: Unknown reward 'nice'"),
         ({"objectives": ["good", "brief"]}, "reference.good: is missing"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trimtab.errors import DataError, OptionError, OutputExistsError
-from trimtab.evaluation.json_lines import open_to_append, read_lines, short, write_whole
+from trimtab.evaluation.json_lines import open_to_append, read_lines, write_whole
 
 
 def settings_path(path: Path) -> Path:
@@ -34,12 +34,10 @@ class Plan:
         """Raise OptionError unless today's settings and prompts are those of the file to be continued."""
         if self.settings is None:
             return
+        from trimtab.evaluation.fingerprints import differences
+
         before = self.settings
-        changed = "; ".join(
-            f"{key} was {short(before.get(key))}, is {short(settings.get(key))}"
-            for key in sorted({*settings, *before})
-            if settings.get(key) != before.get(key)
-        )
+        changed = "; ".join(differences(before, json.loads(json.dumps(settings))))
         if changed:
             raise OptionError(
                 f"Cannot resume {self.path}: {changed}. Give what it was begun with, --overwrite, or another path."

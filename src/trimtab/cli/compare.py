@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trimtab.policies.policy import Policy
     from trimtab.scorers import Scorer
 
-_RUN_FILES = ("run.json", "answers.jsonl", "costs.jsonl", "judgements.jsonl", "win_rates.json")
+_RUN_FILES = ("run.json", "answers.jsonl", "unscored.jsonl", "costs.jsonl", "judgements.jsonl", "win_rates.json")
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:

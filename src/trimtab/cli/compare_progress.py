@@ -43,4 +43,4 @@ class AnswerBar:
         if self._bar.disable:
             options.say(text)
         else:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(text, markup=False, highlight=False, emoji=False)

@@ -15,7 +15,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from trimtab.cli import answers, engines, guide_options, options
@@ -79,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     seed = _first_seed(args.seed, plan)
     settings = _settings(args, rows, seed) | ({} if choice is None else {"method": dataclasses.asdict(choice)})
     if plan is not None:
+        settings["contents"] = _contents(args, choice)
         plan.check(settings, rows)
     num_done = 0 if plan is None else plan.num_done
     todo = _requests(args, rows, seed)[num_done:]
@@ -157,10 +157,24 @@ def _engine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _source(path: str) -> str:
-    """What a guide is: the content of a directory, so that one trained anew is not taken for the old; else its name."""
-    from trimtab.evaluation.fingerprints import path_digest
+    """What a guide is: its content, so that one trained anew is not taken for the old; its name where it has none."""
+    from trimtab.contents import model_contents
 
-    return f"sha256:{path_digest(Path(path))}" if Path(path).is_dir() else path
+    files = model_contents(path).get("files")
+    return path if files is None else f"sha256:{files}"
+
+
+def _contents(args: argparse.Namespace, choice: MethodChoice | None) -> dict[str, Any]:
+    """The content of what the names stand for: the model, the guides' bases, and all that the method reads."""
+    from trimtab.contents import model_contents
+    from trimtab.evaluation.fingerprints import option_contents
+
+    bases = guide_options.read(args)[1]
+    return {
+        "model": model_contents(str(args.model)),
+        **({"guide_bases": {name: model_contents(base) for name, base in bases.items()}} if bases else {}),
+        **({} if choice is None else {"method": option_contents(choice.options)}),
+    }
 
 
 def _requests(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) -> list[Request]:

@@ -77,7 +77,11 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--base-url", metavar="URL", help="of any endpoint that speaks OpenAI's (OpenAI's own)")
     group.add_argument("--concurrency", type=options.whole(1), default=4, metavar="N", help="calls at a time (4)")
     group.add_argument(
-        "--timeout", type=options.number(0, open_low=True), default=60.0, metavar="S", help="seconds of one call (60)"
+        "--timeout",
+        type=options.number(0, open_low=True),
+        default=60.0,
+        metavar="S",
+        help="seconds of one call in all (60)",
     )
     group.add_argument(
         "--max-attempts", type=options.whole(1), default=5, metavar="N", help="calls for one verdict at most (5)"
@@ -133,7 +137,7 @@ def _export(args: argparse.Namespace, rows: Sequence[Row], contenders: Sequence[
 def _judge(
     args: argparse.Namespace, directory: Path, rows: Sequence[Row], baseline: Contender, others: Sequence[Contender]
 ) -> Judgement:
-    from trimtab.evaluation.judging import cost_on_file, judge_pairs, pairs_against
+    from trimtab.evaluation.judging import check_any_verdict, cost_on_file, judge_pairs, pairs_against
     from trimtab.evaluation.win_rates import Judgement, write_win_rates
 
     if not others:
@@ -147,7 +151,8 @@ def _judge(
     with _Counter() as counter:
         for other, pairs in zip(others, groups, strict=True):
             judged.append(judge_pairs(directory, pairs, judge, progress=counter.of(str(other))))
-    judgement = Judgement.of(judge, baseline, args.split, judged, cost_on_file(directory, judge.name))
+    check_any_verdict(judge, judged)
+    judgement = Judgement.of(judge, baseline, args.split, judged, cost_on_file(directory, judge))
     options.say(f"wrote {write_win_rates(directory, judgement)}")
     return judgement
 
@@ -194,10 +199,11 @@ class _Counter:
 
     def __enter__(self) -> _Counter:
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         console = Console(stderr=True)
-        self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._bar.start()
         return self
 
@@ -218,12 +224,14 @@ def _result(directory: Path, judgement: Judgement) -> Mapping[str, Any]:
 def _print(judgement: Judgement) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"against {judgement.baseline} ({judgement.split} prompts)", title_justify="left")
+    title = Text(f"against {judgement.baseline} ({judgement.split} prompts)")
+    table = Table(title=title, title_justify="left")
     for heading in ("method", "win rate [95 %]", "length-controlled", "win / tie / loss", "missing", "order flips"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for rate in judgement.methods:
-        table.add_row(*_cells(rate))
+        table.add_row(*map(Text, _cells(rate)))
     console = Console()
     # Where it is not a terminal that wraps, a row stays a line.
     (console if console.is_terminal else Console(width=120)).print(table)
@@ -231,6 +239,8 @@ def _print(judgement: Judgement) -> None:
     for rate in judgement.methods:
         for note in rate.notes:
             print(f"{rate.contender}: {note}.")
+    for reason in judgement.reasons:
+        print(f"No verdict: {reason}.")
     if judgement.caution:
         print(f"{judgement.caution}.")
     cost = judgement.cost

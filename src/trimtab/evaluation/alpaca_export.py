@@ -7,7 +7,6 @@ instruction, so one seed is written; a conversation's messages are joined into o
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from trimtab.errors import OutputExistsError
 from trimtab.evaluation.json_lines import write_whole
 from trimtab.evaluation.judges import conversation
 from trimtab.evaluation.judging import Contender
-from trimtab.evaluation.recipe import strength_text
+from trimtab.evaluation.recipe import file_part, strength_text
 from trimtab.evaluation.records import Row
 
 
@@ -29,9 +28,9 @@ def export_alpaca_eval(
             raise OutputExistsError(path, resume=False)
     directory.mkdir(parents=True, exist_ok=True)
     for path, contender in zip(paths, contenders, strict=True):
-        own = [row for row in rows if row.key[:2] == tuple(contender)]
-        seed = min(row.key.seed for row in own)
-        chosen = sorted((row for row in own if row.key.seed == seed), key=lambda row: row.key.prompt_index)
+        answers = [row for row in rows if row.key[:2] == tuple(contender)]
+        seed = min(row.key.seed for row in answers)
+        chosen = sorted((row for row in answers if row.key.seed == seed), key=lambda row: row.key.prompt_index)
         items = [
             {
                 "instruction": conversation(row.prompt),
@@ -46,5 +45,4 @@ def export_alpaca_eval(
 
 
 def _file_name(contender: Contender) -> str:
-    text = f"{contender.method}-{strength_text(contender.strength)}".replace(", ", "_")
-    return re.sub(r"[^\w.+-]", "_", text)
+    return file_part(f"{contender.method}-{strength_text(contender.strength)}".replace(", ", "_"))

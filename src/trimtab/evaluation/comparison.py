@@ -1,9 +1,10 @@
 """Methods × strengths × seeds × prompts on one frozen model, an answer a line, cut and continued at will.
 
 A run is a directory: `run.json` says what it depends on, `answers.jsonl` holds the answers with their rewards and KL,
-`costs.jsonl` what the batches took. An answer is deterministic in (prompt, strength, decoding, seed), so a run that was
-cut and continued holds the same answers as one that was not, and a row's key says all about it. Continuing makes the
-missing answers and no others; methods, strengths and seeds may be added, and nothing else may change.
+`costs.jsonl` what the batches took, and `unscored.jsonl`, where a scorer failed, answers that still lack rewards. An
+answer is deterministic in (prompt, strength, decoding, seed), so a run that was cut and continued holds the answers of
+one that was not, and a row's key says all about it. Continuing makes the missing answers and no others; methods,
+strengths and seeds may be added, and nothing else may change.
 
 What it does not know: whether the machine was busy with something else. Costs are those of the run's own wall clock.
 """
@@ -13,34 +14,29 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trimtab.answers import Answer
 from trimtab.core import Prompt
-from trimtab.errors import DataError, OptionError, OutputExistsError, TrimtabError
+from trimtab.errors import DataError, OptionError, OutputExistsError
+from trimtab.evaluation.comparison_batches import Build, Maker, Scoring, draw_seed
 from trimtab.evaluation.fingerprints import differences, fingerprint
 from trimtab.evaluation.json_lines import append, open_to_append, write_whole
 from trimtab.evaluation.recipe import REDRAWN, SPLITS, MethodSpec, Recipe
-from trimtab.evaluation.records import Cost, Key, Row, read_answers
-from trimtab.evaluation.throughput import peak_memory_mb, reset_peak_memory
-from trimtab.policies.policy import Policy, Strength
+from trimtab.evaluation.records import Key, read_answers
+from trimtab.policies.policy import Strength
 from trimtab.scorers import Scorer
 
 log = logging.getLogger(__name__)
 
+__all__ = ["FORMAT", "Progress", "RunFiles", "draw_seed", "keys_of", "open_run", "read_run", "run_comparison"]
+
 FORMAT = 1
-WARM_UP_TOKENS = 2
-_SEED_STRIDE = 1_000_003
-
-
-Build = Callable[[MethodSpec], Policy]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +54,10 @@ class RunFiles:
         return self.directory / "answers.jsonl"
 
     @property
+    def unscored(self) -> Path:
+        return self.directory / "unscored.jsonl"
+
+    @property
     def costs(self) -> Path:
         return self.directory / "costs.jsonl"
 
@@ -69,11 +69,6 @@ class Progress:
     num_done: int
     num_answers: int
     message: str = ""
-
-
-def draw_seed(seed: int, prompt_index: int) -> int:
-    """The seed that a prompt's answer draws from: different for every prompt and seed of a run."""
-    return seed * _SEED_STRIDE + prompt_index
 
 
 def keys_of(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]]) -> list[Key]:
@@ -155,103 +150,39 @@ def run_comparison(
     """Make the answers that a run does not have yet; returns how many.
 
     `prompts` are those of each split, `scorers` those of each reward. A method is built only if it has something to
-    answer, and let go of before the next. Raises what a policy raises, naming the method in the log.
+    answer, and let go of before the next. Raises what a policy raises, naming the method in the log, and ScoreError,
+    which names the prompt, where a scorer fails; what was answered and scored until then is on the disk.
     """
     wanted = keys_of(recipe, prompts)
     done = {row.key for row in read_answers(files.answers)}
-    missing = [key for key in wanted if key not in done]
-    num_done = len(wanted) - len(missing)
+    num_missing = sum(key not in done for key in wanted)
     specs = {spec.name: spec for spec in recipe.methods}
     with open_to_append(files.answers) as answers, open_to_append(files.costs) as costs:
+        scoring = Scoring(recipe, scorers, files.unscored, answers)
+        left_over = [row for row in scoring.left_over() if row.key not in done]
+        if left_over:
+            scoring.score(left_over)
+        done |= {row.key for row in left_over}
+        missing = [key for key in wanted if key not in done]
+        num_done = len(wanted) - len(missing)
         for label, keys in groupby(missing, key=lambda key: key.method):
-            maker = _Maker(recipe, prompts, scorers, specs[label], device)
+            maker = Maker(recipe, prompts, specs[label], device)
             _say(progress, Progress(num_done, len(wanted), f"{label}: loading"))
             maker.begin(build)
             for strength, batch in _batches(keys, recipe.batch_size):
-                rows, cost = maker.make(strength, batch)
-                append(answers, [row.as_json() for row in rows])
-                append(costs, [cost.as_json()])
+                rows, cost, failure = maker.make(strength, batch)
+                if rows:
+                    scoring.keep(rows)
+                    append(costs, [cost.as_json()])
+                    if failure is None or isinstance(failure, Exception):
+                        scoring.score(rows)
+                if failure is not None:
+                    raise failure
                 num_done += len(rows)
                 _say(progress, Progress(num_done, len(wanted)))
             del maker
             gc.collect()
-    return len(missing)
-
-
-class _Maker:
-    """Makes the answers of one method."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        prompts: Mapping[str, Sequence[Prompt]],
-        scorers: Mapping[str, Scorer],
-        spec: MethodSpec,
-        device: torch.device,
-    ) -> None:
-        self._recipe = recipe
-        self._prompts = {**prompts, REDRAWN: prompts["test"]}
-        self._scorers = scorers
-        self._spec = spec
-        self._device = device
-
-    def begin(self, build: Build) -> None:
-        """Load the method, and run it once so that no batch pays for a first time."""
-        self._policy = build(self._spec)
-        params = replace(self._recipe.params, max_new_tokens=WARM_UP_TOKENS)
-        list(self._policy.answer([self._prompts["test"][0]], self._spec.strengths[0], params, [0]))
-
-    def make(self, strength: Strength, keys: Sequence[Key]) -> tuple[list[Row], Cost]:
-        """The rows of a batch and what it took."""
-        prompts = [self._prompts[key.split][key.prompt_index] for key in keys]
-        seeds = [draw_seed(key.seed, key.prompt_index) for key in keys]
-        reset_peak_memory(self._device)
-        num_before = self._policy.num_tokens_read
-        begin = time.perf_counter()
-        try:
-            answers = list(self._policy.answer(prompts, strength, self._recipe.params, seeds))
-        except TrimtabError:
-            log.error("%s failed at strength %s, in a batch that begins with %s", self._spec.name, strength, keys[0])
-            raise
-        seconds = time.perf_counter() - begin
-        if len(answers) != len(keys):
-            raise RuntimeError(f"{self._spec.name} gave {len(answers)} answers to {len(keys)} prompts.")
-        cost = Cost(
-            self._spec.name,
-            strength,
-            num_answers=len(keys),
-            num_tokens=sum(len(answer.token_ids) for answer in answers),
-            decoded_tokens=self._policy.num_tokens_read - num_before,
-            seconds=seconds,
-            peak_memory_mb=peak_memory_mb(self._device),
-            batch_size=self._recipe.batch_size,
-        )
-        rewards = self._rewards(prompts, [answer.text for answer in answers])
-        rows = [
-            self._row(key, prompt, answer, {name: values[index] for name, values in rewards.items()})
-            for index, (key, prompt, answer) in enumerate(zip(keys, prompts, answers, strict=True))
-        ]
-        return rows, cost
-
-    def _rewards(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, list[float]]:
-        return {
-            reward.name: [reward.weight * score for score in self._scorers[reward.name](prompts, texts)]
-            for reward in self._recipe.rewards
-        }
-
-    def _row(self, key: Key, prompt: Prompt, answer: Answer, rewards: Mapping[str, float]) -> Row:
-        policy = self._policy
-        return Row(
-            key,
-            prompt,
-            answer.text,
-            tuple(answer.token_ids),
-            answer.finish_reason,
-            rewards,
-            policy.kl(answer, key.strength),
-            policy.kl_kind,
-            answer.base_logprob,
-        )
+    return num_missing
 
 
 def _batches(keys: Iterator[Key], size: int) -> Iterator[tuple[Strength, list[Key]]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.evaluation.figure import COLOURS
+from trimtab.evaluation.figure import COLOURS, label_legend
 from trimtab.evaluation.summary import Estimate
 
 SIZE = (8.4, 5.2)
@@ -60,8 +60,7 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, *, root_x: bool) 
         axes = figure.add_subplot()
         if root_x:
             axes.set_xscale("function", functions=(_root, _square))
-        for one in series:
-            _line(axes, one)
+        lines = [_line(axes, one) for one in series]
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.tick_params(length=0)
@@ -73,7 +72,10 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, *, root_x: bool) 
             columns = max(
                 1, min(4, len(series), _LEGEND_LETTERS // (widest + 8))
             )  # a marker takes as much as 8 letters
-            figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=10, handlelength=2.6)
+            how = {"ncols": columns, "frameon": False, "fontsize": 10, "handlelength": 2.6}
+            places = [f"label {index}" for index in range(len(series))]
+            legend = figure.legend(lines, places, loc="outside lower center", **how)
+            label_legend(legend, list(map(_legend_label, series)))
 
     return draw
 
@@ -85,9 +87,10 @@ def described(series: Sequence[Series]) -> str:
     )
 
 
-def _line(axes: Any, series: Series) -> None:
+def _line(axes: Any, series: Series) -> Any:
+    """What stands for the series in a legend."""
     xs, ys = [spot.x for spot in series.spots], [spot.y for spot in series.spots]
-    axes.errorbar(
+    return axes.errorbar(
         [x.value for x in xs],
         [y.value for y in ys],
         xerr=_bars(xs),
@@ -100,7 +103,6 @@ def _line(axes: Any, series: Series) -> None:
         linewidth=1.6,
         elinewidth=0.9,
         capsize=2.5,
-        label=_legend_label(series),
         zorder=3 if series.index < 0 else 2,
     )
 

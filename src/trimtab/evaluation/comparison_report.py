@@ -5,8 +5,7 @@ Nothing is decoded here: the report of a run can be drawn again at any time, als
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from trimtab.evaluation.comparison_page import (
     samples_html,
 )
 from trimtab.evaluation.comparison_results import Results, cost_row, difference_row, front_row, method_row
+from trimtab.evaluation.csv_files import write_csv
 from trimtab.evaluation.figure import as_svg, write_png
 from trimtab.evaluation.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, Reward, strength_text
 from trimtab.evaluation.records import Row
@@ -56,8 +56,8 @@ def write_comparison_report(directory: Path, results: Results, *, more: Sequence
         notes_of(results.recipe, results.run, results.cells),
         warnings_of(results.recipe, results.num_missing, results.num_wanted, results.cells),
     )
-    _write_csv(directory / "methods.csv", [method_row(results, one) for one in results.measured])
-    _write_csv(directory / "costs.csv", [cost_row(cost) for cost in results.cost_summaries])
+    write_csv(directory / "methods.csv", [method_row(results, one) for one in results.measured])
+    write_csv(directory / "costs.csv", [cost_row(cost) for cost in results.cost_summaries])
     path = directory / "report.html"
     path.write_text(comparison_page(page), encoding="utf-8")
     return path
@@ -107,11 +107,11 @@ def _pareto(directory: Path, results: Results) -> list[Section]:
     series = _series(results, lambda one: Spot(one.rewards[first], one.rewards[second]), bounds=False)
     labels = (f"mean {first} reward", f"mean {second} reward")
     figure = _drawn(directory / "pareto.png", series, *labels, root=False, caption=_PARETO_CAPTION)
-    _write_csv(directory / "fronts.csv", [front_row(one) for one in results.fronts])
+    write_csv(directory / "fronts.csv", [front_row(one) for one in results.fronts])
     point = ", ".join(f"{name} {recipe.reference[name]:g}" for name in recipe.objectives)
     body = figure + tables.front_table(results.fronts) + note(f"{_FRONT_NOTE} {point}.")
     if results.front_differences:
-        _write_csv(directory / "front_differences.csv", [difference_row(one) for one in results.front_differences])
+        write_csv(directory / "front_differences.csv", [difference_row(one) for one in results.front_differences])
         body += tables.front_differences_table(results.front_differences)
     return [Section("Both objectives", body)]
 
@@ -168,15 +168,6 @@ def _seeded(one: Measured, seed: int) -> list[Row]:
 def _plain(estimate: Estimate) -> str:
     interval = "" if estimate.low is None else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
     return f"{estimate.value:.2f}{interval}".replace("-", "−")
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
-        )
 
 
 _KL_AXIS = "KL to the base, nats an answer (spaced by its root)"

@@ -30,6 +30,8 @@ def _section(judgement: Judgement) -> Section:
         f"{cost.completion_tokens} tokens."
     )
     body += note(f"{text} {judgement.caution}." if judgement.caution else text)
+    if judgement.reasons:
+        body += note(f"Missing verdicts, and how many: {'; '.join(judgement.reasons)}.")
     if remarks:
         body += note(f"{'. '.join(remarks)}.")
     return Section(f"Win rates against {judgement.baseline.method}, by {judgement.judge}", body)

@@ -38,6 +38,7 @@ STYLE = {
     "ytick.color": COLOURS["line"],
     "xtick.labelcolor": COLOURS["soft"],
     "ytick.labelcolor": COLOURS["soft"],
+    "text.parse_math": False,  # a name with dollars is a name
     "svg.fonttype": "none",
     "svg.hashsalt": "trimtab",
 }
@@ -67,11 +68,22 @@ def as_svg(draw: Draw, *, label: str, colours: Mapping[str, str], size: tuple[fl
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]  # an inline element has no XML declaration and no document type
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for name, colour in colours.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    # Text takes the page's font; matplotlib's own would be DejaVu.
-    svg = re.sub(r"font: (\d+(?:\.\d+)?px) [^;\"]*", r"font-size: \1", svg)
+
+    def styled(tag: re.Match[str]) -> str:
+        """A tag in the page's colours and font (matplotlib's own would be DejaVu); texts between tags stay."""
+        text = tag[0]
+        for name, colour in colours.items():
+            text = text.replace(colour, f"var(--{name})")
+        return re.sub(r"font: (\d+(?:\.\d+)?px) [^;\"]*", r"font-size: \1", text)
+
+    svg = re.sub(r"<[^>]*>", styled, svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
+
+
+def label_legend(legend: Any, labels: Sequence[str]) -> None:
+    """Give a legend that is made its labels, letter by letter: Matplotlib would leave out those that begin with "_"."""
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
 
 
 def write_png(draw: Draw, path: Path, *, size: tuple[float, float] = (8, 4.4)) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from trimtab.contents import model_contents, scorer_contents
 from trimtab.core import Prompt
 from trimtab.evaluation.json_lines import short
-from trimtab.evaluation.recipe import MethodSpec, Recipe
+from trimtab.evaluation.recipe import SCORER, TEMPLATE, MethodSpec, Recipe, resolved
 from trimtab.evaluation.throughput import versions
 from trimtab.prompts import as_json
 
-_BLOCK = 1 << 22
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,12 @@ def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model:
     on its company.
     """
     return {
-        "model": {"name": recipe.model, "dtype": recipe.dtype, **{k: v for k, v in model.items() if k != "name"}},
+        "model": {
+            "name": recipe.model,
+            "dtype": recipe.dtype,
+            "files": model_contents(str(resolved(recipe.model, recipe.directory))),
+            **{key: value for key, value in model.items() if key != "name"},
+        },
         "template": recipe.template,
         **({"template_options": dict(recipe.template_options)} if recipe.template_options else {}),
         "decoding": {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.decoding.items()},
@@ -39,7 +45,7 @@ def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model:
             reward.name: {
                 "scorer": reward.scorer,
                 "weight": reward.weight,
-                "files": dict(content_digests(recipe.scorer_of(reward))),
+                "files": scorer_contents(recipe.scorer_of(reward)),
             }
             for reward in recipe.rewards
         },
@@ -62,24 +68,30 @@ def differences(before: Any, after: Any, place: str = "") -> list[str]:
             for name in sorted(names)
             for sentence in differences(before.get(name), after.get(name), f"{place}.{name}" if place else str(name))
         ]
-    return [] if before == after else [f"{place} was {short(before)}, is {short(after)}"]
+    return [] if before == after else [f"{place} was {_said(before)}, is {_said(after)}"]
 
 
-def content_digests(value: Any) -> Iterator[tuple[str, str]]:
-    """(name, digest) of every file or directory that an option names; a path may have a weight behind a colon.
+def _said(value: Any) -> str:
+    """A value for a message; of a digest only its beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and _DIGEST.fullmatch(value) else short(value)
 
-    The name is the last part of the path, so that a run that is moved stays the same run.
+
+def content_digests(value: Any, place: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, digests) of every model, guide or reward model that an option names; a weight may stand behind a colon.
+
+    The place is that of the name in the option (`guides.kind`, `paths.0`), so that a run that is moved stays the same
+    run, and two guides of one directory name are two.
     """
     if isinstance(value, Mapping):
-        for item in value.values():
-            yield from content_digests(item)
+        for key, item in value.items():
+            yield from content_digests(item, f"{place}.{key}" if place else str(key))
     elif isinstance(value, list | tuple):
-        for item in value:
-            yield from content_digests(item)
-    elif isinstance(value, str) and "/" in value:
-        for path in (Path(value), Path(value.rpartition(":")[0])):
-            if path.exists() and str(path) != ".":
-                yield path.name, path_digest(path)
+        for index, item in enumerate(value):
+            yield from content_digests(item, f"{place}.{index}" if place else str(index))
+    elif isinstance(value, str):
+        for name in (value, value.rpartition(":")[0]):
+            if name and (found := model_contents(name)):
+                yield place, found
                 return
 
 
@@ -92,17 +104,13 @@ def _method(recipe: Recipe, spec: MethodSpec) -> dict[str, Any]:
     return {
         "method": spec.method,
         "options": dict(spec.options),
-        "files": dict(content_digests(recipe.options_of(spec))),
+        "files": option_contents(recipe.options_of(spec)),
     }
 
 
-def path_digest(path: Path) -> str:
-    """Of a file, or of what a directory says and weighs."""
-    files = [path] if path.is_file() else sorted([*path.glob("*.json"), *path.glob("*.safetensors")])
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+def option_contents(options: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The digests of all that the options of a method name: models, guides, reward models, a scorer."""
+    found = dict(content_digests({key: value for key, value in options.items() if key not in (SCORER, TEMPLATE)}))
+    if SCORER in options:
+        found[SCORER] = scorer_contents(str(options[SCORER]))
+    return found

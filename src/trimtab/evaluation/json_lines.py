@@ -45,9 +45,19 @@ def open_to_append(path: Path) -> TextIO:
 
 def append(stream: TextIO, items: Iterable[Mapping[str, Any]]) -> None:
     """Write lines and see them to the disk."""
-    stream.write("".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in items))
+    stream.write("".join(_line(item) + "\n" for item in items))
     stream.flush()
     os.fsync(stream.fileno())
+
+
+def _line(item: Mapping[str, Any]) -> str:
+    """An object as a line; half of a surrogate pair, which UTF-8 has no bytes for, is written as an escape."""
+    text = json.dumps(item, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(item, ensure_ascii=True, allow_nan=False)
+    return text
 
 
 def write_whole(path: Path, text: str) -> None:

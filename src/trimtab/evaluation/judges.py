@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from trimtab.core import Message, Prompt
-from trimtab.errors import OptionError, PromptError
+from trimtab.errors import OptionError, PromptError, ScoreError
 from trimtab.scorers import Scorer
 
 FIRST, SECOND, TIE = "first", "second", "tie"
@@ -59,6 +59,10 @@ class Judge(Protocol):
         """What its verdicts are kept under."""
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """What its verdicts depend on beside the texts, as JSON has it: with other settings it is another judge."""
+
+    @property
     def description(self) -> str:
         """What it is, in words for a report."""
 
@@ -73,7 +77,7 @@ class Judge(Protocol):
 class RewardJudge:
     """The answer with the higher reward is better, or with `lower_is_better` (a cost) the one with the lower.
 
-    Equal ones tie; one that is not finite gives no verdict.
+    Equal ones tie; one that is not finite gives no verdict, and neither does a text that a reward model cannot read.
     """
 
     sees_order = False
@@ -81,39 +85,74 @@ class RewardJudge:
     def __init__(self, name: str, scorer: Scorer, *, lower_is_better: bool = False, batch_size: int = 64) -> None:
         self.name = f"{name} (lower is better)" if lower_is_better else name
         self.description = f"the answer with {'less' if lower_is_better else 'more'} of {scorer.description}"
+        self.settings = {"lower_is_better": lower_is_better, "files": scorer.contents()}
         self._sign = -1.0 if lower_is_better else 1.0
         self._scorer = scorer
         self._batch_size = batch_size
-        self._known: dict[tuple[str, str], float] = {}
+        self._known: dict[tuple[str, str], float | str] = {}
+        """Prompt and text -> reward, or why there is none."""
 
     def judge(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        """Verdicts in the order of the questions.
+
+        Raises ScoreError, whose index is that of the question, where the scorer fails on a text, after the verdicts on
+        all questions of the batch that do not need it.
+        """
         for start in range(0, len(questions), self._batch_size):
             batch = questions[start : start + self._batch_size]
-            self._score(batch)
+            failure = self._score(batch)
+            first_left: int | None = None
             for index, question in enumerate(batch, start=start):
-                first, second = (self._known[_key(question.prompt, text)] for text in (question.first, question.second))
-                yield index, _verdict(first, second)
+                found = [self._known.get(_key(question.prompt, text)) for text in (question.first, question.second)]
+                if None in found:
+                    first_left = index if first_left is None else first_left
+                    continue
+                yield index, _verdict(*found)
+            if failure is not None:
+                index = start if first_left is None else first_left
+                raise failure.at(f"question {index}", index=index) from failure.__cause__
 
-    def _score(self, questions: Sequence[Question]) -> None:
+    def _score(self, questions: Sequence[Question]) -> ScoreError | None:
         """Score what is not known yet; a baseline's answers stand in many questions."""
         texts = {
             _key(question.prompt, text): (question.prompt, text)
             for question in questions
             for text in (question.first, question.second)
         }
-        wanted = [key for key in texts if key not in self._known]
-        prompts, answers = [texts[key][0] for key in wanted], [texts[key][1] for key in wanted]
-        rewards = [self._sign * reward for reward in self._scorer.raw(prompts, answers)]
-        self._known.update(zip(wanted, rewards, strict=True))
+        wanted = {key: pair for key, pair in texts.items() if key not in self._known}
+        if not wanted:
+            return None
+        prompts, answers = [prompt for prompt, _ in wanted.values()], [text for _, text in wanted.values()]
+        failure: ScoreError | None = None
+        try:
+            found: Sequence[float | str | None] = self._scorer.raw(prompts, answers)
+        except ScoreError as error:
+            found, failure = error.rewards, error
+        except PromptError:
+            found = [self._alone(*pair) for pair in wanted.values()]
+        for key, reward in zip(wanted, found, strict=True):
+            if reward is not None:
+                self._known[key] = reward if isinstance(reward, str) else self._sign * reward
+        return failure
+
+    def _alone(self, prompt: Prompt, text: str) -> float | str:
+        try:
+            return self._scorer.raw([prompt], [text])[0]
+        except PromptError as error:
+            return str(error)
 
 
 def _key(prompt: Prompt, text: str) -> tuple[str, str]:
     return repr(prompt), text
 
 
-def _verdict(first: float, second: float) -> Verdict:
-    if not (math.isfinite(first) and math.isfinite(second)):
-        return Verdict(None, "a reward is not finite")
+def _verdict(*rewards: float | str | None) -> Verdict:
+    for reward in rewards:
+        if not isinstance(reward, int | float):
+            return Verdict(None, str(reward))
+        if not math.isfinite(reward):
+            return Verdict(None, "a reward is not finite")
+    first, second = (float(reward) for reward in rewards if isinstance(reward, int | float))
     return Verdict(FIRST if first > second else SECOND if second > first else TIE)
 
 

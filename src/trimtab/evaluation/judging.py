@@ -1,8 +1,9 @@
 """Pairwise verdicts on the answers of a comparison: each method against a baseline, by prompt and seed.
 
 `judgements.jsonl` holds one verdict a line. A verdict is known by what was compared (method, strength, seed, prompt,
-order, judge, baseline) and by a digest of the three texts, so that one on other texts is never taken for it. A run that
-was cut asks only for what is missing, verdicts that did not come included.
+order, judge, baseline), by a digest of the three texts and by the judge's settings (its address, wording and sampling,
+or the content of what scores), so that one on other texts or by another judge of that name is never taken for it. A run
+that was cut asks only for what is missing, verdicts that did not come included.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trimtab.errors import InputError, unknown_name
+from trimtab.errors import InputError, ModelError, ScoreError, unknown_name
+from trimtab.evaluation.fingerprints import differences
 from trimtab.evaluation.json_lines import append, open_to_append, read_lines
 from trimtab.evaluation.judges import FIRST, SECOND, TIE, Judge, Question, Verdict
 from trimtab.evaluation.recipe import strength_text
@@ -28,6 +31,8 @@ JUDGEMENTS = "judgements.jsonl"
 
 METHOD_FIRST, BASELINE_FIRST = "method_first", "baseline_first"
 ORDERS = (METHOD_FIRST, BASELINE_FIRST)
+EQUAL_TEXTS = "equal texts"
+"""What a verdict says that nobody was asked for."""
 
 _POINTS = {
     METHOD_FIRST: {FIRST: 1.0, TIE: 0.5, SECOND: 0.0},
@@ -146,12 +151,13 @@ def judge_pairs(
     """The verdicts on all pairs, those that are on file not asked for again.
 
     Every verdict is on the disk before the next is waited for. `progress` is told how many are there, of how many.
-    Equal texts tie without being asked about. Raises what the judge raises.
+    Equal texts tie without being asked about. What is on file from a judge of this name with other settings is left
+    there and not taken, which the log says. Raises what the judge raises; a ScoreError names the prompt.
     """
     orders = ORDERS if judge.sees_order else ORDERS[:1]
     judged = [Judged(pair) for pair in pairs]
     path = directory / JUDGEMENTS
-    known = _read(path, judge.name)
+    known = _read(path, judge)
     wanted: list[tuple[Judged, str]] = []
     for one in judged:
         for order in orders:
@@ -160,10 +166,11 @@ def judge_pairs(
                 one.verdicts[order] = verdict
             if verdict is None or verdict.winner is None:
                 wanted.append((one, order))
+    _say_what_is_not_taken(path, judge, {_key(one.pair, order) for one, order in wanted})
     num_done, num_all = len(judged) * len(orders) - len(wanted), len(judged) * len(orders)
     with open_to_append(path) as stream:
         for (one, order), verdict in _verdicts(judge, wanted):
-            append(stream, [_line(one.pair, order, judge.name, verdict)])
+            append(stream, [_line(one.pair, order, judge, verdict)])
             one.verdicts[order] = verdict
             num_done += 1
             if progress is not None:
@@ -176,12 +183,39 @@ def _verdicts(judge: Judge, wanted: Sequence[tuple[Judged, str]]) -> Iterator[tu
     asked = []
     for one, order in wanted:
         if one.pair.answer.text == one.pair.other.text:
-            yield (one, order), Verdict(TIE, "equal texts")
+            yield (one, order), Verdict(TIE, EQUAL_TEXTS)
         else:
             asked.append((one, order))
     questions = [one.pair.question(order) for one, order in asked]
-    for index, verdict in judge.judge(questions):
-        yield asked[index], verdict
+    try:
+        for index, verdict in judge.judge(questions):
+            yield asked[index], verdict
+    except ScoreError as error:
+        if error.index is None:
+            raise
+        pair = asked[error.index][0].pair
+        place = f"an answer to prompt_index {pair.prompt_index} of the {pair.answer.key.split} prompts"
+        raise error.at(f"{place} ({pair.contender} and {pair.baseline}, seed {pair.seed})") from error.__cause__
+
+
+def check_any_verdict(judge: Judge, groups: Sequence[Sequence[Judged]]) -> None:
+    """Raise ModelError where a judge has given no verdict at all, with its reasons: there is nothing to report."""
+    verdicts = [verdict for group in groups for one in group for verdict in one.verdicts.values()]
+    asked = [verdict for verdict in verdicts if verdict.problem != EQUAL_TEXTS]
+    if asked and all(verdict.winner is None for verdict in asked):
+        raise ModelError(
+            f"{judge.name} gave no verdict on any of {len(asked)} questions: {'; '.join(reasons_of(groups))}. Check "
+            "--judge and its options; the same command asks again."
+        )
+
+
+def reasons_of(groups: Sequence[Sequence[Judged]], *, most: int = 5) -> list[str]:
+    """Why verdicts are missing, the commonest first, each with how many."""
+    missing = [v for group in groups for one in group for v in one.verdicts.values() if v.winner is None]
+    counts = Counter(verdict.problem for verdict in missing).most_common()
+    said = [f"{problem} ({count})" for problem, count in counts[:most]]
+    left = sum(count for _, count in counts[most:])
+    return [*said, f"other reasons ({left})"] if left else said
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +235,11 @@ class Cost:
 _SUMMED = ("num_calls", "num_retries", "prompt_tokens", "completion_tokens")
 
 
-def cost_on_file(directory: Path, judge_name: str) -> Cost:
-    """The sum over every line of a judge's verdicts."""
+def cost_on_file(directory: Path, judge: Judge) -> Cost:
+    """The sum over every line of a judge's verdicts, those with other settings left out."""
     path = directory / JUDGEMENTS
-    lines = [fields for fields in read_lines(path)[0] if fields.get("judge") == judge_name]
-    last = _read(path, judge_name).values()
+    lines = [fields for fields in read_lines(path)[0] if _is_by(fields, judge)]
+    last = _read(path, judge).values()
     return Cost(
         **{name: sum(fields.get(name, 0) for fields in lines) for name in _SUMMED},
         num_verdicts=len(last),
@@ -224,7 +258,7 @@ def _key(pair: Pair, order: str) -> str:
     )
 
 
-def _line(pair: Pair, order: str, judge_name: str, verdict: Verdict) -> dict[str, Any]:
+def _line(pair: Pair, order: str, judge: Judge, verdict: Verdict) -> dict[str, Any]:
     key = pair.answer.key
     return {
         "method": key.method,
@@ -233,7 +267,8 @@ def _line(pair: Pair, order: str, judge_name: str, verdict: Verdict) -> dict[str
         "split": key.split,
         "prompt_index": key.prompt_index,
         "order": order,
-        "judge": judge_name,
+        "judge": judge.name,
+        "settings": dict(judge.settings),
         "baseline": pair.baseline.method,
         "baseline_strength": pair.baseline.strength,
         "key": _key(pair, order),
@@ -241,11 +276,30 @@ def _line(pair: Pair, order: str, judge_name: str, verdict: Verdict) -> dict[str
     }
 
 
-def _read(path: Path, judge_name: str) -> dict[str, Verdict]:
-    """Key -> the last verdict on file."""
+def _is_by(fields: Mapping[str, Any], judge: Judge) -> bool:
+    return fields.get("judge") == judge.name and fields.get("settings") == judge.settings
+
+
+def _read(path: Path, judge: Judge) -> dict[str, Verdict]:
+    """Key -> the last verdict on file by this very judge."""
     names = Verdict.__dataclass_fields__
     found = {}
     for fields in read_lines(path)[0]:
-        if fields.get("judge") == judge_name and "key" in fields:
+        if _is_by(fields, judge) and "key" in fields:
             found[fields["key"]] = Verdict(**{name: fields[name] for name in names if name in fields})
     return found
+
+
+def _say_what_is_not_taken(path: Path, judge: Judge, wanted: Collection[str]) -> None:
+    """Log how many verdicts on what is asked for were given by a judge of this name with other settings, and which."""
+    others = {
+        fields["key"]: fields.get("settings", {})
+        for fields in read_lines(path)[0]
+        if fields.get("judge") == judge.name and not _is_by(fields, judge) and fields.get("key") in wanted
+    }
+    if others:
+        changed = dict.fromkeys(sentence for one in others.values() for sentence in differences(one, judge.settings))
+        log.warning(
+            "%d verdicts of %s on file are not taken, since it is another now: %s",
+            *(len(others), judge.name, "; ".join(changed)),
+        )

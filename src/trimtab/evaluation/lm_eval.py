@@ -18,6 +18,8 @@ they answer (`generate_until`) and are refused where continuations are scored. I
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +27,11 @@ from typing import Any
 
 import torch
 
+from trimtab.contents import model_contents
 from trimtab.core import Guide, SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError, PromptError
+from trimtab.evaluation.fingerprints import differences
 from trimtab.loading import load_guide, load_model
 from trimtab.models.hf import HFModel
 
@@ -46,6 +50,9 @@ DEFAULT_MAX_LENGTH = 2048
 """Where neither the model nor a guide says."""
 MAX_GEN_TOKS = 256
 """Where a task does not say; lm-eval's own."""
+
+CACHE_KEY = "trimtab"
+"""Under this a file of lm-eval's answers says what answered."""
 
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -90,6 +97,7 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         device = _present(device)
+        content: dict[str, Any] = {"model": model_contents(model) if isinstance(model, str) else None, "guides": {}}
         if isinstance(model, str):
             model = load_model(
                 model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
@@ -102,6 +110,8 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         if isinstance(guide, str):
             names = _names(guide)
             forms, bases = _parts("form", form, names), _parts("guide_base", guide_base, names)
+            content["guides"] = {name: model_contents(name) for name in names}
+            content["guide_bases"] = [None if base is None else model_contents(base) for base in bases]
             guides: dict[str, Guide] = {
                 name: load_guide(
                     name,
@@ -126,6 +136,25 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         self.max_length = min((limit for limit in limits if limit is not None), default=DEFAULT_MAX_LENGTH)
         self._seed = int(seed)
         self._num_generated = 0
+        self._settings = self._described(content, form)
+
+    def _described(self, content: Mapping[str, Any], form: str) -> dict[str, Any]:
+        """What answers depend on, for a file of them."""
+        guides = self._decoder.guides
+        return {
+            "model": {
+                **self._model.describe(),
+                "dtype": str(self._model.module.dtype),
+                "weights": _sampled_digest(self._model.module),
+                "content": content["model"],
+            },
+            "guides": {name: {"content": content["guides"].get(name)} for name in guides},
+            "guide_bases": content.get("guide_bases"),
+            "form": form,
+            "weights": {name: float(self._weights.get(name, guide.weight)) for name, guide in guides.items()},
+            "max_length": self.max_length,
+            "seed": self._seed,
+        }
 
     @property
     def eot_token_id(self) -> int:
@@ -144,6 +173,26 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
     @property
     def device(self) -> Any:
         return self._model.device
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Called by lm-eval where answers are kept (`--use_cache`). It knows them by the question alone.
+
+        So what answered is noted beside them, and a file of another model, guide or weight is refused by name: raises
+        OptionError. Guides that were given loaded are known by their names alone.
+        """
+        kept = cache_hook.dbdict
+        if kept is not None:
+            now = json.loads(json.dumps(self._settings))
+            before = json.loads(kept[CACHE_KEY]) if CACHE_KEY in kept else None
+            changed = [] if before is None else differences(before, now)
+            if before is None and len(kept):
+                changed = ["it does not say which model and guides answered"]
+            if changed:
+                raise OptionError(
+                    f"The cache {kept.filename} cannot be used: {'; '.join(changed)}. Give another, or none."
+                )
+            kept[CACHE_KEY] = json.dumps(now)
+        super().set_cache_hook(cache_hook)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """Text to ids; what the tokenizer puts before a text unless told, never a second BOS, and nothing behind it."""
@@ -269,6 +318,16 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
             if one.error is not None:
                 raise one.error
         return found
+
+
+def _sampled_digest(module: Any) -> str:
+    """SHA-256 of up to 256 numbers of each of a network's weights, spread evenly: tells trained networks apart."""
+    digest = hashlib.sha256()
+    for name, weight in module.named_parameters():
+        flat = weight.detach().flatten()
+        part = flat[:: max(1, len(flat) // 256)].float().cpu().numpy()
+        digest.update(name.encode() + part.tobytes())
+    return digest.hexdigest()
 
 
 def _present(device: str | None) -> str | None:

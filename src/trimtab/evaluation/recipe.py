@@ -5,6 +5,7 @@ Paths in a recipe are relative to the recipe's file. `recipe_reader.read_recipe`
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ itself or through pairs that it labelled; or a judge that none of them has seen.
 
 SCORER = "scorer"
 """The option of a method that is a scorer, as a reward's is."""
+TEMPLATE = "template"
+"""The option of a method that is a text, and never a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,8 @@ class Reward:
 
     @property
     def file_name(self) -> str:
-        """The name as a part of a file's: what is no letter, digit, '.', '_' or '-' becomes '-'."""
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", self.name)
+        """The name as a part of a file's, for no other reward the same: see `file_part`."""
+        return file_part(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,7 @@ class Recipe:
         """
         scorer = spec.options.get(SCORER)
         knows_nothing = scorer in SCORERS or (isinstance(scorer, str) and is_function_name(scorer))
-        names = {*spec.options} - {"template", *([SCORER] if knows_nothing else [])}
+        names = {*spec.options} - {TEMPLATE, *([SCORER] if knows_nothing else [])}
         return any(text != self.model for name in names for text in _texts(spec.options[name]))
 
     def chosen_by(self, reward: Reward) -> list[str]:
@@ -182,6 +185,17 @@ class Recipe:
         named = [self.scorer_of(reward) for reward in self.rewards]
         named += [str(options[SCORER]) for spec in self.methods if SCORER in (options := self.options_of(spec))]
         return [name for name in dict.fromkeys(named) if is_function_name(name)]
+
+
+def file_part(name: str) -> str:
+    """A name as a part of a file's: letters, digits, '.', '_', '+' and '-', at most 80 of them.
+
+    A name that has to be changed for that gets a digest of itself at its end, so that no two names share a file.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.+-]+", "-", name)[:80]
+    if plain == name and plain.strip("."):
+        return plain
+    return f"{plain.strip('.-')}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}".lstrip("-")
 
 
 def _texts(value: Any) -> list[str]:

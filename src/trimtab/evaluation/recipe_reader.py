@@ -252,6 +252,10 @@ def _rewards(section: Section) -> list[Reward]:
     found: list[Reward] = []
     for name, value in section.items().items():
         one = Section(value, section.at(name), section.problems)
+        try:
+            values.name(name)
+        except OptionError as error:
+            one.problem("", f"its name {error}")
         reward = Reward(
             name,
             one.take("scorer", values.text, "", required="give sentiment, offence, a reward model's directory, ..."),
@@ -260,7 +264,7 @@ def _rewards(section: Section) -> list[Reward]:
         )
         if reward.weight == 0:
             one.problem("weight", "is 0, which makes every answer equal; give −1 for a cost, else 1.")
-        if reward.file_name in {other.file_name for other in found}:
+        if reward.file_name.lower() in {other.file_name.lower() for other in found}:
             one.problem("", f"has the same file name as another ({reward.file_name}); give it another name.")
         one.finish()
         found.append(reward)
@@ -302,7 +306,7 @@ def _method(section: Section, known: Mapping[str, KnownMethod], check: CheckMeth
     method = section.take(
         "method", values.one_of("method", sorted(known)), "", required="give one of trimtab's methods"
     )
-    name = section.take("name", values.text, method)
+    name = section.take("name", values.name, method)
     entry = known.get(method)
     strengths = section.take("strengths", values.strengths, entry.default_strengths if entry else ())
     none: tuple[Strength, ...] = ()

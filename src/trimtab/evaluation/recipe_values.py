@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ from trimtab.errors import OptionError, unknown_name
 from trimtab.policies.policy import Strength
 
 MAX_SEED = 2**40
+MAX_NAME = 96
+"""Letters of a name: what a line of a figure's legend holds."""
+_NOT_IN_A_NAME = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of Unicode: control characters, halves of surrogate pairs, ends of lines and paragraphs."""
 
 
 def kind(value: Any) -> str:
@@ -29,6 +34,16 @@ def text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise OptionError(f"is {kind(value)}; give text.")
     return value
+
+
+def name(value: Any) -> str:
+    """One line of text: what tables, figures and files can show."""
+    found = text(value)
+    if any(unicodedata.category(letter) in _NOT_IN_A_NAME for letter in found):
+        raise OptionError(f"is {kind(value)}; give a name of one line, without tabs and other control characters.")
+    if len(found) > MAX_NAME:
+        raise OptionError(f"has {len(found)} letters; give a name of at most {MAX_NAME}.")
+    return found
 
 
 def texts(value: Any) -> tuple[str, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trimtab.evaluation.csv_files import write_csv
 from trimtab.evaluation.figure import frontier_svg, write_frontier_png
 from trimtab.evaluation.frontier import Point
 from trimtab.evaluation.page import frontier_page
@@ -66,7 +66,7 @@ def write_report(study: Study, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     write_frontier_png(study.points, directory / "frontier.png", reward_label=study.reward_name)
     rows = [study.row(point) for point in study.points]
-    _write_csv(directory / "frontier.csv", rows)
+    write_csv(directory / "frontier.csv", rows)
     _write_answers(directory / "answers.jsonl", study.points)
     page = frontier_page(
         title=study.title,
@@ -80,14 +80,6 @@ def write_report(study: Study, directory: Path) -> Path:
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: value if isinstance(value, str) else f"{value:.6g}" for key, value in row.items()})
 
 
 def _write_answers(path: Path, points: Sequence[Point]) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import InputError, MissingExtraError
 from trimtab.evaluation.json_lines import write_whole
 from trimtab.evaluation.judges import FIRST, TIE, Judge
-from trimtab.evaluation.judging import ORDERS, Contender, Cost, Judged
+from trimtab.evaluation.judging import ORDERS, Contender, Cost, Judged, reasons_of
 from trimtab.evaluation.length_control import LengthControlled, length_controlled_win_rate
 from trimtab.evaluation.records import as_strength
 from trimtab.statistics import FEW, Interval, mean_interval, proportion_interval, wilson_interval
@@ -87,7 +87,7 @@ def win_rate(judged: Sequence[Judged], *, sees_order: bool) -> WinRate:
     for one, outcome in zip(judged, outcomes, strict=True):
         if outcome is not None:
             by_prompt.setdefault(one.pair.prompt_index, []).append(outcome)
-    interval, how = _interval(list(by_prompt.values()), wins, len(known))
+    interval, how = _interval(list(by_prompt.values()))
     lengths = [[len(one.pair.answer.text) for one in judged], [len(one.pair.other.text) for one in judged]]
     controlled, note = _length_controlled(points, *lengths, [one.pair.prompt_index for one in judged])
     return WinRate(
@@ -120,13 +120,13 @@ def _outcome(points: float) -> float:
     return 1.0 if points > 0.5 else 0.0 if points < 0.5 else 0.5
 
 
-def _interval(by_prompt: Sequence[Sequence[float]], wins: int, num_pairs: int) -> tuple[Interval | None, str]:
+def _interval(by_prompt: Sequence[Sequence[float]]) -> tuple[Interval | None, str]:
     means = [sum(values) / len(values) for values in by_prompt]
     if len(means) < 2:
         return None, f"no interval: {len(means)} prompts with a verdict, at least 2 are needed"
-    if set(means) in ({0.0}, {1.0}):
+    if len(set(means)) == 1:
         # The bootstrap has nothing to resample, and an interval of no width would claim certainty.
-        share = wilson_interval(len(means) if wins else 0, len(means))
+        share = wilson_interval(means[0] * len(means), len(means))
         return share, "95 %, Wilson over prompts, since all of them agree"
     return mean_interval(means), "95 %, bootstrap over prompts (BCa)"
 
@@ -169,6 +169,10 @@ class Judgement:
     methods: tuple[WinRate, ...]
     cost: Cost
     """Of all verdicts of this judge on file."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the judge was: see `judges.Judge.settings`."""
+    reasons: tuple[str, ...] = ()
+    """Why verdicts are missing, each with how many."""
 
     @property
     def caution(self) -> str:
@@ -183,7 +187,8 @@ class Judgement:
     @staticmethod
     def of(judge: Judge, baseline: Contender, split: str, groups: Sequence[Sequence[Judged]], cost: Cost) -> Judgement:
         rates = tuple(win_rate(group, sees_order=judge.sees_order) for group in groups)
-        return Judgement(judge.name, judge.description, baseline, split, rates, cost)
+        reasons = tuple(reasons_of(groups))
+        return Judgement(judge.name, judge.description, baseline, split, rates, cost, dict(judge.settings), reasons)
 
 
 def write_win_rates(directory: Path, judgement: Judgement) -> Path:
@@ -233,6 +238,8 @@ def _from_json(fields: Mapping[str, Any]) -> Judgement:
         fields["split"],
         tuple(_rate(item) for item in fields["methods"]),
         Cost(**fields["cost"]),
+        fields.get("settings", {}),
+        tuple(fields.get("reasons", ())),
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from trimtab.answers import Answer
 from trimtab.core import Prompt, SamplingParams
+from trimtab.errors import ScoreError
 from trimtab.generation import GenerationEngine
 from trimtab.policies.policy import BOUND, Strength, answers, derived_seed, number
 from trimtab.scorers import Scorer
@@ -38,11 +39,17 @@ class BestOfN:
         repeated = [prompt for prompt in prompts for _ in range(count)]
         own = [seed if draft == 0 else derived_seed(seed, draft) for seed in seeds for draft in range(count)]
         drafts = answers(self._decoder, repeated, params, own)
-        for prompt in prompts:
+        for index, prompt in enumerate(prompts):
             found = [next(drafts) for _ in range(count)]
             self.num_tokens_read += sum(len(draft.token_ids) for draft in found)
-            rewards = self._scorer([prompt] * count, [draft.text for draft in found]) if count > 1 else [0.0]
-            yield found[max(range(count), key=lambda index: self._sign * rewards[index])]
+            rewards = self._rewards(index, prompt, [draft.text for draft in found]) if count > 1 else [0.0]
+            yield found[max(range(count), key=lambda draft: self._sign * rewards[draft])]
+
+    def _rewards(self, index: int, prompt: Prompt, texts: Sequence[str]) -> list[float]:
+        try:
+            return self._scorer([prompt] * len(texts), texts)
+        except ScoreError as error:
+            raise error.at(f"a draft for prompt {index}", index=index) from error.__cause__
 
     def kl(self, answer: Answer, strength: Strength) -> float | None:
         count = number(strength, what="give the number of drafts", low=1, whole=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.answers import Answer, finished
 from trimtab.core import Prompt, SamplingParams
+from trimtab.errors import ScoreError
 from trimtab.generation import GenerationEngine
 from trimtab.policies.policy import UNKNOWN, Strength, derived_seed, number
 from trimtab.prompts import encode_prompt
@@ -28,6 +29,8 @@ from trimtab.text import text_of
 class _Growing:
     """An answer on its way: what is accepted, and the best proposal of the present segment."""
 
+    index: int
+    """Among the prompts."""
     prompt: Prompt
     prompt_ids: list[int]
     seed: int
@@ -64,8 +67,8 @@ class SegmentRejection:
     ) -> Iterator[Answer]:
         steepness = number(strength, what="give 1/β", low=0)
         rows = [
-            _Growing(prompt, encode_prompt(self._decoder.model, prompt), seed)
-            for prompt, seed in zip(prompts, seeds, strict=True)
+            _Growing(index, prompt, encode_prompt(self._decoder.model, prompt), seed)
+            for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         while growing := [row for row in rows if not row.done(params.max_new_tokens)]:
             self._round(growing, steepness, params)
@@ -86,7 +89,13 @@ class SegmentRejection:
         proposed = list(finished(self._decoder.answers(requests)))
         self.num_tokens_read += sum(len(part.token_ids) for part in proposed)
         found = [self._ended(row, part, params.stop) for row, part in zip(rows, proposed, strict=True)]
-        rewards = self._scorer([row.prompt for row in rows], [text for _, text in found])
+        try:
+            rewards = self._scorer([row.prompt for row in rows], [text for _, text in found])
+        except ScoreError as error:
+            if error.index is None:
+                raise
+            index = rows[error.index].index
+            raise error.at(f"a segment for prompt {index}", index=index) from error.__cause__
         for row, (part, _), reward in zip(rows, found, rewards, strict=True):
             if row.best is None or reward > row.best[0]:
                 row.best = (reward, part)

@@ -38,7 +38,7 @@ from trimtab.loading import load_model
 from trimtab.rules import FirstAccepted
 from trimtab.training import checkpoints
 from trimtab.training.agent_card import agent_card, versions
-from trimtab.training.agent_scoring import Rater, rewards_card
+from trimtab.training.agent_scoring import Rater, reward_contents, rewards_card
 from trimtab.training.agent_settings import AgentReward, AgentSettings, check_rewards
 from trimtab.training.interruption import interruptible
 from trimtab.training.prompt_data import check_prompts, prompt_card, templated
@@ -210,6 +210,7 @@ def _told(rewards: Sequence[AgentReward], settings: AgentSettings, data: Mapping
     return {
         "hyperparameters": dataclasses.asdict(settings),
         "rewards": rewards_card(rewards),
+        "contents": reward_contents(rewards),
         "data": data,
     }
 

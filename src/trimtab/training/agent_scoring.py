@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.contents import callable_contents, scorer_contents
 from trimtab.core import Prompt
-from trimtab.errors import ModelError
+from trimtab.errors import ModelError, ScoreError
 from trimtab.scorers import Scorer, load_scorer
 from trimtab.training.agent_settings import BASE, AgentReward, AgentSettings
 
@@ -55,7 +56,7 @@ class Rater:
 
     def learn_baselines(self, numbers: Sequence[int], prompts: Sequence[Prompt], base_texts: Sequence[str]) -> None:
         """Rate the base's own answers to some prompts."""
-        for number, (_, total) in zip(numbers, self._rate(prompts, base_texts), strict=True):
+        for number, (_, total) in zip(numbers, self._rate(numbers, prompts, base_texts), strict=True):
             self.baselines[number] = total if math.isfinite(total) else None
 
     def rate(self, numbers: Sequence[int], prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Rating | None]:
@@ -64,7 +65,7 @@ class Rater:
         Raises ModelError once `PATIENCE` answers in a row had none.
         """
         ratings: list[Rating | None] = []
-        for number, (scores, total) in zip(numbers, self._rate(prompts, texts), strict=True):
+        for number, (scores, total) in zip(numbers, self._rate(numbers, prompts, texts), strict=True):
             baseline = self.baselines[number] if self._baseline == BASE else float(self._baseline)
             if baseline is None or not math.isfinite(total):
                 self._drop(scores, baseline)
@@ -88,9 +89,17 @@ class Rater:
         self.num_dropped = int(state["num_dropped"])
         self._num_dropped_in_a_row = int(state["num_dropped_in_a_row"])
 
-    def _rate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[tuple[dict[str, float], float]]:
-        """Scores and totals; the total is NaN or infinite where a score is."""
-        columns = [(reward, scorer.raw(prompts, texts) if texts else []) for reward, scorer in self._terms]
+    def _rate(
+        self, numbers: Sequence[int], prompts: Sequence[Prompt], texts: Sequence[str]
+    ) -> list[tuple[dict[str, float], float]]:
+        """Scores and totals; the total is NaN or infinite where a score is. Raises ScoreError, naming the prompt."""
+        try:
+            columns = [(reward, scorer.raw(prompts, texts) if texts else []) for reward, scorer in self._terms]
+        except ScoreError as error:
+            if error.index is None:
+                raise
+            number = numbers[error.index]
+            raise error.at(f"an answer to prompt {number}", index=number) from error.__cause__
         rows = [{reward.name: column[row] for reward, column in columns} for row in range(len(texts))]
         return [(row, sum(reward.multiplier * row[reward.name] for reward, _ in columns)) for row in rows]
 
@@ -124,3 +133,16 @@ def source_of(reward: AgentReward) -> str:
 def rewards_card(rewards: Sequence[AgentReward]) -> list[dict[str, Any]]:
     """`rewards` of a `guide.json`."""
     return [{"name": reward.name, "source": source_of(reward), "multiplier": reward.multiplier} for reward in rewards]
+
+
+def reward_contents(rewards: Sequence[AgentReward]) -> dict[str, str]:
+    """`contents` of a `guide.json`: the digests of what scores, its code or its weights, by reward and file.
+
+    A run to be continued must share them, so that no guide learns from two versions of a reward.
+    """
+    found: dict[str, str] = {}
+    for reward in rewards:
+        source = reward.source
+        digests = scorer_contents(source) if isinstance(source, str) else callable_contents(source)
+        found.update({f"reward {reward.name} ({name})": digest for name, digest in digests.items()})
+    return found

@@ -16,6 +16,7 @@ from trimtab.errors import OptionError, naming
 from trimtab.training.settings import NOT_OF_THE_RUN, Follows
 
 _SETTINGS = "hyperparameters"
+_CONTENTS = "contents"
 _FOLLOWS = ("format", "form", "guide_form", "parm")
 """Facts that the settings and the data decide."""
 _NAMES = {
@@ -105,6 +106,8 @@ def _causes(differing: Sequence[tuple[str, ...]], settings: Sequence[tuple[str, 
 def _name(key: tuple[str, ...]) -> str:
     if key[0] == _SETTINGS:
         return f"{{{key[1]}}}"
+    if key[0] == _CONTENTS and len(key) == 2:
+        return _literal(f"the content of {key[1]}")
     return _NAMES.get(key) or _literal(f"the {key[0]}'s {key[1].replace('_', ' ')}" if len(key) == 2 else key[0])
 
 

@@ -19,7 +19,8 @@ from typing import Any
 from trimtab.answers import Answer, finished
 from trimtab.core import Message
 from trimtab.decoding import Decoder
-from trimtab.errors import DataError, OptionError
+from trimtab.errors import DataError, OptionError, ScoreError
+from trimtab.models.hf import HFModel
 from trimtab.training.identity import check_same
 
 Chat = Sequence[Message]
@@ -154,9 +155,12 @@ def label_pairs(samples: Iterable[Samples], score: Score, settings: LabelSetting
     one of them is longer. Prompts whose answers are all alike give no pair.
     """
     pairs = []
-    for sample in samples:
+    for number, sample in enumerate(samples):
         texts = sorted({text for text in sample.answers if text})
-        rewards = dict(zip(texts, score([sample.prompt] * len(texts), texts), strict=True))
+        try:
+            rewards = dict(zip(texts, score([sample.prompt] * len(texts), texts), strict=True))
+        except ScoreError as error:
+            raise error.at(f"an answer to prompt {number}", index=number) from error.__cause__
         possible = [
             Pair(sample.prompt, chosen, rejected, rewards[chosen] - rewards[rejected])
             for chosen, rejected in permutations(texts, 2)
@@ -226,6 +230,7 @@ def _check_same_run(path: Path, decoder: Decoder, prompts: Sequence[Chat], setti
         **asdict(settings),
         "prompts": hashlib.sha256(json.dumps([list(map(dict, prompt)) for prompt in prompts]).encode()).hexdigest(),
         "vocabulary": None if tokenizer is None else tokenizer.fingerprint,
+        "model": decoder.model.describe() if isinstance(decoder.model, HFModel) else None,
     }
     noted = path.with_name(f"{path.stem}.settings.json")
     if not path.exists():

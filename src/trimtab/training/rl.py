@@ -23,7 +23,7 @@ from trimtab.core import Prompt
 from trimtab.errors import DataError, OptionError, naming
 from trimtab.prompts import encode_prompt
 from trimtab.training import checkpoints, run
-from trimtab.training.agent_scoring import Rater, rewards_card
+from trimtab.training.agent_scoring import Rater, reward_contents, rewards_card
 from trimtab.training.agent_settings import AgentReward, AgentSettings, check_rewards
 from trimtab.training.card import About
 from trimtab.training.prompt_data import check_prompts, prompt_card, templated
@@ -96,13 +96,14 @@ def train_rl(
     check_prompts(prompts, template)
     check_rewards(rewards)
     checkpoints.check_output(out, resume=resume, overwrite=overwrite)
-    data, told = prompt_card(prompts, template, prompt_files, template_options), rewards_card(rewards)
+    data = prompt_card(prompts, template, prompt_files, template_options)
+    told = {"rewards": rewards_card(rewards), "contents": reward_contents(rewards)}
     if run.is_finished(out, resume=resume):
-        known = {"kind": "policy", "data": data, "rewards": told, "hyperparameters": run.hyperparameters(settings)}
+        known = {"kind": "policy", "data": data, **told, "hyperparameters": run.hyperparameters(settings)}
         return _result(out, checkpoints.finished(out, known))
     rater = Rater(rewards, AgentSettings())  # without a baseline: RLOO has one of its own
     host = run.load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
-    description = {**run.describe("policy", host, settings, data), "method": "rloo", "rewards": told}
+    description = {**run.describe("policy", host, settings, data), "method": "rloo", **told}
     kept, num_long = _tokens(host, prompts, template, template_options or {}, settings)
     job = _job(host, kept, num_long, rater, rewards, description, out, settings, progress)
     facts = run.carry_out(job, resume=resume)
