@@ -24,7 +24,6 @@ from trimtab.cli.by_method import MethodChoice, add_method_options, answered, me
 from trimtab.cli.prompts import PromptRow, as_asked, prompts_of, read_prompts, use_template
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.errors import OptionError, PromptError
-from trimtab.prompts import as_json
 
 if TYPE_CHECKING:
     from trimtab.generation import GenerationEngine
@@ -123,6 +122,8 @@ def _settings(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) ->
     """Everything that an answer depends on. The batch size is not among them: it changes no answer."""
     preferences = options.preferences_of(args)
     forms, bases = guide_options.read(args)
+    from trimtab.prompts import as_json
+
     content = json.dumps([[as_json(row.prompt), row.weights, row.seed] for row in rows], ensure_ascii=True)
     told = template_options(args)
     return {
