@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trimtab.core import Chat, Message
+if TYPE_CHECKING:  # the command line reads columns before anything heavy is imported
+    from trimtab.core import Message
 
 SYSTEM = ("system", "system_prompt")
 QUESTION = ("question", "query", "instruction", "input")
@@ -131,7 +132,11 @@ def in_context(row: Mapping[str, Any], prompt: str | Sequence[Any], *, chat: boo
         raise ColumnError(f"has `{names[0] if said else next(iter(options))}` beside a prompt of token ids")
     if said:
         messages = _with_system(said, messages)
-    return Chat(messages, options) if options else messages
+    if not options:
+        return messages
+    from trimtab.core import Chat
+
+    return Chat(messages, options)
 
 
 def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -456,4 +456,4 @@ def test_a_broken_rule_is_rejected(rule: type[Tilt] | type[FirstAccepted]) -> No
 
 def test_every_law_is_shown_to_reject_something() -> None:
     named = {value for name, value in vars(laws).items() if name.isupper() and isinstance(value, str)}
-    assert named == {*MODELS.values(), *GUIDES.values(), *RULES.values()}
+    assert named - {laws.TEXT} == {*MODELS.values(), *GUIDES.values(), *RULES.values()}  # the text: test_text_laws

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.prompts import PromptRow
 from trimtab.errors import DataError, PromptError
-from trimtab.prompts import options_of
 
 if TYPE_CHECKING:
     from trimtab.answers import Answer, Step, TokenTrace
@@ -73,6 +72,8 @@ class Request:
             "weights": dict(self.weights),
             "seed": self.seed,
         }
+        from trimtab.prompts import options_of
+
         if told := options_of(self.row.prompt):
             row["chat_template_kwargs"] = dict(told)
         if self.problem is not None:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
 from trimtab.cli.template_options import add_template_option, template_options
-from trimtab.core import Chat
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
 if TYPE_CHECKING:
@@ -141,6 +140,8 @@ class Conversation:
     def _answer(self) -> None:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         seed = self._next_seed()
+        from trimtab.core import Chat
+
         prompt = Chat(system + self.turns, self.template_options)
         request = self.decoder.add(prompt, dataclasses.replace(self.params, seed=seed))
         texts, reason = self._stream(request)

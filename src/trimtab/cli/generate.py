@@ -22,8 +22,12 @@ from trimtab.cli.answering import Request, in_order, located
 from trimtab.cli.by_method import MethodChoice, add_method_options, answered, method_choice
 from trimtab.cli.prompts import PromptRow, as_asked, prompts_of, read_prompts, use_template
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
+<<<<<<< HEAD
 from trimtab.errors import ModelError, OptionError, PromptError
 from trimtab.prompts import as_json
+=======
+from trimtab.errors import OptionError, PromptError
+>>>>>>> w-data
 
 if TYPE_CHECKING:
     from trimtab.generation import GenerationEngine
@@ -124,6 +128,8 @@ def _settings(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) ->
     """Everything that an answer depends on. The batch size is not among them: it changes no answer."""
     preferences = options.preferences_of(args)
     forms, bases = guide_options.read(args)
+    from trimtab.prompts import as_json
+
     content = json.dumps([[as_json(row.prompt), row.weights, row.seed] for row in rows], ensure_ascii=True)
     told = template_options(args)
     return {

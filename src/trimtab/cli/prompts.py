@@ -31,7 +31,6 @@ from trimtab.columns import (
 )
 from trimtab.documents import read_json
 from trimtab.errors import DataError, OptionError, unknown_name
-from trimtab.prompts import with_options
 
 if TYPE_CHECKING:
     from trimtab.core import Prompt, Tokenizer
@@ -215,6 +214,8 @@ def as_asked(prompt: Prompt, *, chat: bool, options: Mapping[str, Any]) -> Promp
 
     Raises PromptError where there are options and the prompt goes through no template.
     """
+    from trimtab.prompts import with_options
+
     return with_options(as_chat(prompt) if chat else prompt, options)
 
 

@@ -17,7 +17,6 @@ from trimtab.cli.keys import read_keys
 from trimtab.cli.template_options import add_template_option, template_options
 from trimtab.errors import MissingExtraError, OptionError, renamed
 from trimtab.forms import check_negative, forms_of
-from trimtab.prompts import check_options
 from trimtab.serving.config import ServeConfig, read_config
 from trimtab.serving.door import ANY, is_loopback
 from trimtab.serving.limits import Limits
@@ -140,6 +139,7 @@ def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread
     args.forms = [*args.forms, *_of_entries(config, "form", flags, args.forms)]
     args.guide_bases = [*args.guide_bases, *_of_entries(config, "guide_base", flags, args.guide_bases)]
     engine = _engine(args, config, limits)
+    from trimtab.prompts import check_options
     from trimtab.serving.app import Service
     from trimtab.serving.asking import Catalogue
 
