@@ -23,7 +23,7 @@ import trimtab
 from trimtab import core
 
 LAYERS = (
-    {"answers", "core", "errors"},
+    {"answers", "caches", "core", "errors"},
     {
         "rules",
         "noise",

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.tiny import tiny_module, write_lora
-from trimtab.core import SamplingParams, token_bytes
+from trimtab.caches import token_bytes
+from trimtab.core import SamplingParams
 from trimtab.decoding import Decoder
 from trimtab.errors import OptionError, PromptError
 from trimtab.forms import SHIFT

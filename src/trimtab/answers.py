@@ -58,11 +58,11 @@ class TokenTrace:
     """KL(policy ‖ base) in nats at this step, over the whole vocabulary: from what the token was drawn from (guides,
     penalties, temperature and filters included) to the frozen base at temperature 1. Where the policy is sure of its
     token (temperature 0, a rule that accepts or rejects) it is −log π_base of that token."""
+    choice: Choice | None = None
+    """Where a guide that selects ran."""
     sampled_logprob: float | None = None
     """Log-probability of the chosen token under the policy that it was drawn from; −inf for a forced token that could
     not have been drawn."""
-    choice: Choice | None = None
-    """Where a guide that selects ran."""
 
 
 @dataclass(frozen=True, slots=True)

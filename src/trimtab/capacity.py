@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from trimtab.core import Cache, Session, caches_of, token_bytes
+from trimtab.caches import Cache, caches_of, token_bytes
+from trimtab.core import Session
 from trimtab.errors import PromptError
 from trimtab.requests import Request
 

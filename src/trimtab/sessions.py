@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from trimtab.core import Cache, Session, TokenIds, caches_of, num_known, token_bytes
+from trimtab.caches import Cache, caches_of, token_bytes
+from trimtab.core import Session, TokenIds, num_known
 
 S = TypeVar("S", bound=Session)
 

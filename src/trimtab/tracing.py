@@ -116,8 +116,8 @@ def traces(
             _alternative(picked, row, token_ids[row], ranks[0][row], ranks[1][row]),
             _rivals(picked, row, rivals[row]),
             kls[row],
-            drawn[row],
             _choice(*step.choices[rows[row]], token_ids[row]) if rows[row] in step.choices else None,
+            drawn[row],
         )
         for row in range(len(rows))
     ]

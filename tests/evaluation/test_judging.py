@@ -388,9 +388,14 @@ def test_one_file_holds_several_judges(tmp_path: Path) -> None:
 def test_the_export_is_what_alpaca_eval_reads(tmp_path: Path) -> None:
     rows = [row("my method", index, f"answer {index}", seed=seed) for seed in (1, 0) for index in (1, 0)]
     (path,) = export_alpaca_eval(rows, [Contender("my method", 1.0)], tmp_path / "out", dataset="d")
-    assert path.name == "my_method-1.json"
+    assert path.name == "my-method-1-2489cba2.json"
     assert json.loads(path.read_text()) == [
-        {"instruction": f"question {index}", "output": f"answer {index}", "generator": "my_method-1", "dataset": "d"}
+        {
+            "instruction": f"question {index}",
+            "output": f"answer {index}",
+            "generator": "my-method-1-2489cba2",
+            "dataset": "d",
+        }
         for index in range(2)
     ]
     with pytest.raises(InputError, match="already exists"):

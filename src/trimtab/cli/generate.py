@@ -22,12 +22,7 @@ from trimtab.cli.answering import Request, in_order, located
 from trimtab.cli.by_method import MethodChoice, add_method_options, answered, method_choice
 from trimtab.cli.prompts import PromptRow, as_asked, prompts_of, read_prompts, use_template
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
-<<<<<<< HEAD
 from trimtab.errors import ModelError, OptionError, PromptError
-from trimtab.prompts import as_json
-=======
-from trimtab.errors import OptionError, PromptError
->>>>>>> w-data
 
 if TYPE_CHECKING:
     from trimtab.generation import GenerationEngine

@@ -1,0 +1,44 @@
+"""What sessions may say of the memory that their rows take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from trimtab.core import Session
+
+
+class Cache(Protocol):
+    """Where sessions keep what they remember of their rows' tokens."""
+
+    @property
+    def num_columns(self) -> int:
+        """Tokens that there is memory for now, over all rows; no fewer than the rows have."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What that takes."""
+
+
+@runtime_checkable
+class Caching(Protocol):
+    """What a session may offer besides: what its rows take of memory."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of caches that one token of one row takes."""
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """Where its rows are kept, beside those of other sessions maybe."""
+
+
+def token_bytes(session: Session) -> int:
+    """Bytes of caches that one token of one row takes; 0 for a session that does not say."""
+    return session.token_bytes if isinstance(session, Caching) else 0
+
+
+def caches_of(sessions: Iterable[Session]) -> tuple[Cache, ...]:
+    """The caches that sessions keep their rows in, each once."""
+    found = [cache for session in sessions if isinstance(session, Caching) for cache in session.caches]
+    return tuple({id(cache): cache for cache in found}.values())
