@@ -1,11 +1,24 @@
-"""What sessions may say of the memory that their rows take."""
+"""What sessions may offer besides: what their rows share, and what they take of memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from trimtab.core import Session
+from trimtab.core import Session, TokenIds
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """What a session may offer besides: rows that begin alike cost less than their prompts' lengths."""
+
+    def known(self, prompt: TokenIds) -> int:
+        """How many of a prompt's first tokens need not be fed again, as the rows are now."""
+
+
+def num_known(session: Session, prompt: TokenIds) -> int:
+    """How many of a prompt's first tokens cost a session nothing."""
+    return session.known(prompt) if isinstance(session, Sharing) else 0
 
 
 class Cache(Protocol):

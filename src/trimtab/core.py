@@ -163,19 +163,6 @@ class Session(Protocol):
         """New row i is old `rows[i]`: repeats fork a row, absence frees it."""
 
 
-@runtime_checkable
-class Sharing(Protocol):
-    """What a session may offer besides: rows that begin alike cost less than their prompts' lengths."""
-
-    def known(self, prompt: TokenIds) -> int:
-        """How many of a prompt's first tokens need not be fed again, as the rows are now."""
-
-
-def num_known(session: Session, prompt: TokenIds) -> int:
-    """How many of a prompt's first tokens cost a session nothing."""
-    return session.known(prompt) if isinstance(session, Sharing) else 0
-
-
 class ModelSession(Session, Protocol):
     """A session of a language model."""
 

@@ -9,7 +9,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from trimtab.core import Candidates, Guide, GuideSession, ModelSession, Selection, Session, TokenIds, num_known
+from trimtab.caches import num_known
+from trimtab.core import Candidates, Guide, GuideSession, ModelSession, Selection, Session, TokenIds
 from trimtab.requests import Columns, Request
 from trimtab.selecting import Walk, survivors, walk
 

@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from trimtab.caches import Cache, caches_of, token_bytes
-from trimtab.core import Session, TokenIds, num_known
+from trimtab.caches import Cache, caches_of, num_known, token_bytes
+from trimtab.core import Session, TokenIds
 
 S = TypeVar("S", bound=Session)
 

@@ -393,7 +393,7 @@ def test_the_export_is_what_alpaca_eval_reads(tmp_path: Path) -> None:
         {
             "instruction": f"question {index}",
             "output": f"answer {index}",
-            "generator": "my-method-1-2489cba2",
+            "generator": path.stem,
             "dataset": "d",
         }
         for index in range(2)

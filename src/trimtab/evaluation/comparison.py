@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -71,12 +71,12 @@ class Progress:
     message: str = ""
 
 
-def keys_of(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]]) -> list[Key]:
+def keys_of(recipe: Recipe, prompts: Mapping[str, Sized]) -> list[Key]:
     """Every answer of a run, in the order in which they are made."""
     return [key for spec in recipe.methods for key in _keys(recipe, spec, prompts)]
 
 
-def _keys(recipe: Recipe, spec: MethodSpec, prompts: Mapping[str, Sequence[Prompt]]) -> Iterator[Key]:
+def _keys(recipe: Recipe, spec: MethodSpec, prompts: Mapping[str, Sized]) -> Iterator[Key]:
     seeds = {split: list(recipe.seeds) for split in SPLITS if split in prompts}
     if spec == recipe.baseline:
         seeds[REDRAWN] = [seed for point in recipe.redraws for seed in point]

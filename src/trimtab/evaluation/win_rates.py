@@ -88,7 +88,7 @@ def win_rate(judged: Sequence[Judged], *, sees_order: bool) -> WinRate:
         if outcome is not None:
             by_prompt.setdefault(one.pair.prompt_index, []).append(outcome)
     interval, how = _interval(list(by_prompt.values()))
-    lengths = [[len(one.pair.answer.text) for one in judged], [len(one.pair.other.text) for one in judged]]
+    lengths = [len(one.pair.answer.text) for one in judged], [len(one.pair.other.text) for one in judged]
     controlled, note = _length_controlled(points, *lengths, [one.pair.prompt_index for one in judged])
     return WinRate(
         judged[0].pair.contender,
