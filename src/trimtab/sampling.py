@@ -21,7 +21,7 @@ from torch import Tensor
 from trimtab.noise import BLOCK, block_starts, race_times, times_within
 from trimtab.rules import NEVER
 
-LOOK = 8
+LOOK = 32
 """How many blocks of ids a draw looks into before it knows how many it needs; no result depends on it."""
 
 WINDOWS = (256, 4096)
