@@ -188,3 +188,10 @@ def _names(page: str, title: str) -> set[str]:
     """The families that a section of the page lists."""
     section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
     return {name for name in families.names() if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", section)}
+
+
+def test_a_forward_that_hides_what_it_takes_is_run_and_judged_by_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tiny_module("llama")
+    plain = type(module.model).forward
+    monkeypatch.setattr(type(module.model), "forward", lambda self, *args, **how: plain(self, *args, **how))
+    assert HFModel(module).vocab_size == module.config.vocab_size

@@ -107,8 +107,18 @@ def _num_positions(table: nn.Embedding) -> int:
 
 
 def _takes(part: Any) -> set[str]:
-    """What a part of a network takes in a pass, by its class: an instance's `forward` may be wrapped by accelerate."""
-    return set(inspect.signature(type(part).forward).parameters)
+    """What a part of a network takes in a pass, by its class: an instance's `forward` may be wrapped by accelerate.
+
+    A `forward` that somebody has put in the class's place, and that hands on whatever it is given, is taken to take
+    what most take; running it tells.
+    """
+    parameters = inspect.signature(type(part).forward).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    hidden = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= kinds
+    return set(parameters) | (_USUAL if hidden else set())
+
+
+_USUAL = {"input_ids", "attention_mask", "position_ids", "past_key_values"}
 
 
 def _is_mask(buffer: Tensor) -> bool:
