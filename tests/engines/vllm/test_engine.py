@@ -158,7 +158,8 @@ def test_drawn_tokens_are_explained_at_their_temperature(found: Mapping[str, Any
             wanted = json.loads(json.dumps(dataclasses.asdict(theirs)))["trace"]
             assert _flat(ours["trace"]) == pytest.approx(_flat(wanted), abs=1e-3)
     assert any(step["kl"] > 0.1 for step in found["traced"][1][0]["trace"])
-    assert all(step["kl"] < 1e-6 for step in found["traced"][0][0]["trace"])
+    # Without a guide the temperature alone moves the policy away from the base.
+    assert all(step["kl"] > 1e-4 for step in found["traced"][0][0]["trace"])
 
 
 def _flat(value: Any, place: str = "") -> dict[str, float]:
