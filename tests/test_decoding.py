@@ -425,3 +425,9 @@ def test_a_traced_step_holds_what_was_drawn_from(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(step.mixed[0], step.mixed[2])
     assert tokens[2] == best[0]
     assert all(step.final[row, token] > -math.inf for row, token in enumerate(tokens))
+
+
+@pytest.mark.parametrize("weights", [1.0, "g"])
+def test_weights_that_are_no_mapping_are_refused_in_words(weights: Any) -> None:
+    with pytest.raises(OptionError, match="give a mapping from guides to numbers"):
+        list(Decoder(BASE).generate(["abc"], weights=weights))

@@ -365,3 +365,10 @@ def test_raw_rewards_are_counted() -> None:
 
     with pytest.raises(ModelError, match="1 rewards for 2 texts"):
         Scorer("mine", "", function).raw(["", ""], ["", ""])
+
+
+@pytest.mark.parametrize("given", [None, 0.5, 3])
+def test_a_function_that_gives_no_list_is_told_what_to_give(given: object) -> None:
+    scorer = Scorer("mine", "", lambda prompts, texts: given)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ScoreError, match=rf"gave {given} for text 0; give a list of numbers, one for each text"):
+        scorer(["a"], ["b"])

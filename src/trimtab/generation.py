@@ -93,6 +93,10 @@ class GenerationEngine(ABC):
         wanted = [with_options(prompt, template_options or {}) for prompt in as_prompts(prompts)]
         if weights is None or isinstance(weights, Mapping):
             weights = [weights or {}] * len(wanted)
+        if isinstance(weights, str) or not isinstance(weights, Sequence):
+            raise OptionError(
+                f"weights is {weights!r:.100}; give a mapping from guides to numbers, or a list of one for each prompt."
+            )
         if len(weights) != len(wanted):
             raise OptionError(f"There are {len(wanted)} prompts and {len(weights)} mappings of weights; give one each.")
         params = [

@@ -19,7 +19,7 @@ import math
 import re
 import reprlib
 import traceback
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,8 @@ class Scorer:
         place = "text 0" if index == 0 else f"texts 0 to {len(texts) - 1} together"
         try:
             given = self.function(copy.deepcopy(list(prompts)), list(texts))  # a function may write into them
-            values = None if isinstance(given, str | bytes | Mapping | Set) else list(given)
+            is_list = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Set)
+            values = list(given) if is_list else None
         except TrimtabError:
             raise
         except (Exception, SystemExit) as error:

@@ -55,8 +55,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (None, False),
     "chat_template": (None,),
     "documents": (None, []),
+    "ignore_eos": (None, False),
 }
-"""OpenAI's fields that cannot be honoured, and the values that ask for nothing."""
+"""Fields of OpenAI's and vLLM's that cannot be honoured, and the values that ask for nothing."""
 
 
 def _whole(text: str) -> str:
