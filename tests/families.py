@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tests.tiny import peaked_module
 from trimtab.errors import TrimtabError
 from trimtab.models.hf import HFModel
 from trimtab.models.probing import RATIO
@@ -155,13 +156,7 @@ def build(name: str) -> Any:
         raise ValueError(f"{size / 1e6:.0f} million parameters with the sizes that are known here")
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):
         config._attn_implementation = "eager"
-    torch.manual_seed(0)
-    module = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for weight in module.parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.25)
-    return module.eval()
+    return peaked_module(config)
 
 
 def tiny_config(kind: Any, changes: Mapping[str, Any]) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trimtab.directories import DEMO_PACKAGE, resolve_model
+from trimtab.directories import DEMO_PACKAGE, file_digest, resolve_model
 from trimtab.errors import CheckpointError, MissingExtraError
 
 
@@ -48,3 +50,15 @@ def test_the_demos_package_without_its_reader_names_the_extra(monkeypatch: pytes
 def test_a_model_of_the_hub_without_the_hub_names_the_way_out() -> None:
     with pytest.raises(CheckpointError, match="Where the hub cannot be reached, give a directory"):
         resolve_model("someone/something")
+
+
+def test_a_file_is_read_for_its_digest_again_only_once_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, reads = tmp_path / "weights", []
+    real = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: reads.append(1) or real(*args))
+    for content in (b"one", b"another"):
+        path.write_bytes(content)
+        assert file_digest(path) == file_digest(path) == hashlib.sha256(content).hexdigest()
+    assert len(reads) == 2

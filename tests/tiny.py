@@ -60,6 +60,11 @@ def tiny_module(family: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
     )
     if getattr(config, "attn_logit_softcapping", None):
         config._attn_implementation = "eager"
+    return peaked_module(config, seed=seed)
+
+
+def peaked_module(config: Any, *, seed: int = 0) -> Any:
+    """A random causal model of a config, with weights large enough to make peaked distributions."""
     torch.manual_seed(seed)
     module = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -15,11 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trimtab.directories import guide_directory
+from trimtab.directories import file_digest, guide_directory
 from trimtab.errors import CheckpointError, OptionError
 from trimtab.scorer_functions import code_digests, function_file, is_function_name
 
-_BLOCK = 1 << 22
 _READ = ("*.json", "*.safetensors", "*.jinja", "*/*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.gguf")
 """The files of a directory that a loader may read."""
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
@@ -85,11 +84,7 @@ def _file_digest(path: Path) -> str:
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs" and _BLOB.fullmatch(target.name):
         return target.name
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_digest(path)
 
 
 def _directory(name: str) -> Path | None:

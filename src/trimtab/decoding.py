@@ -102,9 +102,7 @@ class Decoder(GenerationEngine):
     @property
     def capacity(self) -> Capacity:
         """What the requests that run hold in the caches of the model and its guides."""
-        if self._batch is None:
-            self._batch = self._new_batch()
-        return self._batch.capacity
+        return self._present_batch().capacity
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
@@ -215,6 +213,12 @@ class Decoder(GenerationEngine):
     def _new_batch(self) -> Batch:
         return Batch(self.model, self.guides, self.rule)
 
+    def _present_batch(self) -> Batch:
+        """The batch, made where there is none (at first, and after a fault)."""
+        if self._batch is None:
+            self._batch = self._new_batch()
+        return self._batch
+
     @property
     def _running(self) -> Sequence[Request]:
         return () if self._batch is None else self._batch.running
@@ -227,7 +231,7 @@ class Decoder(GenerationEngine):
     def _decode(self) -> Outcome | None:
         """Admit who may run, and the batch's next tokens; None: nobody runs."""
         started = self._pace.clock()
-        batch = self._batch = self._batch or self._new_batch()
+        batch = self._present_batch()
         budget = most = self._feedable(batch)
         if self.prefill_chunk is not None:
             budget = batch.fill(budget)

@@ -5,6 +5,7 @@ Only safetensors are read: a pickle is refused by name. What is written appears 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -173,15 +174,23 @@ def _downloaded_demo() -> Path:
         ) from error
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. One that has not changed since this process read it is not read again."""
+    about = path.stat()
+    return _digest(path.resolve(), about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@functools.cache
+def _digest(path: Path, *_: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _converted_gguf(path: Path) -> Path:
     """The directory that a GGUF file was converted into; converts it the first time."""
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "gguf", f"Reading {path.name}")
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    target = cache_dir() / f"{path.stem.lower()}-{digest.hexdigest()[:12]}"
+    target = cache_dir() / f"{path.stem.lower()}-{file_digest(path)[:12]}"
     if (target / "config.json").exists():
         return target
     from trimtab.models.hf import convert_gguf

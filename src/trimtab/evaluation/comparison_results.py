@@ -13,7 +13,7 @@ from trimtab.evaluation.comparison import RunFiles, keys_of, read_run
 from trimtab.evaluation.comparison_findings import findings, pareto_findings
 from trimtab.evaluation.cost_summary import CostSummary, summarise_cost, was_timed
 from trimtab.evaluation.pareto_summary import Front, FrontDifference, differences_of, fronts_of, redrawn_cells
-from trimtab.evaluation.recipe import REDRAWN, Recipe, strength_text
+from trimtab.evaluation.recipe import Recipe, strength_text
 from trimtab.evaluation.recipe_reader import KnownMethod, parse_recipe
 from trimtab.evaluation.records import Cost, Key, read_answers, read_costs
 from trimtab.evaluation.summary import Cell, Chosen, Estimate, Measured, cells_of, choose, headline, measured
@@ -93,8 +93,8 @@ def read_results(directory: Path, methods: Mapping[str, KnownMethod]) -> Results
         read_costs(files.costs),
         fronts_of(recipe, cells, redrawn_cells(recipe, rows)) if recipe.is_pareto else [],
         differences_of(recipe, cells) if recipe.is_pareto else [],
-        num_missing=wanted - len([row for row in rows if _belongs(recipe, row.key)]),
-        num_wanted=wanted,
+        num_missing=len(wanted - {row.key for row in rows}),
+        num_wanted=len(wanted),
     )
 
 
@@ -157,20 +157,9 @@ def difference_row(one: FrontDifference) -> dict[str, Any]:
     }
 
 
-def _wanted(recipe: Recipe, run: Mapping[str, Any]) -> int:
+def _wanted(recipe: Recipe, run: Mapping[str, Any]) -> set[Key]:
     prompts = {name: range(split["num"]) for name, split in run["settings"]["prompts"].items()}
-    return len(keys_of(recipe, prompts))
-
-
-def _belongs(recipe: Recipe, key: Key) -> bool:
-    redrawn = {seed for point in recipe.redraws for seed in point}
-    return any(
-        spec.name == key.method
-        and key.strength in spec.strengths
-        and (key.seed in recipe.seeds if key.split != REDRAWN else spec == recipe.baseline and key.seed in redrawn)
-        and key.prompt_index < (spec.max_prompts or key.prompt_index + 1)
-        for spec in recipe.methods
-    )
+    return set(keys_of(recipe, prompts))
 
 
 def _coherences(cells: Sequence[Cell]) -> dict[Key, float]:

@@ -70,12 +70,18 @@ def redrawn_cells(recipe: Recipe, rows: Sequence[Row]) -> list[Cell]:
 def fronts_of(recipe: Recipe, cells: Sequence[Cell], redrawn: Sequence[Cell]) -> list[Front]:
     """The front of each method, on the prompts that all of its strengths answered, beside the base's `redrawn`."""
     found = []
+    noise: dict[int, Estimate | None] = {}  # number of points -> the hypervolume of as many of the base's
     for spec in recipe.methods:
         own = [cell for cell in cells if cell.spec == spec]
         table = _table(own, recipe.objectives) if own else np.zeros((0, 0, 0))
         if table.shape[1] > 0:
-            base = [] if spec == recipe.baseline or len(redrawn) < len(own) else redrawn[: len(own)]
-            found.append(_front(spec, own, table, base, recipe))
+            num = len(own)
+            base = [] if spec == recipe.baseline or len(redrawn) < num else redrawn[:num]
+            if base and num not in noise:
+                drawn = _table(base, recipe.objectives)
+                noise[num] = _volume(drawn, recipe) if drawn.shape[1] else None
+            gap = _gap(own, base, recipe) if base else None
+            found.append(_front(spec, own, table, noise[num] if base else None, gap, recipe))
     return found
 
 
@@ -107,9 +113,21 @@ def _corner(recipe: Recipe) -> list[float]:
     return [recipe.reference[name] for name in recipe.objectives]
 
 
-def _front(spec: MethodSpec, cells: Sequence[Cell], table: Array, base: Sequence[Cell], recipe: Recipe) -> Front:
-    corner, strengths = _corner(recipe), [cell.strength for cell in cells]
-    noise = _table(base, recipe.objectives) if base else np.zeros((0, 0, 0))
+def _volume(table: Array, recipe: Recipe) -> Estimate:
+    """The hypervolume of the points of a table [points, prompts, objectives]."""
+    corner = _corner(recipe)
+    return _bootstrap(table, lambda points: hypervolume(points.tolist(), corner))
+
+
+def _front(
+    spec: MethodSpec,
+    cells: Sequence[Cell],
+    table: Array,
+    redrawn: Estimate | None,
+    over_redrawn: Estimate | None,
+    recipe: Recipe,
+) -> Front:
+    strengths = [cell.strength for cell in cells]
     meant = dict(zip(spec.strengths, spec.preferences or spec.strengths, strict=True))
     preferences = _preferences([meant[strength] for strength in strengths])
     product = None
@@ -119,9 +137,9 @@ def _front(spec: MethodSpec, cells: Sequence[Cell], table: Array, base: Sequence
         spec.name,
         len(strengths),
         tuple(strengths[index] for index in front(table.mean(axis=1).tolist())),
-        _bootstrap(table, lambda points: hypervolume(points.tolist(), corner)),
-        _bootstrap(noise, lambda points: hypervolume(points.tolist(), corner)) if noise.shape[1] else None,
-        _gap(cells, base, recipe) if base else None,
+        _volume(table, recipe),
+        redrawn,
+        over_redrawn,
         product,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from trimtab.core import ModelSession
 from trimtab.errors import CompatibilityError
@@ -80,15 +80,7 @@ class Backbone:
         if self._held is not None:
             positions = positions.clamp(max=self._held - 1)  # what pads a row may stand past the end of the context
         with routed(adapters, (token_ids.shape[0], token_ids.shape[1])):
-            output = self._decoder(
-                input_ids=token_ids,
-                attention_mask=self._masks(layout),
-                position_ids=positions,
-                use_cache=True,
-                **{self._cache_argument: cache},
-            )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+            return self._pass(token_ids, positions, layout, cache)
 
     def head(self, hidden: Tensor, adapters: Sequence[tuple[RowAdapter, list[int]]] = ()) -> Tensor:
         """[N, D] states -> [N, V] float32 log-probabilities. Raises CompatibilityError for a model without any."""
@@ -120,7 +112,10 @@ class Backbone:
         """
         size, width = token_ids.shape
         layout = Layout.extend(range(size), [0] * size, width, self.device)
-        cache = _SeeminglyFull(int(positions.max()) + 1 - width)
+        return self._pass(token_ids, positions, layout, _SeeminglyFull(int(positions.max()) + 1 - width))
+
+    def _pass(self, token_ids: Tensor, positions: Tensor, layout: Layout, cache: Cache) -> Tensor:
+        """[B, Q] ids at [B, Q] positions -> [B, Q, D], with the masks of a layout."""
         output = self._decoder(
             input_ids=token_ids,
             attention_mask=self._masks(layout),

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core import ModelSession
+from trimtab.models.trunk import RowAdapter
 
 
 class Placement(enum.Enum):
@@ -50,14 +51,14 @@ _known: weakref.WeakKeyDictionary[nn.Module, dict[str, Verdict]] = weakref.WeakK
 
 
 class RowModel(Protocol):
-    """A model that runs rows of token ids; `models.backbone.Backbone` is one."""
+    """A model whose rows can run with an adapter; `models.backbone.Backbone` is one."""
 
     @property
     def module(self) -> Any:
-        """The network, an `nn.Module`."""
+        """The network, an `nn.Module` whose modules' names adapters refer to."""
 
-    def open_rows(self, beside: ModelSession | None, adapter: None) -> ModelSession:
-        """A session of plain rows."""
+    def open_rows(self, beside: ModelSession | None, adapter: RowAdapter | None) -> ModelSession:
+        """A session whose rows run with `adapter`, or plain ones."""
 
 
 def row_layers(base: RowModel, names: Sequence[str]) -> dict[str, Verdict]:

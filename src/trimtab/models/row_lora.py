@@ -13,29 +13,16 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.core import ModelSession
 from trimtab.errors import CompatibilityError
-from trimtab.models.row_layers import Placement, row_layers
+from trimtab.models.row_layers import Placement, RowModel, row_layers
 from trimtab.models.trunk import RowAdapter
 
 _active = threading.local()
 _hooked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-class RowModel(Protocol):
-    """A model whose rows can run with an adapter."""
-
-    @property
-    def module(self) -> Any:
-        """The network, an `nn.Module` whose modules' names adapters refer to."""
-
-    def open_rows(self, beside: ModelSession | None, adapter: RowAdapter | None) -> ModelSession:
-        """A session whose rows run with `adapter`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,11 +186,9 @@ class Trunk:
         num_tokens = sum(len(row.tokens) for row in self._rows)
         most = max(_WORTH, (1 << num_tokens.bit_length()) // 32)  # a power of two, so that it seldom changes
         token_bytes = self._cache.token_bytes
-        return (
-            most
-            if not token_bytes
-            else min(most, max(_LEAST_WORTH, self.network.weight_bytes // (_TRAFFIC * token_bytes)))
-        )
+        if not token_bytes:
+            return most
+        return min(most, max(_LEAST_WORTH, self.network.weight_bytes // (_TRAFFIC * token_bytes)))
 
     def _take_over(self, loans: Sequence[tuple[Row, Row, int]]) -> None:
         """Rows begin with what others have fed: all of it where they are the same, else all but their last token."""

@@ -282,8 +282,7 @@ class VLLMEngine(GenerationEngine):
             if request.params.trace and output.outputs[0].token_ids:
                 how = request.params
                 token_id = int(output.outputs[0].token_ids[0])
-                top_p = 1.0 if how.top_p is None else how.top_p
-                filters = (1.0 if how.temperature is None else how.temperature, how.top_k or 0, top_p, how.min_p)
+                filters = (how.temperature, how.top_k, how.top_p, how.min_p)
                 asked.append((own, token_id, filters, how.num_alternatives))
                 ids.append(request.request_id)
         if not asked:
