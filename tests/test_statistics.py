@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trimtab.errors import InputError, OptionError
@@ -132,6 +132,8 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(st.lists(finite, min_size=2, max_size=8))
+# 0.01 in units of 2^1023 has fewer digits than 0.01.
+@example([0.01, 2.0**1022])
 @settings(deadline=None)
 def test_any_finite_values_have_an_interval(values: list[float]) -> None:
     interval = mean_interval(values, num_resamples=50)

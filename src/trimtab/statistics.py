@@ -47,6 +47,7 @@ def mean_interval(
     """
     _check_confidence(confidence)
     sample = _checked(values)
+    lowest, highest = float(sample.min()), float(sample.max())
     # In units of the largest value, a power of 2 so that no digit changes: sums cannot overflow, squares not vanish.
     exponent = math.frexp(float(np.abs(sample).max()))[1]
     sample = np.ldexp(sample, -exponent)
@@ -57,8 +58,8 @@ def mean_interval(
         levels = bca_levels(mean, means, acceleration_of(sample - mean), confidence=confidence)
         low, high = np.quantile(means, levels)
         found = [mean, float(low), float(high)]
-    # Means lie among the values; rounding must not put them outside.
-    value, low, high = (math.ldexp(bound, exponent) for bound in np.clip(found, sample.min(), sample.max()).tolist())
+    # Means lie among the values; rounding, that of the change of units too, must not put them outside.
+    value, low, high = (min(max(math.ldexp(bound, exponent), lowest), highest) for bound in found)
     return Interval(value, low, high)
 
 
