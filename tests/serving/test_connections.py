@@ -159,6 +159,38 @@ def test_a_body_of_tiny_chunks_is_refused(hasty: Running, head: bytes) -> None:
     assert (reply.status, reply.error["code"]) == (400, "tiny_chunks")
 
 
+def with_headers(num: int, body: bytes = BODY, *more: bytes) -> bytes:
+    """A request with so many header lines beside the three that it needs."""
+    lines = [b"x-%d: 1" % index for index in range(num)]
+    typed = START + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+    return typed + b"".join(line + b"\r\n" for line in (*lines, *more)) + b"\r\n" + body
+
+
+@pytest.mark.parametrize("sent", [with_headers(200), with_headers(200)[:-600]], ids=["whole", "half"])
+def test_a_head_of_many_lines_is_refused(hasty: Running, sent: bytes) -> None:
+    reply = ask(hasty, sent)
+    assert reply is not None
+    assert (reply.status, reply.error["code"]) == (431, "many_headers")
+    until(lambda: num_open(hasty) == 0)
+    assert hasty.engine.num_open == 0
+
+
+def test_a_head_of_many_lines_behind_another_request_is_refused(hasty: Running) -> None:
+    reply = ask(hasty, with_headers(0) + with_headers(200))
+    assert reply is not None
+    assert reply.status == 200
+    assert b"HTTP/1.1 431" in reply.body
+
+
+def test_lines_of_a_body_are_no_headers(hasty: Running) -> None:
+    lines = json.dumps({**json.loads(BODY), "prompt": [[5] * 300]}, indent=0).encode()
+    sent = with_headers(80, lines, b"connection: close")
+    for one in (sent, sent.replace(b"\r\n", b"\n")):
+        reply = ask(hasty, one)
+        assert reply is not None
+        assert reply.status == 200
+
+
 def test_other_bodies_in_chunks_are_read(hasty: Running) -> None:
     lines = json.dumps({**json.loads(BODY), "user": "a" * 50_000}, indent=0).replace("\n", "\r\n").encode()
     ids = json.dumps({**json.loads(BODY), "prompt": [[5] * 400]}, indent=0).replace("\n", "\r\n").encode()

@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, cast
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -44,6 +45,9 @@ _TINY = re.compile(rb"\r\n0*[0-9a-fA-F]{1,2}[ \t]*(?:;[^\r\n]*)?(?=\r\n)")
 """The head of a chunk of less than 256 bytes."""
 _MOST_TINY = 256
 """Of a request. A chunk takes 0.01 ms, however little it holds: some megabytes of tiny ones would stop the server."""
+_MOST_LINES = 100
+"""Of a head, as other servers have it. Each line is taken apart by itself, and a head of 64 KiB may have thousands."""
+_HEAD_ENDS = re.compile(rb"\n\r?\n")
 
 
 class Connection(H11Protocol):
@@ -102,6 +106,15 @@ class Connection(H11Protocol):
             )
         else:
             super().data_received(data)
+
+    def handle_events(self) -> None:
+        """As uvicorn, unless what comes next is a head of too many lines."""
+        if self.conn.their_state is h11.IDLE:
+            head = _HEAD_ENDS.split(self.conn.trailing_data[0], maxsplit=1)[0]
+            if head.count(b"\n") > _MOST_LINES:
+                self.refuse(431, f"The request has more than {_MOST_LINES} header lines; send fewer.", "many_headers")
+                return
+        super().handle_events()
 
     def on_response_complete(self) -> None:
         """As uvicorn."""
