@@ -25,13 +25,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.agents.sequential import Sequential, make_accept
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.evaluation import throughput
 from trimtab.evaluation.acceptance import acceptance_of, counted_passes
-from trimtab.evaluation.prompts import demo_prompts
+from trimtab.evaluation.prompt_sets import demo_prompts
 from trimtab.guides.agent import Agent, AgentNetwork
-from trimtab.loading import load_model
 from trimtab.prompts import encode_prompt
+from trimtab.storage.loading import load_model
 
 BATCHES = (1, 16)
 AIMS = {"reference, batch 1": 2.0, "reference, batch 16": 10.0, "unguided generate, batch 1": 0.5}
@@ -165,7 +165,7 @@ def _training_memory(episodes: int) -> dict[str, Any]:
     import resource
 
     from trimtab.models.tabular import TabularModel
-    from trimtab.training.agent import AgentReward, AgentSettings, train_agent
+    from trimtab.training.agent.train import AgentReward, AgentSettings, train_agent
 
     sizes: dict[int, tuple[int, int]] = {}
 

@@ -23,7 +23,7 @@ import torch
 
 from trimtab.evaluation import throughput
 from trimtab.evaluation.throughput import Row, Workload
-from trimtab.loading import load_guide, load_model
+from trimtab.storage.loading import load_guide, load_model
 
 BATCHES = (1, 16)
 MEMORY_OF = ("base", "decoder", "guided")

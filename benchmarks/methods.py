@@ -24,19 +24,19 @@ import torch
 from transformers import DynamicCache
 
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.evaluation import throughput
 from trimtab.evaluation.acceptance import counted_passes
-from trimtab.evaluation.prompts import demo_prompts
-from trimtab.guides.rollout import RolloutGuide
-from trimtab.guides.trajectory import TrajectoryGuide
-from trimtab.loading import load_model, load_rewards
-from trimtab.models.backbone import cache_argument
+from trimtab.evaluation.prompt_sets import demo_prompts
+from trimtab.guides.args import TrajectoryGuide
+from trimtab.guides.transfer_q import RolloutGuide
+from trimtab.methods.catalogue import build_policy
+from trimtab.methods.method import Policy, Strength
 from trimtab.models.hf import HFModel
-from trimtab.policies.methods import build_policy
-from trimtab.policies.policy import Policy, Strength
+from trimtab.models.networks.backbone import cache_argument
 from trimtab.prompts import encode_prompt
-from trimtab.scorers import load_reward_model
+from trimtab.storage.loading import load_model, load_rewards
+from trimtab.storage.scorers import load_reward_model
 
 AIMS = {"args, batch 1": ("of the base", 0.5), "transfer-q": ("times its plain reference", 10.0)}
 

@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.evaluation import throughput
 from trimtab.evaluation.throughput import peak_memory_mb, reset_peak_memory
-from trimtab.loading import load_guide, load_model
 from trimtab.serving.limits import Limits
+from trimtab.storage.loading import load_guide, load_model
 
 AIMS = {"gap while it is read over the usual one, at most": 3.0, "memory over what tokens hold, at most": 3.0}
 ARMS = {"unguided": 0.0, "guided": 1.0}

@@ -22,8 +22,8 @@ import torch
 
 from trimtab import Decoder, SamplingParams, load_guide, load_model
 from trimtab.evaluation.throughput import benchmark_prompts, machine, versions
+from trimtab.models.forward.row_cache import Layout, RowCache
 from trimtab.models.hf import HFModel
-from trimtab.models.rows import Layout, RowCache
 
 
 class Clock:

@@ -24,10 +24,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.evaluation import throughput
-from trimtab.evaluation.prompts import demo_prompts
-from trimtab.loading import load_guide, load_model
+from trimtab.evaluation.prompt_sets import demo_prompts
+from trimtab.storage.loading import load_guide, load_model
 
 AIMS = {
     "batched over sequential": 5.0,

@@ -29,14 +29,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.decoding import Decoder
-from trimtab.directories import resolve_model
+from trimtab.decoding.decoder import Decoder
 from trimtab.engines.vllm.admission import as_extra_args
 from trimtab.engines.vllm.packing import pack
 from trimtab.engines.vllm.versions import installed
 from trimtab.evaluation import throughput
-from trimtab.evaluation.prompts import demo_prompts
-from trimtab.loading import load_guide, load_model
+from trimtab.evaluation.prompt_sets import demo_prompts
+from trimtab.storage.directories import resolve_model
+from trimtab.storage.loading import load_guide, load_model
 
 GUIDE = "positive"
 CONCURRENCIES = (1, 16)

@@ -20,10 +20,10 @@ from trimtab import Decoder, load_model
 from trimtab.core import LanguageModel, Message
 from trimtab.guides.arm import AdapterARM
 from trimtab.guides.parm import PARM
-from trimtab.loading import load_parm
 from trimtab.models.hf import HFModel
-from trimtab.training.formats import PreferencePair
-from trimtab.training.parm import ParmSettings, train_parm
+from trimtab.storage.loading import load_parm
+from trimtab.training.pairs.formats import PreferencePair
+from trimtab.training.parm.train import ParmSettings, train_parm
 
 TOPICS = ("rain", "a bus stop", "tea", "the sea")
 

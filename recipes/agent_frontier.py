@@ -29,13 +29,13 @@ from typing import Any
 import torch
 
 from trimtab.answers import Answer
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.evaluation.acceptance import acceptance_of, counted_passes
-from trimtab.evaluation.preference import preference
+from trimtab.evaluation.judging.preference import preference
 from trimtab.guides.agent import Agent, AgentNetwork
-from trimtab.loading import load_guide, load_model
-from trimtab.scorers import load_scorer
 from trimtab.statistics import difference_interval, mean_interval
+from trimtab.storage.loading import load_guide, load_model
+from trimtab.storage.scorers import load_scorer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _rewards(args: argparse.Namespace) -> Rewards:
 def _judges(data: Path) -> Rewards:
     from two_guides import Judge
 
-    from trimtab.training.data import read_pairs, without_stock
+    from trimtab.training.pairs.data import read_pairs, without_stock
 
     judges: Rewards = {}
     for name in ("helpful", "harmless"):

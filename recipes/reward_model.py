@@ -29,11 +29,11 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from trimtab.directories import new_directory, resolve_model
-from trimtab.models.reward import RewardModel
+from trimtab.models.rewards.whole import RewardModel
 from trimtab.statistics import proportion_interval
-from trimtab.training.data import PreferencePair, fingerprint, hold_out, read_pairs, sample, without_stock
-from trimtab.training.settings import ArmSettings
+from trimtab.storage.directories import new_directory, resolve_model
+from trimtab.training.pairs.data import PreferencePair, fingerprint, hold_out, read_pairs, sample, without_stock
+from trimtab.training.run.settings import ArmSettings
 
 STRENGTHS = tuple(10 ** (power / 2) for power in range(-6, 3))
 """L2 penalties tried, on standardised features and the mean loss."""

@@ -1,5 +1,5 @@
 #!/bin/sh
-# How the guide in src/trimtab/builtin/sentiment was made: 6 answers of the demo model at temperature 1 to each of our 400
+# How the guide in src/trimtab/shipped/sentiment was made: 6 answers of the demo model at temperature 1 to each of our 400
 # training prompts (seeds from 1000), pairs labelled by VADER, a LoRA trained on those of 340 prompts. The pairs of the
 # other 60 measure its accuracy. `trimtab demo --train` is the whole of it; this keeps what ships.
 #
@@ -8,7 +8,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 trimtab demo --train --seed 0 --out runs/sentiment "$@"
-rm -rf src/trimtab/builtin/sentiment
-cp -R runs/sentiment/guide src/trimtab/builtin/sentiment
-chmod 644 src/trimtab/builtin/sentiment/*
-cat recipes/sentiment.md >> src/trimtab/builtin/sentiment/README.md
+rm -rf src/trimtab/shipped/sentiment
+cp -R runs/sentiment/guide src/trimtab/shipped/sentiment
+chmod 644 src/trimtab/shipped/sentiment/*
+cat recipes/sentiment.md >> src/trimtab/shipped/sentiment/README.md

@@ -14,7 +14,7 @@ trimtab train dpo --model demo "${PAIRS[@]}" --learning-rate 2e-4 --max-prompt-l
 
 python - "$OUT/prompts.jsonl" <<'PY'
 import json, sys
-from trimtab.evaluation.prompts import training_prompts
+from trimtab.evaluation.prompt_sets import training_prompts
 with open(sys.argv[1], "w", encoding="utf-8") as stream:
     stream.writelines(json.dumps({"prompt": prompt}) + "\n" for prompt in training_prompts())
 PY

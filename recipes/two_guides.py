@@ -26,8 +26,8 @@ from sklearn.linear_model import LogisticRegression
 
 from trimtab import Decoder, load_guide, load_model
 from trimtab.statistics import difference_interval, mean_interval
-from trimtab.training.data import PreferencePair, read_pairs, without_stock
-from trimtab.training.settings import ArmSettings
+from trimtab.training.pairs.data import PreferencePair, read_pairs, without_stock
+from trimtab.training.run.settings import ArmSettings
 
 SETTINGS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0))
 """Weights of (helpful, harmless)."""

@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from tests.tiny import peaked_module
 from trimtab.errors import TrimtabError
 from trimtab.models.hf import HFModel
-from trimtab.models.probing import RATIO
+from trimtab.models.networks.probing import RATIO
 from trimtab.testing import LawViolation, check_model
 
 VOCAB = 61

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab import batch, lanes
 from trimtab.core import Candidates, Guide, ModelSession, SamplingParams, Selection, TokenIds
-from trimtab.decoding import Decoder
+from trimtab.decoding import batch, lanes
+from trimtab.decoding.decoder import Decoder
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM
+from trimtab.mixing.rules import RandomAccepted, Tilt
 from trimtab.models.tabular import LetterTokenizer, TabularModel, TabularSession
-from trimtab.rules import RandomAccepted, Tilt
 
 V = 12
 FIRST, MARK, WORD = 11, 9, 10

@@ -13,10 +13,10 @@ from tests.guides.rewards import adapter_rewards
 from tests.laws.tiny_models import tiny_model
 from tests.tiny import byte_llama, byte_tokenizer, tiny_module
 from trimtab.core import Prompt, SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError, PromptError
 from trimtab.guides.arm import ARM
-from trimtab.guides.rollout import RolloutGuide
+from trimtab.guides.transfer_q import RolloutGuide
 from trimtab.models.hf import HFModel
 from trimtab.models.tabular import TabularModel
 from trimtab.prompts import encode_prompt, num_readable

@@ -10,16 +10,16 @@ import torch
 from tests.tiny import tiny_module, write_lora
 from trimtab.caches import token_bytes
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError, PromptError
-from trimtab.forms import SHIFT
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM
-from trimtab.loading import load_guide
+from trimtab.mixing.forms import SHIFT
+from trimtab.models.forward.shelves import bound
+from trimtab.models.forward.trunk import TrunkSession
 from trimtab.models.hf import HFModel
-from trimtab.models.shelves import bound
 from trimtab.models.tabular import TabularModel
-from trimtab.models.trunk import TrunkSession
+from trimtab.storage.loading import load_guide
 
 
 def params(num_tokens: int, seed: int = 0, **weights: float) -> SamplingParams:

@@ -12,8 +12,8 @@ from trimtab.cli.prompts import read_prompts
 from trimtab.columns import ColumnError, check_columns, in_context, is_answer, is_metadata, question_of
 from trimtab.core import Chat
 from trimtab.errors import DataError
-from trimtab.training.data import fingerprint, read_pairs
-from trimtab.training.formats import PreferencePair
+from trimtab.training.pairs.data import fingerprint, read_pairs
+from trimtab.training.pairs.formats import PreferencePair
 
 USER = {"role": "user", "content": "Which way?"}
 LEFT, RIGHT = {"role": "assistant", "content": "Left."}, {"role": "assistant", "content": "Right."}

@@ -16,10 +16,10 @@ from torch import Tensor
 from tests.faults import STAGES, VERBS, FaultyModel, Nth, PlantedError, always, faulty_request, planted, sound_requests
 from tests.laws.test_guide_laws import random_lora
 from tests.laws.tiny_models import tiny_model
-from trimtab import decoding
 from trimtab.answers import Step
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding import decoder as decoding
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import UnexpectedError
 from trimtab.guides.arm import AdapterARM
 from trimtab.models.hf import HFModel

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.contents import callable_contents, model_contents, path_digest, scorer_contents
+from trimtab.storage.digests import callable_contents, model_contents, path_digest, scorer_contents
 
 FILES = {
     "mine.py": "from helper import share\nfrom package.inner import part\ndef score(prompts, texts):\n"

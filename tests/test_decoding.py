@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab import batch
 from trimtab.answers import Answer, finished
 from trimtab.core import Candidates, LanguageModel, ModelSession, Prompt, SamplingParams, Selection, TokenIds
-from trimtab.decoding import Decoder
+from trimtab.decoding import batch
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import DeadEndError, NotFiniteError, OptionError, PromptError, VocabularyMismatchError
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM
+from trimtab.mixing.rules import RandomAccepted
+from trimtab.mixing.tracing import StepTensors
 from trimtab.models.tabular import TabularModel
-from trimtab.rules import RandomAccepted
-from trimtab.tracing import StepTensors
 
 BASE = TabularModel.random(8, seed=0)
 GUIDE = ARM(TabularModel.random(8, seed=1))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from trimtab.directories import DEMO_PACKAGE, file_digest, resolve_model
 from trimtab.errors import CheckpointError, MissingExtraError
+from trimtab.storage.directories import DEMO_PACKAGE, file_digest, resolve_model
 
 
 def hide(package: str, monkeypatch: pytest.MonkeyPatch) -> None:

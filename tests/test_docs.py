@@ -84,12 +84,12 @@ def test_the_defaults_of_training_are_those_of_the_parser(repository: Path, meth
 
 
 SETTINGS = {
-    "ArmSettings": "trimtab.training.settings",
-    "ParmSettings": "trimtab.training.parm_settings",
-    "AgentSettings": "trimtab.training.agent_settings",
-    "RewardSettings": "trimtab.training.reward_settings",
-    "DpoSettings": "trimtab.training.dpo_settings",
-    "RLSettings": "trimtab.training.rl_settings",
+    "ArmSettings": "trimtab.training.run.settings",
+    "ParmSettings": "trimtab.training.parm.settings",
+    "AgentSettings": "trimtab.training.agent.settings",
+    "RewardSettings": "trimtab.training.reward.settings",
+    "DpoSettings": "trimtab.training.dpo.settings",
+    "RLSettings": "trimtab.training.rl.settings",
 }
 
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as some
 from tests.evaluation.comparison_fakes import METHODS, check
 from trimtab.documents import MAX_BYTES, MAX_DEPTH, read_json, read_yaml
 from trimtab.errors import CheckpointError, DataError
-from trimtab.evaluation.recipe_reader import read_recipe
-from trimtab.models import adapter_files
+from trimtab.evaluation.comparison.recipe_reader import read_recipe
+from trimtab.models.adapters import files as adapter_files
 from trimtab.serving.config import read_config
-from trimtab.training.data import read_pairs
+from trimtab.training.pairs.data import read_pairs
 
 
 def read(directory: Path, text: str | bytes) -> Any:

@@ -19,8 +19,8 @@ from torch import Tensor
 from tests.tiny_parm import SCALE, random_tensors
 from trimtab import ARM, Decoder, Guide, LanguageModel
 from trimtab.guides.parm import PARM
+from trimtab.models.adapters.bilinear import Bilinear, PreferenceLoRA
 from trimtab.models.hf import HFModel
-from trimtab.models.parm import Bilinear, PreferenceLoRA
 from trimtab.models.tabular import TabularModel
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import CheckpointError, OptionError, TrimtabError
-from trimtab.forms import PRODUCT, SHIFT, check_negative, form_of
+from trimtab.mixing.forms import PRODUCT, SHIFT, check_negative, form_of
 
 READ: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
     "no card": ({}, "arm", None, PRODUCT),

@@ -13,11 +13,11 @@ import pytest
 
 from tests.test_loading import write_card, write_model
 from tests.tiny import write_lora
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import BaseMismatchError, OptionError, VocabularyMismatchError
 from trimtab.guides.arm import ARM
-from trimtab.loading import load_guide, load_model
 from trimtab.models.hf import HFModel
+from trimtab.storage.loading import load_guide, load_model
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_another_vocabulary_is_refused_before_a_model_is_loaded(
 ) -> None:
     words = [f"w{index}" for index in range(58)] + ["other"]
     stranger = load_model(write_model(tmp_path / "stranger", words=words, hidden_size=48), device="cpu")
-    monkeypatch.setattr("trimtab.loading.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("trimtab.storage.loading.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(VocabularyMismatchError, match="differs in content"):
         load_guide(guide, beside=stranger)
 

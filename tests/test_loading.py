@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_module, tiny_tokenizer, write_lora
-from trimtab.decoding import Decoder
-from trimtab.directories import new_directory, resolve_model
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -21,8 +20,9 @@ from trimtab.errors import (
     VocabularyMismatchError,
 )
 from trimtab.guides.arm import ARM
-from trimtab.loading import load_guide, load_model, save_guide
 from trimtab.models.hf import HFModel
+from trimtab.storage.directories import new_directory, resolve_model
+from trimtab.storage.loading import load_guide, load_model, save_guide
 
 
 def write_model(directory: Path, *, seed: int = 0, words: list[str] | None = None, **changes: Any) -> Path:

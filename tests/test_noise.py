@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chisquare, kstest
 from torch import Tensor
 
-from trimtab.noise import BLOCK, block_starts, race_times, step_key, step_keys, times_within, uniforms
+from trimtab.mixing.noise import BLOCK, block_starts, race_times, step_key, step_keys, times_within, uniforms
 
 NUM = 20_000
 FALSE_ALARM = 1e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trimtab.pacing import LEAST, SHARE, Pace
+from trimtab.decoding.pacing import LEAST, SHARE, Pace
 
 
 @pytest.mark.parametrize(

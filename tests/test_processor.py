@@ -12,9 +12,9 @@ from transformers import LogitsProcessor
 
 from tests.tiny import tiny_module, tiny_tokenizer, write_lora
 from trimtab import ARM, Decoder, load_guide
+from trimtab.decoding.transformers_processor import GuidanceProcessor
 from trimtab.errors import OptionError
 from trimtab.models.hf import HFModel
-from trimtab.processor import GuidanceProcessor
 
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12]]
 

@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import softplus
 
 from tests.tiny import tiny_module, tiny_tokenizer
-from trimtab.models.reward import load_reward_model
-from trimtab.training.data import read_pairs
+from trimtab.models.rewards.whole import load_reward_model
+from trimtab.training.pairs.data import read_pairs
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimtab.core import Candidates
-from trimtab.rules import NEVER, Tilt, bad_rows, dead_end_rows, mix, not_finite_rows
+from trimtab.mixing.rules import NEVER, Tilt, bad_rows, dead_end_rows, mix, not_finite_rows
 
 untimed = settings(deadline=None)
 finite = st.floats(-50, 50, width=32)

@@ -13,10 +13,10 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from trimtab import sampling
-from trimtab.noise import race_times, step_keys
-from trimtab.rules import NEVER
-from trimtab.sampling import (
+from trimtab.mixing import sampling
+from trimtab.mixing.noise import race_times, step_keys
+from trimtab.mixing.rules import NEVER
+from trimtab.mixing.sampling import (
     apply_temperature,
     draw,
     keep_min_p,

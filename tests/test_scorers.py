@@ -19,8 +19,8 @@ import torch
 from tests.tiny_rewards import write_reward_model
 from trimtab.core import Prompt
 from trimtab.errors import CheckpointError, MissingExtraError, ModelError, OptionError, PromptError, ScoreError
-from trimtab.models.reward import load_reward_model
-from trimtab.scorers import SCORERS, Scorer, is_function_name, load_scorer
+from trimtab.models.rewards.whole import load_reward_model
+from trimtab.storage.scorers import SCORERS, Scorer, is_function_name, load_scorer
 
 
 def test_sentiment_is_vader() -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from trimtab.core import COLUMNS, Candidates, Selection
-from trimtab.rules import NEVER, FirstAccepted, MostAccepted
-from trimtab.selecting import survivors, walk
+from trimtab.mixing.rules import NEVER, FirstAccepted, MostAccepted
+from trimtab.mixing.selecting import survivors, walk
 
 
 def plain_survivors(row: Tensor, top_k: int, top_p: float, min_p: float) -> list[int]:

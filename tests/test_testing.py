@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trimtab.core import Candidates, LanguageModel, ModelSession, Prompt, TokenIds
 from trimtab.errors import OptionError, PromptError
+from trimtab.mixing.rules import Tilt
 from trimtab.models.tabular import TabularModel, TabularSession
-from trimtab.rules import Tilt
 from trimtab.testing import LawViolation, check_guide, check_model, check_rule
 
 MODEL = TabularModel.random(6, seed=0)

@@ -16,9 +16,9 @@ from tests.tiny import BYTE_TEMPLATE, byte_llama
 from tests.tiny_tokenizers import KINDS, made
 from trimtab import Decoder, SamplingParams
 from trimtab.core import Prompt
+from trimtab.decoding.text import TextStream, shown_tokens, text_of
 from trimtab.models.hf import HFModel, HFTokenizer
-from trimtab.spelling import BROKEN, STEADY, ByteSpelling, WholeSpelling, bytes_of, shared
-from trimtab.text import TextStream, shown_tokens, text_of
+from trimtab.models.tokenizing.spelling import BROKEN, STEADY, ByteSpelling, WholeSpelling, bytes_of, shared
 
 NAMES = list(KINDS)
 

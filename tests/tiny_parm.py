@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trimtab.models.adapters.bilinear import write
 from trimtab.models.hf import HFModel
-from trimtab.models.parm import write
 
 OBJECTIVES = ("helpful", "harmless")
 SCALE = 2.0

@@ -10,7 +10,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from tests.tiny import VOCAB, tiny_tokenizer
-from trimtab.models.reward import RewardModel
+from trimtab.models.rewards.whole import RewardModel
 
 _SHAPE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {

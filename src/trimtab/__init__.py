@@ -2,13 +2,13 @@
 
 from trimtab.answers import Answer, Step, TokenTrace
 from trimtab.core import Candidates, Chat, Guide, LanguageModel, Rule, SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
+from trimtab.decoding.transformers_processor import GuidanceProcessor
 from trimtab.engines.vllm.engine import VLLMEngine
 from trimtab.errors import TrimtabError
 from trimtab.guides.arm import ARM
-from trimtab.loading import load_guide, load_model, save_guide
-from trimtab.processor import GuidanceProcessor
-from trimtab.rules import Tilt
+from trimtab.mixing.rules import Tilt
+from trimtab.storage.loading import load_guide, load_model, save_guide
 
 __all__ = [
     "ARM",

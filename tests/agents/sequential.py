@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from trimtab.noise import race_times, step_key
+from trimtab.mixing.noise import race_times, step_key
 
 
 @dataclass

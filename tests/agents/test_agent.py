@@ -15,15 +15,15 @@ from torch import Tensor
 from tests.agents.test_equality import PROMPTS, world
 from tests.tiny import tiny_module
 from trimtab.core import Candidates, SamplingParams, Selection
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
+from trimtab.decoding.transformers_processor import GuidanceProcessor
 from trimtab.errors import BaseMismatchError, CheckpointError, NotFiniteError, OptionError
 from trimtab.guides.agent import Agent, AgentNetwork, AgentSession, read_released
 from trimtab.guides.arm import ARM
-from trimtab.loading import load_guide, save_guide
+from trimtab.mixing.rules import MostAccepted, RandomAccepted
 from trimtab.models.hf import HFModel
 from trimtab.models.tabular import TabularModel
-from trimtab.processor import GuidanceProcessor
-from trimtab.rules import MostAccepted, RandomAccepted
+from trimtab.storage.loading import load_guide, save_guide
 from trimtab.testing import check_guide
 
 

@@ -11,10 +11,10 @@ import torch
 from tests.agents.sequential import Sequential, make_accept
 from tests.tiny import tiny_module
 from trimtab.core import SamplingParams, Selection
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.guides.agent import Agent, AgentNetwork
+from trimtab.mixing.rules import FirstAccepted, MostAccepted, RandomAccepted
 from trimtab.models.hf import HFModel
-from trimtab.rules import FirstAccepted, MostAccepted, RandomAccepted
 
 RULES: dict[str, Any] = {
     "first": FirstAccepted(),

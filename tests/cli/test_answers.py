@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.cli.answers import plan, settings_path
+from trimtab.cli.answering.answer_file import plan, settings_path
 from trimtab.errors import DataError, OptionError, OutputExistsError
 
 SETTINGS = {"model": "demo", "seed": 1}

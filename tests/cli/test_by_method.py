@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from trimtab.core import SamplingParams
-from trimtab.loading import load_model
-from trimtab.policies.methods import build_policy
+from trimtab.methods.catalogue import build_policy
+from trimtab.storage.loading import load_model
 
 from .conftest import Run, Tiny
 

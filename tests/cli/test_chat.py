@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from trimtab.answers import Step
-from trimtab.cli.chat import COMMANDS, HELP, Conversation
+from trimtab.cli.answering.chat import COMMANDS, HELP, Conversation
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import PromptError
-from trimtab.loading import load_guide, load_model
+from trimtab.storage.loading import load_guide, load_model
 
 from .conftest import Outcome, Run, Tiny, spawn
 

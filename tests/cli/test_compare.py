@@ -93,7 +93,7 @@ def test_the_report_can_be_drawn_again(run: Run, recipe: Path, tmp_path: Path, m
     assert run("compare", str(recipe), "--out", str(out)).code == 0
     before = (out / "answers.jsonl").read_bytes()
     (out / "report.html").unlink()
-    monkeypatch.setattr("trimtab.loading.load_model", lambda *args, **options: pytest.fail("it loads a model"))
+    monkeypatch.setattr("trimtab.storage.loading.load_model", lambda *args, **options: pytest.fail("it loads a model"))
     outcome = run("compare", str(out), "--report-only")
     assert outcome.code == 0, outcome.err
     assert (out / "report.html").is_file()
@@ -237,8 +237,8 @@ def test_a_missing_package_is_said_before_the_model_is_loaded(
 
 def test_the_recipe_that_ships_is_sound(repository: Path) -> None:
     from trimtab.cli.compare import _known_methods, _read_all
-    from trimtab.evaluation.recipe_reader import path_problems, read_recipe
-    from trimtab.policies.methods import check_method
+    from trimtab.evaluation.comparison.recipe_reader import path_problems, read_recipe
+    from trimtab.methods.catalogue import check_method
 
     found = read_recipe(repository / "recipes" / "smoke.yaml", _known_methods(), check_method)
     assert path_problems(found) == []

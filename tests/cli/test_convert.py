@@ -9,7 +9,7 @@ import torch
 
 from tests.cli.conftest import Run, Tiny
 from trimtab.guides.agent import Agent, AgentNetwork
-from trimtab.loading import load_guide
+from trimtab.storage.loading import load_guide
 
 
 def test_a_released_agent_becomes_a_guide(run: Run, tmp_path: Path, tiny: Tiny) -> None:

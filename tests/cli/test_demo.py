@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Run, Tiny
 from trimtab.cli import demo
-from trimtab.training.interruption import Interrupted
+from trimtab.training.run.interruption import Interrupted
 
 FAST = ("--prompts", "4", "--max-new-tokens", "3", "--batch-size", "4")
 
@@ -120,7 +120,7 @@ def test_an_existing_directory_is_kept(run: Run, tiny: Tiny) -> None:
 def test_what_is_refused_is_refused_before_anything_is_loaded(
     run: Run, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], problem: str
 ) -> None:
-    monkeypatch.setattr("trimtab.loading.load_model", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.setattr("trimtab.storage.loading.load_model", lambda *_, **__: pytest.fail("loaded a model"))
     Path("file").write_text("")
     before = sorted(Path().rglob("*"))
     outcome = run("demo", *argv)
@@ -134,7 +134,7 @@ def test_what_is_refused_is_refused_before_anything_is_loaded(
 def test_a_missing_extra_is_named_before_anything_is_loaded(
     run: Run, monkeypatch: pytest.MonkeyPatch, missing: str, argv: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("trimtab.loading.load_model", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.setattr("trimtab.storage.loading.load_model", lambda *_, **__: pytest.fail("loaded a model"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else object())
     outcome = run("demo", *argv)
     assert outcome.code == 2
@@ -150,8 +150,8 @@ def test_a_guide_that_does_not_fit_leaves_nothing_behind(run: Run, tiny: Tiny) -
 
 def test_training_goes_the_whole_road_and_can_be_resumed(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scorer counts characters, of which random models give different numbers."""
-    from trimtab.evaluation import prompts
-    from trimtab.training import preferences
+    from trimtab.evaluation import prompt_sets as prompts
+    from trimtab.training.pairs import synthetic as preferences
 
     Path("spread.py").write_text(
         "def score(prompts, texts):\n    return [len(text) + ord((text + 'a')[0]) % 7 for text in texts]\n"
@@ -193,7 +193,7 @@ def test_training_goes_the_whole_road_and_can_be_resumed(run: Run, tiny: Tiny, m
     assert "held-out pairs" in page
 
     answers = (road / "answers.jsonl").read_bytes()
-    monkeypatch.setattr("trimtab.training.preferences.sample_answers", lambda *_, **__: iter(()))  # all are there
+    monkeypatch.setattr("trimtab.training.pairs.synthetic.sample_answers", lambda *_, **__: iter(()))  # all are there
     assert run(*argv, "--resume").code == 0
     assert (road / "answers.jsonl").read_bytes() == answers
     assert run(*argv).code == 2

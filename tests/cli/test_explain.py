@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.decoding import Decoder
-from trimtab.loading import load_guide, load_model
+from trimtab.decoding.decoder import Decoder
+from trimtab.storage.loading import load_guide, load_model
 
 from .conftest import Run, Tiny
 
@@ -103,7 +103,7 @@ def agent(tiny: Tiny, tmp_path: Path) -> str:
     import torch
 
     from trimtab.guides.agent import Agent, AgentNetwork
-    from trimtab.loading import save_guide
+    from trimtab.storage.loading import save_guide
 
     torch.manual_seed(3)
     network = AgentNetwork(32, 16)

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from trimtab.cli import answering, generate
+from trimtab.cli.answering import generate
+from trimtab.cli.answering import requests as answering
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
-from trimtab.loading import load_guide, load_model
-from trimtab.requests import Request
+from trimtab.decoding.decoder import Decoder
+from trimtab.decoding.requests import Request
+from trimtab.storage.loading import load_guide, load_model
 
 from .conftest import Outcome, Run, Tiny
 

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from trimtab.cli.logs import Sparing, spare
+from trimtab.serving.logs import Sparing, spare
 
 
 class Clock:

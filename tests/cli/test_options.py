@@ -10,7 +10,7 @@ import pytest
 
 from trimtab.cli.options import GuideSpec, check_guide_names, list_of, number, parse_guide, whole
 from trimtab.core import Prompt, SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError
 
 from .conftest import Run, Tiny

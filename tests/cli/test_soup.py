@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from trimtab.cli.soup import parse_part
-from trimtab.directories import read_guide_card
 from trimtab.errors import OptionError
-from trimtab.loading import load_model
-from trimtab.models.lora import LoRA
+from trimtab.models.adapters.lora import LoRA
+from trimtab.storage.directories import read_guide_card
+from trimtab.storage.loading import load_model
 
 from .conftest import Run, Tiny
 

@@ -12,7 +12,7 @@ import pytest
 from tests.tiny import BYTE_TEMPLATE, byte_llama, byte_tokenizer
 from trimtab.cli.template_options import add_template_options, template_options
 from trimtab.core import Chat
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError, PromptError
 from trimtab.guides.arm import ARM
 from trimtab.models.hf import HFModel
@@ -81,7 +81,7 @@ def test_generate_tells_the_template(run: Run, model: str, tmp_path: Path) -> No
 
 
 def _loaded(directory: str) -> HFModel:
-    from trimtab.loading import load_model
+    from trimtab.storage.loading import load_model
 
     return load_model(directory, device="cpu")
 

@@ -61,7 +61,7 @@ def test_what_a_library_prints_is_not_among_the_results(
     run: Run, tiny: Tiny, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DeepSpeed logs on standard output as soon as it is imported."""
-    from trimtab.training import arm
+    from trimtab.training.arm import train as arm
 
     train_arm = arm.train_arm
 

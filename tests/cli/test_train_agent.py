@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("torchrl")
 
-from trimtab.cli.rewards import parse_reward
+from trimtab.cli.train.rewards import parse_reward
 from trimtab.errors import OptionError
-from trimtab.loading import load_guide
+from trimtab.storage.loading import load_guide
 
 from .conftest import Run, Tiny, spawn
 

@@ -20,8 +20,8 @@ pytest.importorskip("torchrl")
 
 import safetensors.torch
 
-from trimtab.cli import train_interruption
-from trimtab.training import checkpoints
+from trimtab.cli.train import interruption as train_interruption
+from trimtab.training.run import checkpoints
 
 from .conftest import Run, Tiny, spawn
 
@@ -233,7 +233,7 @@ RESUMED = {
 def test_a_resume_with_another_setting_names_its_flag_with_both_values(
     name: str, run: Run, tiny: Tiny, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trimtab.training import run as run_module
+    from trimtab.training.run import run as run_module
 
     names = {"model": tiny.model, "separate": tiny.separate}
     with monkeypatch.context() as patch:

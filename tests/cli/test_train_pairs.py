@@ -51,7 +51,7 @@ def test_a_run_prints_one_json_object_and_its_curve_on_the_other_stream(
 
 
 def test_what_reward_writes_scores(run: Run, tiny: Tiny, pairs: str, tmp_path: Path) -> None:
-    from trimtab.scorers import load_scorer
+    from trimtab.storage.scorers import load_scorer
 
     more = ("--learning-rate", "0.02", "--epochs", "4", "--eval-share", "0")
     assert run(*command("reward", tiny, pairs, tmp_path / "r", *more)).code == 0

@@ -62,7 +62,7 @@ def test_pack_says_in_a_line_that_a_guide_runs_on_a_model_of_its_own(
         ("shift", None, -0.5),
     ]
     told = f"the guide {tiny.lora} was trained on {tiny.plain}, which is loaded beside {tiny.model}"
-    assert [record.getMessage() for record in caplog.records if record.name == "trimtab.guide_bases"] == [told]
+    assert [record.getMessage() for record in caplog.records if record.name == "trimtab.storage.guide_bases"] == [told]
     assert "near (product, shared, weight 0), far (shift, model, weight -0.5)" in outcome.err
 
 

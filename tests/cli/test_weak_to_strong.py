@@ -10,8 +10,8 @@ import yaml
 
 from tests.cli.conftest import Run, Tiny
 from tests.server_process import serving
-from trimtab.decoding import Decoder
-from trimtab.loading import load_guide, load_model
+from trimtab.decoding.decoder import Decoder
+from trimtab.storage.loading import load_guide, load_model
 
 
 @pytest.fixture(scope="module")

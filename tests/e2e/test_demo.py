@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.directories import DEMO_PACKAGE
+from trimtab.storage.directories import DEMO_PACKAGE
 
 pytestmark = [
     pytest.mark.slow,
@@ -77,7 +77,7 @@ def test_the_report_names_model_judge_and_size(summary: dict[str, Path]) -> None
 def test_the_guide_that_ships_is_small() -> None:
     import trimtab
 
-    directory = Path(trimtab.__file__).parent / "builtin" / "sentiment"
+    directory = Path(trimtab.__file__).parent / "shipped" / "sentiment"
     assert sum(path.stat().st_size for path in directory.iterdir()) < 8 * 2**20
     card = json.loads((directory / "guide.json").read_text(encoding="utf-8"))
     assert card["form"] == "lora"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.directories import DEMO_PACKAGE
+from trimtab.storage.directories import DEMO_PACKAGE
 
 pytestmark = [
     pytest.mark.slow,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trimtab.engines.vllm.layout import Layout, Network, Reading
 from trimtab.engines.vllm.manifest import Manifest, ServedGuide
+from trimtab.engines.vllm.network.layout import Layout, Network, Reading
 
 SMALL, TINY = "small", "tiny"
 

@@ -7,7 +7,7 @@ import struct
 import pytest
 import torch
 
-from trimtab.engines.vllm import rows
+from trimtab.engines.vllm.network import rows
 
 AWKWARD = [0.0, 1.0, -0.5, 1e-30, 3.4e38, struct.unpack("<f", struct.pack("<I", 0x3F807FC1))[0]]
 """The last one's lower half is a NaN in bfloat16."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from trimtab.answers import Alternative, Answer, TokenTrace
 from trimtab.core import Prompt, SamplingParams
-from trimtab.evaluation.recipe import MethodSpec, Recipe
-from trimtab.evaluation.recipe_reader import KnownMethod, parse_recipe
-from trimtab.policies.policy import Strength
-from trimtab.scorers import Scorer
+from trimtab.evaluation.comparison.recipe import MethodSpec, Recipe
+from trimtab.evaluation.comparison.recipe_reader import KnownMethod, parse_recipe
+from trimtab.methods.method import Strength
+from trimtab.storage.scorers import Scorer
 
 METHODS = {
     "base": KnownMethod((), (0.0,)),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from trimtab.evaluation.records import Key, Row
+from trimtab.evaluation.comparison.records import Key, Row
 
 
 def row(method: str, index: int, text: str, *, strength: float = 1.0, seed: int = 0, split: str = "test") -> Row:

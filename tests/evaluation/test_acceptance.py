@@ -7,7 +7,7 @@ import pytest
 from tests.agents.sequential import Sequential
 from tests.agents.test_equality import PROMPTS, world
 from trimtab.answers import Alternative, Answer, Choice, TokenTrace, Trial
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import InputError
 from trimtab.evaluation.acceptance import acceptance_of, counted_passes
 from trimtab.guides.agent import Agent

@@ -16,8 +16,8 @@ import pytest
 
 from tests.fake_judge import FakeJudge, Reply, fake_judge, in_turn, prefers, texts_of
 from trimtab.errors import ModelError, OptionError
-from trimtab.evaluation.chat_judge import ChatJudge, Endpoint, read_mark
-from trimtab.evaluation.judges import FIRST, SECOND, TIE, Question, Verdict
+from trimtab.evaluation.judging.chat_judge import ChatJudge, Endpoint, read_mark
+from trimtab.evaluation.judging.judges import FIRST, SECOND, TIE, Question, Verdict
 
 pytest.importorskip("openai")
 
@@ -271,7 +271,7 @@ def test_what_makes_no_other_judge(change: dict[str, Any]) -> None:
 
 
 def test_another_wording_is_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimtab.evaluation import chat_judge
+    from trimtab.evaluation.judging import chat_judge
 
     before = ChatJudge(Endpoint(**PLAIN)).settings
     monkeypatch.setattr(chat_judge, "INSTRUCTION", "Which is better?")

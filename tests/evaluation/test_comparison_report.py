@@ -19,17 +19,17 @@ from tests.evaluation import comparison_fakes as fakes
 from tests.evaluation.test_comparison import run
 from tests.evaluation.test_report import outside, read
 from trimtab.errors import DataError
-from trimtab.evaluation.comparison_figure import _MARKERS, SERIES_DARK, SERIES_LIGHT
-from trimtab.evaluation.comparison_findings import findings
-from trimtab.evaluation.comparison_report import write_comparison_report
-from trimtab.evaluation.comparison_results import Results, read_results, summary_of
-from trimtab.evaluation.comparison_win_rates import win_rate_sections
-from trimtab.evaluation.cost_summary import summarise_cost
-from trimtab.evaluation.recipe import Recipe
-from trimtab.evaluation.recipe_reader import parse_recipe, role_problems
-from trimtab.evaluation.records import Key, Row
-from trimtab.evaluation.summary import MIN_PROMPTS, cells_of, choose, estimate, headline, measured, reward_of
-from trimtab.policies.policy import Strength
+from trimtab.evaluation.comparison.cost_summary import summarise_cost
+from trimtab.evaluation.comparison.recipe import Recipe
+from trimtab.evaluation.comparison.recipe_reader import parse_recipe, role_problems
+from trimtab.evaluation.comparison.records import Key, Row
+from trimtab.evaluation.comparison.summary import MIN_PROMPTS, cells_of, choose, estimate, headline, measured, reward_of
+from trimtab.evaluation.report.comparison_figure import _MARKERS, SERIES_DARK, SERIES_LIGHT
+from trimtab.evaluation.report.comparison_report import write_comparison_report
+from trimtab.evaluation.report.findings import findings
+from trimtab.evaluation.report.results import Results, read_results, summary_of
+from trimtab.evaluation.report.win_rates import win_rate_sections
+from trimtab.methods.method import Strength
 from trimtab.statistics import difference_interval, mean_interval
 
 HOSTILE = '<script>alert("x")</script> {{title}} & </p>'

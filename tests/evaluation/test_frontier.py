@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from trimtab.core import Prompt
-from trimtab.decoding import Decoder
-from trimtab.evaluation.frontier import Point, Sweep
+from trimtab.decoding.decoder import Decoder
+from trimtab.evaluation.report.frontier import Point, Sweep
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
-from trimtab.scorers import Scorer
+from trimtab.storage.scorers import Scorer
 
 PROMPTS = ["ab", "ba", "aab", "bba", "b", "a"]
 

@@ -12,14 +12,14 @@ import pytest
 
 from tests.evaluation import comparison_fakes as fakes
 from tests.evaluation.test_comparison import run
-from trimtab.evaluation.comparison import keys_of
-from trimtab.evaluation.comparison_results import read_results
-from trimtab.evaluation.pareto_summary import Front, differences_of, fronts_of, redrawn_cells
-from trimtab.evaluation.recipe import REDRAWN, Recipe
-from trimtab.evaluation.recipe_reader import parse_recipe
-from trimtab.evaluation.records import Key, Row
-from trimtab.evaluation.summary import cells_of
-from trimtab.policies.policy import Strength
+from trimtab.evaluation.comparison.pareto_summary import Front, differences_of, fronts_of, redrawn_cells
+from trimtab.evaluation.comparison.recipe import REDRAWN, Recipe
+from trimtab.evaluation.comparison.recipe_reader import parse_recipe
+from trimtab.evaluation.comparison.records import Key, Row
+from trimtab.evaluation.comparison.run import keys_of
+from trimtab.evaluation.comparison.summary import cells_of
+from trimtab.evaluation.report.results import read_results
+from trimtab.methods.method import Strength
 
 pytest.importorskip("moarchiving")
 NUM_PROMPTS = 24

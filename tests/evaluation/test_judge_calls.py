@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.fake_judge import completion
-from trimtab.evaluation.chat_judge import ChatJudge, Endpoint
-from trimtab.evaluation.judges import FIRST, Question, Verdict
+from trimtab.evaluation.judging.chat_judge import ChatJudge, Endpoint
+from trimtab.evaluation.judging.judges import FIRST, Question, Verdict
 
 pytest.importorskip("openai")
 
@@ -142,7 +142,7 @@ def test_names_are_looked_up_all_the_same() -> None:
 
 def test_the_wait_for_a_turn_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """An endpoint that sends everybody away again and again, each time for as long as it may."""
-    from trimtab.evaluation import chat_judge
+    from trimtab.evaluation.judging import chat_judge
 
     monkeypatch.setattr(chat_judge, "LONGEST_WAIT_S", 0.2)
 

@@ -13,9 +13,8 @@ import pytest
 
 from tests.evaluation.judged_runs import row
 from trimtab.errors import InputError, ModelError, OptionError, PromptError, ScoreError
-from trimtab.evaluation.alpaca_export import export_alpaca_eval
-from trimtab.evaluation.comparison_win_rates import win_rate_sections
-from trimtab.evaluation.judges import (
+from trimtab.evaluation.judging.alpaca_export import export_alpaca_eval
+from trimtab.evaluation.judging.judges import (
     FIRST,
     SECOND,
     TIE,
@@ -25,7 +24,7 @@ from trimtab.evaluation.judges import (
     conversation,
     split_judge,
 )
-from trimtab.evaluation.judging import (
+from trimtab.evaluation.judging.run import (
     BASELINE_FIRST,
     JUDGEMENTS,
     METHOD_FIRST,
@@ -39,8 +38,9 @@ from trimtab.evaluation.judging import (
     judge_pairs,
     pairs_against,
 )
-from trimtab.evaluation.win_rates import Judgement, read_win_rates, win_rate, write_win_rates
-from trimtab.scorers import Scorer, load_scorer
+from trimtab.evaluation.judging.win_rates import Judgement, read_win_rates, win_rate, write_win_rates
+from trimtab.evaluation.report.win_rates import win_rate_sections
+from trimtab.storage.scorers import Scorer, load_scorer
 
 BASE, OURS = Contender("base", 0.0), Contender("ours", 1.0)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from trimtab.errors import InputError
-from trimtab.evaluation.length_control import GamedRow, length_controlled_win_rate
+from trimtab.evaluation.judging.length_control import GamedRow, length_controlled_win_rate
 
 pytest.importorskip("sklearn")
 

@@ -16,8 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from tests.tiny import tiny_module, tiny_tokenizer
 from trimtab.errors import OptionError, PromptError
 from trimtab.guides.arm import ARM
-from trimtab.loading import load_model
 from trimtab.models.hf import HFModel
+from trimtab.storage.loading import load_model
 
 pytest.importorskip("lm_eval")
 

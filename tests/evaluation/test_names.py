@@ -17,16 +17,16 @@ from tests.evaluation import comparison_fakes as fakes
 from tests.evaluation.judged_runs import row
 from tests.evaluation.test_comparison import run
 from trimtab.errors import OptionError
-from trimtab.evaluation.alpaca_export import export_alpaca_eval
-from trimtab.evaluation.comparison_figure import PALETTE, Series, Spot, plot
-from trimtab.evaluation.comparison_report import write_comparison_report
-from trimtab.evaluation.comparison_results import read_results, summary_of
-from trimtab.evaluation.csv_files import as_text, write_csv
-from trimtab.evaluation.figure import COLOURS, as_svg
-from trimtab.evaluation.judging import Contender
-from trimtab.evaluation.recipe import file_part
-from trimtab.evaluation.summary import Estimate
-from trimtab.scorers import Scorer
+from trimtab.evaluation.comparison.recipe import file_part
+from trimtab.evaluation.comparison.summary import Estimate
+from trimtab.evaluation.judging.alpaca_export import export_alpaca_eval
+from trimtab.evaluation.judging.run import Contender
+from trimtab.evaluation.report.comparison_figure import PALETTE, Series, Spot, plot
+from trimtab.evaluation.report.comparison_report import write_comparison_report
+from trimtab.evaluation.report.csv_files import as_text, write_csv
+from trimtab.evaluation.report.figure import COLOURS, as_svg
+from trimtab.evaluation.report.results import read_results, summary_of
+from trimtab.storage.scorers import Scorer
 
 NAMES = [
     *("$$", "cost $\\frac{$", "cost $5 vs $10", "_hidden", "__", "=1+1", "+1", "-x", "@SUM(A1)", "|a|b|", "<b>&amp;"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trimtab.errors import InputError, OptionError
-from trimtab.evaluation.pareto import front, hypervolume, mean_inner_product
+from trimtab.evaluation.comparison.pareto import front, hypervolume, mean_inner_product
 
 
 def test_the_front_keeps_what_nothing_beats() -> None:

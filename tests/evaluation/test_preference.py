@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trimtab.errors import InputError
-from trimtab.evaluation.preference import preference
+from trimtab.evaluation.judging.preference import preference
 from trimtab.statistics import mean_interval
 
 OURS = {"help": [1.0, 2.0, 0.0, 3.0, 5.0, 1.0], "harm": [1.0, 0.0, 0.0, 1.0, 2.0, 1.0]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.evaluation.prompts import demo_prompts, training_prompts, training_subjects
+from trimtab.evaluation.prompt_sets import demo_prompts, training_prompts, training_subjects
 
 
 def _texts(prompts: list[list[dict[str, str]]]) -> list[str]:

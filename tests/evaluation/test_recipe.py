@@ -10,8 +10,8 @@ import yaml
 
 from tests.evaluation.comparison_fakes import METHODS, check, recipe, source
 from trimtab.errors import DataError, OptionError
-from trimtab.evaluation.recipe import Recipe, resolved, strength_text
-from trimtab.evaluation.recipe_reader import parse_recipe, read_recipe
+from trimtab.evaluation.comparison.recipe import Recipe, resolved, strength_text
+from trimtab.evaluation.comparison.recipe_reader import parse_recipe, read_recipe
 
 
 def read(tmp_path: Path, text: str) -> Recipe:

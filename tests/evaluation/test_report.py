@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 import pytest
 
 from trimtab.answers import Alternative, Answer, TokenTrace
-from trimtab.evaluation.figure import frontier_svg
-from trimtab.evaluation.frontier import Point
-from trimtab.evaluation.page import prompt_text, signed
-from trimtab.evaluation.report import Study, write_report
+from trimtab.evaluation.report.figure import frontier_svg
+from trimtab.evaluation.report.frontier import Point
+from trimtab.evaluation.report.frontier_report import Study, write_report
+from trimtab.evaluation.report.page import prompt_text, signed
 
 HOSTILE = '</p><script>alert(1)</script>{{notes}}<img src="https://example.org/x.png">&amp; "quoted"'
 CHOSEN = Alternative(1, -1.0, {}, -1.0, 0, 0)

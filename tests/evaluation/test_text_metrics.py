@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trimtab.errors import OptionError, PromptError
-from trimtab.evaluation.text_metrics import coherence, diversity, repetition
+from trimtab.evaluation.comparison.text_metrics import coherence, diversity, repetition
 
 
 @pytest.mark.parametrize(

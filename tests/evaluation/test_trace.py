@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from trimtab.answers import Alternative, TokenTrace
-from trimtab.evaluation.trace import (
+from trimtab.evaluation.explaining.trace import (
     ExplainedToken,
     as_rows,
     as_table,
@@ -20,8 +20,8 @@ from trimtab.evaluation.trace import (
     explain_tokens,
     visible,
 )
-from trimtab.evaluation.trace_page import trace_page
-from trimtab.tracing import SHARE
+from trimtab.evaluation.explaining.trace_page import trace_page
+from trimtab.mixing.tracing import SHARE
 
 WEIGHTS = {"kind": 2.0, "brief": -1.0}
 TEXTS = {0: " good", 1: "bad", 2: "\n", 3: "</script><img src=x onerror=alert(1)>"}
@@ -116,7 +116,7 @@ def test_what_a_guide_forbids_is_no_gain_at_a_negative_weight() -> None:
 
 def test_the_definition_of_a_share_is_one(repository: Path, page: str) -> None:
     """Written in the code, and in the same words wherever a reader meets shares."""
-    from trimtab.cli import explain
+    from trimtab.cli.answering import explain
 
     playground = repository / "src" / "trimtab" / "serving" / "playground" / "index.html"
     texts = [page, str(explain.__doc__), playground.read_text(), (repository / "docs" / "cli.md").read_text()]

@@ -13,9 +13,9 @@ from torch import Tensor
 from tests.laws.test_guide_laws import random_lora
 from tests.laws.tiny_models import PROMPTS
 from trimtab.core import Guide
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.models.hf import HFModel
-from trimtab.models.value import AdapterRewards
+from trimtab.models.rewards.stepwise import AdapterRewards
 
 Reward = Callable[[Sequence[int]], float]
 

@@ -13,7 +13,7 @@ from tests.guides.rewards import adapter_rewards, check_equal, merged, next_logp
 from tests.laws.test_guide_laws import random_lora
 from tests.laws.tiny_models import PROMPTS, tiny_model
 from trimtab.errors import BaseMismatchError, OptionError
-from trimtab.guides.rollout import Meter, RolloutGuide, Rollouts
+from trimtab.guides.transfer_q import Meter, RolloutGuide, Rollouts
 from trimtab.testing import check_guide
 
 

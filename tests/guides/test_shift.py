@@ -11,10 +11,10 @@ from tests.guides.rewards import merged, next_logprobs
 from tests.laws.test_guide_laws import random_lora
 from tests.laws.tiny_models import PROMPTS, tiny_model
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError
-from trimtab.forms import SHIFT
 from trimtab.guides.arm import ARM, AdapterARM
+from trimtab.mixing.forms import SHIFT
 from trimtab.models.hf import HFModel
 from trimtab.models.tabular import TabularModel
 from trimtab.testing import check_guide

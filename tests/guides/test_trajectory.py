@@ -12,12 +12,12 @@ from tests.laws.tiny_models import FAMILIES, PROMPTS, tiny_model
 from tests.tiny import tiny_module, tiny_tokenizer
 from tests.tiny_rewards import tiny_reward_model, write_reward_model
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import CompatibilityError, VocabularyMismatchError
-from trimtab.guides.trajectory import TrajectoryGuide
-from trimtab.loading import load_guide
+from trimtab.guides.args import TrajectoryGuide
 from trimtab.models.hf import HFModel
-from trimtab.models.value import token_rewards
+from trimtab.models.rewards.stepwise import token_rewards
+from trimtab.storage.loading import load_guide
 from trimtab.testing import check_guide
 
 

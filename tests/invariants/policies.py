@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trimtab.answers import Answer
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 
 
 def steps(decoder: Decoder, answer: Answer) -> Iterator[tuple[tuple[int, ...], Tensor]]:

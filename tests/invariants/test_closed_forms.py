@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.invariants.policies import policies_at, walk
 from trimtab.core import Guide
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
 

@@ -15,7 +15,7 @@ import torch
 from scipy.stats import chisquare
 
 from trimtab.core import Guide
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
 

@@ -16,12 +16,12 @@ import torch
 from tests.agents.test_equality import PROMPTS, world
 from tests.invariants.test_frequencies import BASE, CASES, GUIDES, PROMPT, Case, expected
 from trimtab.answers import Answer
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.guides.agent import Agent
+from trimtab.methods.best_of_n import BestOfN
+from trimtab.methods.method import Guided
 from trimtab.models.tabular import TabularModel
-from trimtab.policies.best_of_n import BestOfN
-from trimtab.policies.policy import Guided
-from trimtab.scorers import Scorer
+from trimtab.storage.scorers import Scorer
 
 GREEDY = {"greedy": Case(temperature=0.0), "greedy and guided": Case({"expert": 1.0, "other": 0.5}, temperature=0.0)}
 

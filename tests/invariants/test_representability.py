@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from tests.invariants.policies import policies_at
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
-from trimtab.training.losses import arm_loss, sequence_logprobs
+from trimtab.training.pairs.losses import arm_loss, sequence_logprobs
 
 PROMPT = (1,)
 BETA = 0.8

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trimtab.core import Candidates, ModelSession, TokenIds
 from trimtab.guides.arm import ARM, ARMSession
+from trimtab.mixing.rules import NEVER, FirstAccepted, Tilt
 from trimtab.models.tabular import TabularModel, TabularSession
-from trimtab.rules import NEVER, FirstAccepted, Tilt
 from trimtab.testing import LawViolation, check_guide, check_model, check_rule, laws
 
 V = 6

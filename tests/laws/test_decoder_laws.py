@@ -12,14 +12,14 @@ from torch import Tensor
 
 from tests.laws.test_guide_laws import random_lora
 from tests.laws.tiny_models import PROMPTS, tiny_model
-from trimtab import batch, lanes
 from trimtab.answers import Answer
 from trimtab.core import Candidates, Guide, LanguageModel, ModelSession, SamplingParams
-from trimtab.decoding import Decoder
-from trimtab.forms import SHIFT
+from trimtab.decoding import batch, lanes
+from trimtab.decoding.decoder import Decoder
 from trimtab.guides.arm import ARM, AdapterARM, ARMSession
+from trimtab.mixing.forms import SHIFT
+from trimtab.models.forward.trunk import Row, Trunk
 from trimtab.models.tabular import TabularModel
-from trimtab.models.trunk import Row, Trunk
 from trimtab.testing import LawViolation, laws
 
 COMPANY = "a seeded request gives the same tokens alone and in any company"

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from tests.tiny import byte_llama, byte_tokenizer, tiny_module, write_lora
 from trimtab.core import Candidates, Guide, LanguageModel, ModelSession, SamplingParams, Selection, TokenIds
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import TrimtabError
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM, ARMSession
-from trimtab.loading import load_guide
+from trimtab.mixing.rules import ACCEPTING_RULES
 from trimtab.models.hf import HFModel
-from trimtab.rules import ACCEPTING_RULES
+from trimtab.storage.loading import load_guide
 
 Asked = tuple[list[int], SamplingParams]
 Found = list[int | str | None]

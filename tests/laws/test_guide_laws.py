@@ -8,10 +8,10 @@ from torch import Tensor
 
 from tests.laws.tiny_models import FAMILIES, PROMPTS, tiny_model
 from trimtab.core import Guide
-from trimtab.forms import SHIFT
 from trimtab.guides.arm import ARM, AdapterARM
+from trimtab.mixing.forms import SHIFT
+from trimtab.models.adapters.lora import LoRA
 from trimtab.models.hf import HFModel
-from trimtab.models.lora import LoRA
 from trimtab.models.tabular import TabularModel
 from trimtab.testing import check_guide
 

@@ -7,7 +7,7 @@ import torch
 
 from trimtab.core import Candidates
 from trimtab.errors import OptionError
-from trimtab.rules import ACCEPTING_RULES, NEVER, FirstAccepted, MostAccepted, RandomAccepted, Tilt
+from trimtab.mixing.rules import ACCEPTING_RULES, NEVER, FirstAccepted, MostAccepted, RandomAccepted, Tilt
 from trimtab.testing import check_rule
 
 

@@ -17,15 +17,15 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from trimtab import batch
 from trimtab.core import Guide, SamplingParams, Selection, TokenIds
-from trimtab.decoding import Decoder
+from trimtab.decoding import batch
+from trimtab.decoding.decoder import Decoder
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM
+from trimtab.mixing.noise import step_keys, uniforms
+from trimtab.mixing.rules import FirstAccepted, MostAccepted, RandomAccepted
+from trimtab.mixing.sampling import draw, final_policy, penalise_repetition, plausible
 from trimtab.models.tabular import TabularModel
-from trimtab.noise import step_keys, uniforms
-from trimtab.rules import FirstAccepted, MostAccepted, RandomAccepted
-from trimtab.sampling import draw, final_policy, penalise_repetition, plausible
 from trimtab.testing import LawViolation
 
 LAW = "a seeded answer changes with the numbers' last digits as often as arithmetic predicts"

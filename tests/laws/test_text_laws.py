@@ -8,10 +8,10 @@ import pytest
 
 from tests.tiny_tokenizers import KINDS, made
 from trimtab.errors import OptionError
-from trimtab.models import decoders
 from trimtab.models.hf import HFTokenizer
 from trimtab.models.tabular import TabularModel
-from trimtab.spelling import ByteSpelling, PieceSpelling, Spelling
+from trimtab.models.tokenizing import decoders
+from trimtab.models.tokenizing.spelling import ByteSpelling, PieceSpelling, Spelling
 from trimtab.testing import LawViolation, check_tokenizer
 
 

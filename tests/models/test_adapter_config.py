@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import tiny_module, write_lora
 from trimtab.errors import CheckpointError
-from trimtab.models import adapter_files
-from trimtab.models.adapter_config import Targets, block_of, check_neutral
-from trimtab.models.lora import LoRA
+from trimtab.models.adapters import files as adapter_files
+from trimtab.models.adapters.config import Targets, block_of, check_neutral
+from trimtab.models.adapters.lora import LoRA
 
 DEFAULTS = json.loads(json.dumps(peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear").to_dict()))
 

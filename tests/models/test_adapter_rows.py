@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from tests.tiny import FLATTENED, tiny_module
 from trimtab.errors import BaseMismatchError, CheckpointError, CompatibilityError
-from trimtab.models.backbone import Backbone
+from trimtab.models.adapters.lora import LoRA
+from trimtab.models.adapters.row_layers import Placement, row_layers
+from trimtab.models.adapters.row_lora import routed
 from trimtab.models.hf import HFModel
-from trimtab.models.lora import LoRA
-from trimtab.models.row_layers import Placement, row_layers
-from trimtab.models.row_lora import routed
+from trimtab.models.networks.backbone import Backbone
 from trimtab.testing import check_guide, check_model
 
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [12, 13], [14, 15, 16, 17, 18]]

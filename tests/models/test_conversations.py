@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from trimtab.core import Chat
 from trimtab.errors import PromptError
-from trimtab.models.conversations import Conversations, Exchange
 from trimtab.models.hf import HFTokenizer
+from trimtab.models.tokenizing.conversations import Conversations, Exchange
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<end>", "<think>", "</think>")
 BOS, EOS, END = 1, 2, 3

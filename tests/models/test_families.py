@@ -12,10 +12,10 @@ import transformers
 from tests import families
 from tests.tiny import VOCAB, tiny_module
 from trimtab.errors import CompatibilityError
-from trimtab.models import probing
+from trimtab.models.forward.row_cache import Layout, Reach
 from trimtab.models.hf import HFModel
-from trimtab.models.kinds import refusing
-from trimtab.models.rows import Layout, Reach
+from trimtab.models.networks import probing
+from trimtab.models.networks.kinds import refusing
 
 RUN = {
     "opt": "positions from a table that begins at an offset",

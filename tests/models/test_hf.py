@@ -11,8 +11,8 @@ import torch
 
 from tests.tiny import FAMILIES, VOCAB, tiny_module, tiny_tokenizer, write_lora
 from trimtab.errors import BaseMismatchError, CheckpointError, CompatibilityError, NotFiniteError, PromptError
-from trimtab.loading import load_guide
 from trimtab.models.hf import HFModel
+from trimtab.storage.loading import load_guide
 
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17, 18, 19]]
 

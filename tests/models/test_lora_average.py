@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.tiny import tiny_module, tiny_tokenizer, write_lora
 from trimtab.errors import BaseMismatchError, OptionError, VocabularyMismatchError
+from trimtab.models.adapters.lora import LoRA, average, average_factors
 from trimtab.models.hf import HFModel
-from trimtab.models.lora import LoRA, average, average_factors
 
 IDS = [3, 4, 5, 6, 7]
 

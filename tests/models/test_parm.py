@@ -13,14 +13,14 @@ import torch
 from tests.laws.tiny_models import PROMPTS, tiny_model
 from tests.tiny import write_lora
 from tests.tiny_parm import OBJECTIVES, SCALE, random_tensors, write_parm
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import BaseMismatchError, CheckpointError, OptionError
 from trimtab.guides.arm import ARM, AdapterARM
 from trimtab.guides.parm import PARM, check_preference, corner, middle
-from trimtab.loading import load_guide, load_parm, save_guide
+from trimtab.models.adapters.bilinear import PreferenceLoRA
+from trimtab.models.adapters.lora import LoRA
 from trimtab.models.hf import HFModel
-from trimtab.models.lora import LoRA
-from trimtab.models.parm import PreferenceLoRA
+from trimtab.storage.loading import load_guide, load_parm, save_guide
 from trimtab.testing import check_guide
 
 VECTORS = [(1.0, 0.0), (0.0, 1.0), (0.7, 0.3), (0.5, 0.5)]

@@ -15,13 +15,14 @@ from tests.laws.test_decoder_laws import WORLDS, check_company
 from tests.models.test_hf import assert_rows
 from tests.tiny import FAMILIES, tiny_module, write_lora
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.guides.arm import ARM
-from trimtab.loading import load_guide
-from trimtab.models import hf, prefixes
+from trimtab.models import hf
+from trimtab.models.forward import prefixes
+from trimtab.models.forward.prefixes import in_common, lend
+from trimtab.models.forward.trunk import Row, Trunk
 from trimtab.models.hf import HFModel
-from trimtab.models.prefixes import in_common, lend
-from trimtab.models.trunk import Row, Trunk
+from trimtab.storage.loading import load_guide
 
 TEMPLATE = [7, *range(2, 32)]
 

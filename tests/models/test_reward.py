@@ -16,7 +16,7 @@ from tests.tiny import tiny_module, tiny_tokenizer
 from tests.tiny_rewards import tiny_encoder_tokenizer, tiny_reward_model, tiny_reward_module, write_reward_model
 from trimtab.core import Prompt
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, OptionError, PromptError
-from trimtab.models.reward import RewardModel, load_reward_model
+from trimtab.models.rewards.whole import RewardModel, load_reward_model
 
 FAMILIES = ("llama", "qwen2", "bert")
 PROMPTS: list[Prompt] = ["w1 w2", "w3", [{"role": "user", "content": "w4 w5 w6"}], "w7 w8 w9 w10 w11 w12", ""]

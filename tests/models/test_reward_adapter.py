@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_module, tiny_tokenizer, write_lora
 from trimtab.errors import BaseMismatchError, CheckpointError, CompatibilityError
 from trimtab.models.hf import HFModel
-from trimtab.models.reward_adapter import merged_reward_module, with_score_head
-from trimtab.models.value import load_adapter_rewards
+from trimtab.models.rewards.adapter import merged_reward_module, with_score_head
+from trimtab.models.rewards.stepwise import load_adapter_rewards
 
 IDS = torch.tensor([[0, 5, 9, 11, 40]])
 HEAD = torch.linspace(-1, 1, 32)[None]

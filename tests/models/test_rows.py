@@ -13,9 +13,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tests.tiny import FAMILIES, tiny_module
 from trimtab.errors import CompatibilityError
+from trimtab.models.forward.row_cache import Layout, RowCache
 from trimtab.models.hf import HFModel
-from trimtab.models.kinds import cache_argument
-from trimtab.models.rows import Layout, RowCache
+from trimtab.models.networks.kinds import cache_argument
 
 CPU = torch.device("cpu")
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from tests.laws.test_decoder_laws import WORLDS, check_company
 from tests.models.test_hf import assert_rows
 from tests.tiny import tiny_module
-from trimtab.models import rows, shelves, trunk
+from trimtab.models.forward import row_cache as rows
+from trimtab.models.forward import shelves, trunk
+from trimtab.models.forward.row_cache import Layout, RowCache, RowLayer, give_back
+from trimtab.models.forward.shelves import Row, Shelves, bound, cut
+from trimtab.models.forward.trunk import Trunk, TrunkSession
 from trimtab.models.hf import HFModel
-from trimtab.models.rows import Layout, RowCache, RowLayer, give_back
-from trimtab.models.shelves import Row, Shelves, bound, cut
-from trimtab.models.trunk import Trunk, TrunkSession
 
 LONG = 700
 

@@ -12,16 +12,16 @@ import pytest
 from tests.tiny import tiny_module, tiny_tokenizer
 from tests.tiny_rewards import write_reward_model
 from trimtab.core import Prompt, SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError
 from trimtab.guides.arm import ARM
+from trimtab.methods.best_of_n import BestOfN
+from trimtab.methods.catalogue import METHODS, build_policy, check_method
+from trimtab.methods.method import Guided, Policy, Strength, derived_seed, number, numbers
+from trimtab.methods.rewriting import Rewriting
+from trimtab.methods.segments import SegmentRejection
 from trimtab.models.hf import HFModel
-from trimtab.policies.best_of_n import BestOfN
-from trimtab.policies.methods import METHODS, build_policy, check_method
-from trimtab.policies.policy import Guided, Policy, Strength, derived_seed, number, numbers
-from trimtab.policies.rewriting import Rewriting
-from trimtab.policies.segments import SegmentRejection
-from trimtab.scorers import Scorer
+from trimtab.storage.scorers import Scorer
 
 MODEL = HFModel(tiny_module("llama"), tiny_tokenizer())
 PROMPTS: list[Prompt] = ["w3 w4 w5", "w7", [{"role": "user", "content": "w8 w9"}]]

@@ -15,14 +15,14 @@ pytest.importorskip("fastapi")
 import uvicorn
 
 from tests.tiny import byte_llama, byte_tokenizer, write_lora
-from trimtab.cli.connections import HTTPServer, configured
-from trimtab.decoding import Decoder
-from trimtab.loading import load_guide
+from trimtab.decoding.decoder import Decoder
 from trimtab.models.hf import HFModel
 from trimtab.serving.app import Service, create_app
 from trimtab.serving.asking import Catalogue
-from trimtab.serving.engine import Engine
+from trimtab.serving.batch_thread import Engine
+from trimtab.serving.connections import HTTPServer, configured
 from trimtab.serving.limits import Limits
+from trimtab.storage.loading import load_guide
 
 GUIDES = ("up", "down")
 PRESETS = {"kinder": {"up": 1.5}, "odd": {"up": 1.0, "down": -0.5}}

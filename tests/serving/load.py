@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from trimtab.core import Prompt, SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.prompts import encode_prompt
 
 WORDS = ("a ship", "turns", "the small flap", "🙂 🛥️", "帆を上げる", "naïve", "rudder;", "\n", "0.25", "{}", "…", "wind")

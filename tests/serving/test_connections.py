@@ -14,7 +14,7 @@ import pytest
 from tests.server_process import until
 from tests.serving.conftest import Running, Start
 from tests.serving.raw import Reply, ask, connect, reply_of, request
-from trimtab.cli.connections import connections_for
+from trimtab.serving.connections import connections_for
 from trimtab.serving.limits import Limits
 
 BODY = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 4}).encode()

@@ -13,12 +13,12 @@ from tests.faults import FIRST, STAGES, always, faulty_request, planted, sound_r
 from tests.serving.conftest import Start
 from tests.serving.test_http import call
 from trimtab.core import Prompt, SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import UnexpectedError
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
 from trimtab.serving.asking import Catalogue
-from trimtab.serving.engine import Engine, Event, Job
+from trimtab.serving.batch_thread import Engine, Event, Job
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
 

@@ -11,11 +11,11 @@ import pytest
 
 from tests.server_process import until
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import DeadlineError, OptionError, PromptError, QueueFullError, StoppedError
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
-from trimtab.serving.engine import Engine, Event, Job
+from trimtab.serving.batch_thread import Engine, Event, Job
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
 

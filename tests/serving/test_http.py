@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.serving.conftest import Running, Start
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.models.hf import HFModel
 from trimtab.serving.asking import Catalogue

@@ -25,10 +25,10 @@ from tests.serving.conftest import GUIDES, Start
 from tests.serving.load import Asked, Seen, hang_up, pool, stream, visit, whole
 from tests.tiny import byte_tokenizer, write_lora
 from trimtab.answers import Step
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
+from trimtab.models.forward.shelves import bound
+from trimtab.models.forward.trunk import TrunkSession
 from trimtab.models.hf import HFModel
-from trimtab.models.shelves import bound
-from trimtab.models.trunk import TrunkSession
 from trimtab.serving.limits import Limits
 from trimtab.serving.memory import Memory, plan
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.tiny import tiny_module, write_lora
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError
-from trimtab.loading import load_guide
 from trimtab.models.hf import HFModel
 from trimtab.models.tabular import TabularModel
 from trimtab.serving import memory
 from trimtab.serving.limits import Limits
 from trimtab.serving.memory import Memory, memory_of, plan
+from trimtab.storage.loading import load_guide
 
 GIB = 1 << 30
 UNIT = 384

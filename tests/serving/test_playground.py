@@ -18,14 +18,14 @@ from tests.serving.conftest import Running, Start
 from tests.tiny import BYTE_TEMPLATE, byte_llama, byte_tokenizer
 from trimtab.answers import Alternative, Choice, TokenTrace, Trial
 from trimtab.core import Chat
-from trimtab.decoding import Decoder
-from trimtab.evaluation.trace import explain_tokens
-from trimtab.evaluation.trace_page import trace_page
+from trimtab.decoding.decoder import Decoder
+from trimtab.evaluation.explaining.trace import explain_tokens
+from trimtab.evaluation.explaining.trace_page import trace_page
+from trimtab.mixing.tracing import SHARE, shares_of
 from trimtab.models.hf import HFModel
 from trimtab.serving.asking import Catalogue
 from trimtab.serving.limits import Limits
 from trimtab.serving.wire import explained
-from trimtab.tracing import SHARE, shares_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
 expect = playwright.expect

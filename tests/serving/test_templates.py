@@ -11,7 +11,7 @@ from tests.serving.conftest import Running, Start
 from tests.serving.test_http import CHAT, call, chat
 from tests.tiny import byte_llama, byte_tokenizer
 from trimtab.core import Chat
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.models.hf import HFModel
 from trimtab.serving.asking import Catalogue
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trimtab.models.hf import HFTokenizer, load_pretrained
-from trimtab.training.formats import PreferencePair
+from trimtab.training.pairs.formats import PreferencePair
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}"

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.training.formats import PreferencePair
+from trimtab.training.pairs.formats import PreferencePair
 
 _RUN = """
 import importlib, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-from trimtab.training.formats import PreferencePair
+from trimtab.training.pairs.formats import PreferencePair
 module, kind, train, model, out, settings, pairs, held, step = json.loads(sys.argv[1])
 method = importlib.import_module(module)
 read = lambda rows: [PreferencePair(tuple(prompt), chosen, rejected) for prompt, chosen, rejected in rows]

@@ -15,9 +15,9 @@ import peft
 from tests.models.test_adapter_rows import Regrouped, Unreached, check_against_peft, with_feed_forward
 from tests.tiny import FLATTENED, tiny_module
 from trimtab.errors import OptionError
-from trimtab.models.reward_adapter import with_score_head
-from trimtab.training.adapter_targets import adapter_config
-from trimtab.training.settings import ArmSettings
+from trimtab.models.rewards.adapter import with_score_head
+from trimtab.training.run.adapter_targets import adapter_config
+from trimtab.training.run.settings import ArmSettings
 
 
 def adapted(config: Any, module: Any) -> set[str]:

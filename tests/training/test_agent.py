@@ -22,7 +22,7 @@ pytest.importorskip("torchrl")
 import safetensors.torch
 
 from trimtab.core import Prompt
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import (
     CheckpointError,
     DataError,
@@ -32,11 +32,12 @@ from trimtab.errors import (
     PromptError,
 )
 from trimtab.guides.agent import Agent
-from trimtab.loading import load_guide
 from trimtab.models.tabular import TabularModel
-from trimtab.training import agent as agent_module
-from trimtab.training import agent_scoring, checkpoints
-from trimtab.training.agent import AgentResult, AgentReward, AgentSettings, TrainProgress, train_agent
+from trimtab.storage.loading import load_guide
+from trimtab.training.agent import train as agent_module
+from trimtab.training.agent.train import AgentResult, AgentReward, AgentSettings, TrainProgress, train_agent
+from trimtab.training.run import checkpoints
+from trimtab.training.run import rating as agent_scoring
 
 
 class Revealing(TabularModel):
@@ -334,7 +335,7 @@ import torch
 torch.set_num_threads(1)
 import safetensors.torch
 from trimtab.models.tabular import TabularModel
-from trimtab.training.agent import AgentReward, AgentSettings, train_agent
+from trimtab.training.agent.train import AgentReward, AgentSettings, train_agent
 how, out, settings, prompts = json.loads(sys.argv[1])
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 letters = lambda prompts, texts: [float(len(set(text))) for text in texts]

@@ -20,10 +20,10 @@ from ray.cluster_utils import Cluster
 from tests.training.test_agent_workers import PROMPTS, SETTINGS
 from trimtab.core import Prompt
 from trimtab.errors import ModelError, OptionError
-from trimtab.training import agent as agent_module
-from trimtab.training.agent import AgentReward, AgentSettings, ModelSource, TrainProgress, train_agent
-from trimtab.training.rollouts import BaseFacts, LocalRollouts
-from trimtab.training.workers import RayRollouts, agreed, part_of_gpu, room_for
+from trimtab.training.agent import train as agent_module
+from trimtab.training.agent.rollouts import BaseFacts, LocalRollouts
+from trimtab.training.agent.train import AgentReward, AgentSettings, ModelSource, TrainProgress, train_agent
+from trimtab.training.agent.workers import RayRollouts, agreed, part_of_gpu, room_for
 
 
 def test_every_worker_gets_a_gpu_or_a_part_that_lets_all_fit() -> None:

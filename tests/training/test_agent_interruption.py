@@ -15,11 +15,11 @@ import pytest
 pytest.importorskip("torchrl")
 
 from trimtab.errors import OptionError
-from trimtab.training import checkpoints
-from trimtab.training.agent import AgentSettings, TrainProgress
-from trimtab.training.agent_outlook import waiting
-from trimtab.training.interruption import Interrupted
-from trimtab.training.pace import duration
+from trimtab.training.agent.outlook import waiting
+from trimtab.training.agent.train import AgentSettings, TrainProgress
+from trimtab.training.run import checkpoints
+from trimtab.training.run.interruption import Interrupted
+from trimtab.training.run.pace import duration
 
 from .test_agent import SETTINGS, assert_same, train
 
@@ -98,7 +98,7 @@ def test_checkpoints_come_by_minutes(tmp_path: Path) -> None:
     def look(at: TrainProgress) -> None:
         seen.append(checkpoints.step_of(checkpoints.last_good(checkpoints.workspace_of(tmp_path / "agent"))))
 
-    from trimtab.training import agent_run
+    from trimtab.training.agent import run as agent_run
 
     settings = dataclasses.replace(ALONE, save_minutes=1e-9, logging_episodes=14)
     with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("torchrl")
 
 from trimtab.errors import CheckpointError
-from trimtab.training.replay import Replay
+from trimtab.training.agent.replay import Replay
 
 LENGTHS = (3, 7, 1, 5, 9, 2, 2, 6, 4, 8)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trimtab.training.agent_rewards import (
+from trimtab.training.agent.rewards import (
     base_logprobs,
     conditional_logprobs,
     decision_entropy,

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from trimtab.core import Candidates, LanguageModel
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import CheckpointError, ModelError, NotFiniteError, PromptError
 from trimtab.guides.agent import AgentNetwork
+from trimtab.mixing.noise import step_key, uniforms
 from trimtab.models.tabular import TabularModel
-from trimtab.noise import step_key, uniforms
-from trimtab.training import agent_recorder
-from trimtab.training.agent_recorder import Episode, Recorder, seed_of
-from trimtab.training.agent_settings import AgentSettings
-from trimtab.training.rollouts import LocalRollouts, Plan, Rollout, split
+from trimtab.training.agent import recorder as agent_recorder
+from trimtab.training.agent.recorder import Episode, Recorder, seed_of
+from trimtab.training.agent.rollouts import LocalRollouts, Plan, Rollout, split
+from trimtab.training.agent.settings import AgentSettings
 
 MODEL = TabularModel.random(9, seed=3, scale=2.5)
 """Peaked: some steps have one survivor, others several; 0 ends an answer."""

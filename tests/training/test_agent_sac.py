@@ -17,8 +17,8 @@ from tensordict import TensorDict
 
 from trimtab.errors import NotFiniteError
 from trimtab.guides.agent import AgentNetwork
-from trimtab.training.agent_settings import AgentSettings
-from trimtab.training.sac import Learner
+from trimtab.training.agent.sac import Learner
+from trimtab.training.agent.settings import AgentSettings
 
 WIDTH, BATCH = 6, 32
 SETTINGS = AgentSettings(

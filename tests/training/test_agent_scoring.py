@@ -10,8 +10,8 @@ import pytest
 
 from trimtab.core import Prompt
 from trimtab.errors import ModelError, OptionError
-from trimtab.training.agent_scoring import PATIENCE, Rater, source_of
-from trimtab.training.agent_settings import AgentReward, AgentSettings
+from trimtab.training.run.rating import PATIENCE, Rater, source_of
+from trimtab.training.run.rewards import AgentReward
 
 
 def length(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
@@ -26,7 +26,7 @@ REWARDS = [AgentReward("length", length, 2.0), AgentReward("vowels", vowels, -1.
 
 
 def test_scores_are_added_with_their_multipliers_and_less_the_baseline() -> None:
-    rater = Rater(REWARDS, AgentSettings(baseline=1.5, reward_scale=0.5))
+    rater = Rater(REWARDS, baseline=1.5, reward_scale=0.5)
     (rating,) = rater.rate([0], ["p"], ["abce"])
     assert rating is not None
     assert rating.scores == {"length": 4.0, "vowels": 2.0}
@@ -35,7 +35,7 @@ def test_scores_are_added_with_their_multipliers_and_less_the_baseline() -> None
 
 
 def test_the_bases_answer_is_asked_for_once_and_is_the_baseline_of_its_prompt() -> None:
-    rater = Rater(REWARDS, AgentSettings(baseline="base"))
+    rater = Rater(REWARDS, baseline="base")
     assert rater.needs_base([3, 1, 3]) == [0, 1]
     rater.learn_baselines([3, 1], ["p", "q"], ["bb", "aaa"])
     assert rater.baselines == {3: 4.0, 1: 3.0}
@@ -49,7 +49,7 @@ def test_an_answer_without_a_reward_is_left_out_and_counted(bad: float, caplog: 
     def broken(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         return [bad if text == "?" else 1.0 for text in texts]
 
-    rater = Rater([AgentReward("cost", broken, -1.0)], AgentSettings())
+    rater = Rater([AgentReward("cost", broken, -1.0)])
     with caplog.at_level(logging.WARNING):
         found = rater.rate([0, 1, 2], ["p"] * 3, ["a", "?", "b"])
     assert [rating is None for rating in found] == [False, True, False]
@@ -58,7 +58,7 @@ def test_an_answer_without_a_reward_is_left_out_and_counted(bad: float, caplog: 
 
 
 def test_a_prompt_whose_baseline_is_not_a_number_is_left_out() -> None:
-    rater = Rater(REWARDS, AgentSettings(baseline="base"))
+    rater = Rater(REWARDS, baseline="base")
     rater.learn_baselines([0], ["p"], ["why?"])
     assert rater.baselines == {0: None}
     assert rater.rate([0], ["p"], ["because"]) == [None]
@@ -66,7 +66,7 @@ def test_a_prompt_whose_baseline_is_not_a_number_is_left_out() -> None:
 
 
 def test_rewards_that_are_never_numbers_end_the_run() -> None:
-    rater = Rater(REWARDS, AgentSettings())
+    rater = Rater(REWARDS)
     for _ in range(3):
         rater.rate([0] * 30, ["p"] * 30, ["?"] * 29 + ["fine"])
     with pytest.raises(ModelError, match=rf"{PATIENCE} episodes in a row .*reward vowels is nan"):
@@ -74,25 +74,25 @@ def test_rewards_that_are_never_numbers_end_the_run() -> None:
 
 
 def test_a_scorer_that_miscounts_is_named() -> None:
-    rater = Rater([AgentReward("short", lambda prompts, texts: [1.0])], AgentSettings())
+    rater = Rater([AgentReward("short", lambda prompts, texts: [1.0])])
     with pytest.raises(ModelError, match="short gave 1 rewards for 2 texts"):
         rater.rate([0, 1], ["p", "q"], ["a", "b"])
 
 
 def test_a_scorer_is_found_by_name_and_an_unknown_one_refused() -> None:
     with pytest.raises(OptionError, match="Unknown scorer 'sentimant'"):
-        Rater([AgentReward("mood", "sentimant")], AgentSettings())
-    rater = Rater([AgentReward("mood", f"{__name__}:length")], AgentSettings())
+        Rater([AgentReward("mood", "sentimant")])
+    rater = Rater([AgentReward("mood", f"{__name__}:length")])
     (rating,) = rater.rate([0], ["p"], ["abc"])
     assert rating is not None
     assert rating.total == 3.0
 
 
 def test_a_restored_rater_remembers() -> None:
-    rater = Rater(REWARDS, AgentSettings(baseline="base"))
+    rater = Rater(REWARDS, baseline="base")
     rater.learn_baselines([0, 5], ["p", "q"], ["why?", "aa"])
     rater.rate([0, 0], ["p", "p"], ["a", "b"])
-    restored = Rater(REWARDS, AgentSettings(baseline="base"))
+    restored = Rater(REWARDS, baseline="base")
     restored.restore(rater.state())
     assert (restored.state(), restored.num_dropped) == (rater.state(), 2)
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from trimtab.errors import OptionError
-from trimtab.training.agent_settings import AgentReward, AgentSettings, check_rewards
+from trimtab.training.agent.settings import AgentSettings
+from trimtab.training.run.rewards import AgentReward, check_rewards
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no episode": ({"episodes": 0}, "episodes is 0; give a whole number of at least 1"),

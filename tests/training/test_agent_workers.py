@@ -21,13 +21,13 @@ import safetensors.torch
 
 from trimtab.core import Prompt
 from trimtab.errors import CheckpointError, ModelError, OptionError, PromptError
-from trimtab.loading import load_model
-from trimtab.training import agent as agent_module
-from trimtab.training import workers
-from trimtab.training.agent import AgentReward, AgentSettings, ModelSource, train_agent
-from trimtab.training.rollouts import LocalRollouts, Plan, Rollout
-from trimtab.training.sac import Learner
-from trimtab.training.workers import RayRollouts
+from trimtab.storage.loading import load_model
+from trimtab.training.agent import train as agent_module
+from trimtab.training.agent import workers
+from trimtab.training.agent.rollouts import LocalRollouts, Plan, Rollout
+from trimtab.training.agent.sac import Learner
+from trimtab.training.agent.train import AgentReward, AgentSettings, ModelSource, train_agent
+from trimtab.training.agent.workers import RayRollouts
 
 SETTINGS = AgentSettings(
     episodes=15,

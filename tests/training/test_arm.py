@@ -19,11 +19,11 @@ pytest.importorskip("trl")
 import safetensors.torch
 
 from trimtab.errors import CheckpointError, DataError, NotFiniteError, OptionError, OutputExistsError
-from trimtab.loading import load_guide, load_model
-from trimtab.training import checkpoints
-from trimtab.training import run as run_module
-from trimtab.training.arm import ArmSettings, TrainProgress, train_arm
-from trimtab.training.data import PairData, fingerprint
+from trimtab.storage.loading import load_guide, load_model
+from trimtab.training.arm.train import ArmSettings, TrainProgress, train_arm
+from trimtab.training.pairs.data import PairData, fingerprint
+from trimtab.training.run import checkpoints
+from trimtab.training.run import run as run_module
 
 from .conftest import vowel_pairs
 
@@ -285,7 +285,7 @@ def test_a_setting_out_of_range_is_refused_by_name(name: str) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimtab.training import trainer
+    from trimtab.training.arm import trainer
 
     monkeypatch.setattr(trainer, "token_logprobs", lambda logits, labels: logits.sum(-1) * float("nan"))
     with pytest.raises(NotFiniteError, match=r"The loss is nan at step 2"):
@@ -300,8 +300,8 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from trimtab.training.arm import ArmSettings, train_arm
-from trimtab.training.formats import PreferencePair
+from trimtab.training.arm.train import ArmSettings, train_arm
+from trimtab.training.pairs.formats import PreferencePair
 how, model, out, settings, pairs, held = json.loads(sys.argv[1])
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 read = lambda rows: [PreferencePair(tuple(prompt), chosen, rejected) for prompt, chosen, rejected in rows]
@@ -397,8 +397,8 @@ def test_a_finished_run_has_nothing_left_to_do(finished: Path, tiny: str, monkey
 
 TOGETHER = """
 import json, sys
-from trimtab.training.arm import ArmSettings, train_arm
-from trimtab.training.formats import PreferencePair
+from trimtab.training.arm.train import ArmSettings, train_arm
+from trimtab.training.pairs.formats import PreferencePair
 model, out, settings, pairs, held = json.loads(sys.argv[1])
 read = lambda rows: [PreferencePair(tuple(prompt), chosen, rejected) for prompt, chosen, rejected in rows]
 settings["lora_targets"], settings["report_to"] = tuple(settings["lora_targets"]), tuple(settings["report_to"])

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from trimtab.training.batches import PairCollator, evaluation_order, training_order
-from trimtab.training.tokens import TokenPair
+from trimtab.training.pairs.batches import PairCollator, evaluation_order, training_order
+from trimtab.training.pairs.tokens import TokenPair
 
 
 def pairs_of(*lengths: int) -> list[TokenPair]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from trimtab.training.card import few_prompts, model_card, versions, write_cards
+from trimtab.training.run.card import few_prompts, model_card, versions, write_cards
 
 CARD = {
     "format": 1,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.errors import CheckpointError, InputError, OptionError, OutputExistsError
-from trimtab.training.checkpoints import (
+from trimtab.training.run.checkpoints import (
     SEAL,
     check_output,
     cut_curve,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.errors import DataError, OptionError
-from trimtab.training.data import PreferencePair, fingerprint, hold_out, read_pairs, sample, without_stock
+from trimtab.training.pairs.data import PreferencePair, fingerprint, hold_out, read_pairs, sample, without_stock
 
 from .conftest import vowel_pairs, write_rows
 

@@ -17,12 +17,12 @@ pytest.importorskip("trl")
 import safetensors.torch
 
 from trimtab.errors import OptionError
-from trimtab.loading import load_guide, load_model
-from trimtab.training import checkpoints, run
-from trimtab.training.data import PairData
-from trimtab.training.dpo import DpoSettings, train_dpo
-from trimtab.training.dpo_trainer import PairDpoTrainer, build_dpo_trainer, dpo_config
-from trimtab.training.tokens import TokenData, TokenPair
+from trimtab.storage.loading import load_guide, load_model
+from trimtab.training.dpo.train import DpoSettings, train_dpo
+from trimtab.training.dpo.trainer import PairDpoTrainer, build_dpo_trainer, dpo_config
+from trimtab.training.pairs.data import PairData
+from trimtab.training.pairs.tokens import TokenData, TokenPair
+from trimtab.training.run import checkpoints, run
 
 from .conftest import vowel_pairs
 from .interrupted import curve_of, kill_at
@@ -143,7 +143,7 @@ def test_at_weight_1_it_is_the_policy_that_was_trained(finished: Path, tiny: str
     from transformers import AutoModelForCausalLM
 
     from trimtab.core import SamplingParams
-    from trimtab.decoding import Decoder
+    from trimtab.decoding.decoder import Decoder
 
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), str(finished)).eval()
     decoder = Decoder(load_model(tiny), {"policy": load_guide(finished)})
@@ -184,7 +184,7 @@ def test_a_killed_run_goes_on_exactly(finished: Path, tiny: str, tmp_path: Path)
 def test_a_finished_run_of_another_method_is_not_taken_for_its_own(
     finished: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trimtab.training.reward import RewardSettings, train_reward
+    from trimtab.training.reward.train import RewardSettings, train_reward
 
     monkeypatch.setattr(run, "load_model", lambda *args, **options: pytest.fail("loaded a model"))
     data = PairData(tuple(PAIRS), ("pairs.jsonl",))

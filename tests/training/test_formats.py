@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trimtab.errors import OptionError
-from trimtab.training.formats import PreferencePair, RowError, TieError, convert, detect
+from trimtab.training.pairs.formats import PreferencePair, RowError, TieError, convert, detect
 
 USER = {"role": "user", "content": "Which way?"}
 LEFT, RIGHT = {"role": "assistant", "content": "Left."}, {"role": "assistant", "content": "Right."}

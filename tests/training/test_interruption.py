@@ -21,14 +21,14 @@ pytest.importorskip("trl")
 import safetensors.torch
 
 from trimtab.core import Prompt
-from trimtab.training import checkpoints
-from trimtab.training.arm import ArmSettings, train_arm
-from trimtab.training.dpo import DpoSettings, train_dpo
-from trimtab.training.interruption import Interrupted, interruptible
-from trimtab.training.parm import ParmSettings, train_parm
-from trimtab.training.reward import RewardSettings, train_reward
-from trimtab.training.rl import AgentReward, RLSettings, train_rl
-from trimtab.training.settings import TrainProgress
+from trimtab.training.arm.train import ArmSettings, train_arm
+from trimtab.training.dpo.train import DpoSettings, train_dpo
+from trimtab.training.parm.train import ParmSettings, train_parm
+from trimtab.training.reward.train import RewardSettings, train_reward
+from trimtab.training.rl.train import AgentReward, RLSettings, train_rl
+from trimtab.training.run import checkpoints
+from trimtab.training.run.interruption import Interrupted, interruptible
+from trimtab.training.run.settings import TrainProgress
 
 from .conftest import vowel_pairs
 
@@ -251,7 +251,7 @@ def test_the_second_signal_ends_at_once_and_saves_nothing(tiny: str, tmp_path: P
 def test_a_signal_while_the_result_is_measured_loses_no_step(
     save_steps: int, whole: Callable[[str], Path], tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trimtab.training.meter import PairMeter
+    from trimtab.training.pairs.meter import PairMeter
 
     add = PairMeter.add
 
@@ -312,7 +312,7 @@ def test_checkpoints_come_by_minutes_as_well_as_by_steps(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from trimtab.training import cadence
+    from trimtab.training.run import cadence
 
     monkeypatch.setattr(cadence, "MAX_SHARE", 1e9)  # of the time, however little it takes here
     with caplog.at_level(logging.DEBUG, logger="trimtab"):
@@ -322,7 +322,7 @@ def test_checkpoints_come_by_minutes_as_well_as_by_steps(
 
 
 def test_a_checkpoint_that_took_long_is_not_written_as_often() -> None:
-    from trimtab.training.cadence import Clock
+    from trimtab.training.run.cadence import Clock
 
     now = 0.0
     clock = Clock(minutes=1.0, time=lambda: now)

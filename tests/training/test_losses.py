@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trimtab.training.losses import (
+from trimtab.training.pairs.losses import (
     arm_loss,
     bradley_terry_loss,
     correct,

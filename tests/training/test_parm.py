@@ -20,16 +20,16 @@ import safetensors.torch
 from trimtab.errors import CheckpointError, DataError, OptionError
 from trimtab.guides.arm import AdapterARM
 from trimtab.guides.parm import corner
-from trimtab.loading import load_guide, load_model, load_parm
+from trimtab.storage.loading import load_guide, load_model, load_parm
 from trimtab.testing import check_guide
-from trimtab.training import checkpoints
-from trimtab.training.data import PairData
-from trimtab.training.formats import PreferencePair
-from trimtab.training.losses import arm_loss
-from trimtab.training.parm import ParmSettings, train_parm
-from trimtab.training.parm_trainer import ParmTrainer, build_trainer, interleaved, parm_config
-from trimtab.training.settings import TrainProgress
-from trimtab.training.tokens import TokenData, TokenPair
+from trimtab.training.pairs.data import PairData
+from trimtab.training.pairs.formats import PreferencePair
+from trimtab.training.pairs.losses import arm_loss
+from trimtab.training.pairs.tokens import TokenData, TokenPair
+from trimtab.training.parm.train import ParmSettings, train_parm
+from trimtab.training.parm.trainer import ParmTrainer, build_trainer, interleaved, parm_config
+from trimtab.training.run import checkpoints
+from trimtab.training.run.settings import TrainProgress
 
 
 def vowel_pairs(count: int, *, seed: int = 0) -> list[PreferencePair]:
@@ -216,7 +216,7 @@ def test_the_guide_at_a_vector_is_the_trained_model_at_it(
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
-    from trimtab.models.parm import PreferenceLoRA, write
+    from trimtab.models.adapters.bilinear import PreferenceLoRA, write
 
     name = request.getfixturevalue(family)
     trainer = make(name)

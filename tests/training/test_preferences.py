@@ -10,12 +10,12 @@ import pytest
 
 from trimtab.answers import Answer
 from trimtab.core import Message
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import DataError, OptionError
 from trimtab.models.tabular import TabularModel
-from trimtab.training import preferences
-from trimtab.training.data import read_pairs
-from trimtab.training.preferences import LabelSettings, Pair, Samples, SamplingSettings
+from trimtab.training.pairs import synthetic as preferences
+from trimtab.training.pairs.data import read_pairs
+from trimtab.training.pairs.synthetic import LabelSettings, Pair, Samples, SamplingSettings
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("ab", "ba", "aab", "bba", "b")]
 SETTINGS = SamplingSettings(num_answers=3, max_new_tokens=5, seed=7)

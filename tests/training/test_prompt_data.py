@@ -6,7 +6,7 @@ import pytest
 
 from trimtab.core import Prompt
 from trimtab.errors import DataError, OptionError
-from trimtab.training.prompt_data import check_prompts, prompt_card, templated
+from trimtab.training.run.prompt_data import check_prompts, prompt_card, templated
 
 MESSAGE = [{"role": "user", "content": "ab"}]
 GIVEN: list[Prompt] = ["ab", [1, 2]]

@@ -26,12 +26,13 @@ from trimtab.errors import (
     OptionError,
     VocabularyMismatchError,
 )
-from trimtab.models.reward import RewardModel
-from trimtab.scorers import load_reward_model, load_scorer
-from trimtab.training import checkpoints, reward_trainer, run
-from trimtab.training.data import PairData
-from trimtab.training.formats import PreferencePair
-from trimtab.training.reward import RewardSettings, train_reward, untrained_reward_model
+from trimtab.models.rewards.whole import RewardModel
+from trimtab.storage.scorers import load_reward_model, load_scorer
+from trimtab.training.pairs.data import PairData
+from trimtab.training.pairs.formats import PreferencePair
+from trimtab.training.reward import trainer as reward_trainer
+from trimtab.training.reward.train import RewardSettings, train_reward, untrained_reward_model
+from trimtab.training.run import checkpoints, run
 
 from .conftest import save_model, vowel_pairs
 from .interrupted import curve_of, kill_at
@@ -322,7 +323,7 @@ def test_a_guide_of_another_kind_is_refused(copied: Path) -> None:
 
 
 def test_the_reader_of_whole_models_sends_an_adapter_to_the_right_door(finished: Path) -> None:
-    from trimtab.models.reward import load_reward_model as load_whole
+    from trimtab.models.rewards.whole import load_reward_model as load_whole
 
     with pytest.raises(CheckpointError, match=r"trimtab\.scorers\.load_reward_model"):
         load_whole(finished)

@@ -9,9 +9,9 @@ import pytest
 
 from trimtab.core import Prompt
 from trimtab.errors import ModelError, OptionError, ScoreError
-from trimtab.training.agent_scoring import PATIENCE, Rater, reward_contents
-from trimtab.training.agent_settings import AgentReward, AgentSettings
-from trimtab.training.identity import check_same
+from trimtab.training.run.identity import check_same
+from trimtab.training.run.rating import PATIENCE, Rater, reward_contents
+from trimtab.training.run.rewards import AgentReward
 
 CODE = "import helper_of_rewards\ndef score(prompts, texts):\n    return [0.5 for text in texts]\n"
 
@@ -45,13 +45,13 @@ def test_a_function_has_the_content_of_its_file() -> None:
 
 
 def test_a_reward_that_fails_names_the_prompt() -> None:
-    rater = Rater([AgentReward("mine", letters)], AgentSettings(baseline=0.0))
+    rater = Rater([AgentReward("mine", letters)], baseline=0.0)
     with pytest.raises(ScoreError, match=r"Scorer mine failed on an answer to prompt 17 \(ZeroDivisionError"):
         rater.rate([16, 17], ["a", "b"], ["fine", "odd"])
 
 
 def test_a_reward_that_is_too_large_drops_the_episode() -> None:
-    rater = Rater([AgentReward("mine", lambda prompts, texts: [1e308] * len(texts))], AgentSettings(baseline=0.0))
+    rater = Rater([AgentReward("mine", lambda prompts, texts: [1e308] * len(texts))], baseline=0.0)
     assert rater.rate([0], ["a"], ["b"]) == [None]
     with pytest.raises(ModelError, match="no finite reward"):
         rater.rate([0] * PATIENCE, ["a"] * PATIENCE, ["b"] * PATIENCE)

@@ -20,12 +20,13 @@ from tests.tiny import byte_llama
 from tests.tiny_tokenizers import made
 from trimtab.core import Prompt
 from trimtab.errors import DataError, ModelError, OptionError, OutputExistsError
-from trimtab.loading import load_model
+from trimtab.models.adapters.lora import LoRA
 from trimtab.models.hf import HFModel
-from trimtab.models.lora import LoRA
-from trimtab.training import checkpoints
-from trimtab.training.rl import AgentReward, PromptIds, RLSettings, train_rl
-from trimtab.training.rl_trainer import Panel
+from trimtab.storage.loading import load_model
+from trimtab.training.rl.train import AgentReward, RLSettings, train_rl
+from trimtab.training.rl.trainer import Panel
+from trimtab.training.run import checkpoints
+from trimtab.training.run.prompt_data import PromptIds
 
 from .conftest import save_model
 
@@ -159,7 +160,7 @@ def test_the_adapter_changes_and_the_base_does_not(finished: Path, tiny: str) ->
 
 def test_the_kl_of_the_curve_is_to_the_base_with_the_adapter_off(tiny: str, tmp_path: Path) -> None:
     """The trainer's own weights of the base stay as they were, so that the KL is what it says."""
-    from trimtab.training import rl_trainer
+    from trimtab.training.rl import trainer as rl_trainer
 
     seen: dict[str, Any] = {}
     build = rl_trainer.build_rl_trainer
@@ -178,7 +179,7 @@ def test_the_kl_of_the_curve_is_to_the_base_with_the_adapter_off(tiny: str, tmp_
 
 def test_the_prompts_are_what_decoding_sees(tiny: str, tmp_path: Path) -> None:
     """Chat through the template with one BOS, raw text, and ids as they are."""
-    from trimtab.training import rl_trainer
+    from trimtab.training.rl import trainer as rl_trainer
 
     fed: list[list[int]] = []
     generate = rl_trainer.PolicyTrainer._generate_single_turn
@@ -202,7 +203,7 @@ def test_the_prompts_are_what_decoding_sees(tiny: str, tmp_path: Path) -> None:
 
 def test_every_end_of_sequence_id_ends_an_answer(tmp_path: Path) -> None:
     """The generation configuration names two of them, of which the tokenizer has one."""
-    from trimtab.training import rl_trainer
+    from trimtab.training.rl import trainer as rl_trainer
 
     model = save_model(tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))

@@ -14,18 +14,19 @@ pytest.importorskip("trl")
 
 from trl import RLOOTrainer
 
-from trimtab.training.agent_scoring import Rater
-from trimtab.training.agent_settings import AgentReward, AgentSettings
-from trimtab.training.rl import PromptIds, RLSettings
-from trimtab.training.rl_packing import pack
-from trimtab.training.rl_trainer import Panel, PolicyTrainer, build_rl_trainer, rl_config, together
+from trimtab.training.rl.packing import pack
+from trimtab.training.rl.train import RLSettings
+from trimtab.training.rl.trainer import Panel, PolicyTrainer, build_rl_trainer, rl_config, together
+from trimtab.training.run.prompt_data import PromptIds
+from trimtab.training.run.rating import Rater
+from trimtab.training.run.rewards import AgentReward
 
 SETTINGS = RLSettings(temperature=0.7, batch_size=4, gradient_accumulation=2, num_generations=2, lora_rank=2)
 
 
 def trainer_of(host: Any, workspace: Path) -> PolicyTrainer:
     config = rl_config(SETTINGS, workspace, [1.0])
-    rater = Rater([AgentReward("a", lambda prompts, texts: [0.0] * len(texts))], AgentSettings())
+    rater = Rater([AgentReward("a", lambda prompts, texts: [0.0] * len(texts))])
     panel = Panel(host, [PromptIds("a", (1, 40)), PromptIds("b", (1, 41))], rater, ["a"])
     trainer = build_rl_trainer(host, panel, SETTINGS, config, None)
     for name, weight in trainer.model.named_parameters():

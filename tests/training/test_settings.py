@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from trimtab.errors import OptionError
-from trimtab.training.agent_settings import AgentSettings
-from trimtab.training.dpo_settings import DpoSettings
-from trimtab.training.parm_settings import ParmSettings
-from trimtab.training.rl_settings import RLSettings
-from trimtab.training.settings import ArmSettings
+from trimtab.training.agent.settings import AgentSettings
+from trimtab.training.dpo.settings import DpoSettings
+from trimtab.training.parm.settings import ParmSettings
+from trimtab.training.rl.settings import RLSettings
+from trimtab.training.run.settings import ArmSettings
 
 FOLLOWING: list[tuple[type[Any], dict[str, Any], dict[str, Any]]] = [
     (ArmSettings, {}, {"max_prompt_length": 512}),

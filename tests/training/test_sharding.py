@@ -26,12 +26,12 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard
 
 from trimtab.cli.main import main
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError
-from trimtab.loading import load_guide, load_model
-from trimtab.training.configs import uses_bfloat16
-from trimtab.training.settings import ArmSettings
-from trimtab.training.sharding import whole_weights
+from trimtab.storage.loading import load_guide, load_model
+from trimtab.training.run.configs import uses_bfloat16
+from trimtab.training.run.settings import ArmSettings
+from trimtab.training.run.sharding import whole_weights
 
 from .conftest import save_model, vowel_pairs, write_rows
 
@@ -48,7 +48,7 @@ SHARDERS = [
 
 STOPS_AT_6 = """
 import os, runpy, sys
-from trimtab.training.curve import _Curve
+from trimtab.training.run.curve import _Curve
 tell = _Curve.on_step_end
 def stop(self, args, state, control, **rest):
     if state.global_step == 6:

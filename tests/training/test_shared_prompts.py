@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("trl")
 
 from trimtab.statistics import wilson_interval
-from trimtab.training.arm import ArmSettings, train_arm
-from trimtab.training.dpo import DpoSettings, train_dpo
-from trimtab.training.pair_run import PairResult
-from trimtab.training.parm import ParmSettings, train_parm
-from trimtab.training.reward import RewardSettings, train_reward
+from trimtab.training.arm.train import ArmSettings, train_arm
+from trimtab.training.dpo.train import DpoSettings, train_dpo
+from trimtab.training.pairs.run import PairResult
+from trimtab.training.parm.train import ParmSettings, train_parm
+from trimtab.training.reward.train import RewardSettings, train_reward
 
 from .conftest import vowel_pairs
 

@@ -8,8 +8,8 @@ import pytest
 
 from trimtab.errors import CheckpointError, DataError, OptionError
 from trimtab.models.hf import HFTokenizer
-from trimtab.training.formats import PreferencePair
-from trimtab.training.tokens import TokenData, tokenise
+from trimtab.training.pairs.formats import PreferencePair
+from trimtab.training.pairs.tokens import TokenData, tokenise
 
 from .conftest import byte_tokenizer
 

@@ -13,11 +13,11 @@ from torch import Tensor
 pytest.importorskip("trl")
 
 from trimtab.errors import OptionError
-from trimtab.training.batches import training_order
-from trimtab.training.losses import arm_loss
-from trimtab.training.settings import ArmSettings
-from trimtab.training.tokens import TokenData, TokenPair
-from trimtab.training.trainer import ArmTrainer, build_trainer, head_at, trainer_config
+from trimtab.training.arm.trainer import ArmTrainer, build_trainer, head_at, trainer_config
+from trimtab.training.pairs.batches import training_order
+from trimtab.training.pairs.losses import arm_loss
+from trimtab.training.pairs.tokens import TokenData, TokenPair
+from trimtab.training.run.settings import ArmSettings
 
 PAIRS = (
     TokenPair((1, 40, 41), (50, 51, 3), (60, 61, 62, 63, 3)),

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import torch
 
     from trimtab.core import Prompt, Tokenizer
-    from trimtab.evaluation.comparison_results import Results
-    from trimtab.evaluation.recipe import PromptSource, Recipe
-    from trimtab.evaluation.recipe_reader import KnownMethod
-    from trimtab.policies.policy import Policy
-    from trimtab.scorers import Scorer
+    from trimtab.evaluation.comparison.recipe import PromptSource, Recipe
+    from trimtab.evaluation.comparison.recipe_reader import KnownMethod
+    from trimtab.evaluation.report.results import Results
+    from trimtab.methods.method import Policy
+    from trimtab.storage.scorers import Scorer
 
 _RUN_FILES = ("run.json", "answers.jsonl", "unscored.jsonl", "costs.jsonl", "judgements.jsonl", "win_rates.json")
 
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace, out: Path) -> None:
-    from trimtab.evaluation.recipe_reader import path_problems, read_recipe, role_problems
-    from trimtab.policies.methods import check_method
+    from trimtab.evaluation.comparison.recipe_reader import path_problems, read_recipe, role_problems
+    from trimtab.methods.catalogue import check_method
 
     recipe = read_recipe(Path(args.recipe), _known_methods(), check_method)
     if problems := path_problems(recipe):
@@ -96,7 +96,7 @@ def _make(args: argparse.Namespace, out: Path) -> None:
 
 def _weight_problems(recipe: Recipe) -> list[str]:
     """Strengths that no request of the recipe could run at, with their places."""
-    from trimtab.policies.methods import check_weights
+    from trimtab.methods.catalogue import check_weights
 
     params = recipe.params
     return [
@@ -121,8 +121,8 @@ def _answer_all(
     scorers: Mapping[str, Scorer],
 ) -> None:
     from trimtab.cli.compare_progress import AnswerBar
-    from trimtab.evaluation.comparison import open_run, run_comparison
-    from trimtab.evaluation.fingerprints import run_settings
+    from trimtab.evaluation.comparison.fingerprints import run_settings
+    from trimtab.evaluation.comparison.run import open_run, run_comparison
 
     if args.overwrite:
         _remove(out)
@@ -142,9 +142,9 @@ def _answer_all(
 
 
 def _report(args: argparse.Namespace, directory: Path) -> int:
-    from trimtab.evaluation.comparison_report import write_comparison_report
-    from trimtab.evaluation.comparison_results import read_results, summary_of
-    from trimtab.evaluation.comparison_win_rates import win_rate_sections
+    from trimtab.evaluation.report.comparison_report import write_comparison_report
+    from trimtab.evaluation.report.results import read_results, summary_of
+    from trimtab.evaluation.report.win_rates import win_rate_sections
 
     options.say("measuring")
     results = read_results(directory, _known_methods())
@@ -164,8 +164,8 @@ def _print(results: Results, path: Path) -> None:
 
 
 def _known_methods() -> dict[str, KnownMethod]:
-    from trimtab.evaluation.recipe_reader import KnownMethod
-    from trimtab.policies.methods import METHODS
+    from trimtab.evaluation.comparison.recipe_reader import KnownMethod
+    from trimtab.methods.catalogue import METHODS
 
     return {name: KnownMethod(tuple(method.options), method.default_strengths) for name, method in METHODS.items()}
 
@@ -182,7 +182,7 @@ def _read_all(recipe: Recipe) -> dict[str, list[Prompt]]:
 
 def _read(split: str, source: PromptSource, directory: Path) -> list[Prompt]:
     if source.builtin is not None:
-        from trimtab.evaluation.prompts import demo_prompts, training_prompts
+        from trimtab.evaluation.prompt_sets import demo_prompts, training_prompts
 
         everything: list[Prompt] = list(demo_prompts() if source.builtin == "demo" else training_prompts())
     else:
@@ -226,7 +226,7 @@ def _remove(out: Path) -> None:
 
 
 def _load_scorers(recipe: Recipe) -> dict[str, Scorer]:
-    from trimtab.scorers import load_scorer
+    from trimtab.storage.scorers import load_scorer
 
     for name in recipe.own_scorers:  # those of methods too: better now than when the method's turn comes
         load_scorer(name)
@@ -249,8 +249,8 @@ class _Base:
 def _load_base(recipe: Recipe, args: argparse.Namespace) -> _Base:
     """In the built-in engine."""
     options.say(f"loading {recipe.model}")
-    from trimtab.evaluation.recipe import resolved
-    from trimtab.loading import load_model
+    from trimtab.evaluation.comparison.recipe import resolved
+    from trimtab.storage.loading import load_model
 
     model = load_model(
         str(resolved(recipe.model, recipe.directory)),
@@ -262,7 +262,7 @@ def _load_base(recipe: Recipe, args: argparse.Namespace) -> _Base:
         raise CheckpointError(
             f"{recipe.model} has no tokenizer, so it cannot read text. Put its tokenizer's files there."
         )
-    from trimtab.policies.methods import build_policy
+    from trimtab.methods.catalogue import build_policy
 
     return _Base(model.tokenizer, model.describe(), model.device, partial(build_policy, model), {})
 
@@ -271,7 +271,7 @@ def _vllm_base(recipe: Recipe, args: argparse.Namespace) -> _Base:
     """In vLLM, which starts when the first method is built."""
     from trimtab.cli.vllm_methods import VLLMMethods
     from trimtab.engines.vllm.versions import installed
-    from trimtab.evaluation.recipe import resolved
+    from trimtab.evaluation.comparison.recipe import resolved
 
     methods = VLLMMethods(
         str(resolved(recipe.model, recipe.directory)),
@@ -287,7 +287,7 @@ def _vllm_base(recipe: Recipe, args: argparse.Namespace) -> _Base:
 def _about(recipe: Recipe, device: torch.device, scorers: Mapping[str, Scorer]) -> dict[str, Any]:
     """What a reader should know beside the settings."""
     from trimtab.evaluation.throughput import commit, machine
-    from trimtab.policies.methods import METHODS
+    from trimtab.methods.catalogue import METHODS
 
     methods = {spec.name: METHODS[spec.method] for spec in recipe.methods}
     return {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trimtab.cli import options
 
 if TYPE_CHECKING:
-    from trimtab.evaluation.comparison import Progress
+    from trimtab.evaluation.comparison.run import Progress
 
 
 class AnswerBar:

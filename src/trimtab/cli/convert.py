@@ -40,7 +40,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert a checkpoint of the kind that was named."""
-    from trimtab.loading import save_guide
+    from trimtab.storage.loading import save_guide
 
     guide = CONVERTERS[args.kind](args)
     save_guide(guide, args.out, overwrite=args.overwrite)

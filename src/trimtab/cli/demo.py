@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.options import list_of, number, say, seed_number, whole
-from trimtab.directories import guide_directory, kind_of, read_guide_card
 from trimtab.errors import MissingExtraError, OptionError, OutputExistsError
-from trimtab.forms import FORMED_KINDS, PRODUCT, SHIFT
+from trimtab.mixing.forms import FORMED_KINDS, PRODUCT, SHIFT
+from trimtab.storage.directories import guide_directory, kind_of, read_guide_card
 
 if TYPE_CHECKING:
-    from trimtab.evaluation.frontier import Point, Sweep
-    from trimtab.evaluation.report import Study
+    from trimtab.evaluation.report.frontier import Point, Sweep
+    from trimtab.evaluation.report.frontier_report import Study
     from trimtab.models.hf import HFModel
-    from trimtab.scorers import Scorer
-    from trimtab.training.arm import ArmSettings
+    from trimtab.storage.scorers import Scorer
+    from trimtab.training.arm.train import ArmSettings
 
 SHIPPED_GUIDE = "builtin:sentiment"
 NUM_PROMPTS = 64
@@ -66,14 +66,14 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, load, perhaps train, steer, report."""
     _check(args)
-    from trimtab.evaluation.report import write_report
-    from trimtab.scorers import load_scorer
+    from trimtab.evaluation.report.frontier_report import write_report
+    from trimtab.storage.scorers import load_scorer
 
     out = _directory(args)
     scorer = load_scorer(args.scorer)
     once = " (the first time it is converted, which takes about half a minute)" if args.model == "demo" else ""
     say(f"loading {args.model}{once}")
-    from trimtab.loading import load_model
+    from trimtab.storage.loading import load_model
 
     model = load_model(args.model)
     guide = _trained(args, model, scorer, out) if args.train else args.guide or SHIPPED_GUIDE
@@ -121,8 +121,8 @@ def _directory(args: argparse.Namespace) -> Path:
 
 def _trained(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) -> str | None:
     """The directory of the guide; None where a signal ended its training, once it is said how to go on."""
-    from trimtab.cli.train_interruption import resume_command
-    from trimtab.training.interruption import Interrupted
+    from trimtab.cli.train.interruption import resume_command
+    from trimtab.training.run.interruption import Interrupted
 
     try:
         return _train(args, model, scorer, out)
@@ -134,12 +134,12 @@ def _trained(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path
 
 def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) -> str:
     """The whole road to a guide; returns its directory."""
-    from trimtab.decoding import Decoder
-    from trimtab.evaluation.prompts import training_prompts
-    from trimtab.training import preferences
-    from trimtab.training.arm import train_arm
-    from trimtab.training.card import few_prompts
-    from trimtab.training.data import read_pairs
+    from trimtab.decoding.decoder import Decoder
+    from trimtab.evaluation.prompt_sets import training_prompts
+    from trimtab.training.arm.train import train_arm
+    from trimtab.training.pairs import synthetic
+    from trimtab.training.pairs.data import read_pairs
+    from trimtab.training.run.card import few_prompts
 
     prompts = training_prompts()
     path = out / "samples.jsonl"
@@ -149,11 +149,11 @@ def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) 
     settings, labels = preferences.SamplingSettings(seed=args.seed + 1000), preferences.LabelSettings()
     with _Bar(f"[1/3] {settings.num_answers} answers of the base to {len(prompts)} prompts", len(prompts)) as bar:
         decoder = Decoder(model, max_rows=args.batch_size)
-        samples = preferences.sample_into(path, decoder, prompts, settings, on_prompt=bar.advance)
+        samples = synthetic.sample_into(path, decoder, prompts, settings, on_prompt=bar.advance)
     parts = {"pairs.jsonl": samples[:-NUM_HELD_OUT_PROMPTS], "held_out.jsonl": samples[-NUM_HELD_OUT_PROMPTS:]}
     data = {}
     for name, part in parts.items():
-        preferences.write_pairs(out / name, preferences.label_pairs(part, scorer, labels))
+        synthetic.write_pairs(out / name, synthetic.label_pairs(part, scorer, labels))
         data[name] = read_pairs([out / name])
     num_pairs = len(data["pairs.jsonl"].pairs)
     with _Bar(f"[2/3] training the guide on {num_pairs} pairs", None) as bar:
@@ -176,7 +176,7 @@ def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) 
 
 def _arm_settings(seed: int, context: int) -> ArmSettings:
     """GenARM's settings, but for smaller batches and a lower rate: there are a few hundred short pairs."""
-    from trimtab.training.arm import ArmSettings
+    from trimtab.training.arm.train import ArmSettings
 
     length = min(192, context)
     return ArmSettings(
@@ -194,11 +194,11 @@ def _arm_settings(seed: int, context: int) -> ArmSettings:
 
 def _measure(args: argparse.Namespace, model: HFModel, guide: str, scorer: Scorer) -> Study:
     """The base alone, then every strength, over the same prompts and seeds."""
-    from trimtab.decoding import Decoder
-    from trimtab.evaluation.frontier import Sweep
-    from trimtab.evaluation.prompts import demo_prompts
-    from trimtab.evaluation.report import Study
-    from trimtab.loading import load_guide
+    from trimtab.decoding.decoder import Decoder
+    from trimtab.evaluation.prompt_sets import demo_prompts
+    from trimtab.evaluation.report.frontier import Sweep
+    from trimtab.evaluation.report.frontier_report import Study
+    from trimtab.storage.loading import load_guide
 
     prompts = demo_prompts()[: args.prompts]
     sweep = Sweep(prompts, scorer, max_new_tokens=args.max_new_tokens, seed=args.seed)
@@ -261,10 +261,10 @@ _OWN_JUDGE = (
 def _guide_note(guide: str) -> str:
     from importlib.resources import files
 
-    from trimtab.directories import read_guide_card
+    from trimtab.storage.directories import read_guide_card
 
     name = guide.removeprefix("builtin:")
-    card = read_guide_card(Path(guide) if name == guide else Path(str(files("trimtab"))) / "builtin" / name)
+    card = read_guide_card(Path(guide) if name == guide else Path(str(files("trimtab"))) / "shipped" / name)
     if not card:
         return guide
     text = f"{guide}, an autoregressive reward model ({card['form']})"
@@ -296,7 +296,7 @@ def _show(study: Study) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from trimtab.evaluation.page import prompt_text
+    from trimtab.evaluation.report.page import prompt_text
 
     console = Console()
     table = Table(box=None, pad_edge=False, title=None)

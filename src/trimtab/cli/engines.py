@@ -17,8 +17,8 @@ from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
     from trimtab.core import SamplingParams, Tokenizer
+    from trimtab.decoding.engine import GenerationEngine
     from trimtab.engines.vllm.engine import VLLMEngine
-    from trimtab.generation import GenerationEngine
 
 ENGINES = ("builtin", "vllm")
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 
 from trimtab.errors import OptionError, unknown_name
-from trimtab.forms import FORMS
+from trimtab.mixing.forms import FORMS
 
 _BASE = "a model: NAME=MODEL, for example helpful=guides/their-base"
 _FORM = f"a form: NAME={'|'.join(FORMS)}, for example helpful={FORMS[-1]}"

@@ -18,10 +18,10 @@ from trimtab.cli import options
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
-    from trimtab.evaluation.judges import Judge
-    from trimtab.evaluation.judging import Contender, Judged
-    from trimtab.evaluation.records import Row
-    from trimtab.evaluation.win_rates import Judgement, WinRate
+    from trimtab.evaluation.comparison.records import Row
+    from trimtab.evaluation.judging.judges import Judge
+    from trimtab.evaluation.judging.run import Contender, Judged
+    from trimtab.evaluation.judging.win_rates import Judgement, WinRate
     from trimtab.statistics import Interval
 
 KEY = "OPENAI_API_KEY"
@@ -102,9 +102,9 @@ def run(args: argparse.Namespace) -> int:
         from trimtab.errors import unknown_name
 
         raise unknown_name("format", args.export[0], _EXPORTS)
-    from trimtab.evaluation.comparison import RunFiles, read_run
-    from trimtab.evaluation.contenders import contenders_of
-    from trimtab.evaluation.records import read_answers
+    from trimtab.evaluation.comparison.records import read_answers
+    from trimtab.evaluation.comparison.run import RunFiles, read_run
+    from trimtab.evaluation.judging.contenders import contenders_of
 
     directory = Path(args.run_directory)
     read_run(directory)
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace, rows: Sequence[Row], contenders: Sequence[Contender]) -> list[str]:
-    from trimtab.evaluation.alpaca_export import export_alpaca_eval
+    from trimtab.evaluation.judging.alpaca_export import export_alpaca_eval
 
     name = Path(args.run_directory).resolve().name
     paths = export_alpaca_eval(rows, contenders, Path(args.export[1]), dataset=name, overwrite=args.overwrite)
@@ -137,8 +137,8 @@ def _export(args: argparse.Namespace, rows: Sequence[Row], contenders: Sequence[
 def _judge(
     args: argparse.Namespace, directory: Path, rows: Sequence[Row], baseline: Contender, others: Sequence[Contender]
 ) -> Judgement:
-    from trimtab.evaluation.judging import check_any_verdict, cost_on_file, judge_pairs, pairs_against
-    from trimtab.evaluation.win_rates import Judgement, write_win_rates
+    from trimtab.evaluation.judging.run import check_any_verdict, cost_on_file, judge_pairs, pairs_against
+    from trimtab.evaluation.judging.win_rates import Judgement, write_win_rates
 
     if not others:
         raise OptionError(f"The run has only {baseline.method}; there is nothing to compare it with.")
@@ -159,13 +159,13 @@ def _judge(
 
 def load_judge(args: argparse.Namespace) -> Judge:
     """What --judge names, ready to be asked."""
-    from trimtab.evaluation.judges import COSTS, RewardJudge, split_judge
+    from trimtab.evaluation.judging.judges import COSTS, RewardJudge, split_judge
 
     kind, name = split_judge(args.judge)
     if kind == "openai":
         if args.lower_is_better:
             raise OptionError(f"--lower-is-better is of a judge that gives numbers, and {args.judge} gives none.")
-        from trimtab.evaluation.chat_judge import ChatJudge, Endpoint
+        from trimtab.evaluation.judging.chat_judge import ChatJudge, Endpoint
 
         return ChatJudge(
             Endpoint(
@@ -181,7 +181,7 @@ def load_judge(args: argparse.Namespace) -> Judge:
         )
     if args.base_url is not None:
         raise OptionError(f"--base-url is of a judge behind an endpoint, and {args.judge} is none. Leave it out.")
-    from trimtab.scorers import load_scorer
+    from trimtab.storage.scorers import load_scorer
 
     scorer = load_scorer(name if kind == "scorer" or "/" in name else f"./{name}")
     return RewardJudge(args.judge, scorer, lower_is_better=args.lower_is_better or name in COSTS)
@@ -216,7 +216,7 @@ class _Counter:
 
 
 def _result(directory: Path, judgement: Judgement) -> Mapping[str, Any]:
-    from trimtab.evaluation.win_rates import as_json
+    from trimtab.evaluation.judging.win_rates import as_json
 
     return {"run": str(directory), **as_json(judgement)}
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import guide_options
 from trimtab.errors import CheckpointError, OptionError, unknown_name
-from trimtab.forms import Formed
+from trimtab.mixing.forms import Formed
 
 if TYPE_CHECKING:
     from trimtab.core import Guide, SamplingParams
-    from trimtab.decoding import Decoder
+    from trimtab.decoding.decoder import Decoder
     from trimtab.models.hf import HFModel, HFTokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -307,7 +307,7 @@ def sampling_params(
 def load_decoder(args: argparse.Namespace, *, max_rows: int) -> tuple[HFTokenizer, Decoder]:
     """What --model and --guide name, ready to answer text. Raises CheckpointError for a model without a tokenizer."""
     model, guides = load_parts(args)
-    from trimtab.decoding import Decoder
+    from trimtab.decoding.decoder import Decoder
 
     return tokenizer_of(model, args), Decoder(model, guides, max_rows=max_rows)
 
@@ -324,7 +324,7 @@ def tokenizer_of(model: HFModel, args: argparse.Namespace) -> HFTokenizer:
 def load_base(args: argparse.Namespace) -> HFModel:
     """The model that --model names, saying on standard error that it is being loaded."""
     say(f"loading {args.model}")
-    from trimtab.loading import load_model
+    from trimtab.storage.loading import load_model
 
     return load_model(
         args.model,
@@ -341,7 +341,7 @@ def load_parts(args: argparse.Namespace) -> tuple[HFModel, dict[str, Guide]]:
     preferences = preferences_of(args)
     forms, bases = guide_options.read(args)
     model = load_base(args)
-    from trimtab.loading import load_guide
+    from trimtab.storage.loading import load_guide
 
     guides: dict[str, Guide] = {}
     for spec in args.guides:

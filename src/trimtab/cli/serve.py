@@ -16,14 +16,14 @@ from trimtab.cli import engines, options
 from trimtab.cli.keys import read_keys
 from trimtab.cli.template_options import add_template_option, template_options
 from trimtab.errors import MissingExtraError, OptionError, renamed
-from trimtab.forms import check_negative, forms_of
+from trimtab.mixing.forms import check_negative, forms_of
 from trimtab.serving.config import ServeConfig, read_config
 from trimtab.serving.door import ANY, is_loopback
 from trimtab.serving.limits import Limits
 
 if TYPE_CHECKING:
-    from trimtab.decoding import Decoder
-    from trimtab.generation import GenerationEngine
+    from trimtab.decoding.decoder import Decoder
+    from trimtab.decoding.engine import GenerationEngine
     from trimtab.serving.app import Service
     from trimtab.serving.thread import TensorThread
 
@@ -164,7 +164,7 @@ def _engine(args: argparse.Namespace, config: ServeConfig, limits: Limits) -> Ge
     if args.engine == "builtin":
         model, guides = options.load_parts(args)
         options.tokenizer_of(model, args)
-        from trimtab.decoding import Decoder
+        from trimtab.decoding.decoder import Decoder
 
         decoder = Decoder(model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
         return _within_memory(decoder, limits, {**config.limits, **_given(args)})

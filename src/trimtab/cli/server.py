@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fastapi import FastAPI
 
-from trimtab.cli.connections import HTTPServer, configured, open_of
-from trimtab.cli.logs import spare
 from trimtab.cli.options import say
 from trimtab.serving.app import abandon, create_app
+from trimtab.serving.connections import HTTPServer, configured, open_of
 from trimtab.serving.door import is_loopback
+from trimtab.serving.logs import spare
 
 if TYPE_CHECKING:
     from trimtab.serving.app import Service

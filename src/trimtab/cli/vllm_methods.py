@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines
 from trimtab.errors import OptionError
-from trimtab.forms import PRODUCT, SHIFT
+from trimtab.mixing.forms import PRODUCT, SHIFT
 
 if TYPE_CHECKING:
     import torch
 
     from trimtab.engines.vllm.engine import VLLMEngine
+    from trimtab.methods.method import Policy
     from trimtab.models.outline import Outline
-    from trimtab.policies.policy import Policy
 
 METHODS = ("base", "sharpened", "genarm", "policy", "best-of-n", "segments")
 
@@ -51,8 +51,8 @@ class VLLMMethods:
     @cached_property
     def outline(self) -> Outline:
         """The base without its weights."""
-        from trimtab.directories import resolve_model
         from trimtab.models.outline import Outline
+        from trimtab.storage.directories import resolve_model
 
         trusted = self._how["trust_remote_code"]
         return Outline(resolve_model(self.model).resolve(), name=self.model, trust_remote_code=trusted)
@@ -66,12 +66,12 @@ class VLLMMethods:
 
     def build(self, name: str, given: Mapping[str, Any]) -> Policy:
         """A method of `METHODS`; `given` has passed `check_method`."""
-        from trimtab.policies.best_of_n import BestOfN
-        from trimtab.policies.build import GUIDE, guide_base_of, is_policy
-        from trimtab.policies.methods import METHODS as KNOWN
-        from trimtab.policies.policy import Guided, number, numbers
-        from trimtab.policies.segments import SegmentRejection
-        from trimtab.scorers import load_scorer
+        from trimtab.methods.best_of_n import BestOfN
+        from trimtab.methods.builders import GUIDE, guide_base_of, is_policy
+        from trimtab.methods.catalogue import METHODS as KNOWN
+        from trimtab.methods.method import Guided, number, numbers
+        from trimtab.methods.segments import SegmentRejection
+        from trimtab.storage.scorers import load_scorer
 
         chosen = {key: given.get(key, option.default) for key, option in KNOWN[name].options.items()}
         if name == "base":

@@ -27,13 +27,13 @@ from typing import Any
 
 import torch
 
-from trimtab.contents import model_contents
 from trimtab.core import Guide, SamplingParams
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError, PromptError
-from trimtab.evaluation.fingerprints import differences
-from trimtab.loading import load_guide, load_model
+from trimtab.evaluation.comparison.fingerprints import differences
 from trimtab.models.hf import HFModel
+from trimtab.storage.digests import model_contents
+from trimtab.storage.loading import load_guide, load_model
 
 try:
     import lm_eval.models  # noqa: F401  # fills the registry, which stays empty once something else is in it

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from trimtab.core import Guide, SamplingParams, TokenIds
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError
 from trimtab.models.hf import HFModel
 

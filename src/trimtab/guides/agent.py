@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, Selection, TokenIds
 from trimtab.errors import BaseMismatchError, CheckpointError, unknown_name
-from trimtab.rules import ACCEPTING_RULES, FirstAccepted
+from trimtab.mixing.rules import ACCEPTING_RULES, FirstAccepted
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, TokenIds
 from trimtab.errors import BaseMismatchError, OptionError, unknown_name
-from trimtab.forms import FORMS, PRODUCT, SHIFT
+from trimtab.mixing.forms import FORMS, PRODUCT, SHIFT
+from trimtab.mixing.rules import NEVER
 from trimtab.prompts import (
     check_same_vocabulary,
     encode_prompt,
@@ -41,7 +42,6 @@ from trimtab.prompts import (
     options_of,
     with_options,
 )
-from trimtab.rules import NEVER
 from trimtab.sessions import SessionGroup, SessionView
 
 

@@ -20,16 +20,16 @@ from torch import Tensor
 
 from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError
-from trimtab.models.backbone import Backbone
-from trimtab.models.conversations import Conversations
-from trimtab.models.decoders import Decoding
-from trimtab.models.heads import Head
-from trimtab.models.kinds import refusing
-from trimtab.models.probing import Numbers, probe
-from trimtab.models.row_lora import routed
-from trimtab.models.templates import reads_key
-from trimtab.models.trunk import RowAdapter
-from trimtab.spelling import Spelling, shown
+from trimtab.models.adapters.row_lora import routed
+from trimtab.models.forward.trunk import RowAdapter
+from trimtab.models.networks.backbone import Backbone
+from trimtab.models.networks.heads import Head
+from trimtab.models.networks.kinds import refusing
+from trimtab.models.networks.probing import Numbers, probe
+from trimtab.models.tokenizing.conversations import Conversations
+from trimtab.models.tokenizing.decoders import Decoding
+from trimtab.models.tokenizing.spelling import Spelling, shown
+from trimtab.models.tokenizing.templates import reads_key
 
 log = logging.getLogger(__name__)
 

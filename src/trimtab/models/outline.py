@@ -17,10 +17,10 @@ from torch import nn
 
 from trimtab.core import ModelSession
 from trimtab.errors import CheckpointError, CompatibilityError
-from trimtab.models.backbone import describe, norm_weights
+from trimtab.models.forward.trunk import RowAdapter
 from trimtab.models.hf import HFTokenizer, end_ids
-from trimtab.models.kinds import longest
-from trimtab.models.trunk import RowAdapter
+from trimtab.models.networks.backbone import describe, norm_weights
+from trimtab.models.networks.kinds import longest
 
 _INDEX = "model.safetensors.index.json"
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from trimtab.core import Chat, Message, ModelSession, TokenIds
 from trimtab.errors import OptionError, PromptError
-from trimtab.models.trunk import check_length
-from trimtab.spelling import ByteSpelling, Spelling
+from trimtab.models.forward.trunk import check_length
+from trimtab.models.tokenizing.spelling import ByteSpelling, Spelling
 
 Prefix: TypeAlias = tuple[int, ...]
 

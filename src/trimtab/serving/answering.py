@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from trimtab.answers import Step
 from trimtab.errors import ClientGoneError
 from trimtab.serving.asking import Wanted
-from trimtab.serving.engine import Engine, Event, Job
+from trimtab.serving.batch_thread import Engine, Event, Job
 
 
 class Answering:

@@ -22,13 +22,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
+from trimtab.decoding.engine import GenerationEngine
 from trimtab.errors import ClientGoneError, StoppedError, TrimtabError, UnknownModelError
-from trimtab.forms import forms_of
-from trimtab.generation import GenerationEngine
+from trimtab.mixing.forms import forms_of
 from trimtab.serving import schema
 from trimtab.serving.asking import Catalogue, wanted_chat, wanted_completion
+from trimtab.serving.batch_thread import Engine, Event
 from trimtab.serving.door import ANY, Door, Hosts
-from trimtab.serving.engine import Engine, Event
 from trimtab.serving.guard import Guard, Keys
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics

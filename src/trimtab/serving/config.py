@@ -12,7 +12,7 @@ from typing import Any
 
 from trimtab.documents import read_yaml
 from trimtab.errors import DataError, OptionError
-from trimtab.forms import FORMS
+from trimtab.mixing.forms import FORMS
 from trimtab.serving.limits import Limits
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")

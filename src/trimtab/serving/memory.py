@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from trimtab.decoding import Decoder
+from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError, naming
-from trimtab.models.shelves import bound
+from trimtab.models.forward.shelves import bound
 from trimtab.serving.limits import Limits
 
 USABLE = 0.9

@@ -15,8 +15,8 @@ from typing import Any
 
 from trimtab.answers import Alternative, Choice, Step, TokenTrace
 from trimtab.core import Tokenizer
-from trimtab.spelling import bytes_of
-from trimtab.tracing import shares_of
+from trimtab.mixing.tracing import shares_of
+from trimtab.models.tokenizing.spelling import bytes_of
 
 Json = dict[str, Any]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trimtab.core import Candidates, Rule, SelectingRule
 from trimtab.errors import OptionError
-from trimtab.rules import NEVER
+from trimtab.mixing.rules import NEVER
 from trimtab.testing.laws import (
     ALONE,
     CONSTANT,

@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 
 from trimtab.core import TokenIds, Tokenizer
+from trimtab.decoding.text import TextStream
 from trimtab.errors import OptionError
-from trimtab.spelling import bytes_of, shared
+from trimtab.models.tokenizing.spelling import bytes_of, shared
 from trimtab.testing.laws import TEXT, LawViolation
-from trimtab.text import TextStream
 
 
 def check_tokenizer(tokenizer: Tokenizer, *, num_answers: int = 200, max_tokens: int = 16, seed: int = 0) -> None:

@@ -17,12 +17,12 @@ from tests.agents.sequential import make_accept
 from tests.engines.vllm.rig import run_program, runner_environment
 from tests.tiny import tiny_module, tiny_tokenizer
 from trimtab.core import SamplingParams
-from trimtab.decoding import Decoder
-from trimtab.engines.vllm.agent_settings import agent_overrides
+from trimtab.decoding.decoder import Decoder
+from trimtab.engines.vllm.agent.settings import agent_overrides
 from trimtab.engines.vllm.manifest import KEY, Manifest, ServedGuide
 from trimtab.guides.agent import Agent, AgentNetwork
-from trimtab.loading import save_guide
 from trimtab.models.hf import HFModel
+from trimtab.storage.loading import save_guide
 
 PROGRAM = """
 import json, os, sys

@@ -14,8 +14,8 @@ from tests.engines.vllm.agent_world import build
 from tests.engines.vllm.rig import run_program, runner_environment
 from trimtab.core import Selection
 from trimtab.guides.agent import Agent, AgentNetwork
-from trimtab.loading import save_guide
-from trimtab.rules import MostAccepted, RandomAccepted
+from trimtab.mixing.rules import MostAccepted, RandomAccepted
+from trimtab.storage.loading import save_guide
 
 PROGRAM = """
 import json, os, sys

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, Selection
-from trimtab.engines.vllm.agent_walks import Walks
-from trimtab.rules import FirstAccepted
-from trimtab.selecting import survivors, walk
+from trimtab.engines.vllm.agent.walks import Walks
+from trimtab.mixing.rules import FirstAccepted
+from trimtab.mixing.selecting import survivors, walk
 
 VOCAB, ROWS = 50, 64
 

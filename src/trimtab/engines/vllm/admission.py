@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.errors import OptionError, unknown_name
-from trimtab.forms import check_negative
+from trimtab.mixing.forms import check_negative
 
 log = logging.getLogger(__name__)
 

@@ -21,15 +21,15 @@ from typing import Any
 
 from trimtab.answers import Answer, Step, TokenTrace
 from trimtab.core import Prompt, SamplingParams
+from trimtab.decoding.engine import GenerationEngine
+from trimtab.decoding.failures import unexpected, without_frames
+from trimtab.decoding.requests import Request, room_for
 from trimtab.engines.vllm.admission import as_extra_args, read_weights
 from trimtab.engines.vllm.manifest import ARCHITECTURE, Manifest
 from trimtab.engines.vllm.served import RunningGuide, ServedModel
 from trimtab.engines.vllm.versions import check_version
 from trimtab.errors import CheckpointError, CompatibilityError, ModelError, OptionError, naming, unknown_name
-from trimtab.failures import unexpected, without_frames
-from trimtab.generation import GenerationEngine
 from trimtab.prompts import encode_prompt
-from trimtab.requests import Request, room_for
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _OURS = {
 _FIXED: Mapping[str, Any] = {
     "async_scheduling": False,
     "skip_tokenizer_init": True,
-    "worker_extension_cls": "trimtab.engines.vllm.notes.TraceExtension",
+    "worker_extension_cls": "trimtab.engines.vllm.network.notes.TraceExtension",
     "generation_config": "vllm",
     "disable_log_stats": True,
 }

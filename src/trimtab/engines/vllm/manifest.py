@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trimtab.errors import CheckpointError
-from trimtab.forms import FORMED_KINDS, form_of
+from trimtab.mixing.forms import FORMED_KINDS, form_of
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -37,7 +37,7 @@ class ServedGuide:
     weight: float = 0.0
     """In a request that does not name it."""
     form: str | None = None
-    """`product` or `shift` (`trimtab.forms`); None for what is no language model."""
+    """`product` or `shift` (`trimtab.mixing.forms`); None for what is no language model."""
     base: str | None = None
     """The directory of the model that it was trained on, where that is not the served base: an adapter runs on it, and
     a shift is measured from it."""

@@ -13,17 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.directories import guide_directory, is_adapter, kind_of, new_directory, read_guide_card, resolve_model
-from trimtab.engines.vllm.agent_settings import EngineBase, agent_overrides, read_agent
+from trimtab.engines.vllm.agent.settings import EngineBase, agent_overrides, read_agent
 from trimtab.engines.vllm.manifest import ARCHITECTURE, KEY, LORA_WAYS, Manifest, ServedGuide
 from trimtab.errors import CompatibilityError, OptionError, unknown_name
-from trimtab.forms import check_negative, form_of
-from trimtab.guide_bases import own_base
 from trimtab.guides.agent import Agent
-from trimtab.models.lora import LoRA
+from trimtab.mixing.forms import check_negative, form_of
+from trimtab.models.adapters.lora import LoRA
+from trimtab.models.adapters.row_lora import output_head
 from trimtab.models.outline import Outline
-from trimtab.models.row_lora import output_head
 from trimtab.prompts import check_same_vocabulary
+from trimtab.storage.directories import (
+    guide_directory,
+    is_adapter,
+    kind_of,
+    new_directory,
+    read_guide_card,
+    resolve_model,
+)
+from trimtab.storage.guide_bases import own_base
 
 _KINDS = ("arm", "policy", "agent")
 _CONVERSATION = [{"role": "user", "content": "a"}]

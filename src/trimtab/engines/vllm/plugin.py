@@ -26,7 +26,7 @@ def register() -> None:
         log.warning("directories that trimtab has packed cannot be served by this vLLM (%s); %s", error, tested())
         return
 
-    ModelRegistry.register_model(ARCHITECTURE, f"{_ROOM}.composite:{ARCHITECTURE}")
-    ModelRegistry.register_model(AGENT_ARCHITECTURE, f"{_ROOM}.agent:{AGENT_ARCHITECTURE}")
+    ModelRegistry.register_model(ARCHITECTURE, f"{_ROOM}.network.composite:{ARCHITECTURE}")
+    ModelRegistry.register_model(AGENT_ARCHITECTURE, f"{_ROOM}.agent.model:{AGENT_ARCHITECTURE}")
     MODELS_CONFIG_MAP[ARCHITECTURE] = GuidedConfig
     MODELS_CONFIG_MAP[AGENT_ARCHITECTURE] = AgentConfig

@@ -20,7 +20,7 @@ class RunningGuide:
     weight: float
     """In a request that does not name it."""
     form: str | None = None
-    """`product` or `shift` (`trimtab.forms`)."""
+    """`product` or `shift` (`trimtab.mixing.forms`)."""
     selection: None = None
     """It tilts."""
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from trimtab.engines.vllm.layout import Layout
 from trimtab.engines.vllm.manifest import Manifest, ServedGuide
+from trimtab.engines.vllm.network.layout import Layout
 from trimtab.engines.vllm.processors import class_path
 from trimtab.engines.vllm.versions import check_version
 from trimtab.errors import CompatibilityError, OptionError
@@ -38,7 +38,7 @@ class AgentConfig(VerifyAndUpdateConfig):  # type: ignore[misc]
     def verify_and_update_config(vllm_config: Any) -> None:
         """Raise CompatibilityError or OptionError for settings that an agent cannot run under."""
         check_version()
-        from trimtab.engines.vllm.agent import check_agent_engine
+        from trimtab.engines.vllm.agent.model import check_agent_engine
 
         manifest = Manifest.of(vllm_config.model_config.hf_config)
         check_memory(vllm_config, manifest)

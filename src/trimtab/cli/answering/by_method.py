@@ -1,0 +1,162 @@
+"""`--method`: answers by any method of `trimtab compare`, where guides in one mix are not enough.
+
+The guide names what the method reads (a reward model for args, transfer-q and best-of-n, policies for soup, ...) and
+its weight is the method's strength; `--option KEY=VALUE` sets the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trimtab.cli import guide_options, options
+from trimtab.cli.answering.requests import Request
+from trimtab.cli.prompts import as_asked, use_template
+from trimtab.cli.template_options import template_options
+from trimtab.errors import OptionError
+
+if TYPE_CHECKING:
+    from trimtab.methods.method import Strength
+
+
+@dataclass(frozen=True, slots=True)
+class MethodChoice:
+    """A method with its options and its strength, checked."""
+
+    name: str
+    options: Mapping[str, Any]
+    strength: Strength
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """--method, --option and --strength."""
+    group = parser.add_argument_group("method")
+    group.add_argument(
+        "--method",
+        metavar="NAME",
+        help="answer by this method of docs/methods.md; --guide names what it reads, and its weight is the strength "
+        "(guides in one mix)",
+    )
+    group.add_argument(
+        "--option",
+        dest="method_options",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="KEY=VALUE",
+        help="with --method: an option of it, such as top_k=10; repeat for several",
+    )
+    group.add_argument(
+        "--strength",
+        type=options.list_of(options.any_number),
+        metavar="X,...",
+        help="with --method: its strength, where no guide carries it as a weight",
+    )
+
+
+def method_choice(args: argparse.Namespace) -> MethodChoice | None:
+    """What --method asks for, or None. Raises OptionError with every problem."""
+    if args.method is None:
+        if args.method_options or args.strength:
+            raise OptionError("--option and --strength belong to a method; give --method NAME with them.")
+        return None
+    from trimtab.methods.catalogue import METHODS, check_method, check_weights
+
+    method = METHODS.get(args.method)
+    for flag, option in (("--form", "form"), ("--guide-base", "guide_base")):
+        if getattr(args, f"{option}s") and method is not None and option not in method.options:
+            why = "genarm weighs guides as products, policy as shifts" if option == "form" else "it runs no guide"
+            raise OptionError(f"{flag} does not go with --method {args.method}: {why}. Leave it out.")
+    if method is not None and method.reads is None and args.guides:
+        raise OptionError(f"{args.method} reads no guide; leave --guide out.")
+    chosen = {} if method is None or method.reads is None else _read(args, method.reads)
+    chosen |= _about_guides(args)
+    found = {**chosen, **dict(args.method_options)}
+    strength = _strength(args)
+    strengths = [] if strength is None else [strength]
+    how = {"temperature": args.temperature, "plausibility": args.plausibility}
+    problems = check_method(args.method, found, strengths) or check_weights(args.method, found, strengths, **how)
+    if strength is None and method is not None:
+        if method.default_strengths != (0.0,):
+            problems.append(f"{args.method} needs a strength ({method.dial}): --guide NAME=PATH:X, or --strength X.")
+        strength = 0.0
+    if problems:
+        raise OptionError(" ".join(f"{problem[0].upper()}{problem[1:]}" for problem in problems))
+    assert strength is not None
+    return MethodChoice(args.method, found, strength)
+
+
+def answered(
+    args: argparse.Namespace, requests: Sequence[Request], choice: MethodChoice, *, trace: bool
+) -> Iterator[Request]:
+    """Every request, in order, with its answer; `batch_size` of them at a time."""
+    if weighted := next((request for request in requests if request.weights), None):
+        raise OptionError(
+            f"A row of the prompts has weights ({dict(weighted.weights)}), and --method has one strength for all. "
+            "Leave them out, or --method."
+        )
+    from trimtab.methods.catalogue import build_policy
+
+    model = options.load_base(args)
+    policy = build_policy(model, choice.name, choice.options)
+    chat = use_template(args.template, options.tokenizer_of(model, args))
+    told = template_options(args)
+    params = options.sampling_params(args, weights={}, seed=None, trace=trace, num_alternatives=args.num_alternatives)
+    for start in range(0, len(requests), args.batch_size):
+        part = requests[start : start + args.batch_size]
+        prompts = [as_asked(request.row.prompt, chat=chat, options=told) for request in part]
+        found = policy.answer(prompts, choice.strength, params, [request.seed for request in part])
+        for request, answer in zip(part, found, strict=True):
+            request.take_answer(answer, {choice.name: choice.strength})
+            yield request
+
+
+def _read(args: argparse.Namespace, reads: str) -> dict[str, Any]:
+    """The option that the guides fill."""
+    paths = {spec.name: spec.path for spec in args.guides}
+    if not paths:
+        return {}
+    if reads == "guides":
+        return {reads: paths}
+    if reads == "paths":
+        return {reads: list(paths.values())}
+    if len(paths) > 1:
+        raise OptionError(f"--method {args.method} reads one guide ({reads}), and {len(paths)} are given.")
+    return {reads: next(iter(paths.values()))}
+
+
+def _about_guides(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that --form and --guide-base are; a method that has no such option refuses it."""
+    forms, bases = guide_options.read(args)
+    found: dict[str, Any] = {}
+    if forms:
+        found["form"] = next(iter(forms.values())) if len(forms) == 1 else forms
+    if bases:
+        found["guide_base"] = next(iter(bases.values())) if len(args.guides) == 1 else bases
+    return found
+
+
+def _strength(args: argparse.Namespace) -> Strength | None:
+    given = args.strength
+    weights = [spec.weight for spec in args.guides]
+    if given is None:
+        if not weights or any(weight is None for weight in weights):
+            return None
+        given = weights
+    elif any(weight is not None for weight in weights):
+        raise OptionError("The strength is given twice, as a guide's weight and with --strength; give one of them.")
+    return float(given[0]) if len(given) == 1 else tuple(map(float, given))
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is no option; give KEY=VALUE")
+    for kind in (int, float):
+        try:
+            return key, kind(value)
+        except ValueError:
+            continue
+    return key, value

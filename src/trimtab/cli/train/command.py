@@ -1,0 +1,49 @@
+"""`trimtab train`: make a guide, a reward model or a policy.
+
+`arm` trains an autoregressive reward model from preference pairs (GenARM), `parm` one for several objectives, `reward`
+a trajectory reward model (Bradley-Terry), `dpo` a policy (direct preference optimisation); from rewards, `rl` trains a
+policy (RLOO), `agent` an accept-reject agent (MARA). The first Ctrl-C ends a training at its current step with a whole
+checkpoint and says how to go on, a second one ends it at once; with --resume it goes on exactly where its last whole
+checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from trimtab.cli.train import agent, arm, dpo, parm, reward, rl
+from trimtab.cli.train.interruption import until_interrupted
+
+
+class Method(Protocol):
+    """A module with one kind of guide."""
+
+    def register(self, methods: argparse._SubParsersAction[Any]) -> None: ...
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+METHODS: Mapping[str, Method] = {
+    "arm": arm,
+    "parm": parm,
+    "agent": agent,
+    "reward": reward,
+    "dpo": dpo,
+    "rl": rl,
+}
+"""The one table from a kind of guide to its options and what trains it."""
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command and one sub-command for each kind of guide."""
+    parser = subparsers.add_parser("train", help="make a guide", description=__doc__)
+    methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
+    for method in METHODS.values():
+        method.register(methods)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train a guide of the kind that was asked for."""
+    return until_interrupted(METHODS[args.method].run, args)

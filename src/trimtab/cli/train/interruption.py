@@ -1,0 +1,65 @@
+"""A training that is interrupted: where it stands, and the command that goes on from there."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from trimtab.cli import options
+from trimtab.cli.train.run_options import is_main
+from trimtab.training.run.checkpoints import last_good, step_of, workspace_of
+from trimtab.training.run.interruption import Interrupted
+
+
+def until_interrupted(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a training; where a signal ends it, say where it stands and how to go on, and give exit code 130."""
+    try:
+        with _terminated_as_interrupted():
+            return run(args)
+    except Interrupted as stop:
+        message = f"{stop}. Go on with:"
+    except KeyboardInterrupt:
+        workspace = workspace_of(Path(args.out))
+        if not workspace.exists():
+            _say("interrupted; there is no step to go on from")
+            return 130
+        good = last_good(workspace)
+        step = f"Its last whole checkpoint is of step {step_of(good):,}" if good else "It has no checkpoint yet"
+        message = f"interrupted at once. {step}. Go on with:"
+    _say(f"{message}\n{resume_command(args.given)}")
+    return 130
+
+
+def resume_command(given: Sequence[str]) -> str:
+    """The command that continues a run, from the arguments that it was given."""
+    own = shlex.join([*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return f"accelerate launch ... -m trimtab.cli.main {own}"
+    is_module = Path(sys.argv[0]).suffix == ".py"
+    return f"{'python -m trimtab.cli.main' if is_module else 'trimtab'} {own}"
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM is what Ctrl-C is, also where there is no step to finish."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(message: str) -> None:
+    if is_main():
+        options.say(message)

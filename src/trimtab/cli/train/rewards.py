@@ -1,0 +1,88 @@
+"""What the kinds of training on prompts share on the command line: the prompts, and what their answers are worth."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
+from trimtab.errors import OptionError
+from trimtab.training.run.rewards import AgentReward
+
+_REWARD_FORM = "NAME=SOURCE[:MULTIPLIER], for example kind=sentiment:2.0 or cost=models/cost:-1.0"
+
+
+def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> None:
+    """--prompts, how they are read, and --reward."""
+    group.add_argument(
+        "--prompts", required=True, metavar="FILE", help=".jsonl rows with a prompt, a .txt with one a line, or -"
+    )
+    add_template_options(parser)
+    add_ignored_columns(parser)
+    group.add_argument("--skip-bad-lines", action="store_true", help="go on without lines that cannot be used")
+    group.add_argument(
+        "--reward",
+        dest="rewards",
+        action="append",
+        required=True,
+        type=_reward,
+        metavar="NAME=SOURCE[:MULTIPLIER]",
+        help="a term of the reward: a scorer, the directory or hub id of a reward model, module:function (looked for "
+        "in the working directory first) or FILE.py:function, and how much it counts (1; negative for a cost); repeat "
+        "for several",
+    )
+
+
+def run_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of a run on prompts say beside the model, the prompts, the rewards and the settings."""
+    return {
+        "out": args.out,
+        "template": args.template,
+        "template_options": template_options(args),
+        "prompt_files": [Path(args.prompts).name],
+        "resume": args.resume,
+        "overwrite": args.overwrite,
+        "trust_remote_code": args.trust_remote_code,
+        "revision": args.revision,
+    }
+
+
+def parse_reward(text: str) -> AgentReward:
+    """`NAME=SOURCE[:MULTIPLIER]` -> AgentReward; without a multiplier it is 1.
+
+    SOURCE is a scorer's name, the directory or hub id of a reward model, module:function or FILE.py:function. What
+    follows the last colon is the multiplier if it is a number, unless the whole names something that exists. Raises
+    OptionError.
+    """
+    name, equals, target = text.partition("=")
+    if not equals or not name or not target:
+        raise OptionError(f"{text!r} is not a reward. Accepted: {_REWARD_FORM}.")
+    source, colon, tail = target.rpartition(":")
+    if not colon or Path(target).exists():
+        return AgentReward(name, target)
+    try:
+        multiplier = float(tail)
+    except ValueError:
+        if _is_function(target):
+            return AgentReward(name, target)
+        raise OptionError(
+            f"The multiplier {tail!r} of reward {name} is not a number. Accepted: {_REWARD_FORM}."
+        ) from None
+    if not source:
+        raise OptionError(f"{text!r} names no source. Accepted: {_REWARD_FORM}.")
+    return AgentReward(name, source, multiplier)
+
+
+def _is_function(target: str) -> bool:
+    from trimtab.storage.scorers import SCORERS, is_function_name
+
+    head = target.rpartition(":")[0]
+    return is_function_name(target) and head not in SCORERS and not Path(head).is_dir()
+
+
+def _reward(text: str) -> AgentReward:
+    try:
+        return parse_reward(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None  # argparse would hide any other message

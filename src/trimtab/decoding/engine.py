@@ -1,0 +1,136 @@
+"""What every engine that generates offers, whatever runs inside it: requests join, step by step tokens come.
+
+`decoding.Decoder` is the built-in one; `engines.vllm.engine.VLLMEngine` runs inside vLLM. Commands and the server know
+only this.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from trimtab.answers import Answer, Step
+from trimtab.core import LanguageModel, Prompt, SamplingParams, Selection
+from trimtab.errors import OptionError, unknown_name
+from trimtab.mixing.forms import check_negative, forms_of
+from trimtab.prompts import as_prompts, with_options
+
+
+class KnownGuide(Protocol):
+    """What may be asked about a guide of any engine."""
+
+    @property
+    def weight(self) -> float:
+        """In a request that does not name it."""
+
+    @property
+    def selection(self) -> Selection | None:
+        """None: the guide tilts; else how it selects."""
+
+
+class GenerationEngine(ABC):
+    """Decodes any number of requests in one batch, each with its own weights, filters and seed."""
+
+    model: LanguageModel
+    guides: Mapping[str, KnownGuide]
+    max_rows: int
+    has_plausibility = True
+    """Whether a request may bring a plausibility mask."""
+
+    @property
+    @abstractmethod
+    def num_running(self) -> int:
+        """Requests that get tokens."""
+
+    @property
+    @abstractmethod
+    def num_waiting(self) -> int:
+        """Requests that wait for a row."""
+
+    @abstractmethod
+    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
+        """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
+
+    @abstractmethod
+    def cancel(self, request_id: int) -> None:
+        """Forget a request and free its row. Unknown or finished ids are ignored."""
+
+    @abstractmethod
+    def step(self) -> list[Step]:
+        """One step of the batch."""
+
+    @abstractmethod
+    def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
+        """Answer prompts, each in its own way, in their order; see `generate`."""
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        weights: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
+        max_new_tokens: int = 128,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float = 0.0,
+        plausibility: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        seed: int | None = None,
+        trace: bool = False,
+        num_alternatives: int = 0,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> Iterator[Answer]:
+        """Answer prompts, in their order, each as soon as it and those before it are done.
+
+        `weights` is one mapping for all prompts or one for each; prompt i draws from seed + i. `template_options` go to
+        the chat template with each prompt (under a `Chat`'s own), which then has to be messages. The other options are
+        `SamplingParams`'. Everything is checked before the first answer. A request that fails later is an answer like
+        the others, with `finish_reason` "error" and its `error`; `answers.finished` raises that instead.
+        """
+        wanted = [with_options(prompt, template_options or {}) for prompt in as_prompts(prompts)]
+        if weights is None or isinstance(weights, Mapping):
+            weights = [weights or {}] * len(wanted)
+        if isinstance(weights, str) or not isinstance(weights, Sequence):
+            raise OptionError(
+                f"weights is {weights!r:.100}; give a mapping from guides to numbers, or a list of one for each prompt."
+            )
+        if len(weights) != len(wanted):
+            raise OptionError(f"There are {len(wanted)} prompts and {len(weights)} mappings of weights; give one each.")
+        params = [
+            SamplingParams(
+                weights=weights[index],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                plausibility=plausibility,
+                repetition_penalty=repetition_penalty,
+                stop=(stop,) if isinstance(stop, str) else tuple(stop),
+                ignore_eos=ignore_eos,
+                seed=None if seed is None else seed + index,
+                trace=trace,
+                num_alternatives=num_alternatives,
+            )
+            for index in range(len(wanted))
+        ]
+        return self.answers(list(zip(wanted, params, strict=True)))
+
+    def close(self) -> None:  # noqa: B027  most engines hold nothing that outlives them
+        """End what the engine runs elsewhere; it is of no more use."""
+
+    def weights_of(self, params: SamplingParams) -> dict[str, float]:
+        """The weight of every guide in a request.
+
+        Raises OptionError for an unknown name, and for a negative weight that means nothing (`forms.check_negative`).
+        """
+        for name in params.weights:
+            if name not in self.guides:
+                raise unknown_name("guide", name, self.guides)
+        weights = {name: float(params.weights.get(name, guide.weight)) for name, guide in self.guides.items()}
+        mask = params.plausibility if self.has_plausibility else None
+        check_negative(weights, forms_of(self.guides), temperature=params.temperature, plausibility=mask)
+        return weights

@@ -1,0 +1,144 @@
+"""The sides of the decoding loop: the base's session and each guide's, and the requests in their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from trimtab.caches import num_known
+from trimtab.core import Candidates, Guide, GuideSession, ModelSession, Selection, Session, TokenIds
+from trimtab.decoding.requests import Columns, Request
+from trimtab.mixing.selecting import Walk, survivors, walk
+
+S_co = TypeVar("S_co", bound=Session, covariant=True)
+
+
+class Rows(Generic[S_co]):
+    """A session, the requests in its rows, and what of their prompts it has not been given yet."""
+
+    def __init__(self, session: S_co) -> None:
+        self._session = session
+        self._requests: list[Request] = []
+        self._left: dict[int, TokenIds] = {}
+
+    @property
+    def session(self) -> S_co:
+        """The session itself."""
+        return self._session
+
+    @property
+    def num_rows(self) -> int:
+        return self._session.num_rows
+
+    def left(self, request: Request) -> int:
+        """How many tokens of a request's prompt are still to be fed."""
+        return len(self._left.get(request.request_id, ()))
+
+    def unknown(self, prompt: TokenIds) -> int:
+        """How many tokens of a prompt would have to be fed."""
+        return len(prompt) - num_known(self._session, prompt)
+
+    def admit(self, starts: Sequence[tuple[Request, TokenIds, int]]) -> None:
+        """A row for each (request, prompt, limit): it starts from what is known and `limit` tokens more."""
+        if not starts:
+            return
+        lengths = [num_known(self._session, prompt) + limit for _, prompt, limit in starts]
+        self._session.admit([prompt[:length] for (_, prompt, _), length in zip(starts, lengths, strict=True)])
+        for (request, prompt, _), length in zip(starts, lengths, strict=True):
+            self._requests.append(request)
+            if len(prompt) > length:
+                self._left[request.request_id] = prompt[length:]
+
+    def fill(self, request: Request, limit: int) -> None:
+        """The next `limit` tokens of a request's prompt."""
+        left = self._left.pop(request.request_id, ())
+        if not left:
+            return
+        row = torch.tensor([self._requests.index(request)])
+        for token_id in left[:limit]:
+            self._session.advance(row, torch.tensor([token_id]))
+        if len(left) > limit:
+            self._left[request.request_id] = left[limit:]
+
+    def keep(self, running: set[int]) -> None:
+        rows = [row for row, request in enumerate(self._requests) if request.request_id in running]
+        if len(rows) < len(self._requests):
+            self._session.keep(torch.tensor(rows, dtype=torch.int64))
+            self._requests = [self._requests[row] for row in rows]
+            self._left = {key: left for key, left in self._left.items() if key in running}
+
+    def advance(self, tokens: Mapping[int, int]) -> None:
+        """One token to each row whose request has one."""
+        found = [(row, tokens.get(request.request_id)) for row, request in enumerate(self._requests)]
+        grown = [(row, token) for row, token in found if token is not None]
+        if grown:
+            rows, ids = zip(*grown, strict=True)
+            self._session.advance(torch.tensor(rows), torch.tensor(ids))
+
+
+class Lane(Rows[GuideSession]):
+    """A guide's session and the requests in its rows: only those in which it has a weight."""
+
+    def __init__(self, name: str, guide: Guide, beside: ModelSession) -> None:
+        super().__init__(guide.open(beside))
+        self.name = name
+        self.guide = guide
+
+    def part(self, candidates: Candidates, positions: Mapping[int, int]) -> tuple[Tensor, Tensor] | None:
+        """A tilting guide's scores [B, K] and weights [B] for the whole batch (weight 0 where it does not run)."""
+        if not self._requests:
+            return None
+        base = candidates.logprobs
+        rows = [positions[request.request_id] for request in self._requests]
+        weights = self._weights(base.device)
+        if rows == list(range(len(base))):
+            return self._session.score(candidates), weights
+        at = torch.tensor(rows, device=base.device)
+        scores = self._session.score(candidates.select(at))
+        return torch.zeros_like(base).index_copy(0, at, scores), base.new_zeros(len(base)).index_copy(0, at, weights)
+
+    def _weights(self, device: torch.device) -> Tensor:
+        return torch.tensor([request.weights[self.name] for request in self._requests], device=device)
+
+
+class SelectingLane(Lane):
+    """The lane of a guide that selects among candidates."""
+
+    def __init__(self, name: str, guide: Guide, selection: Selection, beside: ModelSession) -> None:
+        super().__init__(name, guide, beside)
+        self.selection = selection
+        self._base = beside
+
+    def select(
+        self, policy: Tensor, columns: Columns, positions: Mapping[int, int], failed: Mapping[int, object]
+    ) -> tuple[Tensor, Walk, Tensor] | None:
+        """Rows [R] of the batch in which this guide selects, its walk there, and the rule's policy [R, K].
+
+        `policy` is [B, V]: the tilted policy at temperature 1. Rows that have failed already are left out.
+        """
+        places = [(row, positions[request.request_id]) for row, request in enumerate(self._requests)]
+        places = [(row, place) for row, place in places if place not in failed]
+        if not places:
+            return None
+        lane_rows = torch.tensor([row for row, _ in places], device=policy.device)
+        batch = torch.tensor([place for _, place in places], device=policy.device)
+        candidates, counts = survivors(
+            policy[batch], top_k=columns.top_k[batch], top_p=columns.top_p[batch], min_p=columns.min_p[batch]
+        )
+        context = self._base.context() if self.guide.needs_context else None
+
+        def look(rows: Tensor, some: Candidates, asked: Tensor) -> Tensor:
+            hidden = self._base.peek(some.token_ids, batch[rows]) if self.guide.needs_hidden else None
+            before = None if context is None else context[batch[rows].to(context.device)]
+            shown = replace(some, hidden=hidden, context=before)
+            scores = torch.zeros_like(some.logprobs)
+            mine = replace(shown.select(asked), rows=lane_rows[rows[asked]], base_rows=batch[rows[asked]])
+            scores[asked] = self._session.score(mine).to(scores)
+            return scores
+
+        found = walk(candidates, counts, self._weights(policy.device)[lane_rows], self.selection, look)
+        return batch, found, self.selection.rule.policy(candidates, found.weighted)

@@ -1,0 +1,151 @@
+"""One request while it is decoded, and the tensors that a batch of requests is decoded with."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.answers import Answer, Step, TokenTrace
+from trimtab.core import LanguageModel, Prompt, SamplingParams
+from trimtab.decoding.text import TextStream
+from trimtab.errors import OptionError, PromptError
+
+
+class Request:
+    """A prompt, how it is to be decoded, and what has come of it so far."""
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt: Prompt,
+        prompt_ids: Sequence[int],
+        guide_ids: Mapping[str, Sequence[int]],
+        params: SamplingParams,
+        weights: Mapping[str, float],
+        max_new_tokens: int,
+        model: LanguageModel,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.prompt_ids = tuple(prompt_ids)
+        self.guide_ids = guide_ids
+        self.params = params
+        self.weights = weights
+        self.max_new_tokens = max_new_tokens
+        self.token_ids: list[int] = []
+        self.trace: list[TokenTrace] = []
+        self.finish_reason: str | None = None
+        self.error: Exception | None = None
+        self.seed = secrets.randbits(31) if params.seed is None else params.seed
+        self._stream = TextStream(model.tokenizer, params.stop, self.prompt_ids)
+        self._eos_ids = frozenset() if params.ignore_eos else model.eos_ids
+
+    def read_by(self, guide: str | None) -> tuple[int, ...]:
+        """Every token so far, as a guide reads it (its prompt may be another) or, None, as the model does."""
+        return (*(self.prompt_ids if guide is None else self.guide_ids[guide]), *self.token_ids)
+
+    def forced(self) -> int | None:
+        """The next token, where the request gives it."""
+        given = self.params.forced
+        return given[len(self.token_ids)] if len(self.token_ids) < len(given) else None
+
+    def push(self, token_id: int, trace: TokenTrace | None) -> Step:
+        """Take a sampled token; sets `finish_reason` when it is the last."""
+        self.token_ids.append(token_id)
+        if trace is not None:
+            self.trace.append(trace)
+        if token_id in self._eos_ids:
+            text = self._stream.finish()
+            return self._end("eos", token_id, trace, text, (*self._stream.pieces, b""))
+        text = self._stream.push(token_id)
+        pieces = self._stream.pieces
+        if self._stream.stopped:
+            return self._end("stop", token_id, trace, text, pieces)
+        if len(self.token_ids) >= self.max_new_tokens:
+            text += self._stream.finish()
+            return self._end("length", token_id, trace, text, (*pieces, *self._stream.pieces))
+        return Step(self.request_id, token_id, text, None, trace, pieces=pieces)
+
+    def fail(self, error: Exception) -> Step:
+        """End without a token."""
+        self.finish_reason, self.error = "error", error
+        try:
+            text, pieces = self._stream.finish(), self._stream.pieces
+        except Exception:  # the text itself may be what failed
+            text, pieces = "", ()
+        return Step(self.request_id, None, text, "error", None, error, pieces)
+
+    def answer(self) -> Answer:
+        assert self.finish_reason is not None, "the request is still running"
+        return Answer(
+            prompt=self.prompt,
+            prompt_ids=self.prompt_ids,
+            token_ids=tuple(self.token_ids),
+            text=self._stream.text,
+            finish_reason=self.finish_reason,
+            weights=dict(self.weights),
+            seed=self.seed,
+            trace=tuple(self.trace) if self.params.trace else None,
+            temperature=1.0 if self.params.temperature is None else self.params.temperature,
+            error=self.error,
+        )
+
+    def _end(self, reason: str, token_id: int, trace: TokenTrace | None, text: str, pieces: tuple[bytes, ...]) -> Step:
+        # An end-of-text flush may itself complete a stop string.
+        self.finish_reason = "stop" if self._stream.stopped else reason
+        return Step(self.request_id, token_id, text, self.finish_reason, trace, pieces=pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The sampling parameters of a batch as tensors [B]; rebuilt when the batch changes."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    plausibility: Tensor
+    repetition_penalty: Tensor
+
+    @staticmethod
+    def of(requests: Sequence[Request], device: torch.device) -> Columns:
+        params = [request.params for request in requests]
+
+        def column(values: Sequence[float | None], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return Columns(
+            temperature=column([p.temperature for p in params], torch.float64),
+            top_k=column([min(p.top_k or 0, sys.maxsize) for p in params], torch.int64),
+            top_p=column([p.top_p for p in params], torch.float64),
+            min_p=column([p.min_p for p in params]),
+            plausibility=column([p.plausibility for p in params]),
+            repetition_penalty=column([p.repetition_penalty for p in params], torch.float64),
+        )
+
+
+def check_forced(token_ids: Sequence[int], vocab_size: int, whose: str = "the model") -> None:
+    """Raise OptionError for a forced token that is no id below `vocab_size`."""
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise OptionError(
+                f"Forced token {token_id} is no id of the vocabulary of {whose}; give 0 to {vocab_size - 1}."
+            )
+
+
+def room_for(num_prompt: int, limit: int | None, whose: str) -> float:
+    """How many tokens may still be generated. Raises PromptError when there is room for none."""
+    if limit is None:
+        return math.inf
+    if num_prompt >= limit:
+        raise PromptError(
+            f"The prompt has {num_prompt} tokens; {whose} holds {limit}, one of them for the answer. "
+            "Shorten the prompt, or use a model with a longer context."
+        )
+    return limit - num_prompt

@@ -1,0 +1,116 @@
+"""What a run depends on, and where two runs differ in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from trimtab.core import Prompt
+from trimtab.evaluation.comparison.recipe import SCORER, TEMPLATE, MethodSpec, Recipe, resolved
+from trimtab.evaluation.throughput import versions
+from trimtab.prompts import as_json
+from trimtab.storage.digests import model_contents, scorer_contents
+from trimtab.storage.json_lines import short
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that an answer of a run depends on; `model` describes the loaded model.
+
+    Seeds, strengths and the batch size are not among them: an answer names its seed and strength, and no answer depends
+    on its company.
+    """
+    return {
+        "model": {
+            "name": recipe.model,
+            "dtype": recipe.dtype,
+            "files": model_contents(str(resolved(recipe.model, recipe.directory))),
+            **{key: value for key, value in model.items() if key != "name"},
+        },
+        "template": recipe.template,
+        **({"template_options": dict(recipe.template_options)} if recipe.template_options else {}),
+        "decoding": {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.decoding.items()},
+        "prompts": {
+            split: {
+                "num": len(items),
+                "sha256": text_digest(json.dumps([as_json(item) for item in items], ensure_ascii=True)),
+            }
+            for split, items in prompts.items()
+        },
+        "rewards": {
+            reward.name: {
+                "scorer": reward.scorer,
+                "weight": reward.weight,
+                "files": scorer_contents(recipe.scorer_of(reward)),
+            }
+            for reward in recipe.rewards
+        },
+        "methods": {spec.name: _method(recipe, spec) for spec in recipe.methods},
+        "versions": versions(),
+    }
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """One number for all of it."""
+    return text_digest(json.dumps(settings, sort_keys=True))
+
+
+def differences(before: Any, after: Any, place: str = "") -> list[str]:
+    """Where two settings differ, as sentences. Methods that only one of them has are no difference."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        names = {*before, *after} if place != "methods" else {*before} & {*after}
+        return [
+            sentence
+            for name in sorted(names)
+            for sentence in differences(before.get(name), after.get(name), f"{place}.{name}" if place else str(name))
+        ]
+    return [] if before == after else [f"{place} was {_said(before)}, is {_said(after)}"]
+
+
+def _said(value: Any) -> str:
+    """A value for a message; of a digest only its beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and _DIGEST.fullmatch(value) else short(value)
+
+
+def content_digests(value: Any, place: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, digests) of every model, guide or reward model that an option names; a weight may stand behind a colon.
+
+    The place is that of the name in the option (`guides.kind`, `paths.0`), so that a run that is moved stays the same
+    run, and two guides of one directory name are two.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from content_digests(item, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from content_digests(item, f"{place}.{index}" if place else str(index))
+    elif isinstance(value, str):
+        for name in (value, value.rpartition(":")[0]):
+            if name and (found := model_contents(name)):
+                yield place, found
+                return
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _method(recipe: Recipe, spec: MethodSpec) -> dict[str, Any]:
+    return {
+        "method": spec.method,
+        "options": dict(spec.options),
+        "files": option_contents(recipe.options_of(spec)),
+    }
+
+
+def option_contents(options: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The digests of all that the options of a method name: models, guides, reward models, a scorer."""
+    found = dict(content_digests({key: value for key, value in options.items() if key not in (SCORER, TEMPLATE)}))
+    if SCORER in options:
+        found[SCORER] = scorer_contents(str(options[SCORER]))
+    return found

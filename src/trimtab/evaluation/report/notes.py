@@ -1,0 +1,150 @@
+"""What a reader of a comparison must know to judge it: how it was done, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.evaluation.comparison.recipe import (
+    JUDGED_BY,
+    MEASURED,
+    TRAINED_ON,
+    PromptSource,
+    Recipe,
+    Reward,
+    strength_text,
+)
+from trimtab.evaluation.comparison.summary import MIN_PROMPTS, Cell, Chosen
+from trimtab.evaluation.comparison.text_metrics import COHERENCE
+from trimtab.statistics import NUM_RESAMPLES
+
+_KL = {
+    "exact": "exact, from what is drawn from (temperature, penalties and filters included) to the base at temperature "
+    "1: summed over the whole vocabulary and an answer's steps; −log π of the base where a token is taken for sure "
+    "(temperature 0, rules that accept or reject)",
+    "bound": "an upper bound",
+    "unknown": "unknown, so not drawn",
+}
+
+
+def notes_of(recipe: Recipe, run: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, str]:
+    """How it was done: term -> plain text."""
+    found = {
+        "Model": f"{recipe.model}, frozen, dtype {recipe.dtype}",
+        "Prompts": "; ".join(f"{split}: {_prompts(source, run, split)}" for split, source in recipe.prompts.items()),
+        "Decoding": _decoding(recipe),
+        "Seeds": f"{', '.join(map(str, recipe.seeds))}; a prompt's seeds are averaged before anything is resampled",
+        **_rewards(recipe, run),
+        "KL": "; ".join(f"{', '.join(labels)}: {_KL.get(kind, kind)}" for kind, labels in _by_kind(cells).items()),
+        "Intervals": f"95 %, bootstrap over prompts (BCa, {NUM_RESAMPLES:,} resamples), from {MIN_PROMPTS} prompts on; "
+        "differences to the base are paired by prompt; nothing corrects for how many methods are compared",
+        "Coherence": COHERENCE,
+        "Cost": f"wall clock of decoding alone, {recipe.batch_size} answers at a time, one method after another in one "
+        "process; what was cut and continued may have run on a busier machine",
+        "Machine": _flat(run.get("machine", {})),
+        "Versions": _flat(run.get("settings", {}).get("versions", {})),
+        "Commit": str(run.get("commit") or "not from a checkout"),
+        "Fingerprint": str(run.get("fingerprint", "")),
+    }
+    return {**found, **_methods(recipe, run)}
+
+
+def warnings_of(recipe: Recipe, num_missing: int, num_wanted: int, cells: Sequence[Cell]) -> list[str]:
+    """What a reader must know before the figures."""
+    found = []
+    if num_missing:
+        found.append(f"This run is not finished: {num_missing} of {num_wanted} answers are missing.")
+    few = sorted({cell.spec.name for cell in cells if cell.num_prompts < MIN_PROMPTS})
+    if few:
+        found.append(
+            f"Fewer than {MIN_PROMPTS} prompts are too few for an interval; these have none: {', '.join(few)}. "
+            "Their means may be chance."
+        )
+    fewer = [spec for spec in recipe.methods if spec.max_prompts is not None]
+    if fewer:
+        listed = ", ".join(f"{spec.name} ({spec.max_prompts})" for spec in fewer)
+        found.append(f"Some methods cost much and answer only the first prompts of each split: {listed}.")
+    return found
+
+
+def choices_note(recipe: Recipe, chosen: Mapping[str, Chosen]) -> str:
+    """How strengths were chosen."""
+    if recipe.is_pareto:
+        return "Every strength is shown: with two objectives the sweep is the result, and none is chosen."
+    if "validation" not in recipe.prompts:
+        return "The recipe has no validation prompts, so no strength is chosen or singled out: every one is shown."
+    budget = "" if recipe.kl_budget is None else f" within {recipe.kl_budget:g} nats of KL an answer"
+    reasons = "; ".join(f"{label}: {choice.why}" for label, choice in chosen.items() if "only" not in choice.why)
+    return (
+        f"Each method stands at the strength with the highest mean {recipe.main_reward.name} reward on the validation "
+        f"prompts{budget}, and is measured on the test prompts, which had no say in it; nor in which method the first "
+        "sentence of this page is about." + (f" {reasons}." if recipe.kl_budget is not None and reasons else "")
+    )
+
+
+def _prompts(source: PromptSource, run: Mapping[str, Any], split: str) -> str:
+    num = run.get("settings", {}).get("prompts", {}).get(split, {}).get("num", source.num)
+    where = f"trimtab's own list {source.builtin!r}" if source.builtin else str(source.path)
+    return f"{num} of {where}, from number {source.start + 1} on"
+
+
+def _decoding(recipe: Recipe) -> str:
+    said = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in recipe.decoding.items())
+    return f"{said or 'the defaults'}; an answer's seed depends on its prompt and seed only, whatever the method"
+
+
+_ROLES = {
+    MEASURED: "Rewards measured",
+    TRAINED_ON: "Rewards trained on",
+    JUDGED_BY: "Rewards judging",
+}
+
+
+def _rewards(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:
+    """What each reward is, by the role that may be said of it. Without a judge, that is said."""
+    found = {
+        heading: "; ".join(_reward(recipe, run, reward) for reward in recipe.rewards if recipe.role_of(reward) == role)
+        for role, heading in _ROLES.items()
+    }
+    unseen = "none: the recipe names no reward that no method was trained on or chooses by"
+    found[_ROLES[JUDGED_BY]] = found[_ROLES[JUDGED_BY]] or unseen
+    return {heading: text for heading, text in found.items() if text}
+
+
+def _reward(recipe: Recipe, run: Mapping[str, Any], reward: Reward) -> str:
+    text = f"{reward.name}: {run.get('scorers', {}).get(reward.name, reward.scorer)}"
+    if reward.weight != 1:
+        text += f", times {reward.weight:g} so that higher is better"
+    choosing = recipe.chosen_by(reward)
+    return text + (f"; {', '.join(choosing)}: chooses among answers by this very reward" if choosing else "")
+
+
+def _methods(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:
+    about = run.get("methods", {})
+    found = {}
+    for spec in recipe.methods:
+        known = about.get(spec.name, {})
+        options = ", ".join(f"{name} {_short(value)}" for name, value in spec.options.items())
+        strengths = " | ".join(map(strength_text, spec.strengths))
+        parts = [known.get("summary", spec.method), known.get("paper", ""), options]
+        parts.append(f"strengths {strengths}{' (' + known['dial'] + ')' if known.get('dial') else ''}")
+        found[f"Method {spec.name}"] = "; ".join(part.rstrip(".") for part in parts if part)
+    return found
+
+
+def _by_kind(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        labels = found.setdefault(cell.kl_kind, [])
+        if cell.spec.name not in labels:
+            labels.append(cell.spec.name)
+    return found
+
+
+def _flat(value: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {item}" for name, item in value.items() if item) or "unknown"
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,139 @@
+"""What a comparison, a command or a server asks of any method: prompts to answers, at a strength."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, TypeAlias
+
+from trimtab.answers import Answer, finished
+from trimtab.core import Prompt, SamplingParams
+from trimtab.decoding.engine import GenerationEngine
+from trimtab.errors import OptionError
+
+Strength: TypeAlias = float | tuple[float, ...]
+"""One dial, or one number for each objective (several guides, a preference vector, the weights of a soup)."""
+
+EXACT, BOUND, UNKNOWN = "exact", "bound", "unknown"
+
+
+class Policy(Protocol):
+    """Prompts to answers at a strength."""
+
+    @property
+    def kl_kind(self) -> str:
+        """What `kl` gives: `exact`, an upper `bound`, or `unknown`."""
+
+    @property
+    def num_tokens_read(self) -> int:
+        """Tokens that were sampled so far: those of the answers, of drafts that were thrown away, of rollouts."""
+
+    def answer(
+        self, prompts: Sequence[Prompt], strength: Strength, params: SamplingParams, seeds: Sequence[int]
+    ) -> Iterator[Answer]:
+        """One answer for each prompt, in order; `seeds` gives each its own.
+
+        An answer depends on its prompt, the strength, the parameters and its seed, never on the others. The weights and
+        the seed in `params` are not read. Raises OptionError for a strength that means nothing to the method.
+        """
+
+    def kl(self, answer: Answer, strength: Strength) -> float | None:
+        """KL(policy ‖ base) of the response in nats, the base at temperature 1; None where it is not known."""
+
+
+class Guided:
+    """An engine with guides. `weights_of` turns a strength into weights; `ask` says what a request of this kind is."""
+
+    kl_kind = EXACT
+
+    def __init__(
+        self,
+        decoder: GenerationEngine,
+        weights_of: Callable[[Strength], Mapping[str, float]],
+        *,
+        ask: Callable[[SamplingParams], SamplingParams] = lambda params: params,
+        others: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._decoder = decoder
+        self._weights_of = weights_of
+        self._ask = ask
+        self._others = others
+        self._num_tokens = 0
+
+    @property
+    def num_tokens_read(self) -> int:
+        return self._num_tokens + self._others()
+
+    def answer(
+        self, prompts: Sequence[Prompt], strength: Strength, params: SamplingParams, seeds: Sequence[int]
+    ) -> Iterator[Answer]:
+        params = replace(self._ask(params), weights=self._weights_of(strength))
+        for answer in answers(self._decoder, prompts, params, seeds):
+            self._num_tokens += len(answer.token_ids)
+            yield answer
+
+    def kl(self, answer: Answer, strength: Strength) -> float | None:
+        return answer.kl
+
+
+class PerStrength:
+    """A policy whose guides depend on the strength: built when a strength is first asked for."""
+
+    kl_kind = EXACT
+
+    def __init__(self, build: Callable[[Strength], Policy]) -> None:
+        self._build = build
+        self._built: dict[Strength, Policy] = {}
+
+    @property
+    def num_tokens_read(self) -> int:
+        return sum(policy.num_tokens_read for policy in self._built.values())
+
+    def answer(
+        self, prompts: Sequence[Prompt], strength: Strength, params: SamplingParams, seeds: Sequence[int]
+    ) -> Iterator[Answer]:
+        return self._at(strength).answer(prompts, strength, params, seeds)
+
+    def kl(self, answer: Answer, strength: Strength) -> float | None:
+        return self._at(strength).kl(answer, strength)
+
+    def _at(self, strength: Strength) -> Policy:
+        if strength not in self._built:
+            self._built[strength] = self._build(strength)
+        return self._built[strength]
+
+
+def answers(
+    decoder: GenerationEngine, prompts: Sequence[Prompt], params: SamplingParams, seeds: Sequence[int]
+) -> Iterator[Answer]:
+    """One answer for each prompt, in order, each from its own seed."""
+    wanted = [(prompt, replace(params, seed=seed)) for prompt, seed in zip(prompts, seeds, strict=True)]
+    return finished(decoder.answers(wanted))
+
+
+def derived_seed(seed: int, *path: int) -> int:
+    """A seed for a part of what belongs to `seed`: another for every path, the same on every machine."""
+    digest = hashlib.sha256(":".join(map(str, (seed, *path))).encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def number(strength: Strength, *, what: str, low: float | None = None, whole: bool = False) -> float:
+    """A strength that is one number. Raises OptionError for another, or for one below `low` or not whole."""
+    good = isinstance(strength, (int, float)) and (low is None or strength >= low)
+    if not isinstance(strength, (int, float)) or not good or (whole and strength != int(strength)):
+        kind = "a whole number" if whole else "one number"
+        raise OptionError(f"A strength of {strength} means nothing here; {what}: {kind}{_from(low)}.")
+    return float(strength)
+
+
+def numbers(strength: Strength, names: Sequence[str]) -> dict[str, float]:
+    """A strength with one number for each name; one number alone holds for a single name. Raises OptionError."""
+    values = strength if isinstance(strength, tuple) else (strength,)
+    if len(values) != len(names):
+        raise OptionError(f"A strength of {strength} has {len(values)} numbers; give one each for {', '.join(names)}.")
+    return dict(zip(names, map(float, values), strict=True))
+
+
+def _from(low: float | None) -> str:
+    return "" if low is None else f" of at least {low:g}"

@@ -1,0 +1,124 @@
+"""What a name stands for today, as digests: so that what is resumed or reused is the same content, not the same name.
+
+A model, guide or reward model is its files, a function of one's own is its code, a scorer of a package its version.
+What cannot be seen from here: whether a model behind an endpoint changed, and what a function reads while it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import CheckpointError, OptionError
+from trimtab.storage.directories import file_digest, guide_directory
+from trimtab.storage.scorer_functions import code_digests, function_file, is_function_name
+
+_READ = ("*.json", "*.safetensors", "*.jinja", "*/*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.gguf")
+"""The files of a directory that a loader may read."""
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_PACKAGES = {"sentiment": ("vaderSentiment",), "offence": ("alt-profanity-check", "scikit-learn")}
+"""Scorers of ours -> the packages that say what they give."""
+
+
+def path_digest(path: Path) -> str:
+    """SHA-256 of a file, or of what a loader may read in a directory (weights, settings, tokenizer, template, code)."""
+    if path.is_file():
+        return _file_digest(path)
+    files = sorted({file for pattern in _READ for file in path.glob(pattern) if file.is_file()})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path).as_posix()}\t{_file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def model_contents(name: str) -> dict[str, str]:
+    """The digests of what a model, guide or reward model is made of; nothing for a name that stands for nothing here.
+
+    Its own files come under "files". Where its card or its adapter names a base that it runs on, the base's come under
+    "base". A hub id is looked up as it is when it is loaded.
+    """
+    directory = _directory(name)
+    if directory is None:
+        return {}
+    found = {"files": path_digest(directory)}
+    base = None if directory.is_file() else _base_of(directory)
+    if base is not None and base != name and (place := _directory(base)) is not None:
+        found["base"] = path_digest(place)
+    return found
+
+
+def scorer_contents(name: str) -> dict[str, str]:
+    """The digests of what a scorer's name stands for: of a function's code, of a reward model, or a package's version.
+
+    Nothing for a name that stands for nothing. Raises nothing that `load_scorer` does not say better.
+    """
+    if name in _PACKAGES:
+        return dict(_versions(_PACKAGES[name]))
+    if is_function_name(name):
+        file = function_file(name)
+        return {} if file is None else code_digests(file)
+    return model_contents(name)
+
+
+def callable_contents(function: Callable[..., Any]) -> dict[str, str]:
+    """The digests of a Python function's code; nothing where it has no source file (typed into an interpreter)."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # an object that can be called: its class has the code
+        try:
+            file = inspect.getsourcefile(type(function))
+        except TypeError:
+            file = None
+    return code_digests(Path(file)) if file is not None and Path(file).is_file() else {}
+
+
+def _file_digest(path: Path) -> str:
+    """A file in the hub's cache is a link to a file that is named by its digest, which need not be computed again."""
+    target = path.resolve()
+    if path.is_symlink() and target.parent.name == "blobs" and _BLOB.fullmatch(target.name):
+        return target.name
+    return file_digest(path)
+
+
+def _directory(name: str) -> Path | None:
+    """Where the files of a name are: a path, a guide that ships, or a hub id; "demo" is known by its package."""
+    try:
+        if name and Path(name).exists():
+            return Path(name)
+    except (OSError, ValueError):  # too long for a path, or a text with a zero byte
+        return None
+    if not (name.startswith("builtin:") or _HUB_ID.fullmatch(name)):
+        return None
+    try:
+        return guide_directory(name, None)
+    except (CheckpointError, OptionError):
+        return None
+
+
+def _base_of(directory: Path) -> str | None:
+    """The base that a card or an adapter names."""
+    for name, keys in (("guide.json", ("base", "name")), ("adapter_config.json", ("base_model_name_or_path",))):
+        try:
+            value: Any = json.loads((directory / name).read_text(encoding="utf-8"))
+            for key in keys:
+                value = value[key]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if value:
+            return str(value)
+    return None
+
+
+def _versions(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for package in packages:
+        try:
+            yield package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue

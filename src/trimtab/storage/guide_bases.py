@@ -1,0 +1,168 @@
+"""Which model a guide runs on: the one that it steers, or its own base, loaded beside that one.
+
+From weak to strong (GenARM, arXiv 2410.08193, section 4.2): a guide that was trained on a small model steers a large
+one of the same vocabulary. Its card names the small one, so nobody has to. A base is loaded once, however many guides
+run on it, and is gone when the last of them is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from trimtab.core import LanguageModel
+from trimtab.documents import read_json
+from trimtab.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    MissingExtraError,
+    OptionError,
+    VocabularyMismatchError,
+    naming,
+)
+from trimtab.mixing.forms import SHIFT
+from trimtab.prompts import Vocabulary, check_same_vocabulary
+from trimtab.storage.directories import is_adapter
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Vocabulary)
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A model that can be told from others; `models.hf.HFModel` is one."""
+
+    def describe(self) -> dict[str, Any]:
+        """Its name, and what tells its weights from others."""
+
+
+def own_base(
+    directory: Path,
+    card: Mapping[str, Any],
+    kind: str,
+    steered: LanguageModel | None,
+    load: Callable[[str], M],
+    *,
+    guide_base: str | Path | None = None,
+    form: str | None = None,
+) -> M | None:
+    """The model that the guide in `directory` runs on, loaded by its name; None where that is the steered one.
+
+    An adapter runs on the model that it was trained on; a whole model of the form `shift` is measured from it.
+    `guide_base` names it where the guide's card is silent or wrong. Raises OptionError where one is named for a guide
+    that runs on none, BaseMismatchError where its own cannot be had, VocabularyMismatchError where that has another
+    vocabulary than `steered`.
+    """
+    adapter = is_adapter(directory) or kind == "parm"
+    if not (adapter or form == SHIFT):
+        if guide_base is not None:
+            raise OptionError(
+                f"{directory} is a guide of kind {kind!r} that runs on no base of its own; leave its base "
+                f"({guide_base}) out. Accepted: adapters, and language models of the form shift."
+            )
+        return None
+    name = guide_base or _named_base(directory, card)
+    if guide_base is None and (steered is None or not _is_foreign(directory, card, kind, steered)):
+        return None
+    if name and str(name) == getattr(steered, "name", None):
+        return None
+    whose = getattr(steered, "name", "the steered model")
+    _check_vocabulary(directory, card, steered, whose)
+    if not name:
+        raise naming(
+            BaseMismatchError,
+            "The guide {0} was not trained on {1}, and does not say on which model it was. Name that model "
+            "({guide_base}).",
+            *(directory, whose),
+        )
+    told = guide_base is not None
+    model = _load(str(name), directory, whose, load, told=told, card_says=_named_base(directory, card))
+    if steered is not None:
+        _check_same_vocabulary(steered, model, str(name), directory, told=told)
+        log.info("the guide %s was trained on %s, which is loaded beside %s", directory, name, whose)
+    return model
+
+
+def _is_foreign(directory: Path, card: Mapping[str, Any], kind: str, steered: LanguageModel) -> bool:
+    """Whether a guide was trained on another model than the steered one, as far as card and shapes tell."""
+    if not isinstance(steered, Described):
+        return False
+    from trimtab.models.adapters.lora import LoRA, difference
+
+    base = card.get("base")
+    if base:
+        return difference(base, steered.describe()) is not None
+    if kind != "arm" or not is_adapter(directory):
+        return False
+    try:
+        LoRA.load(directory, card).check(steered)
+    except BaseMismatchError:
+        return True
+    return False
+
+
+def _named_base(directory: Path, card: Mapping[str, Any]) -> str | None:
+    """What the card, or else peft's configuration, calls the model that a guide was trained on."""
+    name = card.get("base", {}).get("name")
+    if name:
+        return str(name)
+    try:
+        config = read_json((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        return config.get("base_model_name_or_path") or None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _check_vocabulary(directory: Path, card: Mapping[str, Any], steered: LanguageModel | None, whose: str) -> None:
+    """Raise VocabularyMismatchError before a model is loaded in vain, where the card tells enough."""
+    vocabulary = card.get("vocabulary", {})
+    tokenizer = None if steered is None else steered.tokenizer
+    written = vocabulary.get("fingerprint")
+    if tokenizer is None or not written or written == tokenizer.fingerprint:
+        return
+    trained_on = card.get("base", {}).get("name", "another model")
+    raise VocabularyMismatchError(
+        f"The guide {directory} was trained on {trained_on}, whose vocabulary ({vocabulary.get('size')} tokens) "
+        f"differs in content from that of {whose} ({len(tokenizer.tokens)} tokens). A guide steers models of its own "
+        f"vocabulary: train one on {whose} or on a smaller model of the same family (trimtab train arm)."
+    )
+
+
+def _load(name: str, directory: Path, whose: str, load: Callable[[str], M], *, told: bool, card_says: str | None) -> M:
+    try:
+        return load(name)
+    except (CheckpointError, MissingExtraError) as error:
+        if told:
+            card = f"its card says {card_says}" if card_says else "its card names none"
+            raise naming(
+                BaseMismatchError,
+                "{guide_base} {0} is not a model that can be loaded as the base of the guide {1}: {2} Name the model "
+                "that the guide was trained on ({3}), or leave {guide_base} out.",
+                *(name, directory, error, card),
+            ) from error
+        raise naming(
+            BaseMismatchError,
+            "The guide {0} runs on {1}, the model that it was trained on, and not on {2}; but that cannot be loaded: "
+            "{3} Say where it is ({guide_base}).",
+            *(directory, name, whose, error),
+        ) from error
+
+
+def _check_same_vocabulary(
+    steered: LanguageModel, model: Vocabulary, name: str, directory: Path, *, told: bool
+) -> None:
+    """Raise VocabularyMismatchError; where the base was named by the caller, what is wrong is that name."""
+    try:
+        check_same_vocabulary(steered, model)
+    except VocabularyMismatchError as error:
+        if not told:
+            raise
+        raise naming(
+            VocabularyMismatchError,
+            "{guide_base} {0} has another vocabulary than {1}, so no guide of it steers that model. Name the model "
+            "that the guide {2} was trained on, or leave {guide_base} out.",
+            *(name, getattr(steered, "name", "the steered model"), directory),
+        ) from error

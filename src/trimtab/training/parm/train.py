@@ -1,0 +1,221 @@
+"""`train_parm`: one autoregressive reward model for several objectives (PARM, ICML 2025, arXiv 2505.06274).
+
+A causal language model π_p, conditioned on the preference vector p through a bilinear adapter, is trained so that at
+every p the objectives' preferences are met in proportion to p; `guides.parm` steers with it at any vector.
+
+Where it differs from the paper's released code: each objective has preference pairs of its own (there every pair of
+responses carries a label for each), so a step runs as many pairs of each; one vector is drawn a step, not one a
+forward pass; no dropout unless asked for; all linear layers are adapted unless told otherwise (there q, k and v alone);
+responses end with the token that ends a turn in the model's own chat template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.errors import OptionError
+from trimtab.training.pairs.run import PairResult, Pairs, PairSplit, result_of, tokens_of
+from trimtab.training.parm.settings import MIDDLE, ParmSettings, check_objectives
+from trimtab.training.run import checkpoints, run
+from trimtab.training.run.card import About, few_prompts
+from trimtab.training.run.settings import TrainProgress
+
+if TYPE_CHECKING:
+    from trimtab.models.hf import HFModel
+    from trimtab.training.parm.trainer import ParmTrainer
+
+__all__ = ["ParmResult", "ParmSettings", "train_parm"]
+
+ParmResult = PairResult
+
+
+def train_parm(
+    model: str | Path,
+    pairs: Mapping[str, Pairs],
+    *,
+    out: str | Path,
+    eval_pairs: Mapping[str, Pairs] | None = None,
+    settings: ParmSettings | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    push_to_hub: str | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> ParmResult:
+    """Train on each objective's preference pairs and write a guide's directory that `load_guide` reads.
+
+    `pairs` maps the objectives' names, in the order of the vector's numbers, to their pairs; `eval_pairs` names the
+    same ones. All else is as in `train_arm`. The result's accuracy counts each held-out pair at its own objective's
+    corner; `metrics` has the accuracies at all corners and in the middle.
+
+    Raises what `train_arm` raises, and OptionError for fewer than two objectives.
+    """
+    out, settings = Path(out), settings or ParmSettings()
+    run.require_extra()
+    checkpoints.check_output(out, resume=resume, overwrite=overwrite)
+    splits = _splits(pairs, eval_pairs, settings)
+    facts = run.train(
+        "parm",
+        _data_card(splits),
+        lambda host: _job(host, splits, out, settings, progress),
+        model,
+        settings,
+        out=out,
+        resume=resume,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        push_to_hub=push_to_hub,
+    )
+    return result_of(out, facts)
+
+
+def _splits(
+    pairs: Mapping[str, Pairs], eval_pairs: Mapping[str, Pairs] | None, settings: ParmSettings
+) -> dict[str, PairSplit]:
+    names = tuple(pairs)
+    check_objectives(names)
+    settings.betas_of(names)
+    if eval_pairs is not None and set(eval_pairs) != set(names):
+        raise OptionError(
+            f"There are pairs to train on for {', '.join(names)}, and to measure on for "
+            f"{', '.join(eval_pairs) or 'nothing'}. Give both for the same objectives."
+        )
+    return {
+        name: PairSplit(own, None if eval_pairs is None else eval_pairs[name], settings) for name, own in pairs.items()
+    }
+
+
+def _data_card(splits: Mapping[str, PairSplit]) -> dict[str, Any]:
+    cards: dict[str, dict[str, Any]] = {name: dict(split.card) for name, split in splits.items()}
+    return {
+        **{
+            key: hashlib.sha256("".join(f"{name}\t{own[key]}\n" for name, own in cards.items()).encode()).hexdigest()
+            for key in ("fingerprint", "eval_fingerprint")
+        },
+        **{key: [file for own in cards.values() for file in own[key]] for key in ("files", "eval_files")},
+        "num_pairs": sum(own["num_pairs"] for own in cards.values()),
+        "objectives": cards,
+    }
+
+
+def _job(
+    host: HFModel,
+    splits: Mapping[str, PairSplit],
+    out: Path,
+    settings: ParmSettings,
+    progress: Callable[[TrainProgress], None] | None,
+) -> run.Job:
+    from trimtab.training.parm.trainer import build_trainer, parm_config
+
+    train = {name: tokens_of(host, split.train, settings) for name, split in splits.items()}
+    held = {name: tokens_of(host, split.held, settings) for name, split in splits.items()}
+    counts = {key: sum(data.counts[key] for data in train.values()) for key in next(iter(train.values())).counts}
+    scale = settings.lora_alpha / settings.lora_rank
+    description = {
+        **run.describe("parm", host, settings, _data_card(splits)),
+        "form": "bilinear",
+        "parm": {"objectives": list(splits), "scale": scale},
+    }
+    config = parm_config(settings, len(splits), checkpoints.workspace_of(out))
+    return run.Job(
+        out=out,
+        description=description,
+        config=config,
+        build=lambda: build_trainer(host, train, held, settings, config, progress),
+        measure=lambda trainer, seconds: {"metrics": _metrics(trainer, splits, counts, seconds)},
+        write=lambda directory, trainer, _: _write(directory, trainer, settings),
+        about=_about(tuple(splits)),
+        settings=settings,
+    )
+
+
+def _write(directory: Path, trainer: ParmTrainer, settings: ParmSettings) -> None:
+    import torch
+
+    from trimtab.models.adapters.bilinear import write
+
+    write(directory, trainer.cores.tensors(), dtype=getattr(torch, settings.save_dtype))
+
+
+def _metrics(
+    trainer: ParmTrainer, splits: Mapping[str, PairSplit], counts: Mapping[str, int], seconds: float
+) -> dict[str, Any]:
+    line: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
+    return {
+        **_evaluated(trainer),
+        **{f"train_{key}": line[key] for key in ("loss", "accuracy", "margin") if key in line},
+        "num_steps": trainer.state.global_step,
+        "seconds": round(seconds, 1),
+        **counts,
+        "num_skipped": sum(split.num_skipped for split in splits.values()),
+        "num_stock": sum(split.num_stock for split in splits.values()),
+    }
+
+
+def _evaluated(trainer: ParmTrainer) -> dict[str, Any]:
+    if trainer.eval_dataset is None:
+        return {"num_eval_pairs": 0}
+    found = next((line for line in reversed(trainer.state.log_history) if "eval_num_correct" in line), None)
+    if found is None or found["step"] != trainer.state.global_step or not trainer.accuracies:
+        found = trainer.evaluate()
+    accuracy = trainer.accuracy()
+    return {
+        "eval_accuracy": accuracy.value,
+        "eval_accuracy_low": accuracy.low,
+        "eval_accuracy_high": accuracy.high,
+        "num_eval_pairs": int(found["eval_num_pairs"]),
+        "num_eval_prompts": len({prompt for own in trainer.held_prompts.values() for prompt in own}),
+        "eval_loss": found["eval_loss"],
+        "eval_margin": found["eval_margin"],
+        "objectives": {name: _at_vectors(trainer, name) for name in trainer.eval_dataset},
+    }
+
+
+def _at_vectors(trainer: ParmTrainer, name: str) -> dict[str, Any]:
+    """The accuracy of one objective's held-out pairs at each corner and in the middle, with its interval."""
+    found = {probe: trainer.accuracies[name, probe] for probe in (*trainer.names, MIDDLE)}
+    return {
+        "num_eval_pairs": len(trainer.held_prompts[name]),
+        "accuracy_at": {probe: [one.value, one.low, one.high] for probe, one in found.items()},
+    }
+
+
+def _about(names: tuple[str, ...]) -> About:
+    vector = ", ".join([f"1/{len(names)}"] * len(names))
+    return About(
+        f"trained as a preference-aware autoregressive reward model (PARM, arXiv 2505.06274) of {', '.join(names)}: at "
+        "a preference vector, one number of at least 0 for each of these that add up to 1, it is an autoregressive "
+        "reward model that weighs them so. It steers a frozen model with the same vocabulary, token by token.",
+        (
+            "model = trimtab.load_model({base})",
+            f'guide = trimtab.load_guide("path/to/this/directory", preference=({vector}))',
+            'decoder = trimtab.Decoder(model, guides={{"guide": guide}})',
+        ),
+        measured=_measured_lines,
+    )
+
+
+def _measured_lines(metrics: Mapping[str, Any]) -> list[str]:
+    if "eval_accuracy" not in metrics:
+        return ["No pairs were held out, so nothing was measured."]
+    names = list(metrics["objectives"])
+    head = ["pairs of", "number", *(f"at {name} alone" for name in names), "in the middle"]
+    rows = [
+        [
+            name,
+            str(own["num_eval_pairs"]),
+            *("{:.3f} [{:.3f}, {:.3f}]".format(*own["accuracy_at"][probe]) for probe in (*names, MIDDLE)),
+        ]
+        for name, own in metrics["objectives"].items()
+    ]
+    few = few_prompts(metrics)
+    return [
+        "Accuracy on pairs that were not trained on (share whose preferred response has the higher reward, with its "
+        f"95 % interval, Wilson, over prompts; a coin gets 0.5), by the preference vector:{few and f' {few}'}",
+        "",
+        *(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)),
+    ]

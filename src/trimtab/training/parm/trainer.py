@@ -1,0 +1,268 @@
+"""The trainer of a preference-aware reward model: `ArmTrainer` at a preference that changes with every step.
+
+Step t runs at one vector p drawn for it, on as many pairs of each objective, and its loss is
+Σ_k p_k · mean(−log σ(β_k · (Σ log π_p(y_w) − Σ log π_p(y_l)) − γ)). The vector is a pure function of the seed and the
+step, so a resumed run draws the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback
+from trl import RewardConfig
+
+from trimtab.guides.parm import corner, middle
+from trimtab.statistics import Interval, proportion_interval
+from trimtab.training.arm.trainer import ArmTrainer, as_reward_model, pair_dataset, trainer_config
+from trimtab.training.pairs.batches import PairCollator, evaluation_order, prompts_in_order, training_order
+from trimtab.training.pairs.losses import arm_loss
+from trimtab.training.pairs.meter import PairMeter
+from trimtab.training.pairs.tokens import TokenData, TokenPair
+from trimtab.training.parm.adapter import Cores
+from trimtab.training.parm.settings import MIDDLE, ParmSettings
+from trimtab.training.run.adapter_targets import adapter_config, known_targets
+from trimtab.training.run.configs import made_trainable, spared_renamings
+from trimtab.training.run.curve import curve
+from trimtab.training.run.settings import TrainProgress
+
+if TYPE_CHECKING:
+    from trimtab.models.hf import HFModel
+
+_CORES_FILE = "cores.safetensors"
+
+
+class ParmTrainer(ArmTrainer):
+    """ArmTrainer on batches of `ObjectiveCollator`; `set_objectives` before training."""
+
+    def set_objectives(self, names: Sequence[str], settings: ParmSettings) -> None:
+        """Insert W₁ and W₂, and remember what the loss needs."""
+        self.names, self.settings = tuple(names), settings
+        self.cores = Cores(
+            self.model,
+            num_objectives=len(names),
+            preference_rank=settings.preference_rank,
+            seed=settings.seed,
+        )
+        self.model.add_module("preference_cores", self.cores)
+        self.betas = torch.tensor(settings.betas_of(names))
+        self.meter = PairMeter()
+        self._meters = {name: PairMeter() for name in names}
+        self._held: dict[str, float] | None = None
+        self.held_prompts: dict[str, Sequence[Hashable]] = {}
+        """Objective -> the prompt of each of its held-out pairs, in the order of its evaluation."""
+        self.accuracies: dict[tuple[str, str], Interval] = {}
+        """(objective, probe) -> the accuracy of the objective's held-out pairs there, by this process."""
+        self._own: dict[str, list[bool]] = {}
+
+    def accuracy(self) -> Interval:
+        """Over all held-out pairs, each at its own objective's corner; the interval is over prompts."""
+        prompts = [prompt for name in self._own for prompt in self.held_prompts[name]]
+        return proportion_interval([one for outcomes in self._own.values() for one in outcomes], prompts)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The mean loss of the batch's pairs; in training K · p_k times it, so that a step's mean is Σ_k p_k loss_k."""
+        objectives = inputs["objective"]
+        training = self.model.training
+        if training:
+            self.cores.run_at(self.preference(self.state.global_step))
+        chosen, rejected = self._rewards(model, inputs)
+        betas = self.betas.to(chosen.device)[objectives]
+        loss = arm_loss(chosen, rejected, beta=betas, gamma=self.settings.gamma)
+        num_tokens = int(inputs["attention_mask"].sum())
+        if training:
+            (index,) = set(objectives.tolist())
+            self._meters[self.names[index]].add(self, betas * chosen, betas * rejected, loss, num_tokens)
+            loss = loss * len(self.names) * self.preference(self.state.global_step)[index]
+        self.meter.add(self, betas * chosen, betas * rejected, loss, num_tokens)
+        mean = loss.mean()
+        return (mean, {"chosen": chosen, "rejected": rejected}) if return_outputs else mean
+
+    def preference(self, step: int) -> tuple[float, ...]:
+        """The vector of a step: Dirichlet(c, …, c)."""
+        rng = numpy.random.default_rng([self.settings.seed, step])
+        drawn = rng.dirichlet([self.settings.concentration] * len(self.names))
+        return tuple(float(share) for share in drawn)
+
+    def open_window(self) -> dict[str, Any]:
+        """What was measured since the last report, on all pairs and on each objective's."""
+        own = {name: meter.open_window() for name, meter in self._meters.items()}
+        return {"pairs": self.meter.open_window(), "objectives": own}
+
+    def reopen_window(self, window: Mapping[str, Any]) -> None:
+        """Continue from `open_window`."""
+        self.meter.reopen_window(window["pairs"])
+        for name, meter in self._meters.items():
+            meter.reopen_window(window["objectives"][name])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what was measured since the last report; of an evaluation's parts one line is made at its end."""
+        if self._held is not None:
+            self.meter.report(self, logs)
+            self._held = logs
+            return
+        if not any(key.startswith("eval_") for key in logs):
+            for name, meter in self._meters.items():
+                own: dict[str, float] = {}
+                meter.report(self, own)
+                logs.update({f"{key}_{name}": own[key] for key in ("loss", "accuracy") if key in own})
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Every objective's held-out pairs at every corner and in the middle: one line of the curve.
+
+        `eval_accuracy` and its like are over all pairs, each at its own objective's corner; `eval_accuracy_A_at_B` is
+        that of A's pairs at B's corner. The numbers of pairs are `eval_num_pairs_A`.
+        """
+        num = len(self.names)
+        probes = {**{name: corner(index, num) for index, name in enumerate(self.names)}, MIDDLE: middle(num)}
+        found = {
+            (name, probe): self._measured(name, probe, vector, ignore_keys)
+            for probe, vector in probes.items()
+            for name in self.names
+            if name in (self.eval_dataset or {})
+        }
+        self._own = {name: self._own[name] for name in self.names if name in self._own}
+        own = [measured for (name, probe), measured in found.items() if name == probe]
+        pairs = sum(measured["eval_num_pairs"] for measured in own)
+        logs = {
+            f"eval_{key}": sum(measured[f"eval_{key}"] * measured["eval_num_pairs"] for measured in own) / pairs
+            for key in ("loss", "accuracy", "margin")
+        }
+        for key in ("num_correct", "num_pairs", "pairs_per_s", "tokens_per_s"):
+            total = sum(measured[f"eval_{key}"] for measured in own)
+            logs[f"eval_{key}"] = total / len(own) if key.endswith("_per_s") else total
+        for (name, probe), measured in found.items():
+            logs[f"eval_accuracy_{name}_at_{probe}"] = measured["eval_accuracy"]
+            logs[f"eval_num_pairs_{name}"] = measured["eval_num_pairs"]
+        self.log(logs)
+        return logs
+
+    def _measured(
+        self, name: str, probe: str, vector: Sequence[float], ignore_keys: list[str] | None
+    ) -> dict[str, float]:
+        self._held = {}
+        try:
+            self.meter.prompts = self.held_prompts[name]
+            with self.cores.at(vector):
+                super().evaluate(name, ignore_keys)
+            self.accuracies[name, probe] = self.meter.accuracy()
+            if name == probe:
+                self._own[name] = self.meter.outcomes
+            return self._held
+        finally:
+            self._held = None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # every process is asked; one writes
+            return
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in self.cores.state_dict().items()}
+        safetensors.torch.save_file(weights, Path(output_dir or self.args.output_dir) / _CORES_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.cores.load_state_dict(safetensors.torch.load_file(Path(resume_from_checkpoint) / _CORES_FILE))
+
+
+class ObjectiveCollator:
+    """A `PairCollator` whose batches say which objective each pair belongs to: `objective` [B] int64."""
+
+    def __init__(self, pad_id: int) -> None:
+        self._pairs = PairCollator(pad_id)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        batch = self._pairs(examples)
+        return {**batch, "objective": torch.tensor([example["objective"] for example in examples])}
+
+
+def interleaved(
+    pairs: Sequence[Sequence[TokenPair]], settings: ParmSettings, world_size: int
+) -> list[tuple[int, TokenPair]]:
+    """(objective, pair) in the order of training: within a step, batches of the objectives take turns.
+
+    Every step has batch_size × gradient_accumulation pairs of each objective for each process, and all processes work
+    on the same objective at the same time.
+    """
+    turn = settings.batch_size * world_size
+    step_size = turn * settings.gradient_accumulation
+    num_steps = math.ceil(max(1, max(round(settings.epochs * len(own)) for own in pairs)) / step_size)
+    orders = [
+        training_order(
+            own,
+            num_pairs=num_steps * step_size,
+            step_size=step_size,
+            micro_size=settings.batch_size,
+            seed=settings.seed,
+            share_rows=settings.share_rows,
+        )
+        for own in pairs
+    ]
+    return [
+        (objective, pairs[objective][index])
+        for start in range(0, num_steps * step_size, turn)
+        for objective, order in enumerate(orders)
+        for index in order[start : start + turn]
+    ]
+
+
+def parm_config(settings: ParmSettings, num_objectives: int, workspace: Path) -> RewardConfig:
+    """TRL's configuration: a step goes through the batches of every objective."""
+    passes = num_objectives * settings.gradient_accumulation
+    return trainer_config(dataclasses.replace(settings, gradient_accumulation=passes), workspace)
+
+
+def build_trainer(
+    host: HFModel,
+    train: Mapping[str, TokenData],
+    held: Mapping[str, TokenData],
+    settings: ParmSettings,
+    config: RewardConfig,
+    progress: Callable[[TrainProgress], None] | None,
+) -> ParmTrainer:
+    """A trainer on a model that it takes over. Raises OptionError for layers to adapt that the model does not have."""
+    module = host.module
+    made_trainable(module, settings)
+    assert host.tokenizer is not None
+    tokenizer = host.tokenizer.hf
+    order = interleaved([data.pairs for data in train.values()], settings, config.world_size)
+    measured = {
+        name: _dataset([(index, data.pairs[i]) for i in evaluation_order(data.pairs)])
+        for index, (name, data) in enumerate(held.items())
+        if data.pairs
+    }
+    with known_targets(settings), as_reward_model(module.config), spared_renamings():
+        trainer = ParmTrainer(
+            model=module,
+            args=config,
+            data_collator=ObjectiveCollator(tokenizer.pad_token_id or 0),
+            train_dataset=_dataset(order),
+            eval_dataset=measured or None,
+            processing_class=tokenizer,
+            peft_config=adapter_config(module, settings),
+            callbacks=[curve(progress)],
+        )
+    trainer.remove_callback(PrinterCallback)  # it prints on standard output
+    trainer.set_objectives(tuple(train), settings)
+    trainer.held_prompts = {name: prompts_in_order(data.pairs) for name, data in held.items() if data.pairs}
+    return trainer
+
+
+def _dataset(pairs: Sequence[tuple[int, TokenPair]]) -> Any:
+    return pair_dataset([pair for _, pair in pairs]).add_column("objective", [objective for objective, _ in pairs])

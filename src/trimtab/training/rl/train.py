@@ -1,0 +1,225 @@
+"""`train_rl`: a policy trained on its own answers, by reinforcement, for one reward or several.
+
+RLOO (Ahmadian et al., ACL 2024, arXiv 2402.14740), by TRL: a step answers some prompts several times each; an answer's
+advantage is its reward less the mean reward of the prompt's other answers; the reward is Σ_k w_k r_k(x, y) less
+kl_weight · (log π_θ(y|x) − log π_base(y|x)). Several rewards make it multi-objective RL: one run a weight vector.
+
+Where it differs from the paper: a LoRA adapter unless all weights are asked for, so the reference is the base with the
+adapter off and costs no second model; the schedule is a cosine; an answer that a scorer has no finite reward for is
+left out of its step and counted. Where it differs from TRL's trainer: prompts become the token ids that decoding will
+see, every end-of-sequence id of the model ends an answer, and the order of the prompts is part of the data.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.core import Prompt
+from trimtab.errors import DataError, OptionError, naming
+from trimtab.prompts import encode_prompt
+from trimtab.training.rl.settings import RLSettings
+from trimtab.training.run import checkpoints, run
+from trimtab.training.run.card import About
+from trimtab.training.run.prompt_data import PromptIds, check_prompts, prompt_card, templated
+from trimtab.training.run.rating import Rater, reward_contents, rewards_card
+from trimtab.training.run.rewards import AgentReward, check_rewards
+from trimtab.training.run.settings import TrainProgress
+
+if TYPE_CHECKING:
+    from trimtab.models.hf import HFModel
+
+__all__ = ["AgentReward", "RLResult", "RLSettings", "TrainProgress", "train_rl"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RLResult:
+    """A finished run."""
+
+    out: Path
+    num_prompts: int
+    """Prompts that were trained on."""
+    num_answers: int
+    num_dropped: int
+    """Answers left out because a reward was not finite."""
+    reward: float | None
+    """Mean Σ multiplier · score of the last window of the curve; None where no answer in it had one."""
+    metrics: Mapping[str, Any]
+    """As in `guide.json`: the last line of the curve, the reward of the first, counts and seconds."""
+
+
+def train_rl(
+    model: str | Path,
+    prompts: Sequence[Prompt],
+    rewards: Sequence[AgentReward],
+    *,
+    out: str | Path,
+    settings: RLSettings | None = None,
+    template: str = "raw",
+    template_options: Mapping[str, Any] | None = None,
+    prompt_files: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    push_to_hub: str | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> RLResult:
+    """Train a policy on a model's own answers to prompts and write its directory.
+
+    `model` is a name as in `load_model`. `template` says what a prompt of text is: "raw", text to go on with; "chat", a
+    user's message; "auto", a message where the model has a chat template, which is told `template_options` with each
+    prompt. `prompt_files` are names for the card. `out`
+    must not exist unless `overwrite`, or `resume`, which continues an interrupted run exactly where its last whole
+    checkpoint stands. In a process group (`accelerate launch`) every process calls this; the first one writes.
+
+    Raises OptionError, DataError and PromptError for what the caller gave, OutputExistsError, CheckpointError (also
+    where the disk is full: the last checkpoint survives), ModelError where rewards are never finite, NotFiniteError
+    where the loss diverges, Interrupted as `arm.train_arm`.
+    """
+    out, settings = Path(out), settings or RLSettings()
+    run.require_extra()
+    check_prompts(prompts, template)
+    check_rewards(rewards)
+    checkpoints.check_output(out, resume=resume, overwrite=overwrite)
+    data = prompt_card(prompts, template, prompt_files, template_options)
+    told = {"rewards": rewards_card(rewards), "contents": reward_contents(rewards)}
+    if run.is_finished(out, resume=resume):
+        known = {"kind": "policy", "data": data, **told, "hyperparameters": run.hyperparameters(settings)}
+        return _result(out, checkpoints.finished(out, known))
+    rater = Rater(rewards)  # without a baseline: RLOO has one of its own
+    host = run.load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
+    description = {**run.describe("policy", host, settings, data), "method": "rloo", **told}
+    kept, num_long = _tokens(host, prompts, template, template_options or {}, settings)
+    job = _job(host, kept, num_long, rater, rewards, description, out, settings, progress)
+    facts = run.carry_out(job, resume=resume)
+    if push_to_hub is not None:
+        run.push(out, push_to_hub)
+    return _result(out, facts)
+
+
+def _job(
+    host: HFModel,
+    prompts: Sequence[PromptIds],
+    num_long: int,
+    rater: Rater,
+    rewards: Sequence[AgentReward],
+    description: Mapping[str, Any],
+    out: Path,
+    settings: RLSettings,
+    progress: Callable[[TrainProgress], None] | None,
+) -> run.Job:
+    from trimtab.training.rl.trainer import Panel, build_rl_trainer, rl_config
+
+    config = rl_config(settings, checkpoints.workspace_of(out), [reward.multiplier for reward in rewards])
+    counts = {"num_prompts": len(prompts), "num_long": num_long}
+
+    def build() -> Any:
+        panel = Panel(host, prompts, rater, [reward.name for reward in rewards])
+        return build_rl_trainer(host, panel, settings, config, progress)
+
+    return run.Job(
+        out=out,
+        description=description,
+        config=config,
+        build=build,
+        measure=lambda trainer, seconds: {"metrics": _metrics(trainer, counts, seconds)},
+        write=lambda directory, trainer, weights: run.write_weights(directory, trainer, weights, host, settings),
+        about=_about(rewards, settings),
+        settings=settings,
+    )
+
+
+def _tokens(
+    host: HFModel, prompts: Sequence[Prompt], template: str, options: Mapping[str, Any], settings: RLSettings
+) -> tuple[list[PromptIds], int]:
+    """The prompts to train on, and how many were left out because they are too long.
+
+    Raises DataError where none is left, OptionError where prompt and answer are more than the model can hold.
+    """
+    assert host.tokenizer is not None
+    ready = templated(prompts, template, has_chat_template=host.tokenizer.has_chat_template, options=options)
+    encoded = [PromptIds(prompt, tuple(encode_prompt(host, prompt))) for prompt in ready]
+    kept = [prompt for prompt in encoded if len(prompt.token_ids) <= settings.max_prompt_length]
+    num_long = len(encoded) - len(kept)
+    if not kept:
+        raise naming(
+            DataError,
+            "All {0} prompts have more than {1} tokens ({max_prompt_length}). Give shorter prompts, or allow longer "
+            "ones.",
+            *(num_long, settings.max_prompt_length),
+        )
+    if num_long:
+        log.warning("%d prompts of more than %d tokens are left out", num_long, settings.max_prompt_length)
+    if 0 < settings.max_prompts < len(kept):
+        chosen = sorted(random.Random(settings.seed).sample(range(len(kept)), settings.max_prompts))
+        kept = [kept[index] for index in chosen]
+    longest = max(len(prompt.token_ids) for prompt in kept)
+    if host.max_length is not None and longest + settings.max_new_tokens > host.max_length:
+        raise naming(
+            OptionError,
+            "The longest prompt has {0} tokens; with {1} new ones ({max_new_tokens}) that is more than the {2} that "
+            "{3} can hold. Give a smaller {max_new_tokens} or {max_prompt_length}.",
+            *(longest, settings.max_new_tokens, host.max_length, host.name),
+        )
+    return kept, num_long
+
+
+def _metrics(trainer: Any, counts: Mapping[str, int], seconds: float) -> dict[str, Any]:
+    """`metrics` of `guide.json`."""
+    lines = [line for line in trainer.state.log_history if "num_dropped" in line]
+    last = {key: value for key, value in lines[-1].items() if key not in ("step", "epoch", "learning_rate")}
+    start = {"reward_at_start": lines[0]["reward"]} if "reward" in lines[0] else {}
+    args = trainer.args
+    return {
+        **last,
+        **start,
+        "num_steps": trainer.state.global_step,
+        "num_answers": trainer.state.global_step * args.generation_batch_size,
+        **counts,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _result(out: Path, facts: Mapping[str, Any]) -> RLResult:
+    metrics = facts["metrics"]
+    return RLResult(
+        out=out,
+        num_prompts=metrics["num_prompts"],
+        num_answers=metrics["num_answers"],
+        num_dropped=metrics["num_dropped"],
+        reward=metrics.get("reward"),
+        metrics=dict(metrics),
+    )
+
+
+def _about(rewards: Sequence[AgentReward], settings: RLSettings) -> About:
+    terms = " + ".join(f"{reward.multiplier:g} × {reward.name}" for reward in rewards)
+    return About(
+        f"trained by reinforcement (RLOO, arXiv 2402.14740) for the reward {terms}, with {settings.kl_weight:g} times "
+        "the KL to the base taken off. As a guide of weight 1 it is the trained policy; between 0 and 1 it is between "
+        "the base and the policy (arXiv 2402.02992).",
+        (
+            "model = trimtab.load_model({base})",
+            'policy = trimtab.load_guide("path/to/this/directory")',
+            'decoder = trimtab.Decoder(model, guides={{"policy": policy}})',
+        ),
+        tags=("rloo",),
+        measured=_measured,
+    )
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[str]:
+    shown = {"reward": "reward", "kl": "nats an answer from the base", "length": "tokens an answer"}
+    parts = [f"{metrics[key]:.4g} {what}" for key, what in shown.items() if key in metrics]
+    return [
+        f"Means of the last window of training, after {metrics['num_answers']} answers to {metrics['num_prompts']} "
+        f"prompts: {', '.join(parts)}; {metrics['num_dropped']} answers had no finite reward and were left out. These "
+        "are training answers, not a measurement of what the policy does with others."
+    ]

@@ -1,0 +1,156 @@
+"""What a guide says about itself: `guide.json` for programs, `README.md` for people."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.statistics import FEW
+from trimtab.training.run.checkpoints import write_text
+
+_PACKAGES = ("trimtab", "torch", "transformers", "trl", "peft")
+
+
+def few_prompts(metrics: Mapping[str, Any]) -> str:
+    """What has to be said of an accuracy over so few prompts that it says little; nothing over more."""
+    num = metrics.get("num_eval_prompts", metrics["num_eval_pairs"])
+    return f"An accuracy over fewer than {FEW} prompts says little; these are {num}." if num < FEW else ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what trained the guide."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a method's model card says of what was trained."""
+
+    text: str
+    """How it was trained and what it does, as the end of a sentence: "trained as ..."."""
+    code: tuple[str, ...]
+    """Python lines that use it; {base} stands for the base's name, quoted."""
+    title: str = "A guide for trimtab"
+    tags: tuple[str, ...] = ("reward-guided-decoding",)
+    correct: str = "whose preferred response has the higher reward"
+    """Which held-out pairs the accuracy counts."""
+    measured: Callable[[Mapping[str, Any]], list[str]] | None = None
+    """Lines of what was measured, from `metrics`; left out: the accuracy on held-out pairs."""
+
+
+ARM = About(
+    "trained as an autoregressive reward model (GenARM, arXiv 2410.08193): the log-probability it gives to a response "
+    "is that response's reward. It steers a frozen model with the same vocabulary, token by token.",
+    (
+        "import trimtab",
+        "",
+        "model = trimtab.load_model({base})",
+        'guide = trimtab.load_guide("path/to/this/directory")',
+        'decoder = trimtab.Decoder(model, guides={{"guide": guide}})',
+    ),
+)
+
+
+_FORMS = {
+    "lora": ("peft", "A LoRA adapter of"),
+    "bilinear": ("trimtab", "A bilinear adapter of"),
+    "full": ("transformers", "All weights, started from"),
+}
+"""Form of what was trained -> the library that loads it, and how the card's first sentence begins."""
+
+
+_GUIDE_FORMS = {
+    "product": "a product, the paper's way: its score of a token is its log-probability, log π_r",
+    "shift": "a shift: its score of a token is its log-probability less its base's share, log π_r − log π_base",
+}
+
+
+def write_cards(directory: Path, card: Mapping[str, Any], about: About = ARM) -> None:
+    """Write `guide.json` and `README.md` into the guide's directory."""
+    write_text(directory / "guide.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
+    write_text(directory / "README.md", model_card(card, about))
+
+
+def model_card(card: Mapping[str, Any], about: About = ARM) -> str:
+    """The model card, from the same facts as `guide.json`."""
+    library, what = _FORMS[card["form"]]
+    front = {
+        "library_name": library,
+        "tags": ["trimtab", *about.tags],
+    }
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    base, metrics = card["base"], card["metrics"]
+    lines += [
+        f"# {about.title}",
+        "",
+        f"{what} `{base['name']}` ({base['architecture']}), {about.text}",
+        "",
+        *_steers_as(card),
+        "```python",
+        *(line.format(base=json.dumps(base["name"])) for line in about.code),
+        "```",
+        "",
+        "## Data",
+        "",
+        f"{_data(card['data'])}{_left_out(metrics)}",
+        "",
+        "## Measured",
+        "",
+        *(about.measured(metrics) if about.measured else _measured(metrics, about)),
+        "",
+        *settings_and_versions(card),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _steers_as(card: Mapping[str, Any]) -> list[str]:
+    if "guide_form" not in card:
+        return []
+    return [f"It steers as {_GUIDE_FORMS[card['guide_form']]}.", ""]
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    what = f"{data['num_pairs']} preference pairs" if "num_pairs" in data else f"{data['num_prompts']} prompts"
+    files = ", ".join(data["files"]) or "given in Python"
+    return f"{what} ({files}), fingerprint `{data['fingerprint'][:16]}`."
+
+
+def settings_and_versions(card: Mapping[str, Any]) -> list[str]:
+    """The end of any guide's model card: a table of its hyperparameters, and what it was trained with."""
+    return [
+        "## Settings",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in card["hyperparameters"].items()),
+        "",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in card["versions"].items()) + ".",
+    ]
+
+
+def _left_out(metrics: Mapping[str, Any]) -> str:
+    counts = {
+        "num_skipped": "lines that could not be used",
+        "num_stock": "pairs with a response that answers many different prompts",
+        "num_dropped": "pairs whose responses became the same when cut",
+    }
+    parts = [f"{metrics[name]} {what}" for name, what in counts.items() if metrics.get(name)]
+    return f" Left out: {'; '.join(parts)}." if parts else ""
+
+
+def _measured(metrics: Mapping[str, Any], about: About) -> list[str]:
+    if "eval_accuracy" not in metrics:
+        return ["No pairs were held out, so nothing was measured."]
+    turned = (
+        " Fewer than a coin would get right: the sign may be turned." if metrics["eval_accuracy_high"] < 0.5 else ""
+    )
+    few = few_prompts(metrics)
+    return [
+        f"Accuracy on {metrics['num_eval_pairs']} pairs that were not trained on: {metrics['eval_accuracy']:.3f} "
+        f"(95 % interval {metrics['eval_accuracy_low']:.3f} to {metrics['eval_accuracy_high']:.3f}; Wilson, over "
+        f"prompts). It is the share of pairs {about.correct}; a coin gets 0.5.{turned}{few and f' {few}'}"
+    ]

@@ -1,0 +1,171 @@
+"""Where a run keeps what it needs to go on after a crash, and how a finished guide comes to its place.
+
+A run that writes `guides/helpful` works in `guides/helpful.partial`: the settings it was started with (`run.json`),
+its curve (`metrics.jsonl`) and checkpoints. A checkpoint counts once it carries the list of its files, written last
+and synced to the disk: one cut short by a crash or a full disk has none, or does not match it, and the one before it
+is used. The guide's directory appears in one rename at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import CheckpointError, OptionError, OutputExistsError
+from trimtab.storage.directories import read_guide_card
+from trimtab.training.run.identity import check_same
+
+log = logging.getLogger(__name__)
+
+SEAL = "complete.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def workspace_of(out: Path) -> Path:
+    """The directory in which a run that will write `out` works."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise OutputExistsError where something is in the way and the caller did not say what to do."""
+    if resume and overwrite:
+        raise OptionError("resume continues a run and overwrite starts anew; give one of them.")
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"{out} is a file; a guide is a directory. Give another path.")
+    if not (resume or overwrite):
+        for path in (out, workspace_of(out)):
+            if path.exists():
+                raise OutputExistsError(path)
+
+
+def open_workspace(out: Path, run: Mapping[str, Any], *, resume: bool) -> Path:
+    """The run's directory, new or continued. Raises OptionError where the run to be continued was another one.
+
+    A run to be continued that has no whole checkpoint starts anew, which is logged.
+    """
+    workspace = workspace_of(out)
+    path = workspace / "run.json"
+    if not resume:
+        shutil.rmtree(workspace, ignore_errors=True)
+    if resume and path.exists():
+        _check_same_run(path, run)
+        good = last_good(workspace, clean=True)
+        if good is None:
+            log.info("the run in %s has no checkpoint yet, so it starts anew", workspace)
+        else:
+            log.info("continuing from %s in %s", good.name, workspace)
+        return workspace
+    if resume:
+        log.info("there is no run to continue in %s, so it starts anew", workspace)
+    workspace.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(run, indent=1, sort_keys=True))
+    return workspace
+
+
+def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}). Start anew: --overwrite.") from error
+    check_same(
+        run,
+        before,
+        problem=f"The run in {path.parent} cannot be continued with other settings",
+        way_out="Give the same ones, or start anew: --overwrite.",
+    )
+
+
+def finished(out: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """`guide.json` of a run that came to its end before. Raises OptionError for one that was told something else.
+
+    `told` are the parts of `guide.json` that are known without the model.
+    """
+    facts = read_guide_card(out)
+    check_same(
+        told,
+        {key: facts.get(key) for key in told},
+        problem=f"{out} is finished, and there is nothing to continue with other settings",
+        way_out="Give --overwrite to replace it, or another path.",
+    )
+    log.info("%s is finished; nothing is left to do", out)
+    return facts
+
+
+def seal(checkpoint: Path) -> None:
+    """Mark a checkpoint as whole, once every file of it is on the disk."""
+    sizes = {}
+    for path in sorted(checkpoint.rglob("*")):  # what is spread over processes lies in directories
+        if path.is_file():
+            _sync(path)
+            sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
+    write_text(checkpoint / SEAL, json.dumps(sizes))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint carries its seal and every file is as long as the seal says."""
+    try:
+        sizes = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    paths = {name: checkpoint / name for name in sizes}
+    return all(path.is_file() and path.stat().st_size == sizes[name] for name, path in paths.items())
+
+
+def last_good(workspace: Path, *, clean: bool = False) -> Path | None:
+    """The newest whole checkpoint; `clean` removes those that are not whole."""
+    found = [(int(match[1]), path) for path in workspace.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    good = None
+    for _, path in sorted(found):
+        if is_whole(path):
+            good = path
+            continue
+        log.warning("%s was not written to its end; it is left out", path)
+        if clean:
+            shutil.rmtree(path)
+    return good
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The number of steps a checkpoint was written after; 0 for none."""
+    match = _NAME.fullmatch(checkpoint.name) if checkpoint is not None else None
+    return int(match[1]) if match else 0
+
+
+def cut_curve(path: Path, step: int) -> None:
+    """Keep the lines of a curve up to a step: those after it will be written again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                continue
+        except (ValueError, KeyError):  # the line that the crash cut
+            continue
+        kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,67 @@
+"""Prompts to learn from: through the chat template where that is wanted, told apart by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.core import Prompt
+from trimtab.errors import DataError, OptionError, naming
+from trimtab.prompts import as_json, with_options
+
+TEMPLATES = ("auto", "chat", "raw")
+"""What a prompt of text is: a user's message where the model has a chat template, always one, or text to go on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptIds:
+    """A prompt and the ids that it is answered from."""
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+
+
+def check_prompts(prompts: Sequence[Prompt], template: str) -> None:
+    """Raise DataError where there is no prompt, OptionError for an unknown template."""
+    if isinstance(prompts, str) or not prompts:
+        raise DataError("There is no prompt to train on. Give a list of at least one.")
+    if template not in TEMPLATES:
+        raise naming(OptionError, "{template} is {0!r}; accepted: {1}.", template, ", ".join(TEMPLATES))
+
+
+def templated(
+    prompts: Sequence[Prompt],
+    template: str,
+    *,
+    has_chat_template: bool,
+    options: Mapping[str, Any] | None = None,
+) -> list[Prompt]:
+    """Text as a user's message where that is wanted, each prompt with what the chat template is told.
+
+    Raises OptionError for a template that the model does not have, PromptError for options of a template beside a
+    prompt that goes through none.
+    """
+    if template == "chat" and not has_chat_template:
+        raise OptionError("chat is asked for, and the model has no chat template. Give raw, or a model tuned for chat.")
+    raw = template == "raw" or not has_chat_template
+    asked = [[{"role": "user", "content": item}] if isinstance(item, str) and not raw else item for item in prompts]
+    return [with_options(prompt, options or {}) for prompt in asked]
+
+
+def prompt_card(
+    prompts: Sequence[Prompt], template: str, files: Sequence[str], options: Mapping[str, Any] | None = None
+) -> dict[str, object]:
+    """`data` of a `guide.json`: what a resumed run must share of its prompts."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(as_json(prompt), sort_keys=True).encode() + b"\n")
+    return {
+        "fingerprint": digest.hexdigest(),
+        "files": list(files),
+        "num_prompts": len(prompts),
+        "template": template,
+        **({"template_options": dict(options)} if options else {}),
+    }
