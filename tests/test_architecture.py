@@ -24,50 +24,23 @@ from trimtab import core
 
 LAYERS = (
     {"answers", "caches", "core", "errors"},
-    {
-        "rules",
-        "noise",
-        "sampling",
-        "failures",
-        "selecting",
-        "models",
-        "columns",
-        "guides",
-        "testing",
-        "documents",
-        "spelling",
-        "text",
-        "prompts",
-        "requests",
-        "forms",
-        "tracing",
-        "capacity",
-        "pacing",
-        "sessions",
-    }
-    | {"statistics"},
-    {
-        "batch",
-        "contents",
-        "decoding",
-        "directories",
-        "generation",
-        "guide_bases",
-        "lanes",
-        "loading",
-        "policies",
-        "processor",
-        "scorer_functions",
-        "scorers",
-    },
-    {"training", "evaluation", "serving", "engines"},
+    {"columns", "documents", "mixing", "prompts", "sessions", "statistics"},
+    {"guides", "models"},
+    {"decoding", "testing"},
+    {"storage"},
+    {"methods"},
+    {"engines", "evaluation", "serving", "training"},
     {"cli"},
 )
+"""Files and folders at the top; each imports what is below it, or beside it in `models`, `decoding` and the like."""
 LAYER = {unit: depth for depth, units in enumerate(LAYERS) for unit in units}
-FOURTH = LAYERS[3]
+FOURTH = LAYERS[6]
+"""What is built on everything below and knows nothing of its neighbours."""
+GUESTS = {"scorers"}
+"""Names of earlier versions that written model cards import; each only hands on what moved."""
 
 ALLOWED_IN: Mapping[str, tuple[str, ...]] = {
-    "transformers": ("models/", "loading.py", "training/"),
+    "transformers": ("models/", "storage/loading.py", "training/"),
     "trl": ("training/",),
     "torchrl": ("training/",),
     "tensordict": ("training/",),
@@ -103,12 +76,14 @@ OPTIONAL = (
 )
 """What `import trimtab` must not import: each belongs to an extra."""
 
-SIGNED_BY_OTHERS = {("models/rows.py", "update")}
+SIGNED_BY_OTHERS = {("models/forward/row_cache.py", "update")}
 """Methods whose signature is the contract of a library's class, open end included: transformers' `Cache`."""
 
 BANNED_NAMES = {"base", "helpers", "manager", "utils"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 70
+
+_GUEST = "a name of earlier versions only hands on what moved"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -122,7 +97,72 @@ def violations(package: Path) -> list[str]:
         tree = ast.parse(source, relative)
         for check in (_names, _sizes, _imports, _prints, _open_ended):
             found += [f"{relative}:{line}: {problem}" for line, problem in check(relative, source, tree)]
-    return found
+    return found + _circles(package)
+
+
+def _circles(package: Path) -> list[str]:
+    """Files that import themselves by way of others, and folders side by side that import each other."""
+    places = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
+    modules = {_module_of(relative): relative for relative in places}
+    files = {relative: _imported_files(relative, path, modules) for relative, path in places.items()}
+    folders: dict[str, set[str]] = {}
+    for relative, imported in files.items():
+        for other in imported:
+            for one, another in _side_by_side(relative, other):
+                folders.setdefault(one, set()).add(another)
+    found = [
+        f"{one}:1: imports itself by way of {way}"
+        for one, imported in files.items()
+        for way in sorted(other for other in imported if one in _reached(other, files))
+    ]
+    return found + [
+        f"{relative}:1: {one} and {another} import each other"
+        for one, others in folders.items()
+        for another in sorted(others)
+        if one in _reached(another, folders)
+        for relative in files
+        if relative.startswith(f"{one}/")
+    ]
+
+
+def _module_of(relative: str) -> str:
+    return ".".join(["trimtab", *relative.removesuffix(".py").removesuffix("/__init__").split("/")])
+
+
+def _imported_files(relative: str, path: Path, modules: Mapping[str, str]) -> set[str]:
+    """The files that one imports anywhere in it, but not the packages on the way to them, nor by the public surface."""
+    if relative == "__init__.py":
+        return set()
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = _origin(relative, node)
+            within = [f"{origin}.{alias.name}" for alias in node.names]
+            names = [name if name in modules else origin for name in within]
+        found |= {modules[name] for name in names if name in modules}
+    return found - {relative, "__init__.py"}
+
+
+def _reached(start: str, graph: Mapping[str, set[str]]) -> set[str]:
+    seen, left = {start}, [start]
+    while left:
+        for other in graph.get(left.pop(), set()) - seen:
+            seen.add(other)
+            left.append(other)
+    return seen
+
+
+def _side_by_side(one: str, another: str) -> Iterator[tuple[str, str]]:
+    """The folders of two files where their paths part, if both are folders within one room."""
+    ones, others = one.split("/")[:-1], another.split("/")[:-1]
+    for depth, (here, there) in enumerate(zip(ones, others, strict=False)):
+        if here != there:
+            if depth:
+                yield "/".join(ones[: depth + 1]), "/".join(others[: depth + 1])
+            return
 
 
 def _names(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -130,7 +170,10 @@ def _names(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, 
     for part in parts:
         if part.strip("_") in BANNED_NAMES or set(part.split("_")) & (BANNED_NAMES - {"base"}):
             yield 1, f"a module named {part!r} says nothing about what it holds"
-    if parts[0] not in LAYER and relative not in ("__init__.py", "__main__.py"):
+    if relative in {f"{name}.py" for name in GUESTS}:
+        kinds = (ast.ImportFrom, ast.Expr, ast.Assign)
+        yield from ((node.lineno, _GUEST) for node in tree.body if not isinstance(node, kinds))
+    elif parts[0] not in LAYER and relative not in ("__init__.py", "__main__.py"):
         yield 1, f"{parts[0]!r} has no place in the layers"
 
 
@@ -238,42 +281,71 @@ def test_the_house_keeps_its_rules() -> None:
 LONG_FUNCTION = "def f() -> int:\n" + "    x = 1\n" * MAX_FUNCTION_LINES + "    return x\n"
 
 PLANTED = {
-    "core imports a rule": ("core.py", "import trimtab.rules", "core imports rules, a layer above it"),
-    "a rule imports the decoder": ("rules.py", "from trimtab.decoding import Decoder", "rules imports decoding"),
-    "relative, upwards": ("models/hf.py", "from ..loading import load_model", "models imports loading"),
-    "relative, a module": ("models/hf.py", "from .. import loading", "models imports loading"),
-    "from the package": ("testing.py", "from trimtab import decoding", "testing imports decoding"),
-    "inside a function": ("loading.py", "def f():\n    import trimtab.training", "loading imports training"),
-    "by name": ("text.py", "import importlib\nimportlib.import_module('trimtab.cli.main')", "text imports cli"),
+    "core imports a rule": ("core.py", "import trimtab.mixing.rules", "core imports mixing, a layer above it"),
+    "a rule imports the decoder": (
+        "mixing/rules.py",
+        "from trimtab.decoding.decoder import Decoder",
+        "mixing imports decoding",
+    ),
+    "relative, upwards": ("models/hf.py", "from ..storage.loading import load_model", "models imports storage"),
+    "relative, a module": ("models/hf.py", "from .. import storage", "models imports storage"),
+    "from the package": ("mixing/rules.py", "from trimtab import decoding", "mixing imports decoding"),
+    "inside a function": ("storage/loading.py", "def f():\n    import trimtab.training", "storage imports training"),
+    "by name": (
+        "decoding/text.py",
+        "import importlib\nimportlib.import_module('trimtab.cli.main')",
+        "decoding imports cli",
+    ),
     "for types only": (
-        "decoding.py",
+        "decoding/decoder.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trimtab.evaluation import judges",
         "decoding imports evaluation",
     ),
-    "sideways": ("training/arm.py", "from trimtab.evaluation import harness", "evaluation, its neighbour"),
-    "sideways, back": ("evaluation/harness.py", "import trimtab.training.arm", "training, its neighbour"),
+    "sideways": ("training/arm/train.py", "from trimtab.evaluation import harness", "evaluation, its neighbour"),
+    "sideways, back": ("evaluation/harness.py", "import trimtab.training.arm.train", "training, its neighbour"),
     "sideways, serving": ("serving/app.py", "import trimtab.engines", "engines, its neighbour"),
     "a library uses the command line": ("evaluation/report.py", "import trimtab.cli.main", "a layer above it"),
     "a guide imports a model": ("guides/arm.py", "from trimtab.models.hf import HFModel", "a guide is given its model"),
     "the surface from inside": ("cli/chat.py", "from trimtab import Decoder", "imports the public surface"),
     "an unknown room": ("cli/chat.py", "import trimtab.attic", "'attic', which has no place"),
     "a new room": ("attic.py", "x = 1", "'attic' has no place in the layers"),
-    "transformers in the decoder": ("decoding.py", "import transformers", "imports transformers, which only"),
+    "a guest is imported": ("cli/chat.py", "import trimtab.scorers", "'scorers', which has no place"),
+    "a guest says something": ("scorers.py", "def load(): ...", "a name of earlier versions only hands on"),
+    "transformers in the decoder": ("decoding/decoder.py", "import transformers", "imports transformers, which only"),
     "transformers in a guide": ("guides/arm.py", "def f():\n    from transformers import AutoModel", "which only"),
     "trl outside training": ("evaluation/harness.py", "import trl", "imports trl, which only training/"),
     "wire types in the app": ("serving/app.py", "from pydantic import BaseModel", "imports pydantic, which only"),
     "vllm in serving": ("serving/app.py", "import vllm.config", "imports vllm, which only engines/"),
-    "a print": ("loading.py", "print('loading')", "prints; a library logs"),
-    "stderr": ("training/arm.py", "import sys\nsys.stderr.write('x')", "uses sys.stderr"),
-    "kwargs": ("sampling.py", "def sample(logits, **options):\n    pass", "sample takes **options"),
-    "kwargs in a method": ("rules.py", "class Tilt:\n    def policy(self, **kw): ...", "policy takes **kw"),
-    "kwargs in a constructor": ("rules.py", "class Tilt:\n    def __init__(self, **kw): ...", "__init__ takes **kw"),
+    "a print": ("storage/loading.py", "print('loading')", "prints; a library logs"),
+    "stderr": ("training/arm/train.py", "import sys\nsys.stderr.write('x')", "uses sys.stderr"),
+    "kwargs": ("mixing/sampling.py", "def sample(logits, **options):\n    pass", "sample takes **options"),
+    "kwargs in a method": ("mixing/rules.py", "class Tilt:\n    def policy(self, **kw): ...", "policy takes **kw"),
+    "kwargs in a constructor": (
+        "mixing/rules.py",
+        "class Tilt:\n    def __init__(self, **kw): ...",
+        "__init__ takes **kw",
+    ),
     "utils": ("utils.py", "x = 1", "a module named 'utils'"),
     "helpers below": ("training/helpers.py", "x = 1", "a module named 'helpers'"),
     "a package of utils": ("models/hf_utils/__init__.py", "x = 1", "a module named 'hf_utils'"),
     "base": ("guides/base.py", "x = 1", "a module named 'base'"),
-    "a long file": ("decoding.py", "x = 1\n" * (MAX_FILE_LINES + 1), "401 lines; a file has at most 400"),
-    "a long function": ("decoding.py", LONG_FUNCTION, "f has 72 lines"),
+    "a long file": ("decoding/decoder.py", "x = 1\n" * (MAX_FILE_LINES + 1), "401 lines; a file has at most 400"),
+    "a long function": ("decoding/decoder.py", LONG_FUNCTION, "f has 72 lines"),
+    "a circle of two": (
+        "mixing/sampling.py",
+        "def f():\n    from trimtab.mixing.rules import Tilt\n",
+        "imports itself by way of mixing/rules.py",
+    ),
+    "a circle for types": (
+        "storage/loading.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trimtab.storage import directories\n",
+        "imports itself by way of storage/directories.py",
+    ),
+    "a circle of folders": (
+        "training/arm/settings.py",
+        "from trimtab.training.dpo import settings",
+        "training/arm and training/dpo import each other",
+    ),
 }
 
 
@@ -287,16 +359,24 @@ def test_a_planted_violation_is_found(name: str, tmp_path: Path) -> None:
 
 
 SOUND = {
-    "__init__.py": "from trimtab.decoding import Decoder\nfrom trimtab.loading import load_model\n",
+    "__init__.py": "from trimtab.decoding.decoder import Decoder\nfrom trimtab.storage.loading import load_model\n",
     "core.py": "import torch\n",
-    "rules.py": "from . import core\nfrom .core import Candidates\n",
-    "testing.py": "from trimtab.models.tabular import TabularModel\n",
+    "scorers.py": '"""For cards."""\nfrom trimtab.storage.scorers import load\n__all__ = ["load"]\n',
+    "mixing/rules.py": "from .. import core\nfrom ..core import Candidates\nfrom trimtab.mixing import sampling\n",
+    "mixing/sampling.py": "def _private(**options): ...\nclass _Hidden:\n    def f(self, **options): ...\n",
+    "testing/__init__.py": "from trimtab.models.tabular import TabularModel\n",
     "models/hf.py": "import transformers\nfrom ..core import LanguageModel\n",
-    "loading.py": "def load_model():\n    from transformers import AutoModel\n    from trimtab.guides.arm import ARM\n",
-    "decoding.py": "from trimtab import core, errors\nfrom trimtab.rules import Tilt\n",
-    "training/arm.py": "import trl\nfrom trimtab.training import losses\nfrom trimtab.decoding import Decoder\n",
-    "sampling.py": "def _private(**options): ...\nclass _Hidden:\n    def f(self, **options): ...\n",
+    "storage/loading.py": (
+        "def load_model():\n    from transformers import AutoModel\n    from trimtab.guides.arm import ARM\n"
+    ),
+    "storage/directories.py": "from trimtab.storage.loading import load_model\n",
+    "decoding/decoder.py": "from trimtab import core, errors\nfrom trimtab.mixing.rules import Tilt\n",
+    "training/arm/train.py": "import trl\nfrom trimtab.training.arm import settings\n",
+    "training/arm/settings.py": "from trimtab.decoding.decoder import Decoder\n",
+    "training/dpo/settings.py": "from trimtab.training.arm import train\n",
+    "training/dpo/train.py": "from trimtab.training.dpo.settings import Settings\n",
     "cli/main.py": "import trimtab.cli.chat\nfrom trimtab import __version__\nprint('hello')\n",
+    "cli/chat.py": "",
 }
 
 

@@ -146,7 +146,7 @@ def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) 
     if args.overwrite:
         path.unlink(missing_ok=True)
     # Far from the seeds that the measurement draws from.
-    settings, labels = preferences.SamplingSettings(seed=args.seed + 1000), preferences.LabelSettings()
+    settings, labels = synthetic.SamplingSettings(seed=args.seed + 1000), synthetic.LabelSettings()
     with _Bar(f"[1/3] {settings.num_answers} answers of the base to {len(prompts)} prompts", len(prompts)) as bar:
         decoder = Decoder(model, max_rows=args.batch_size)
         samples = synthetic.sample_into(path, decoder, prompts, settings, on_prompt=bar.advance)

@@ -111,7 +111,7 @@ def _read_rows(args: argparse.Namespace) -> list[PromptRow]:
     return read_prompts(args.prompts, names, skip_bad_lines=args.skip_bad_lines, ignore_columns=args.ignore_columns)
 
 
-def _first_seed(seed: int | None, plan: answers.Plan | None) -> int:
+def _first_seed(seed: int | None, plan: answer_file.Plan | None) -> int:
     """The seed given, else that of the file to be continued, else a new one."""
     if seed is not None:
         return seed
@@ -186,7 +186,7 @@ def _requests(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) ->
 def _answer_all(
     args: argparse.Namespace,
     requests: list[Request],
-    plan: answers.Plan | None,
+    plan: answer_file.Plan | None,
     settings: Mapping[str, Any],
     choice: MethodChoice | None,
 ) -> int:

@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
     check_objectives(tuple(data))
     settings = _settings(args)
     settings.betas_of(tuple(data))
-    pairs = _read(args, data)
-    num_pairs = sum(len(own.pairs) for own in pairs.values())
-    return pairs.train(args, settings, _load, pairs, _read(args, held) if held else None, num_pairs)
+    found = _read(args, data)
+    num_pairs = sum(len(one.pairs) for one in found.values())
+    return pairs.train(args, settings, _load, found, _read(args, held) if held else None, num_pairs)
 
 
 def _settings(args: argparse.Namespace) -> ParmSettings:
