@@ -13,9 +13,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from trimtab import Decoder, load_model
-from trimtab.core import Guide, LanguageModel, Prompt
-from trimtab.guides.arm import ARM
+from trimtab import ARM, Decoder, Guide, LanguageModel, Prompt, load_model
 
 
 def contrastive_decoding(

@@ -13,9 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from trimtab import Decoder, load_guide, load_model
-from trimtab.core import Guide, LanguageModel
-from trimtab.guides.arm import ARM
+from trimtab import ARM, Decoder, Guide, LanguageModel, load_guide, load_model
 
 BRIEF = {"role": "system", "content": "Answer in one short sentence."}
 

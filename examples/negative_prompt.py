@@ -15,9 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from trimtab import Decoder, load_model
-from trimtab.core import LanguageModel, Prompt
-from trimtab.guides.arm import ARM
+from trimtab import ARM, Decoder, LanguageModel, Prompt, load_model
 
 SAD = {"role": "system", "content": "You are gloomy and see the worst in everything."}
 

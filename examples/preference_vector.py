@@ -16,14 +16,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from trimtab import Decoder, load_model
-from trimtab.core import LanguageModel, Message
-from trimtab.guides.arm import AdapterARM
-from trimtab.guides.parm import PARM
-from trimtab.models.hf import HFModel
-from trimtab.storage.loading import load_parm
-from trimtab.training.pairs.formats import PreferencePair
-from trimtab.training.parm.train import ParmSettings, train_parm
+from trimtab import (
+    PARM,
+    AdapterARM,
+    Decoder,
+    HFModel,
+    LanguageModel,
+    Message,
+    ParmSettings,
+    PreferencePair,
+    load_model,
+    load_parm,
+    train_parm,
+)
 
 TOPICS = ("rain", "a bus stop", "tea", "the sea")
 

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import sys
 
-from trimtab import Decoder, load_guide, load_model
-from trimtab.core import LanguageModel
-from trimtab.guides.arm import ARM
+from trimtab import ARM, Decoder, LanguageModel, load_guide, load_model
 
 
 def proxy_tuning(

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import sys
 
-from trimtab import Decoder, load_guide, load_model
-from trimtab.core import Guide, LanguageModel
-from trimtab.guides.arm import ARM
+from trimtab import ARM, Decoder, Guide, LanguageModel, load_guide, load_model
 
 
 def realignment(reference: LanguageModel, aligned: Guide) -> Decoder:

@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from trimtab import GuidanceProcessor, load_guide, load_model
-from trimtab.core import Guide
-from trimtab.models.hf import HFModel
+from trimtab import GuidanceProcessor, Guide, HFModel, load_guide, load_model
 
 
 def generate(

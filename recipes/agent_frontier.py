@@ -28,14 +28,10 @@ from typing import Any
 
 import torch
 
-from trimtab.answers import Answer
-from trimtab.decoding.decoder import Decoder
+from trimtab import Agent, AgentNetwork, Answer, Decoder, load_guide, load_model, load_scorer
 from trimtab.evaluation.acceptance import acceptance_of, counted_passes
 from trimtab.evaluation.judging.preference import preference
-from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.statistics import difference_interval, mean_interval
-from trimtab.storage.loading import load_guide, load_model
-from trimtab.storage.scorers import load_scorer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +110,8 @@ def _rewards(args: argparse.Namespace) -> Rewards:
 def _judges(data: Path) -> Rewards:
     from two_guides import Judge
 
-    from trimtab.training.pairs.data import read_pairs, without_stock
+    from trimtab import read_pairs
+    from trimtab.training.pairs.data import without_stock
 
     judges: Rewards = {}
     for name in ("helpful", "harmless"):

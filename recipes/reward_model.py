@@ -29,11 +29,10 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from trimtab.models.rewards.whole import RewardModel
+from trimtab import ArmSettings, PreferencePair, RewardModel, read_pairs
 from trimtab.statistics import proportion_interval
 from trimtab.storage.directories import new_directory, resolve_model
-from trimtab.training.pairs.data import PreferencePair, fingerprint, hold_out, read_pairs, sample, without_stock
-from trimtab.training.run.settings import ArmSettings
+from trimtab.training.pairs.data import fingerprint, hold_out, sample, without_stock
 
 STRENGTHS = tuple(10 ** (power / 2) for power in range(-6, 3))
 """L2 penalties tried, on standardised features and the mean loss."""

@@ -18,14 +18,13 @@ from typing import Any
 import peft
 import torch
 
-from trimtab import load_model
+from trimtab import ArmSettings, load_model, read_pairs
 from trimtab.statistics import proportion_interval
 from trimtab.training.arm.trainer import head_at
 from trimtab.training.pairs.batches import PairCollator, evaluation_order
-from trimtab.training.pairs.data import read_pairs, without_stock
+from trimtab.training.pairs.data import without_stock
 from trimtab.training.pairs.losses import sequence_logprobs, token_logprobs
 from trimtab.training.pairs.tokens import TokenPair, tokenise
-from trimtab.training.run.settings import ArmSettings
 
 
 @torch.inference_mode()

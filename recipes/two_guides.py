@@ -24,10 +24,9 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from trimtab import Decoder, load_guide, load_model
+from trimtab import ArmSettings, Decoder, PreferencePair, load_guide, load_model, read_pairs
 from trimtab.statistics import difference_interval, mean_interval
-from trimtab.training.pairs.data import PreferencePair, read_pairs, without_stock
-from trimtab.training.run.settings import ArmSettings
+from trimtab.training.pairs.data import without_stock
 
 SETTINGS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0))
 """Weights of (helpful, harmless)."""

@@ -24,9 +24,11 @@ def reference(repository: Path) -> str:
 
 
 @pytest.mark.parametrize("name", trimtab.__all__)
-def test_a_public_name_has_its_signature_in_the_reference(name: str, reference: str) -> None:
+def test_a_public_name_is_in_the_reference(name: str, reference: str) -> None:
     stub = _stubs(reference).get(name)
-    assert stub is not None, f"docs/python.md does not document {name}"
+    if stub is None:
+        assert f"`{name}`" in reference.partition("## Further names")[2], f"docs/python.md does not document {name}"
+        return
     assert _differences(stub, getattr(trimtab, name)) == []
 
 

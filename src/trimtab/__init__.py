@@ -1,32 +1,118 @@
-"""trimtab steers a frozen language model token by token with small trained guides."""
+"""trimtab steers a frozen language model token by token with small trained guides.
 
-from trimtab.answers import Answer, Step, TokenTrace
-from trimtab.core import Candidates, Chat, Guide, LanguageModel, Rule, SamplingParams
+What is listed in `__all__` is the public surface, and so are `trimtab.errors`, `trimtab.statistics` and
+`trimtab.testing`. Every other module is private: it may move in any version.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trimtab.answers import Answer, Step, TokenTrace, finished
+from trimtab.core import Candidates, Chat, Guide, LanguageModel, Message, Prompt, Rule, SamplingParams, Selection
 from trimtab.decoding.decoder import Decoder
 from trimtab.decoding.transformers_processor import GuidanceProcessor
 from trimtab.engines.vllm.engine import VLLMEngine
 from trimtab.errors import TrimtabError
-from trimtab.guides.arm import ARM
+from trimtab.evaluation.judging.length_control import GamedRow, length_controlled_win_rate
+from trimtab.evaluation.judging.win_rates import read_win_rates
+from trimtab.guides.agent import Agent, AgentNetwork
+from trimtab.guides.arm import ARM, AdapterARM
+from trimtab.guides.parm import PARM
 from trimtab.mixing.rules import Tilt
-from trimtab.storage.loading import load_guide, load_model, save_guide
+from trimtab.models.tabular import TabularModel
+from trimtab.storage.loading import load_guide, load_model, load_parm, save_guide
+from trimtab.storage.scorers import load_reward_model, load_scorer
+from trimtab.training.agent.settings import AgentSettings
+from trimtab.training.agent.train import train_agent
+from trimtab.training.arm.train import train_arm
+from trimtab.training.dpo.settings import DpoSettings
+from trimtab.training.dpo.train import train_dpo
+from trimtab.training.pairs.data import read_pairs
+from trimtab.training.pairs.formats import PreferencePair
+from trimtab.training.parm.settings import ParmSettings
+from trimtab.training.parm.train import train_parm
+from trimtab.training.reward.settings import RewardSettings
+from trimtab.training.reward.train import train_reward
+from trimtab.training.rl.settings import RLSettings
+from trimtab.training.rl.train import train_rl
+from trimtab.training.run.interruption import Interrupted
+from trimtab.training.run.rewards import AgentReward
+from trimtab.training.run.settings import ArmSettings
+
+if TYPE_CHECKING:
+    from trimtab.methods.catalogue import build_policy
+    from trimtab.models.hf import HFModel
+    from trimtab.models.rewards.whole import RewardModel
+    from trimtab.training.soup import SoupPart, soup
 
 __all__ = [
     "ARM",
+    "PARM",
+    "AdapterARM",
+    "Agent",
+    "AgentNetwork",
+    "AgentReward",
+    "AgentSettings",
     "Answer",
+    "ArmSettings",
     "Candidates",
     "Chat",
     "Decoder",
+    "DpoSettings",
+    "GamedRow",
     "GuidanceProcessor",
     "Guide",
+    "HFModel",
+    "Interrupted",
     "LanguageModel",
+    "Message",
+    "ParmSettings",
+    "PreferencePair",
+    "Prompt",
+    "RLSettings",
+    "RewardModel",
+    "RewardSettings",
     "Rule",
     "SamplingParams",
+    "Selection",
+    "SoupPart",
     "Step",
+    "TabularModel",
     "Tilt",
     "TokenTrace",
     "TrimtabError",
     "VLLMEngine",
+    "build_policy",
+    "finished",
+    "length_controlled_win_rate",
     "load_guide",
     "load_model",
+    "load_parm",
+    "load_reward_model",
+    "load_scorer",
+    "read_pairs",
+    "read_win_rates",
     "save_guide",
+    "soup",
+    "train_agent",
+    "train_arm",
+    "train_dpo",
+    "train_parm",
+    "train_reward",
+    "train_rl",
 ]
+
+_WITH_TRANSFORMERS = {
+    "HFModel": "trimtab.models.hf",
+    "RewardModel": "trimtab.models.rewards.whole",
+    "SoupPart": "trimtab.training.soup",
+    "build_policy": "trimtab.methods.catalogue",
+    "soup": "trimtab.training.soup",
+}
+"""Names whose modules import transformers, which takes seconds: imported when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TRANSFORMERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WITH_TRANSFORMERS[name]), name)

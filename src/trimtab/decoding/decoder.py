@@ -70,7 +70,7 @@ class Decoder(GenerationEngine):
             if guide.selection is None and guide.needs_hidden:
                 raise OptionError(
                     f"Guide {name} tilts the whole vocabulary and needs the state after each token of it, which "
-                    "would be a forward pass a token. Give it a selection (see trimtab.core.Selection)."
+                    "would be a forward pass a token. Give it a selection (see trimtab.Selection)."
                 )
         self.rule: Rule = rule or Tilt()
         self.max_rows = max_rows

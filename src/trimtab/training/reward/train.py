@@ -125,7 +125,7 @@ _ABOUT = About(
     "its head gives at the last token is the reward of the whole answer. Higher is better; only differences between "
     "answers to one prompt mean something.",
     (
-        "from trimtab.storage.scorers import load_reward_model",
+        "from trimtab import load_reward_model",
         "",
         'model = load_reward_model("path/to/this/directory")',
         'rewards = model.rewards(["a prompt"], ["an answer"])',
