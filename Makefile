@@ -25,7 +25,7 @@ VLLM_PIP = $(VLLM)/bin/python -m pip --disable-pip-version-check $(QUIET) instal
 EXTRAS      = train,gguf,demo,serve,agent,ray,scorers,compare,judge,lm-eval
 TEST_TOOLS  = pytest hypothesis scipy tokenizers aiohttp
 SMOKE_TESTS = tests/models tests/laws tests/test_decoding.py tests/test_processor.py
-RANGE_TESTS = $(SMOKE_TESTS) tests/guides tests/policies tests/agents tests/training tests/evaluation tests/serving \
+RANGE_TESTS = $(SMOKE_TESTS) tests/guides tests/methods tests/agents tests/training tests/evaluation tests/serving \
               tests/test_loading.py tests/test_directories.py tests/test_scorers.py
 FIRST       = tests/e2e/test_first_command.py
 SAY     = @printf '%s\n'

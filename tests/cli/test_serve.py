@@ -105,7 +105,7 @@ def test_kill_9_is_a_broken_connection_and_never_a_whole_answer(config: Path) ->
 
 def test_a_dead_generation_thread_ends_the_process(config: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import os\nfrom trimtab import decoding\nsound = decoding.Decoder.step\n"
+        "import os\nfrom trimtab.decoding import decoder as decoding\nsound = decoding.Decoder.step\n"
         "def step(self):\n    steps = sound(self)\n"
         "    if self.num_running and os.path.exists(os.environ['BREAK']): raise MemoryError('on purpose')\n"
         "    return steps\ndecoding.Decoder.step = step\n"

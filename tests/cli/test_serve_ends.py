@@ -48,7 +48,7 @@ def said(server: subprocess.Popen[str]) -> str:
 @pytest.fixture
 def running(tiny: Tiny, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server of answers that go on for long, with a long drain; a step takes a fifth of a second."""
-    slow = "import time\nfrom trimtab import decoding\nsound = decoding.Decoder.step\n"
+    slow = "import time\nfrom trimtab.decoding import decoder as decoding\nsound = decoding.Decoder.step\n"
     slow += "def step(self):\n    time.sleep(0.2)\n    return sound(self)\ndecoding.Decoder.step = step\n"
     (tmp_path / "sitecustomize.py").write_text(slow)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])

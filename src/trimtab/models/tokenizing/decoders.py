@@ -1,7 +1,7 @@
 """How a transformers tokenizer makes text of tokens, read off its decoder: where a token's text depends on what.
 
 What it does not do: it never decodes in the library's stead. It says which of the decoder's stages reach beyond a token
-(`spelling.py` says what follows from that), and knows nothing of a decoder with a stage or an order that is not here.
+(`models/tokenizing/spelling.py` says what follows from that), and knows nothing of a decoder with a stage or an order that is not here.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Decoding:
 
     @cached_property
     def kind(self) -> str:
-        """`bytes`, `pieces` or `whole`, as the classes in `spelling.py`."""
+        """`bytes`, `pieces` or `whole`, as the classes in `models/tokenizing/spelling.py`."""
         found = self._kind_by_stages()
         return found if found == "whole" or self._agrees(found) else "whole"
 
