@@ -1,7 +1,7 @@
 """How a transformers tokenizer makes text of tokens, read off its decoder: where a token's text depends on what.
 
 What it does not do: it never decodes in the library's stead. It says which of the decoder's stages reach beyond a token
-(`models/tokenizing/spelling.py` says what follows from that), and knows nothing of a decoder with a stage or an order that is not here.
+(`spelling.py` says what follows from that), and knows nothing of a decoder with a stage or an order that is not here.
 """
 
 from __future__ import annotations
