@@ -26,10 +26,11 @@ class Blurred(TabularModel):
 
 
 class BlurredSession(TabularSession):
-    def logprobs(self) -> Tensor:
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
         error = torch.zeros(self.num_rows, 1)
         error[0] = 0.125 if self.num_rows > 1 else 0.0
-        return super().logprobs() + error
+        whole = super().logprobs() + error
+        return whole if rows is None else whole[rows]
 
 
 def blurred() -> Blurred:

@@ -12,6 +12,7 @@ The laws (`trimtab.testing` checks them on any model or guide):
 * a row's numbers do not depend on its company (float32);
 * `admit(p + t)` equals `admit(p)` then `advance(t)`;
 * `keep(rows)` is indexing: repeats fork, absence frees;
+* reading some rows is indexing the reading of all, whichever rows of the base they continue;
 * scoring a subset of the candidates equals gathering from the scores of all of them;
 * what is remembered (caches) changes no number;
 * weight 0 gives the base bit for bit, even where a guide says −inf;
@@ -109,13 +110,15 @@ class Candidates:
         return table if self.complete else table.gather(1, self.token_ids)
 
     def select(self, rows: Tensor) -> Candidates:
-        """The candidates of some rows; `rows` is [B'] int64."""
+        """The candidates of some of these rows; `rows` is [B'] int64. What says whose they are is picked with them."""
         return Candidates(
             self.token_ids[rows],
             self.logprobs[rows],
             None if self.hidden is None else self.hidden[rows],
             None if self.context is None else self.context[rows],
             self.complete,
+            None if self.rows is None else self.rows[rows],
+            None if self.base_rows is None else self.base_rows[rows],
         )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from trimtab.core import Candidates, ModelSession, TokenIds
+from trimtab.core import Candidates, ModelSession, Selection, TokenIds
 from trimtab.guides.arm import ARM, ARMSession
 from trimtab.mixing.rules import NEVER, FirstAccepted, Tilt
 from trimtab.models.tabular import TabularModel, TabularSession
@@ -19,14 +19,18 @@ V = 6
 SOUND = TabularModel.random(V, seed=0)
 
 
+def picked(table: Tensor, rows: Tensor | None) -> Tensor:
+    return table if rows is None else table[rows]
+
+
 class Unnormalised(TabularSession):
-    def logprobs(self) -> Tensor:
-        return super().logprobs() + 0.01
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
+        return super().logprobs(rows) + 0.01
 
 
 class Wide(TabularSession):
-    def logprobs(self) -> Tensor:
-        return super().logprobs().double()
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
+        return super().logprobs(rows).double()
 
 
 class Narrow(TabularSession):
@@ -37,33 +41,35 @@ class Narrow(TabularSession):
 
 
 class NotANumber(TabularSession):
-    def logprobs(self) -> Tensor:
-        return super().logprobs().masked_fill(torch.arange(V) == 3, torch.nan)
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
+        return super().logprobs(rows).masked_fill(torch.arange(V) == 3, torch.nan)
 
 
 class PeekStays(TabularSession):
     """A cache mutated in place by a candidate's forward."""
 
-    def peek(self, token_ids: Tensor) -> Tensor:
-        states = super().peek(token_ids)
-        self.advance(torch.arange(self.num_rows), token_ids[:, -1])
+    def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        states = super().peek(token_ids, rows)
+        self.advance(torch.arange(self.num_rows) if rows is None else rows, token_ids[:, -1])
         return states
 
 
 class LeftPadded(TabularSession):
     """Shorter rows are padded, and the padding is attended."""
 
-    def logprobs(self) -> Tensor:
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
         width = max(len(row) for row in self._rows)
-        return torch.stack([self._model.next_logprobs((0,) * (width - len(row)) + row) for row in self._rows])
+        found = [self._model.next_logprobs((0,) * (width - len(row)) + row) for row in self._rows]
+        return picked(torch.stack(found), rows)
 
 
 class CutsByTheLongestRow(TabularSession):
     """A window that is longer than any short row, and is cut out of the batch's columns."""
 
-    def logprobs(self) -> Tensor:
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
         first = max(0, max(len(row) for row in self._rows) - 32)
-        return torch.stack([self._model.next_logprobs(row[min(first, len(row) - 1) :]) for row in self._rows])
+        found = [self._model.next_logprobs(row[min(first, len(row) - 1) :]) for row in self._rows]
+        return picked(torch.stack(found), rows)
 
 
 class ForgetsWhatItDecodes(TabularSession):
@@ -77,9 +83,9 @@ class ForgetsWhatItDecodes(TabularSession):
         super().keep(rows)
         self._seen = [self._seen[row] for row in rows.tolist()]
 
-    def logprobs(self) -> Tensor:
-        rows = zip(self._rows, self._seen, strict=True)
-        return torch.stack([self._model.next_logprobs(row[:seen]) for row, seen in rows])
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
+        found = [self._model.next_logprobs(row[:seen]) for row, seen in zip(self._rows, self._seen, strict=True)]
+        return picked(torch.stack(found), rows)
 
 
 class KeepsInOrder(TabularSession):
@@ -107,9 +113,9 @@ class HostsRows(TabularSession):
 
     host: TabularSession | None = None
 
-    def logprobs(self) -> Tensor:
-        own = super().logprobs()
-        return own if self.host is None else torch.cat([self.host.logprobs()[:1], own[1:]])
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
+        found = super().logprobs()
+        return picked(found if self.host is None else torch.cat([self.host.logprobs()[:1], found[1:]]), rows)
 
 
 class TouchesItsHost(TabularSession):
@@ -127,15 +133,15 @@ class TouchesItsHost(TabularSession):
 class PeeksBefore(TabularSession):
     """The state before the candidate."""
 
-    def peek(self, token_ids: Tensor) -> Tensor:
-        return self.context()[:, None].expand(-1, token_ids.shape[1], -1)
+    def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        return self.context(rows)[:, None].expand(-1, token_ids.shape[1], -1)
 
 
 class LoneCandidate(TabularSession):
     """The first chunk of a search, one candidate, lands a column too far."""
 
-    def peek(self, token_ids: Tensor) -> Tensor:
-        return super().peek((token_ids + 1) % V if token_ids.shape[1] == 1 else token_ids)
+    def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        return super().peek((token_ids + 1) % V if token_ids.shape[1] == 1 else token_ids, rows)
 
 
 class PeekNotReordered(TabularSession):
@@ -146,9 +152,10 @@ class PeekNotReordered(TabularSession):
         self._peeked: dict[tuple[int, int], Tensor] = {}
         self._accepted: dict[int, Tensor] = {}
 
-    def peek(self, token_ids: Tensor) -> Tensor:
-        states = super().peek(token_ids)
-        for row, (ids, found) in enumerate(zip(token_ids.tolist(), states, strict=True)):
+    def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        states = super().peek(token_ids, rows)
+        numbers = range(self.num_rows) if rows is None else rows.tolist()
+        for row, ids, found in zip(numbers, token_ids.tolist(), states, strict=True):
             self._peeked.update({(row, token): state for token, state in zip(ids, found, strict=True)})
         return states
 
@@ -164,9 +171,58 @@ class PeekNotReordered(TabularSession):
         super().keep(rows)
         self._accepted = {new: self._accepted[old] for new, old in enumerate(rows.tolist()) if old in self._accepted}
 
-    def context(self) -> Tensor:
-        own = super().context()
-        return torch.stack([self._accepted.get(row, state) for row, state in enumerate(own)])
+    def context(self, rows: Tensor | None = None) -> Tensor:
+        found = [self._accepted.get(row, state) for row, state in enumerate(super().context())]
+        return picked(torch.stack(found), rows)
+
+
+class WithoutRows(TabularSession):
+    """Cannot be asked about some rows."""
+
+    def logprobs(self) -> Tensor:  # type: ignore[override]
+        return super().logprobs()
+
+
+class TheFirstLogprobs(TabularSession):
+    """As many rows as are asked about, but not which."""
+
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
+        return super().logprobs(None if rows is None else torch.arange(len(rows)))
+
+
+class AllContexts(TabularSession):
+    def context(self, rows: Tensor | None = None) -> Tensor:
+        return super().context()
+
+
+class PeeksFromTheFirst(TabularSession):
+    def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        return super().peek(token_ids, None if rows is None else torch.arange(len(rows)))
+
+
+class LogprobsInOrder(TabularSession):
+    """The rows that are asked about, in ascending order."""
+
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
+        return super().logprobs(None if rows is None else rows.sort().values)
+
+
+class PeekedByPlace(PeekNotReordered):
+    """Keeps the states it peeked at under their place in the call: the row's only where all are asked about."""
+
+    def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        states = TabularSession.peek(self, token_ids, rows)
+        for place, (ids, found) in enumerate(zip(token_ids.tolist(), states, strict=True)):
+            self._peeked.update({(place, token): state for token, state in zip(ids, found, strict=True)})
+        return states
+
+    def keep(self, rows: Tensor) -> None:
+        TabularSession.keep(self, rows)
+        self._peeked, self._accepted = {}, {}
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        super().admit(prompts)
+        self._peeked = {}
 
 
 class BrokenModel(TabularModel):
@@ -199,6 +255,12 @@ MODELS: dict[type[TabularSession], str] = {
     PeeksBefore: laws.PEEK,
     LoneCandidate: laws.SUBSET,
     PeekNotReordered: laws.REMEMBERED,
+    WithoutRows: laws.ROWS,
+    TheFirstLogprobs: laws.ROWS,
+    LogprobsInOrder: laws.ROWS,
+    AllContexts: laws.ROWS,
+    PeeksFromTheFirst: laws.ROWS,
+    PeekedByPlace: laws.ROWS,
 }
 
 
@@ -370,6 +432,76 @@ def test_a_broken_guide_is_rejected(session: type[ARMSession]) -> None:
 
 def test_the_sound_guide_passes() -> None:
     check_guide(BrokenGuide(TabularModel.random(V, seed=1)), SOUND, num_steps=12)
+
+
+class Selecting(ARMSession):
+    """A sound session of a guide that selects: it is asked about some rows, whichever of the base they continue."""
+
+    host: ModelSession | None = None
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.gather(self._session.logprobs(candidates.rows)) - candidates.logprobs
+
+
+class ScoresTheFirstRows(Selecting):
+    def score(self, candidates: Candidates) -> Tensor:
+        rows = None if candidates.rows is None else torch.arange(len(candidates.rows))
+        return super().score(replace(candidates, rows=rows))
+
+
+class TakesItsRowsForTheBases(Selecting):
+    """Beside the base it reads the base's log-probabilities by itself, by the numbers of its own rows."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        if self.host is not None and candidates.base_rows is not None:
+            found = candidates.gather(self.host.logprobs(candidates.rows))
+            candidates = replace(candidates, logprobs=found)
+        return super().score(candidates)
+
+
+class FeedsTheBase(Selecting):
+    """Looks at candidates in the base's rows too, and leaves the best of them there."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        scores = super().score(candidates)
+        if self.host is not None and candidates.base_rows is not None:
+            self.host.advance(candidates.base_rows, candidates.token_ids.gather(1, scores.argmax(1)[:, None])[:, 0])
+        return scores
+
+
+@dataclass(frozen=True)
+class BrokenSelector(ARM):
+    """A sound guide that selects, with a broken session."""
+
+    session: type[Selecting] = Selecting
+    selection = Selection(FirstAccepted(), temperature=1.0)  # type: ignore[assignment]
+
+    def open(self, beside: ModelSession | None = None) -> Selecting:
+        session = self.session(self.model.open(beside))
+        session.host = beside
+        return session
+
+
+@pytest.mark.parametrize("session", [ScoresTheFirstRows, TakesItsRowsForTheBases, FeedsTheBase])
+def test_a_broken_guide_that_selects_is_rejected(session: type[Selecting]) -> None:
+    with pytest.raises(LawViolation) as caught:
+        check_guide(BrokenSelector(TabularModel.random(V, seed=1), session=session), SOUND, num_steps=12)
+    assert caught.value.law == laws.ROWS
+
+
+def test_the_sound_guide_that_selects_passes() -> None:
+    check_guide(BrokenSelector(TabularModel.random(V, seed=1)), SOUND, num_steps=12)
+
+
+def test_candidates_of_some_rows_say_whose_they_are() -> None:
+    table = torch.zeros(3, V)
+    ids = torch.arange(V).expand(3, -1)
+    some = Candidates(ids, table, rows=torch.tensor([4, 5, 6]), base_rows=torch.tensor([9, 8, 7]))
+    found = some.select(torch.tensor([2, 0]))
+    assert found.rows is not None
+    assert found.base_rows is not None
+    assert (found.rows.tolist(), found.base_rows.tolist()) == ([6, 4], [7, 9])
+    assert Candidates(ids, table).select(torch.tensor([1])).rows is None
 
 
 class Logits(Tilt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ from trimtab.testing.laws import (
     PEEK,
     PURE,
     REMEMBERED,
+    ROWS,
     SUBSET,
     TOLERANCE,
     WELL_FORMED,
@@ -76,7 +78,7 @@ def check_guide(
     probe = choose_probe(model, num_candidates, seed)
     subject = Subject(partial(GuideRows, bound, model, probe), starts, model.vocab_size, num_steps, tolerance, seed)
     _check_tables(subject, subject.readings[0], normalised=False)
-    for law in (*_SESSION_LAWS, _check_subset, _check_remembered):
+    for law in (*_SESSION_LAWS, _check_subset, _check_base_rows, _check_remembered):
         law(subject)
 
 
@@ -171,6 +173,63 @@ def _check_keep(subject: Subject) -> None:
         session.admit(subject.starts)
         session.keep([1])  # before anything was read of the new rows
         subject.same(KEEP, "of a row admitted and kept unread", session, subject.fresh(subject.starts[:1]))
+
+
+def _check_rows(subject: Subject) -> None:
+    """Some rows, in any order, read first or after all, one of them the shortest; and what follows for all of them."""
+    rows = list(range(len(subject.starts)))
+    uneven = subject.fresh(subject.starts)
+    uneven.advance(rows[::2], subject.tokens(len(rows[::2])))
+    grown = [
+        longer(row, token) if token is not None else row
+        for row, token in zip(subject.starts, _dealt(rows, subject.tokens(len(rows[::2]))), strict=True)
+    ]
+    for picked in ([rows[-1], 0], [1], rows[::-1]):
+        for reading in uneven.by_rows:
+            fresh = subject.fresh(grown)
+            first, whole = fresh.read(reading, picked), fresh.read(reading)
+            what = f"{reading} of rows {picked} of {len(rows)}"
+            same(ROWS, f"{what}, before all were read", first, whole[picked], subject.tolerance)
+            same(ROWS, f"{what}, after all were read", fresh.read(reading, picked), whole[picked], subject.tolerance)
+            tokens = subject.tokens(len(rows), len(picked))
+            fresh.advance(rows, tokens)
+            after = subject.fresh([longer(row, token) for row, token in zip(grown, tokens, strict=True)])
+            subject.same(ROWS, f"after {what} and a token more", fresh, after)
+
+
+def _dealt(rows: Sequence[int], tokens: Sequence[int]) -> list[int | None]:
+    """A token for each second row."""
+    return [tokens[row // 2] if row % 2 == 0 else None for row in rows]
+
+
+def _check_base_rows(subject: Subject) -> None:
+    """A guide that selects, beside a base whose rows are more than its own and in another order."""
+    plain = subject.fresh(subject.starts)
+    assert isinstance(plain, GuideRows)
+    if plain.guide.selection is None:
+        return
+    host = _base_of(subject.make())
+    host.admit([*subject.starts[::-1], subject.starts[0]])
+    guest = subject.make(beside=host.session)
+    assert isinstance(guest, GuideRows)
+    guest.session.admit([ids for _, ids in subject.starts])
+    base_rows = list(range(len(subject.starts)))[::-1]
+    for step in range(min(2, subject.num_steps)):
+        for picked in (list(range(len(base_rows))), [1], [len(base_rows) - 1, 0]):
+            rows = torch.tensor(picked, dtype=torch.int64)
+            theirs = torch.tensor(base_rows, dtype=torch.int64)[rows]
+            shown = host.candidates(plain.guide, plain.probe).select(theirs)
+            scores = guest.session.score(replace(shown, rows=rows, base_rows=theirs)).clone()
+            found = scores.gather(1, shown.token_ids.argsort(dim=1).to(scores.device))
+            what = f"the scores of rows {picked}, which continue rows {theirs.tolist()} of the base"
+            same(ROWS, what, found, plain.read("some")[picked], subject.tolerance)
+        tokens = subject.tokens(len(base_rows), step)
+        plain.advance(list(range(len(base_rows))), tokens)
+        host.advance(base_rows, tokens)
+        guest.session.advance(torch.arange(len(base_rows)), torch.tensor(tokens))
+        for reading in host.readings:
+            what = f"{reading} of the base after candidates of its rows {base_rows} were scored"
+            same(ROWS, what, host.read(reading, base_rows), plain.base.read(reading), subject.tolerance)
 
 
 def _check_peek(subject: Subject) -> None:
@@ -301,7 +360,7 @@ def _walk_keep(
     return [rows[row] for row in picked], f"keep {picked}"
 
 
-_SESSION_LAWS = (_check_pure, _check_alone, _check_admit, _check_keep, _check_beside)
+_SESSION_LAWS = (_check_pure, _check_alone, _check_admit, _check_keep, _check_beside, _check_rows)
 
 
 def _count(session: ModelRows | GuideRows, expected: int, after: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from trimtab.core import Candidates, Guide, GuideSession, LanguageModel, ModelSession, Prompt
 from trimtab.errors import OptionError
 from trimtab.prompts import encode_prompt
-from trimtab.testing.laws import PURE, WELL_FORMED, LawViolation, same
+from trimtab.testing.laws import PURE, ROWS, WELL_FORMED, LawViolation, same
 
 Row: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """A sequence as the base reads it and as the guide reads it."""
@@ -41,10 +42,23 @@ class ModelRows:
     def keep(self, rows: Sequence[int]) -> None:
         self.session.keep(torch.tensor(rows, dtype=torch.int64))
 
-    def read(self, reading: str) -> Tensor:
-        if reading == "peek":
-            return self.session.peek(self.probe.expand(self.num_rows, -1)).clone()
-        return (self.session.context() if reading == "context" else self.session.logprobs()).clone()
+    @property
+    def by_rows(self) -> tuple[str, ...]:
+        """What can be read of some rows."""
+        return self.readings
+
+    def read(self, reading: str, rows: Sequence[int] | None = None) -> Tensor:
+        """[N, ...] float32: a reading of all rows, or of those that are named."""
+        verb: Callable[..., Tensor] = getattr(self.session, reading)
+        ids = (self.probe.expand(self.num_rows if rows is None else len(rows), -1),) if reading == "peek" else ()
+        if rows is None:
+            return verb(*ids).clone()
+        some = torch.tensor(rows, dtype=torch.int64)
+        try:
+            inspect.signature(verb).bind(*ids, some)
+        except TypeError:
+            raise LawViolation(ROWS, f"{reading} cannot be asked about some rows; give it a parameter `rows`") from None
+        return verb(*ids, some).clone()
 
     def candidates(self, guide: Guide, probe: Tensor | None) -> Candidates:
         """The whole vocabulary, or `probe` [K] sorted best first, with what the guide asks for."""
@@ -84,12 +98,20 @@ class GuideRows:
         self.base.keep(rows)
         self.session.keep(torch.tensor(rows, dtype=torch.int64))
 
-    def read(self, reading: str) -> Tensor:
-        """[B, V] or [B, K] scores, columns in the order of the ids."""
-        return self.score(None if reading == "all" else self.probe)
+    @property
+    def by_rows(self) -> tuple[str, ...]:
+        """What can be read of some rows: the scores of a guide that selects; others are asked about all of theirs."""
+        return () if self.guide.selection is None else self.readings
 
-    def score(self, probe: Tensor | None) -> Tensor:
+    def read(self, reading: str, rows: Sequence[int] | None = None) -> Tensor:
+        """[N, V] or [N, K] scores of all rows or of those that are named, columns in the order of the ids."""
+        return self.score(None if reading == "all" else self.probe, rows)
+
+    def score(self, probe: Tensor | None, rows: Sequence[int] | None = None) -> Tensor:
         candidates = self.base.candidates(self.guide, probe)
+        if rows is not None:
+            picked = torch.tensor(rows, dtype=torch.int64)
+            candidates = replace(candidates.select(picked), rows=picked, base_rows=picked)
         given = candidates.token_ids.clone(), candidates.logprobs.clone()
         scores = self.session.score(candidates).clone()
         if not (torch.equal(given[0], candidates.token_ids) and torch.equal(given[1], candidates.logprobs)):
