@@ -14,7 +14,6 @@ from trimtab.decoding.transformers_processor import GuidanceProcessor
 from trimtab.engines.vllm.engine import VLLMEngine
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.judging.length_control import GamedRow, length_controlled_win_rate
-from trimtab.evaluation.judging.win_rates import read_win_rates
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM, AdapterARM
 from trimtab.guides.parm import PARM
@@ -40,6 +39,7 @@ from trimtab.training.run.rewards import AgentReward
 from trimtab.training.run.settings import ArmSettings
 
 if TYPE_CHECKING:
+    from trimtab.evaluation.judging.win_rates import read_win_rates
     from trimtab.methods.catalogue import build_policy
     from trimtab.models.hf import HFModel
     from trimtab.models.rewards.whole import RewardModel
@@ -107,6 +107,7 @@ _WITH_TRANSFORMERS = {
     "RewardModel": "trimtab.models.rewards.whole",
     "SoupPart": "trimtab.training.soup",
     "build_policy": "trimtab.methods.catalogue",
+    "read_win_rates": "trimtab.evaluation.judging.win_rates",
     "soup": "trimtab.training.soup",
 }
 """Names whose modules import transformers, which takes seconds: imported when they are first asked for."""
