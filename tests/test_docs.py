@@ -323,3 +323,21 @@ def _leads_somewhere(page: Path, target: str) -> bool:
         return True
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["which-method", "how-many-pairs"])
+def test_a_page_of_advice_gives_no_figure_that_was_not_measured(name: str, repository: Path) -> None:
+    """Its figures are those of the pages that say how they were measured."""
+    (page,) = (repository / "docs").rglob(f"{name}.md")
+    measured = "".join(
+        path.read_text(encoding="utf-8") for part in ("results", "performance") for path in _pages(repository, part)
+    )
+    said = re.findall(
+        r"(?<![\d.])\d\.\d+", re.sub(r"\]\([^)]*\)|\d\.\dB|Qwen\S+", "", page.read_text(encoding="utf-8"))
+    )
+    assert len(said) >= 5
+    assert [one for one in said if not re.search(rf"(?<![\d.]){re.escape(one)}(?!\d)", measured)] == []
+
+
+def _pages(repository: Path, name: str) -> list[Path]:
+    return sorted((repository / "docs").rglob(f"{name}.md"))
