@@ -38,17 +38,27 @@ def test_no_two_commands_write_to_one_place(repository: Path) -> None:
     assert sorted(outputs) == sorted(set(outputs))
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_make_target_and_extra_exists(page: str, repository: Path) -> None:
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_every_make_target_exists(page: str, repository: Path) -> None:
     makefile = (repository / "Makefile").read_text(encoding="utf-8")
-    extras = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    text = read(repository, page)
-    targets = re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE)
+    targets = re.findall(r"(?:^|`)make ([a-z-]+)", read(repository, page), flags=re.MULTILINE)
     assert targets
     assert [target for target in targets if not re.search(rf"^{target}:", makefile, flags=re.MULTILINE)] == []
-    named = {extra for group in re.findall(r'"(?:trimtab|\.)\[([\w,-]+)\]"', text) for extra in group.split(",")}
-    assert named
-    assert named - set(extras["optional-dependencies"]) == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_extra_exists(page: str, repository: Path) -> None:
+    groups = re.findall(r'"(?:trimtab|\.)\[([\w,-]+)\]"', read(repository, page))
+    assert groups
+    known = _project(repository)["optional-dependencies"]
+    assert {extra for group in groups for extra in group.split(",")} - set(known) == set()
+
+
+def test_changelog_and_citation_name_the_version(repository: Path) -> None:
+    version = _project(repository)["version"]
+    assert f"\nversion: {version}\n" in read(repository, "CITATION.cff")
+    changelog = read(repository, "CHANGELOG.md")
+    assert changelog.index("## Unreleased") < changelog.index(version)
 
 
 WRONG = {
@@ -106,6 +116,11 @@ def test_python_runs_as_it_stands(
 def test_the_first_python_of_readme_needs_nothing_that_is_trained(repository: Path) -> None:
     first = next(piece for piece in pieces(read(repository, "README.md")) if piece.is_python)
     assert re.findall(r'load_\w+\("([^"]+)"', first.text) == ["demo", "builtin:sentiment"]
+
+
+def _project(repository: Path) -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads(read(repository, "pyproject.toml"))["project"]
+    return project
 
 
 def _commands(page: str) -> list[Piece]:
