@@ -130,7 +130,7 @@ def _row_in(pages: str, cells: list[str]) -> bool:
     return any(all(f"|{cell}|" in line for cell in cells[1:]) for line in lines)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/*.md"])
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md"])
 def test_links_lead_somewhere(page: str, repository: Path) -> None:
     broken = [
         f"{path.name}: {target}"
