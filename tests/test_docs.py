@@ -341,3 +341,16 @@ def test_a_page_of_advice_gives_no_figure_that_was_not_measured(name: str, repos
 
 def _pages(repository: Path, name: str) -> list[Path]:
     return sorted((repository / "docs").rglob(f"{name}.md"))
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("results", "The sentiment guide that ships"), ("performance", "Decoding")]
+)
+def test_what_stands_first_is_what_was_measured(name: str, first: str, repository: Path) -> None:
+    """The table that opens a page says nothing that its sections do not."""
+    (page,) = _pages(repository, name)
+    opening, _, sections = page.read_text(encoding="utf-8").partition(f"\n## {first}\n")
+    said = re.findall(r"(?<![\d.])\d+\.\d+", re.sub(r"\]\([^)]*\)|\d\.\dB", "", opening))
+    assert len(said) >= 12
+    versions = {"2.13", "5.23"}
+    assert [one for one in {*said} - versions if not re.search(rf"(?<![\d.]){re.escape(one)}(?!\d)", sections)] == []
