@@ -77,9 +77,10 @@ def _paste(piece: Piece, clone: Path, servers: list[subprocess.Popen[str]]) -> N
     )
     print(f"\n[{time.perf_counter() - started:.0f} s] {piece.text}\n{done.stdout[-600:]}")
     assert done.returncode == 0, f"{piece.text}\n{done.stdout}\n{done.stderr}"
-    assert done.stdout.strip(), piece.text
+    outputs = [] if piece.is_python else piece.outputs
+    assert done.stdout.strip() or outputs, f"{piece.text} says nothing"
     assert '"error"' not in done.stdout, done.stdout
-    for output in piece.outputs if not piece.is_python else []:
+    for output in outputs:
         assert (clone / output).exists(), f"{piece.text} left no {output}"
 
 
