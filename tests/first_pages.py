@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGES = ("README.md", "docs/first-ten-minutes.md")
+PAGES = ("README.md", "docs/start/first-ten-minutes.md")
 OUTPUTS = ("--out", "--html")
 SETUP = ("make", "pip", "source")
 """Programs that make the environment, in which a test already runs."""
