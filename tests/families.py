@@ -247,8 +247,8 @@ _PAGE = """# Models
 What `load_model` runs, and what it refuses, of the {count} families of causal language models in
 transformers {version}. This page is written by `python -m tests.families docs/reference/models.md`, which builds each
 family as a tiny random model, compares the rows of a batch with the model's own forward pass over each row alone,
-beyond windows and at the end of the context, and has it keep the laws of `trimtab.testing.check_model`. A family that a later
-transformers brings is judged the same way when it is loaded: no list is consulted, the model itself is asked.
+beyond windows and at the end of the context, and has it keep the laws of `trimtab.testing.check_model`. A family that
+a later transformers brings is judged the same way when it is loaded: no list is consulted, the model itself is asked.
 
 ## What loading checks
 
