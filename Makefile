@@ -8,6 +8,7 @@
 #   make test-vllm  install vLLM's build for processors in .venv-vllm (3.5 GB), then the tests of guides inside it
 #   make lint       ruff and mypy
 #   make bench      the speed and memory table
+#   make docs       the pages as a site, in site/ (mkdocs-material, in .venv-docs)
 #   make clean      remove the environments and caches
 
 PYTHON ?= python3
@@ -17,6 +18,7 @@ STAMP  := $(VENV)/.installed
 VLLM   := .venv-vllm
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
+DOCS   := .venv-docs
 # How much pip says: its errors alone. `make install QUIET=` for everything.
 QUIET  ?= -qq
 PIP     = $(BIN)/python -m pip --disable-pip-version-check $(QUIET)
@@ -33,7 +35,7 @@ OR_SAY  = || { echo "The install stopped here. To see more of why: make install 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm lint bench clean
+.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm lint bench docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -144,6 +146,19 @@ lint: $(STAMP)
 bench: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/decode.py
 
+# An environment of its own: the site reads the sources and imports none of them, so neither torch nor trimtab is needed.
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(SAY) "installing mkdocs-material in $(DOCS)"
+	@$(PYTHON) -m venv $(DOCS)
+	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+	  > $(DOCS)/requirements.txt
+	@$(DOCS)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints.txt -r $(DOCS)/requirements.txt $(OR_SAY)
+	@touch $@
+
+docs: $(DOCS)/.installed
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
+	$(SAY) "ready: site/index.html"
+
 clean:
-	@rm -rf $(VENV) $(VLLM) $(OLDEST) $(NEWEST) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VLLM) $(OLDEST) $(NEWEST) $(DOCS) site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A 7B guide on 8 GPUs, with GenARM's released settings: 32 pairs a step. FORM is lora (those of HH-RLHF) or full (those of
-# Tulu2-7B on UltraFeedback), ENGINE fsdp or deepspeed. The memory it takes is in docs/scaling.md. Cut short, it goes on with
+# Tulu2-7B on UltraFeedback), ENGINE fsdp or deepspeed. The memory it takes is in docs/serving/scaling.md. Cut short, it goes on with
 # --resume at the end of the same line.
 #
 #   recipes/arm_7b.sh MODEL PAIRS.jsonl OUT [FORM] [ENGINE] [more flags of `trimtab train arm`]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Two objectives, as docs/results.md reports them: a guide for each, one guide for both (PARM), DPO policies to be souped, all
+# Two objectives, as docs/evaluation/results.md reports them: a guide for each, one guide for both (PARM), DPO policies to be souped, all
 # on the same number of pairs, and RL on three weighted sums; two more guides show what more pairs buy. DATA holds helpful/,
-# harmless/ and prompts/ (see docs/data.md). About three hours on two CPU cores. A step that has run is not run again.
+# harmless/ and prompts/ (see docs/guides/data.md). About three hours on two CPU cores. A step that has run is not run again.
 set -euo pipefail
 DATA=$(cd "${1:?the directory of pairs and prompts}" && pwd)
 cd "$(dirname "$0")/.."

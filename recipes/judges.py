@@ -4,7 +4,7 @@
 
 `judges:helpful` and `judges:harmless` are Bradley-Terry models on TF-IDF features (see two_guides.py), fitted when
 first asked to the training pairs of $JUDGE_DATA/helpful and $JUDGE_DATA/harmless. They share the methods' data, but not
-their architecture or weights. They are weak (0.63 and 0.58 of the held-out pairs); docs/results.md says so too.
+their architecture or weights. They are weak (0.63 and 0.58 of the held-out pairs), as docs/evaluation/results.md says.
 """
 
 from __future__ import annotations

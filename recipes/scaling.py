@@ -1,4 +1,4 @@
-"""The numbers of docs/scaling.md from its formulas: prints every table of that page. A test compares them.
+"""The numbers of docs/serving/scaling.md from its formulas: prints every table of that page. A test compares them.
 
     python recipes/scaling.py
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One gold reward, every method, as docs/results.md reports it: the demo's own pairs, labelled by VADER, train a reward model
+# One gold reward, every method, as docs/evaluation/results.md reports it: the demo's own pairs, labelled by VADER, train a reward model
 # and a DPO policy beside the guide that ships; RL learns from VADER itself. Then `trimtab compare`. About three hours on
 # two CPU cores. The agent is the one of recipes/agents.sh; without it, leave MARA out of the recipe.
 set -euo pipefail

@@ -1,6 +1,6 @@
 """Every causal family of transformers as a tiny random model: does it run row by row, or is it refused, and why?
 
-    python -m tests.families docs/models.md      write the page (some minutes)
+    python -m tests.families docs/reference/models.md      write the page (some minutes)
     python -m tests.families llama gpt_neo       one line for each of these
 
 A family is built from its own default config with every size that these names know made small, whatever it is called
@@ -245,10 +245,10 @@ def walk(model: HFModel, module: Any) -> float:
 _PAGE = """# Models
 
 What `load_model` runs, and what it refuses, of the {count} families of causal language models in
-transformers {version}. This page is written by `python -m tests.families docs/models.md`, which builds each family as a
-tiny random model, compares the rows of a batch with the model's own forward pass over each row alone, beyond windows
-and at the end of the context, and has it keep the laws of `trimtab.testing.check_model`. A family that a later
-transformers brings is judged the same way when it is loaded: no list is consulted, the model itself is asked.
+transformers {version}. This page is written by `python -m tests.families docs/reference/models.md`, which builds each
+family as a tiny random model, compares the rows of a batch with the model's own forward pass over each row alone,
+beyond windows and at the end of the context, and has it keep the laws of `trimtab.testing.check_model`. A family that
+a later transformers brings is judged the same way when it is loaded: no list is consulted, the model itself is asked.
 
 ## What loading checks
 
@@ -288,7 +288,7 @@ is loaded.
 
 
 def page(verdicts: Mapping[str, Verdict]) -> str:
-    """docs/models.md."""
+    """docs/reference/models.md."""
     families = {name: verdict for name, verdict in verdicts.items() if name not in VARIANTS}
     refused: dict[str, list[str]] = {}
     for name, verdict in families.items():

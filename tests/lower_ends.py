@@ -1,6 +1,6 @@
 """The lower end of every range in pyproject.toml as a line of constraints: `make test-oldest` installs them.
 
-The extras that need an environment of their own (vLLM, DeepSpeed) and the tools of development are left out.
+Left out are the extras that need an environment of their own (vLLM, DeepSpeed), the tools of development and the site.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 import tomllib
 from pathlib import Path
 
-APART = ("vllm", "deepspeed", "dev")
+APART = ("vllm", "deepspeed", "dev", "docs")
 _RANGE = re.compile(r"(?P<name>[\w.-]+)>=(?P<lower>[\w.]+),<(?P<upper>[\w.]+)")
 
 

@@ -20,14 +20,16 @@ import trimtab
 
 @pytest.fixture(scope="module")
 def reference(repository: Path) -> str:
-    return (repository / "docs" / "python.md").read_text(encoding="utf-8")
+    return (repository / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", trimtab.__all__)
 def test_a_public_name_is_in_the_reference(name: str, reference: str) -> None:
     stub = _stubs(reference).get(name)
     if stub is None:
-        assert f"`{name}`" in reference.partition("## Further names")[2], f"docs/python.md does not document {name}"
+        assert f"`{name}`" in reference.partition("## Further names")[2], (
+            f"docs/reference/python.md does not document {name}"
+        )
         return
     assert _differences(stub, getattr(trimtab, name)) == []
 
@@ -64,13 +66,13 @@ def test_a_wrong_signature_is_found(what: str) -> None:
 
 
 def test_every_command_and_flag_is_in_the_reference(repository: Path) -> None:
-    page = (repository / "docs" / "cli.md").read_text(encoding="utf-8")
+    page = (repository / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     missing = [f"{command} {flag}" for command, flag in _flags() if not _mentions(_section(page, command), flag, page)]
     assert missing == []
 
 
 def test_the_reference_names_no_flag_that_is_not_there(repository: Path) -> None:
-    page = (repository / "docs" / "cli.md").read_text(encoding="utf-8")
+    page = (repository / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     known = {flag for _, flag in _flags()} | {"--help", "--version", "--verbose"}
     assert set(re.findall(r"`(--[a-z][a-z-]*)", page)) - known == set()
 
@@ -78,7 +80,9 @@ def test_the_reference_names_no_flag_that_is_not_there(repository: Path) -> None
 @pytest.mark.parametrize("method", ["arm", "parm", "reward", "dpo", "rl"])
 def test_the_defaults_of_training_are_those_of_the_parser(repository: Path, method: str) -> None:
     """In tables of three columns: flag, default, meaning."""
-    section = _section((repository / "docs" / "cli.md").read_text(encoding="utf-8"), f"trimtab train {method}")
+    section = _section(
+        (repository / "docs" / "reference" / "cli.md").read_text(encoding="utf-8"), f"trimtab train {method}"
+    )
     written = dict(re.findall(r"^\| `(--[a-z-]+) [NX]` \| ([\d.e-]+) \|", section, flags=re.MULTILINE))
     assert len(written) >= 20
     defaults = {action.option_strings[-1]: action.default for action in _parser("train", method)._actions}
@@ -98,7 +102,7 @@ SETTINGS = {
 @pytest.mark.parametrize("method", SETTINGS)
 def test_the_paper_index_gives_the_settings_that_are_set(repository: Path, method: str) -> None:
     settings = getattr(importlib.import_module(SETTINGS[method]), method)()
-    page = (repository / "docs" / "paper_index.md").read_text(encoding="utf-8")
+    page = (repository / "docs" / "inside" / "paper_index.md").read_text(encoding="utf-8")
     above = rf"The defaults of `{method}`[^|]*?\n\n"
     (table,) = re.findall(rf"{above}\| setting \| value \| source \|\n(.*?)\n\n", page, flags=re.DOTALL)
     written: dict[str, float] = {}
@@ -112,7 +116,8 @@ def test_the_paper_index_gives_the_settings_that_are_set(repository: Path, metho
 def test_the_readme_gives_no_figure_that_the_pages_do_not(repository: Path) -> None:
     readme = (repository / "README.md").read_text(encoding="utf-8")
     pages = "".join(
-        (repository / "docs" / name).read_text(encoding="utf-8") for name in ("results.md", "performance.md")
+        (repository / "docs" / "evaluation" / name).read_text(encoding="utf-8")
+        for name in ("results.md", "performance.md")
     )
     (measured,) = re.findall(r"^## Measured$(.*?)^## ", readme, flags=re.DOTALL | re.MULTILINE)
     rows = [line.split("|")[1:4] for line in measured.splitlines() if re.match(r"\| \d", line)]
@@ -130,7 +135,7 @@ def _row_in(pages: str, cells: list[str]) -> bool:
     return any(all(f"|{cell}|" in line for cell in cells[1:]) for line in lines)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/*.md"])
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md"])
 def test_links_lead_somewhere(page: str, repository: Path) -> None:
     broken = [
         f"{path.name}: {target}"
@@ -148,7 +153,7 @@ def test_the_guide_of_the_guides_page_keeps_the_laws(repository: Path) -> None:
     from trimtab.models.tabular import TabularModel
     from trimtab.testing import check_guide
 
-    page = (repository / "docs" / "guides.md").read_text(encoding="utf-8")
+    page = (repository / "docs" / "guides" / "guides.md").read_text(encoding="utf-8")
     (source,) = (block for block in _python_blocks(page) if "class Shorter" in block)
     names: dict[str, Any] = {"__name__": __name__}
     exec(compile(source, "guides.md", "exec", dont_inherit=True), names)
@@ -323,3 +328,34 @@ def _leads_somewhere(page: Path, target: str) -> bool:
         return True
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["which-method", "how-many-pairs"])
+def test_a_page_of_advice_gives_no_figure_that_was_not_measured(name: str, repository: Path) -> None:
+    """Its figures are those of the pages that say how they were measured."""
+    (page,) = (repository / "docs").rglob(f"{name}.md")
+    measured = "".join(
+        path.read_text(encoding="utf-8") for part in ("results", "performance") for path in _pages(repository, part)
+    )
+    said = re.findall(
+        r"(?<![\d.])\d\.\d+", re.sub(r"\]\([^)]*\)|\d\.\dB|Qwen\S+", "", page.read_text(encoding="utf-8"))
+    )
+    assert len(said) >= 5
+    assert [one for one in said if not re.search(rf"(?<![\d.]){re.escape(one)}(?!\d)", measured)] == []
+
+
+def _pages(repository: Path, name: str) -> list[Path]:
+    return sorted((repository / "docs").rglob(f"{name}.md"))
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("results", "The sentiment guide that ships"), ("performance", "Decoding")]
+)
+def test_what_stands_first_is_what_was_measured(name: str, first: str, repository: Path) -> None:
+    """The table that opens a page says nothing that its sections do not."""
+    (page,) = _pages(repository, name)
+    opening, _, sections = page.read_text(encoding="utf-8").partition(f"\n## {first}\n")
+    said = re.findall(r"(?<![\d.])\d+\.\d+", re.sub(r"\]\([^)]*\)|\d\.\dB", "", opening))
+    assert len(said) >= 12
+    versions = {"2.13", "5.23"}
+    assert [one for one in {*said} - versions if not re.search(rf"(?<![\d.]){re.escape(one)}(?!\d)", sections)] == []

@@ -140,9 +140,9 @@ def test_one_version_of_python_is_named_everywhere(repository: Path, project: di
     seen = {text.rsplit(" ", 1)[1] for text in project["project"]["classifiers"] if re.search(r":: 3\.\d+$", text)}
     texts = {
         name: (repository / name).read_text(encoding="utf-8")
-        for name in ("README.md", "docs/first-ten-minutes.md", "Makefile", "Dockerfile")
+        for name in ("README.md", "docs/start/first-ten-minutes.md", "Makefile", "Dockerfile")
     }
-    for name in ("README.md", "docs/first-ten-minutes.md", "Makefile"):
+    for name in ("README.md", "docs/start/first-ten-minutes.md", "Makefile"):
         assert re.findall(r"[Pp]ython ?(3\.\d+)", texts[name]), f"{name} names no version of Python"
         assert set(re.findall(r"[Pp]ython ?(3\.\d+)", texts[name])) == {lowest}, name
     assert re.findall(r"version_info < \((\d+), (\d+)\)", texts["Makefile"]) == [tuple(lowest.split("."))]

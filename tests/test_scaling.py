@@ -1,4 +1,4 @@
-"""docs/scaling.md gives the numbers of recipes/scaling.py, whose formulas count what real models and agents hold."""
+"""docs/serving/scaling.md gives the numbers of recipes/scaling.py, whose formulas count what models and agents hold."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def recipe(repository: Path) -> ModuleType:
 
 
 def test_every_table_of_the_page_is_the_recipe_s(recipe: ModuleType, repository: Path) -> None:
-    page = (repository / "docs" / "scaling.md").read_text(encoding="utf-8")
+    page = (repository / "docs" / "serving" / "scaling.md").read_text(encoding="utf-8")
     assert [name for name, make in recipe.TABLES.items() if make() not in page] == []
 
 
 def test_the_prose_of_the_page_gives_numbers_of_its_tables(recipe: ModuleType, repository: Path) -> None:
     """Between the marks of what is computed, no number with a unit stands that no table or constant has."""
-    page = (repository / "docs" / "scaling.md").read_text(encoding="utf-8")
+    page = (repository / "docs" / "serving" / "scaling.md").read_text(encoding="utf-8")
     prose = "\n".join(line for line in page.splitlines() if not line.startswith("|"))
     peaks = f"{recipe.GPU_BANDWIDTH / 1e12:g} TB/s {recipe.GPU_FLOPS / 1e12:g} TFLOP/s"
     tables = " ".join([*(make() for make in recipe.TABLES.values()), f"{recipe.GPU_BYTES / 1e9:g} GB", peaks])

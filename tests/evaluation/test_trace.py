@@ -119,7 +119,12 @@ def test_the_definition_of_a_share_is_one(repository: Path, page: str) -> None:
     from trimtab.cli.answering import explain
 
     playground = repository / "src" / "trimtab" / "serving" / "playground" / "index.html"
-    texts = [page, str(explain.__doc__), playground.read_text(), (repository / "docs" / "cli.md").read_text()]
+    texts = [
+        page,
+        str(explain.__doc__),
+        playground.read_text(),
+        (repository / "docs" / "reference" / "cli.md").read_text(),
+    ]
     assert [SHARE in " ".join(text.split()) for text in texts] == [True] * 4
 
 

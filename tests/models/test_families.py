@@ -176,7 +176,7 @@ def test_the_page_of_models_is_what_the_sweep_finds(repository: Path) -> None:
     transformers.logging.set_verbosity_error()
     verdicts = {name: families.verdict_on(name) for name in families.names()}
     assert {name: verdict.said for name, verdict in verdicts.items() if verdict.kind == "wrong"} == {}
-    page = (repository / "docs" / "models.md").read_text(encoding="utf-8")
+    page = (repository / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
     if f"transformers {transformers.__version__}." in page:
         unbuilt = _names(page, "Not built") | {name for name, one in verdicts.items() if one.kind == "not built"}
         for title, kind in (("Families that run", "runs"), ("Families that are refused", "refused")):

@@ -37,7 +37,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "compare", help="compare methods on the same prompts, in one report", description=__doc__
     )
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="a recipe (.yaml, docs/compare.md); with --report-only the directory of a run"
+        "recipe",
+        metavar="RECIPE",
+        help="a recipe (.yaml, docs/evaluation/compare.md); with --report-only the directory of a run",
     )
     parser.add_argument("--out", metavar="DIR", help="the directory of the run: answers, costs and report")
     existing = parser.add_mutually_exclusive_group()

@@ -167,7 +167,8 @@ def start(served: str, *, max_rows: int, dtype: str, trust_remote_code: bool, op
 
 
 _REFUSED = {
-    "preferences": "a guide for every preference vector runs at one there: save it at a vector first (docs/vllm.md).",
+    "preferences": "a guide for every preference vector runs at one there: save it at a vector first "
+    "(docs/serving/vllm.md).",
     "rule": "an accept-reject agent has an engine of its own there.",
     "device": "vLLM takes the devices that it finds; choose them with CUDA_VISIBLE_DEVICES.",
 }

@@ -36,8 +36,8 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--method",
         metavar="NAME",
-        help="answer by this method of docs/methods.md; --guide names what it reads, and its weight is the strength "
-        "(guides in one mix)",
+        help="answer by this method of docs/guides/methods.md; --guide names what it reads, and its weight is "
+        "the strength (guides in one mix)",
     )
     group.add_argument(
         "--option",

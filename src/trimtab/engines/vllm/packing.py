@@ -212,7 +212,7 @@ def _refusal(name: str, kind: str) -> str:
     if kind == "parm":
         return (
             f"Guide {name} is made for every preference vector; vLLM runs one. Save it at a vector first "
-            "(docs/vllm.md says how) and pack that, or use the built-in engine (--preference)."
+            "(docs/serving/vllm.md says how) and pack that, or use the built-in engine (--preference)."
         )
     return f"Guide {name} is of kind {kind!r}. Accepted in vLLM: {', '.join(_KINDS)}."
 

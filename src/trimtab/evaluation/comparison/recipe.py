@@ -1,4 +1,6 @@
-"""What a comparison is made of: one YAML file that names the model, prompts, rewards and methods (docs/compare.md).
+"""What a comparison is made of: one YAML file that names the model, prompts, rewards and methods.
+
+docs/evaluation/compare.md describes the file.
 
 Paths in a recipe are relative to the recipe's file. `recipe_reader.read_recipe` reads and checks one.
 """

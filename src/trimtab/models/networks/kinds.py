@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from trimtab.errors import CompatibilityError, TrimtabError
 from trimtab.models.forward.row_cache import Reach
 
-ACCEPTED = "Accepted: decoder-only models that attend to a cache of keys and values; docs/models.md lists the families."
+ACCEPTED = (
+    "Accepted: decoder-only models that attend to a cache of keys and values; "
+    "docs/reference/models.md lists the families."
+)
 _KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _STATES = {"cache_params": "a recurrent state", "state": "a recurrent state", "mems": "memories of whole segments"}
 _TABLES = ("position_embeddings", "position_embedding", "positions_embed", "embed_positions", "wpe")

@@ -15,7 +15,7 @@ MIDDLE = "middle"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParmSettings(ArmSettings):
     """How a preference-aware reward model is trained. The defaults are the paper's released ones for PKU-SafeRLHF, but
-    for the dropout, the warm-up and the layers (see docs/paper_index.md)."""
+    for the dropout, the warm-up and the layers (see docs/inside/paper_index.md)."""
 
     beta: float = 0.01
     """β_k of the objectives that `betas` does not name."""
