@@ -18,7 +18,6 @@ from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM, AdapterARM
 from trimtab.guides.parm import PARM
 from trimtab.mixing.rules import Tilt
-from trimtab.models.tabular import TabularModel
 from trimtab.storage.loading import load_guide, load_model, load_parm, save_guide
 from trimtab.storage.scorers import load_reward_model, load_scorer
 from trimtab.training.agent.settings import AgentSettings
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from trimtab.methods.catalogue import build_policy
     from trimtab.models.hf import HFModel
     from trimtab.models.rewards.whole import RewardModel
+    from trimtab.models.tabular import TabularModel
     from trimtab.training.soup import SoupPart, soup
 
 __all__ = [
@@ -106,6 +106,7 @@ _WITH_TRANSFORMERS = {
     "HFModel": "trimtab.models.hf",
     "RewardModel": "trimtab.models.rewards.whole",
     "SoupPart": "trimtab.training.soup",
+    "TabularModel": "trimtab.models.tabular",
     "build_policy": "trimtab.methods.catalogue",
     "read_win_rates": "trimtab.evaluation.judging.win_rates",
     "soup": "trimtab.training.soup",
