@@ -100,8 +100,8 @@ class Candidates:
     """[B, D] base state BEFORE the candidate, if a guide asks for it."""
     complete: bool = False
     rows: Tensor | None = None
-    """[B] int64: which rows of the guide's session these are; None: all of them, in order. Only guides that select are
-    asked about some rows."""
+    """[B] int64: which rows of the guide's session these are, in any order, each at most once; None: all of them, in
+    order. Only guides that select are asked about some rows."""
     base_rows: Tensor | None = None
     """[B] int64: which rows of the base's session they continue; given to guides that select."""
 
@@ -170,12 +170,15 @@ class ModelSession(Session, Protocol):
     """A session of a language model."""
 
     def logprobs(self, rows: Tensor | None = None) -> Tensor:
-        """[N, V] float32: normalised log-probabilities of the next token, of some rows [N] or (None) of all, [B, V]."""
+        """[N, V] float32: normalised log-probabilities of the next token, of some rows [N] or (None) of all, [B, V].
+
+        `rows` come in any order, with repeats, and may be none; so with `context`.
+        """
 
     def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """[N, K] candidates -> [N, K, D]: the state after feeding each candidate; changes nothing observable.
 
-        `rows` [N] says which rows they continue, each at most once; None: all, in order.
+        `rows` [N] says which rows they continue, in any order, each at most once, or none; None: all, in order.
         """
 
     def context(self, rows: Tensor | None = None) -> Tensor:

@@ -43,6 +43,8 @@ class Network(Protocol):
     def max_length(self) -> int | None: ...
     @property
     def vocab_size(self) -> int: ...
+    hidden_size: int
+
     @property
     def weight_bytes(self) -> int:
         """What a forward pass reads of weights."""
@@ -147,6 +149,8 @@ class Trunk:
         self._feed(rows)
         token_ids = token_ids.to(self.network.device)
         parts = [(order, self._look([rows[at] for at in order], token_ids[order])) for order in _by_shelf(rows)]
+        if not parts:
+            return torch.empty(*token_ids.shape, self.network.hidden_size, device=self.network.device)
         out = torch.cat([hidden for _, hidden in parts])
         return out[torch.tensor([at for order, _ in parts for at in order], device=out.device).argsort()]
 
@@ -307,7 +311,10 @@ class TrunkSession:
     def context(self, rows: Tensor | None = None) -> Tensor:
         """[N, D], of some rows or of all."""
         self.trunk.feed()
-        return torch.stack([row.hidden for row in self._some(rows) if row.hidden is not None])
+        states = [row.hidden for row in self._some(rows) if row.hidden is not None]
+        if not states:
+            return torch.empty(0, self.trunk.network.hidden_size, device=self.trunk.network.device)
+        return torch.stack(states)
 
     def _some(self, rows: Tensor | None) -> list[Row]:
         return self._rows if rows is None else [self._rows[row] for row in rows.tolist()]
