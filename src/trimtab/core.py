@@ -170,10 +170,8 @@ class ModelSession(Session, Protocol):
     """A session of a language model."""
 
     def logprobs(self, rows: Tensor | None = None) -> Tensor:
-        """[N, V] float32: normalised log-probabilities of the next token, of some rows [N] or (None) of all, [B, V].
-
-        `rows` come in any order, with repeats, and may be none; so with `context`.
-        """
+        """[N, V] float32: normalised log-probabilities of the next token, of some rows [N] (in any order, with repeats,
+        or none), or (None) of all, [B, V]."""
 
     def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """[N, K] candidates -> [N, K, D]: the state after feeding each candidate; changes nothing observable.
@@ -182,7 +180,7 @@ class ModelSession(Session, Protocol):
         """
 
     def context(self, rows: Tensor | None = None) -> Tensor:
-        """[N, D]: the state that the next token is predicted from, of some rows [N] or (None) of all, [B, D]."""
+        """[N, D]: the state that the next token is predicted from; `rows` as in `logprobs`."""
 
 
 class GuideSession(Session, Protocol):
@@ -254,7 +252,8 @@ class Guide(Protocol):
         """
 
     def prompt_ids(self, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
-        """What a row of the guide starts from: `base_ids` unless the guide reads a prompt or template of its own."""
+        """What a row of the guide starts from: `base_ids` unless the guide reads a prompt or template of its own. The
+        base's ids of the answer follow, in `advance` and in `admit`: a guide of another vocabulary translates both."""
 
     def open(self, beside: ModelSession | None = None) -> GuideSession:
         """A new, empty session; `beside` is the base's session, whose forward pass a guide may share."""

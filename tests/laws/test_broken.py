@@ -211,7 +211,9 @@ class RepeatsOnce(TabularSession):
     """A set of rows: one that is named twice is read once."""
 
     def logprobs(self, rows: Tensor | None = None) -> Tensor:
-        return super().logprobs(None if rows is None else torch.tensor(list(dict.fromkeys(rows.tolist())), dtype=torch.int64))
+        return super().logprobs(
+            None if rows is None else torch.tensor(list(dict.fromkeys(rows.tolist())), dtype=torch.int64)
+        )
 
 
 class NoneIsAll(TabularSession):
@@ -243,7 +245,7 @@ class BrokenModel(TabularModel):
     """The sound model with a broken session."""
 
     def __init__(self, session: type[TabularSession]) -> None:
-        super().__init__(SOUND._logits, V)
+        super().__init__(SOUND.next_logprobs, V)
         self._session = session
 
     def open(self, beside: ModelSession | None = None) -> ModelSession:

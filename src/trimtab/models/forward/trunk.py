@@ -43,6 +43,7 @@ class Network(Protocol):
     def max_length(self) -> int | None: ...
     @property
     def vocab_size(self) -> int: ...
+
     hidden_size: int
 
     @property
@@ -71,11 +72,20 @@ class Trunk:
         self._shelves = Shelves(self._cache)
         self._rows: list[Row] = []
         self._others: dict[int, Trunk] = {}
+        self.num_passes = 0
+        """Passes that fed waiting tokens so far; those that only looked at candidates are not counted."""
+        self.num_fed = 0
+        """Tokens that these passes fed, padding left out."""
 
     @property
     def num_rows(self) -> int:
         """How many rows all sessions have together."""
         return len(self._rows)
+
+    @property
+    def num_shelves(self) -> int:
+        """How many shelves the rows lie on."""
+        return len(self._cache.sizes)
 
     @property
     def num_columns(self) -> int:
@@ -223,6 +233,8 @@ class Trunk:
         device = self.network.device
         layout = Layout.extend([row.slot for row in batch], [row.length for row in batch], width, device, shelf)
         hidden = self._run(batch, torch.tensor(ids, device=device), layout)
+        self.num_passes += 1
+        self.num_fed += sum(map(len, pieces))
         for row, piece, states in zip(batch, pieces, hidden, strict=True):
             row.hidden = states[len(piece) - 1]
             row.length += len(piece)
