@@ -132,7 +132,7 @@ class NarrowModel(TabularModel):
 
 def test_memory_for_fewer_rows_than_were_asked_for_decodes_fewer_at_a_time() -> None:
     plain = TabularModel.random(9, seed=0, eos_ids=())
-    narrow = NarrowModel(plain._logits, 9, eos_ids=())
+    narrow = NarrowModel(plain.next_logprobs, 9, eos_ids=())
     prompts = [[1 + number] for number in range(7)]
     expected = [answer.token_ids for answer in Decoder(plain).generate(prompts, max_new_tokens=20, seed=0)]
     assert [answer.token_ids for answer in Decoder(narrow).generate(prompts, max_new_tokens=20, seed=0)] == expected
@@ -140,13 +140,13 @@ def test_memory_for_fewer_rows_than_were_asked_for_decodes_fewer_at_a_time() -> 
 
 def test_the_batch_grows_again_when_faults_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "CALM_STEPS", 3)
-    narrow = NarrowModel(TabularModel.random(9, seed=0)._logits, 9, eos_ids=())
+    narrow = NarrowModel(TabularModel.random(9, seed=0).next_logprobs, 9, eos_ids=())
     decoder = Decoder(narrow, max_rows=4)
     for number in range(4):
         decoder.add([1 + number], SamplingParams(max_new_tokens=30))
-    decoder.step()
-    decoder.step()
-    assert decoder._room == 2
+    for _ in range(3):  # four at a time fail, and again; then two
+        decoder.step()
+    assert decoder.num_running == 2
     monkeypatch.setattr(Narrow, "logprobs", TabularSession.logprobs)
     for _ in range(5):
         decoder.step()

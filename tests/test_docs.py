@@ -161,6 +161,19 @@ def test_the_guide_of_the_guides_page_keeps_the_laws(repository: Path) -> None:
     check_guide(names["Shorter"](torch.arange(5.0)), model)
 
 
+def test_the_guide_of_another_vocabulary_keeps_the_laws(reference: str) -> None:
+    """The example checks itself, and is seen to be checked: translated by its ids alone, the guide breaks a law."""
+    from trimtab.testing import LawViolation
+
+    (source,) = (block for block in _python_blocks(reference) if "class Speller" in block)
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(compile(source, "python.md", "exec", dont_inherit=True), names)
+    broken = source.replace("[*self.rows[row], token_id]", "[*self.rows[row], token_id % 5]")
+    assert broken != source
+    with pytest.raises(LawViolation, match=r"admit\(p \+ t\)"):
+        exec(compile(broken, "python.md", "exec", dont_inherit=True), {"__name__": __name__})
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """A small model in the place of the demo's, and an adapter of it in the place of the guide that ships."""

@@ -34,7 +34,7 @@ class BlurredSession(TabularSession):
 
 
 def blurred() -> Blurred:
-    return Blurred(MODEL._logits, 6)
+    return Blurred(MODEL.next_logprobs, 6)
 
 
 def test_a_violation_names_the_law_and_the_numbers() -> None:

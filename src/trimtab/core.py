@@ -100,8 +100,8 @@ class Candidates:
     """[B, D] base state BEFORE the candidate, if a guide asks for it."""
     complete: bool = False
     rows: Tensor | None = None
-    """[B] int64: which rows of the guide's session these are; None: all of them, in order. Only guides that select are
-    asked about some rows."""
+    """[B] int64: which rows of the guide's session these are, in any order, each at most once; None: all of them, in
+    order. Only guides that select are asked about some rows."""
     base_rows: Tensor | None = None
     """[B] int64: which rows of the base's session they continue; given to guides that select."""
 
@@ -170,16 +170,17 @@ class ModelSession(Session, Protocol):
     """A session of a language model."""
 
     def logprobs(self, rows: Tensor | None = None) -> Tensor:
-        """[N, V] float32: normalised log-probabilities of the next token, of some rows [N] or (None) of all, [B, V]."""
+        """[N, V] float32: normalised log-probabilities of the next token, of some rows [N] (in any order, with repeats,
+        or none), or (None) of all, [B, V]."""
 
     def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """[N, K] candidates -> [N, K, D]: the state after feeding each candidate; changes nothing observable.
 
-        `rows` [N] says which rows they continue, each at most once; None: all, in order.
+        `rows` [N] says which rows they continue, in any order, each at most once, or none; None: all, in order.
         """
 
     def context(self, rows: Tensor | None = None) -> Tensor:
-        """[N, D]: the state that the next token is predicted from, of some rows [N] or (None) of all, [B, D]."""
+        """[N, D]: the state that the next token is predicted from; `rows` as in `logprobs`."""
 
 
 class GuideSession(Session, Protocol):
@@ -251,7 +252,8 @@ class Guide(Protocol):
         """
 
     def prompt_ids(self, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
-        """What a row of the guide starts from: `base_ids` unless the guide reads a prompt or template of its own."""
+        """What a row of the guide starts from: `base_ids` unless the guide reads a prompt or template of its own. The
+        base's ids of the answer follow, in `advance` and in `admit`: a guide of another vocabulary translates both."""
 
     def open(self, beside: ModelSession | None = None) -> GuideSession:
         """A new, empty session; `beside` is the base's session, whose forward pass a guide may share."""

@@ -207,6 +207,22 @@ class LogprobsInOrder(TabularSession):
         return super().logprobs(None if rows is None else rows.sort().values)
 
 
+class RepeatsOnce(TabularSession):
+    """A set of rows: one that is named twice is read once."""
+
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
+        return super().logprobs(
+            None if rows is None else torch.tensor(list(dict.fromkeys(rows.tolist())), dtype=torch.int64)
+        )
+
+
+class NoneIsAll(TabularSession):
+    """An empty list of rows is taken for none given."""
+
+    def context(self, rows: Tensor | None = None) -> Tensor:
+        return super().context(rows if rows is not None and len(rows) else None)
+
+
 class PeekedByPlace(PeekNotReordered):
     """Keeps the states it peeked at under their place in the call: the row's only where all are asked about."""
 
@@ -229,7 +245,7 @@ class BrokenModel(TabularModel):
     """The sound model with a broken session."""
 
     def __init__(self, session: type[TabularSession]) -> None:
-        super().__init__(SOUND._logits, V)
+        super().__init__(SOUND.next_logprobs, V)
         self._session = session
 
     def open(self, beside: ModelSession | None = None) -> ModelSession:
@@ -260,6 +276,8 @@ MODELS: dict[type[TabularSession], str] = {
     LogprobsInOrder: laws.ROWS,
     AllContexts: laws.ROWS,
     PeeksFromTheFirst: laws.ROWS,
+    RepeatsOnce: laws.ROWS,
+    NoneIsAll: laws.ROWS,
     PeekedByPlace: laws.ROWS,
 }
 

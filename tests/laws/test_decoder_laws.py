@@ -18,7 +18,7 @@ from trimtab.decoding import batch, lanes
 from trimtab.decoding.decoder import Decoder
 from trimtab.guides.arm import ARM, AdapterARM, ARMSession
 from trimtab.mixing.forms import SHIFT
-from trimtab.models.forward.trunk import Row, Trunk
+from trimtab.models.forward.trunk import Trunk
 from trimtab.models.tabular import TabularModel
 from trimtab.testing import LawViolation, laws
 
@@ -111,24 +111,19 @@ def test_prompts_fed_in_pieces_change_no_answer(world: str, chunk: int) -> None:
     assert check_company(*WORLDS[world](), 7, chunk) > 30
 
 
-def test_a_step_feeds_no_more_of_the_prompts_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    fed: list[int] = []
-    sound = Trunk._extend
-
-    def counting(self: Trunk, rows: Sequence[Row]) -> None:
-        fed[-1] += sum(row.num_pending for row in rows)
-        sound(self, rows)
-
-    monkeypatch.setattr(Trunk, "_extend", counting)
+def test_a_step_feeds_no_more_of_the_prompts_than_it_may() -> None:
     decoder = Decoder(tiny_model("llama"), prefill_chunk=4)
     decoder.add([1, 2, 3], SamplingParams(max_new_tokens=20, ignore_eos=True))
-    fed.append(0)
+    (trunk,) = decoder.capacity.caches
+    assert isinstance(trunk, Trunk)
     assert len(decoder.step()) == 1
     decoder.add(list(range(1, 30)), SamplingParams(max_new_tokens=3))
     for number in range(8):
-        fed.append(0)
+        before = trunk.num_fed
         steps = decoder.step()
-        assert fed[-1] == 1 + min(4, 29 - 4 * number)  # the first request's new token, and a piece of the prompt
+        assert trunk.num_fed - before == 1 + min(
+            4, 29 - 4 * number
+        )  # the first request's new token, and a piece of the prompt
         assert len(steps) == (2 if number == 7 else 1)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,89 +17,91 @@ from tests.tiny import FAMILIES, tiny_module, write_lora
 from trimtab.core import SamplingParams
 from trimtab.decoding.decoder import Decoder
 from trimtab.guides.arm import ARM
-from trimtab.models import hf
 from trimtab.models.forward import prefixes
 from trimtab.models.forward.prefixes import in_common, lend
-from trimtab.models.forward.trunk import Row, Trunk
+from trimtab.models.forward.trunk import Trunk
 from trimtab.models.hf import HFModel
 from trimtab.storage.loading import load_guide
 
 TEMPLATE = [7, *range(2, 32)]
 
 
-@pytest.fixture
-def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens that each pass feeds, but for those of the probe when a model is loaded."""
-    found: list[int] = []
-    monkeypatch.setattr(hf, "probe", lambda *_: None)
-    sound = Trunk._extend
+class Feeding:
+    """What the passes of a trunk have fed since it was last asked."""
 
-    def counting(self: Trunk, rows: Sequence[Row]) -> None:
-        found.append(sum(row.num_pending for row in rows))
-        sound(self, rows)
+    def __init__(self, session: Any) -> None:
+        self._trunk: Trunk = session.trunk
+        self._before = self._trunk.num_passes, self._trunk.num_fed
 
-    monkeypatch.setattr(Trunk, "_extend", counting)
-    return found
+    def __call__(self) -> tuple[int, int]:
+        """Passes, and tokens in all of them."""
+        passes, tokens = self._before
+        self._before = self._trunk.num_passes, self._trunk.num_fed
+        return self._before[0] - passes, self._before[1] - tokens
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_that_begin_alike_are_their_own(family: str, fed: list[int]) -> None:
+def test_rows_that_begin_alike_are_their_own(family: str) -> None:
     module = tiny_module(family)
     session = HFModel(module).open()
+    fed = Feeding(session)
     sequences = [[*TEMPLATE, 40 + row, 50 - row] for row in range(6)]
     session.admit([list(ids) for ids in sequences])
     assert_rows(session.logprobs(), module, sequences)
-    assert fed == [33, 5 * 2]  # one whole, then what is the others' own
+    assert fed() == (2, 33 + 5 * 2)  # one whole, then what is the others' own
     late = [*TEMPLATE[:20], 55]
     session.admit([late])
     sequences.append(late)
-    for step in range(3):
+    for step, expected in enumerate([(2, 6 + 2), (1, 7), (1, 7)]):  # at first the late one's two own tokens, too
         session.advance(torch.arange(7), torch.tensor([33 + step] * 7))
         for ids in sequences:
             ids.append(33 + step)
         assert_rows(session.logprobs(), module, sequences)
-    assert fed[2:] == [6, 2, 7, 7]  # with the first token of the six, the late one's two own tokens
+        assert fed() == expected
 
 
-def test_answers_to_one_prompt_cost_one_prompt(fed: list[int]) -> None:
+def test_answers_to_one_prompt_cost_one_prompt() -> None:
     module = tiny_module()
     session = HFModel(module).open()
+    fed = Feeding(session)
     session.admit([list(TEMPLATE) for _ in range(8)])
     assert_rows(session.logprobs(), module, [TEMPLATE] * 8)
-    assert fed == [31]
+    assert fed() == (1, 31)
     session.advance(torch.arange(8), torch.arange(8) + 30)
     assert_rows(session.logprobs(), module, [[*TEMPLATE, 30 + row] for row in range(8)])
 
 
-def test_a_family_of_prompts_within_another_is_fed_in_turn(fed: list[int]) -> None:
+def test_a_family_of_prompts_within_another_is_fed_in_turn() -> None:
     """Two questions under one system prompt, eight answers each."""
     module = tiny_module()
     session = HFModel(module).open()
     questions = [[*TEMPLATE[:17], *range(first, first + 20)] for first in (30, 35)]
+    fed = Feeding(session)
     sequences = [list(question) for question in questions for _ in range(8)]
     session.admit([list(ids) for ids in sequences])
     assert_rows(session.logprobs(), module, sequences)
-    assert fed == [37, 20]
+    assert fed() == (2, 37 + 20)
 
 
-def test_little_in_common_is_not_waited_for(fed: list[int]) -> None:
+def test_little_in_common_is_not_waited_for() -> None:
     session = HFModel(tiny_module()).open()
+    fed = Feeding(session)
     session.admit([[*TEMPLATE, 40], [*TEMPLATE, 41], [*TEMPLATE[:10], 42]])
     session.logprobs()
-    assert fed == [32 + 32, 11] or fed == [11, 32 + 32]  # 31 tokens saved are less than a pass costs
+    assert fed() == (2, 32 + 32 + 11)  # 31 tokens saved are less than a pass costs
 
 
-def test_what_another_adapter_made_is_not_taken_over(tmp_path: Path, fed: list[int]) -> None:
+def test_what_another_adapter_made_is_not_taken_over(tmp_path: Path) -> None:
     module = tiny_module()
     model = HFModel(module)
     base = model.open()
     guide = load_guide(write_lora(tmp_path, module)).bind(model)
     session = guide.open(base)
-    fed.clear()  # of what binding measured
+    fed = Feeding(base)
     base.admit([list(TEMPLATE)] * 4)
     session.admit([list(TEMPLATE)] * 4)
     base.logprobs()
-    assert fed == [31 * 2]
+    assert fed() == (1, 31 * 2)
 
 
 @pytest.mark.parametrize("world", ["llama", "mistral"])
@@ -140,7 +142,7 @@ def test_loans_are_of_what_has_been_fed(fresh: list[list[int]], fed_rows: list[l
         assert row.tokens[:shared] == donor.tokens[:shared]
 
 
-def test_what_is_known_does_not_count_as_a_piece_of_a_prompt(tmp_path: Path, fed: list[int]) -> None:
+def test_what_is_known_does_not_count_as_a_piece_of_a_prompt(tmp_path: Path) -> None:
     """A request whose beginning is there already joins at once, however small the pieces; a stranger waits."""
     module = tiny_module()
     model = HFModel(module)

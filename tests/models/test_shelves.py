@@ -101,7 +101,7 @@ def test_whatever_lies_where_each_row_is_its_own(family: str, seed: int, monkeyp
             gone = dice.randrange(len(rows) - 1)
             session.keep(torch.tensor([row for row in range(len(rows)) if row != gone]))
             del rows[gone], looked[gone]
-        used.add(len(session.trunk._shelves._shelves))
+        used.add(session.trunk.num_shelves)
     session.keep(torch.tensor([], dtype=torch.int64))
     assert session.trunk.num_bytes == 0
     assert max(used) > 1
@@ -145,7 +145,7 @@ def test_a_long_row_costs_its_neighbours_nothing(monkeypatch: pytest.MonkeyPatch
     held = LONG + sum(map(len, short))
     assert session.trunk.num_columns <= before + LONG + LONG // 2
     assert session.trunk.num_columns <= 3 * held
-    assert session.trunk.num_bytes == session.trunk.num_columns * session.trunk._cache.token_bytes
+    assert session.trunk.num_bytes == session.trunk.num_columns * session.token_bytes
     session.keep(torch.arange(15))
     assert session.trunk.num_columns <= before
     session.keep(torch.tensor([], dtype=torch.int64))
@@ -238,11 +238,12 @@ def test_what_passes_need_again_and_again_is_not_given_back() -> None:
         session.keep(torch.tensor([0, 1, 2, 3] + [0, 1, 2, 3] * 8))
         session.advance(torch.arange(4, 36), torch.tensor(prompt(dice, 32)))
         session.logprobs()
-        sizes += session.trunk._cache.sizes.values()
+        sizes.append((session.trunk.num_shelves, session.trunk.num_columns))
         session.keep(torch.arange(4))
         session.advance(torch.arange(4), torch.tensor(prompt(dice, 4)))
         session.logprobs()
-        sizes += session.trunk._cache.sizes.values()
+        sizes.append((session.trunk.num_shelves, session.trunk.num_columns))
+    assert {shelves for shelves, _ in sizes} == {1}
     assert len(set(sizes)) == 1
     for _ in range(shelves.PATIENCE + 2):
         session.advance(torch.arange(4), torch.tensor(prompt(dice, 4)))

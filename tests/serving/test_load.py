@@ -27,7 +27,7 @@ from tests.tiny import byte_tokenizer, write_lora
 from trimtab.answers import Step
 from trimtab.decoding.decoder import Decoder
 from trimtab.models.forward.shelves import bound
-from trimtab.models.forward.trunk import TrunkSession
+from trimtab.models.forward.trunk import Trunk
 from trimtab.models.hf import HFModel
 from trimtab.serving.limits import Limits
 from trimtab.serving.memory import Memory, plan
@@ -129,13 +129,10 @@ def test_a_thousand_clients_that_hang_up_leave_nothing(start: Start, asked: list
 def assert_nothing_is_left(decoder: Decoder) -> None:
     """No request, no row of the base or of a guide, and no slot of their caches."""
     assert decoder.num_running == decoder.num_waiting == 0
-    for rows in () if decoder._batch is None else decoder._batch._sides:
-        assert rows._session.num_rows == 0
-        assert not rows._requests
-        assert not rows._left
-        if isinstance(rows._session, TrunkSession):
-            assert rows._session.trunk.num_rows == rows._session.trunk.num_bytes == 0
-    assert isinstance(decoder._batch is None or decoder._batch._session, (bool, TrunkSession))
+    assert decoder.num_rows == decoder.capacity.num_bytes == 0
+    for cache in decoder.capacity.caches:
+        assert isinstance(cache, Trunk)
+        assert cache.num_rows == 0
 
 
 @contextmanager

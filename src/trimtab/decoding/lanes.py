@@ -32,7 +32,8 @@ class Rows(Generic[S_co]):
 
     @property
     def num_rows(self) -> int:
-        return self._session.num_rows
+        """Rows that are remembered, by the session or here."""
+        return max(self._session.num_rows, len(self._requests), len(self._left))
 
     def left(self, request: Request) -> int:
         """How many tokens of a request's prompt are still to be fed."""

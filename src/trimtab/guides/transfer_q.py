@@ -167,7 +167,7 @@ class Rollouts:
 def completed_rewards(session: RewardSession, parents: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
     """[N] rewards of rows `parents` [N] (with repeats) continued by texts, all read in one pass."""
     with branches(session, parents) as twins:
-        for position in range(max(map(len, texts))):
+        for position in range(max(map(len, texts), default=0)):
             going = torch.tensor([index for index, ids in enumerate(texts) if len(ids) > position])
             session.advance(twins[going], torch.tensor([texts[index][position] for index in going.tolist()]))
         return session.rewards(twins)

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 
 from trimtab.core import Guide, LanguageModel, Prompt
+from trimtab.prompts import num_readable
 from trimtab.testing.laws import (
     ADMIT,
     ALONE,
@@ -26,7 +27,17 @@ from trimtab.testing.laws import (
     LawViolation,
     same,
 )
-from trimtab.testing.subjects import GuideRows, ModelRows, Row, Subject, choose_probe, encode_starts, longer
+from trimtab.testing.subjects import (
+    ONCE,
+    GuideRows,
+    ModelRows,
+    Row,
+    Subject,
+    choose_probe,
+    choose_prompts,
+    encode_starts,
+    longer,
+)
 
 NUM_WALKS = 4
 LONG = 96
@@ -48,10 +59,14 @@ def check_model(
     tokens, for which the model needs room, and one more that is peeked at; `num_candidates` tokens are. Raises
     LawViolation.
     """
-    starts = [(ids, ids) for ids in encode_starts(model, prompts, num_steps, seed)]
-    probe = choose_probe(model, num_candidates, seed)
-    subject = Subject(partial(ModelRows, model, probe), starts, model.vocab_size, num_steps, tolerance, seed)
+    rooms = [] if model.max_length is None else [model.max_length]
+    num_ids = min(model.vocab_size, num_readable(model))
+    encoded = encode_starts(model, choose_prompts(num_ids, prompts, num_steps, rooms, seed))
+    starts = [(ids, ids) for ids in encoded]
+    probe = choose_probe(num_ids, num_candidates, seed)
+    subject = Subject(partial(ModelRows, model, probe), starts, num_ids, num_steps, tolerance, seed)
     _check_tables(subject, "logprobs", normalised=True)
+    _check_width(subject, model.vocab_size)
     _check_states(subject, model.hidden_size)
     for law in (*_SESSION_LAWS, _check_peek, _check_remembered):
         law(subject)
@@ -72,11 +87,21 @@ def check_guide(
 
     A guide that needs the state after each candidate is scored on `num_candidates` tokens, any other on the whole
     vocabulary too.
+
+    Whatever vocabulary the guide has, its sessions are fed the base's token ids after what `prompt_ids` gave, by
+    `advance` and, as after an error, by `admit`: a guide of another vocabulary has to make the same of both.
+    `prompt_ids` is shown the prompts as they are given here. Random prompts leave room in the guide's `max_length` too,
+    and ids that it cannot read (`num_readable`, where it has one) continue no row.
     """
     bound = guide.bind(model)
-    starts = [(ids, tuple(bound.prompt_ids(ids, ids))) for ids in encode_starts(model, prompts, num_steps, seed)]
-    probe = choose_probe(model, num_candidates, seed)
-    subject = Subject(partial(GuideRows, bound, model, probe), starts, model.vocab_size, num_steps, tolerance, seed)
+    rooms = [limit for limit in (model.max_length, bound.max_length) if limit is not None]
+    num_ids = min(model.vocab_size, num_readable(model))
+    readable = min(num_ids, getattr(bound, "num_readable", None) or num_ids)
+    given = choose_prompts(readable, prompts, num_steps, rooms, seed)
+    read = zip(given, encode_starts(model, given), strict=True)
+    starts = [(ids, tuple(bound.prompt_ids(prompt, ids))) for prompt, ids in read]
+    probe = choose_probe(num_ids, num_candidates, seed)
+    subject = Subject(partial(GuideRows, bound, model, probe), starts, readable, num_steps, tolerance, seed)
     _check_tables(subject, subject.readings[0], normalised=False)
     for law in (*_SESSION_LAWS, _check_subset, _check_base_rows, _check_remembered):
         law(subject)
@@ -86,15 +111,18 @@ def _check_tables(subject: Subject, reading: str, *, normalised: bool) -> None:
     table = subject.fresh(subject.starts).read(reading)
     if table.dtype != torch.float32:
         raise LawViolation(WELL_FORMED, f"{reading} is {table.dtype}; it must be torch.float32")
-    if normalised and table.shape != (len(subject.starts), subject.vocab_size):
-        shape = (len(subject.starts), subject.vocab_size)
-        raise LawViolation(WELL_FORMED, f"{reading} has shape {tuple(table.shape)}; it must be {shape}")
     broken = torch.isnan(table) | torch.isposinf(table)
     if bool(broken.any()):
         row, column = broken.nonzero()[0].tolist()
         raise LawViolation(WELL_FORMED, f"{reading} is {table[row, column]} in row {row}, column {column}")
     if normalised:
         same(WELL_FORMED, "ln of the total probability", table.logsumexp(1), torch.zeros(len(table)), subject.tolerance)
+
+
+def _check_width(subject: Subject, vocab_size: int) -> None:
+    found, shape = subject.fresh(subject.starts).read("logprobs").shape, (len(subject.starts), vocab_size)
+    if found != shape:
+        raise LawViolation(WELL_FORMED, f"logprobs has shape {tuple(found)}; it must be {shape}")
 
 
 def _check_states(subject: Subject, hidden_size: int) -> None:
@@ -158,7 +186,7 @@ def _check_keep(subject: Subject) -> None:
         _count(session, len(picked), f"keep({picked})")
         for reading, table in before.items():
             same(KEEP, f"{reading} after keep({picked})", session.read(reading), table[picked], subject.tolerance)
-        tokens = [(subject.tokens(1)[0] + index) % subject.vocab_size for index in range(len(picked))]
+        tokens = [(subject.tokens(1)[0] + index) % subject.num_ids for index in range(len(picked))]
         session.advance(list(range(len(picked))), tokens)
         grown = [longer(subject.starts[row], token) for row, token in zip(picked, tokens, strict=True)]
         subject.same(KEEP, f"after keep({picked}) and a token of its own for each row", session, subject.fresh(grown))
@@ -178,14 +206,11 @@ def _check_keep(subject: Subject) -> None:
 def _check_rows(subject: Subject) -> None:
     """Some rows, in any order, read first or after all, one of them the shortest; and what follows for all of them."""
     rows = list(range(len(subject.starts)))
-    uneven = subject.fresh(subject.starts)
-    uneven.advance(rows[::2], subject.tokens(len(rows[::2])))
-    grown = [
-        longer(row, token) if token is not None else row
-        for row, token in zip(subject.starts, _dealt(rows, subject.tokens(len(rows[::2]))), strict=True)
-    ]
-    for picked in ([rows[-1], 0], [1], rows[::-1]):
-        for reading in uneven.by_rows:
+    dealt = _dealt(rows, subject.tokens(len(rows[::2])))
+    grown = [row if token is None else longer(row, token) for row, token in zip(subject.starts, dealt, strict=True)]
+    for reading in subject.make().by_rows:
+        again = [] if reading in ONCE else [[1, 0, 1]]
+        for picked in ([rows[-1], 0], [1], rows[::-1], [], *again):
             fresh = subject.fresh(grown)
             first, whole = fresh.read(reading, picked), fresh.read(reading)
             what = f"{reading} of rows {picked} of {len(rows)}"
@@ -255,7 +280,7 @@ def _check_long(subject: Subject, limit: int | None) -> None:
     length = (LONG if limit is None else min(limit, LONG)) - 3
     if length < 1:
         return
-    drawn = random.Random(f"{subject.seed} long").choices(range(subject.vocab_size), k=length)
+    drawn = random.Random(f"{subject.seed} long").choices(range(subject.num_ids), k=length)
     rows: list[Row] = [(tuple(ids), tuple(ids)) for ids in (drawn, drawn[-1:])]
     together, alone = subject.fresh(rows), [subject.fresh([row]) for row in rows]
     for taking in ([], [0, 1, 0, 1, 1, 1]):  # so that the long row is filled up past its end where both are read
@@ -312,7 +337,7 @@ def _check_remembered(subject: Subject) -> None:
     for walk in range(NUM_WALKS):
         dice = random.Random(f"{subject.seed} {walk}")
         session, rows, told = subject.fresh(subject.starts), list(subject.starts), ["admit"]
-        longest = max(len(base) for base, _ in rows) + subject.num_steps
+        longest = max(len(ids) for row in rows for ids in row) + subject.num_steps
         for _ in range(4 * subject.num_steps):
             verb = dice.choice([_walk_admit, _walk_advance, _walk_advance, _walk_keep])
             rows, said = verb(session, rows, subject, longest, dice)
@@ -341,10 +366,10 @@ def _walk_admit(
 def _walk_advance(
     session: Rows, rows: list[Row], subject: Subject, longest: int, dice: random.Random
 ) -> tuple[list[Row], str]:
-    picked = [row for row in range(len(rows)) if len(rows[row][0]) < longest and dice.random() < 0.7]
+    picked = [row for row in range(len(rows)) if max(map(len, rows[row])) < longest and dice.random() < 0.7]
     dice.shuffle(picked)
-    peeked: list[int] = session.probe.tolist()
-    choices = peeked if dice.random() < 0.5 else range(subject.vocab_size)  # a token that was peeked at is special
+    peeked: list[int] = session.probe[session.probe < subject.num_ids].tolist()  # such a token is special
+    choices = peeked if peeked and dice.random() < 0.5 else range(subject.num_ids)
     tokens = dict(zip(picked, dice.choices(choices, k=len(picked)), strict=True))
     session.advance(picked, list(tokens.values()))
     return [longer(row, tokens[i]) if i in tokens else row for i, row in enumerate(rows)], f"advance {tokens}"

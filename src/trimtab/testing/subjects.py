@@ -19,6 +19,9 @@ from trimtab.testing.laws import PURE, ROWS, WELL_FORMED, LawViolation, same
 Row: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """A sequence as the base reads it and as the guide reads it."""
 
+ONCE = ("peek", "all", "some")
+"""What is asked about a row at most once in a call; log-probabilities and contexts of a row may be asked for twice."""
+
 
 class ModelRows:
     """A session of a model, and what can be read from it."""
@@ -131,7 +134,8 @@ class Subject:
 
     make: Callable[..., ModelRows | GuideRows]
     starts: list[Row]
-    vocab_size: int
+    num_ids: int
+    """Ids that may continue a row, from 0 on."""
     num_steps: int
     tolerance: float
     seed: int
@@ -148,7 +152,7 @@ class Subject:
 
     def tokens(self, count: int, step: int = 0) -> list[int]:
         """Random tokens, the same for the same arguments."""
-        return random.Random(f"{self.seed} {count} {step}").choices(range(self.vocab_size), k=count)
+        return random.Random(f"{self.seed} {count} {step}").choices(range(self.num_ids), k=count)
 
     def same(self, law: str, when: str, found: ModelRows | GuideRows, expected: ModelRows | GuideRows) -> None:
         """Raise unless two sessions read the same."""
@@ -160,19 +164,24 @@ def longer(row: Row, token_id: int) -> Row:
     return (*row[0], token_id), (*row[1], token_id)
 
 
-def encode_starts(
-    model: LanguageModel, prompts: Sequence[Prompt] | None, num_steps: int, seed: int
-) -> list[tuple[int, ...]]:
+def choose_prompts(
+    num_ids: int, prompts: Sequence[Prompt] | None, num_steps: int, rooms: Sequence[int], seed: int
+) -> list[Prompt]:
+    """The prompts given, or random ones that leave room for the steps in each of `rooms`."""
     if prompts is not None:
         if len(prompts) < 2:
             raise OptionError(f"There are {len(prompts)} prompts; give at least 2, of unequal length.")
-        return [tuple(encode_prompt(model, prompt)) for prompt in prompts]
-    room = 7 if model.max_length is None else model.max_length - num_steps - 1
+        return list(prompts)
+    room = min(rooms, default=8 + num_steps) - num_steps - 1
     dice = random.Random(seed)
-    return [tuple(dice.choices(range(model.vocab_size), k=max(1, min(length, room)))) for length in (3, 1, 7, 2)]
+    return [tuple(dice.choices(range(num_ids), k=max(1, min(length, room)))) for length in (3, 1, 7, 2)]
 
 
-def choose_probe(model: LanguageModel, num_candidates: int, seed: int) -> Tensor:
+def encode_starts(model: LanguageModel, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+    return [tuple(encode_prompt(model, prompt)) for prompt in prompts]
+
+
+def choose_probe(num_ids: int, num_candidates: int, seed: int) -> Tensor:
     """[K] distinct ids, ascending."""
-    count = min(num_candidates, model.vocab_size)
-    return torch.tensor(sorted(random.Random(seed).sample(range(model.vocab_size), count)))
+    count = min(num_candidates, num_ids)
+    return torch.tensor(sorted(random.Random(seed).sample(range(num_ids), count)))

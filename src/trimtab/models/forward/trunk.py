@@ -43,6 +43,9 @@ class Network(Protocol):
     def max_length(self) -> int | None: ...
     @property
     def vocab_size(self) -> int: ...
+
+    hidden_size: int
+
     @property
     def weight_bytes(self) -> int:
         """What a forward pass reads of weights."""
@@ -69,11 +72,20 @@ class Trunk:
         self._shelves = Shelves(self._cache)
         self._rows: list[Row] = []
         self._others: dict[int, Trunk] = {}
+        self.num_passes = 0
+        """Passes that fed waiting tokens so far; those that only looked at candidates are not counted."""
+        self.num_fed = 0
+        """Tokens that these passes fed, padding left out."""
 
     @property
     def num_rows(self) -> int:
         """How many rows all sessions have together."""
         return len(self._rows)
+
+    @property
+    def num_shelves(self) -> int:
+        """How many shelves the rows lie on."""
+        return len(self._cache.sizes)
 
     @property
     def num_columns(self) -> int:
@@ -147,6 +159,8 @@ class Trunk:
         self._feed(rows)
         token_ids = token_ids.to(self.network.device)
         parts = [(order, self._look([rows[at] for at in order], token_ids[order])) for order in _by_shelf(rows)]
+        if not parts:
+            return torch.empty(*token_ids.shape, self.network.hidden_size, device=self.network.device)
         out = torch.cat([hidden for _, hidden in parts])
         return out[torch.tensor([at for order, _ in parts for at in order], device=out.device).argsort()]
 
@@ -219,6 +233,8 @@ class Trunk:
         device = self.network.device
         layout = Layout.extend([row.slot for row in batch], [row.length for row in batch], width, device, shelf)
         hidden = self._run(batch, torch.tensor(ids, device=device), layout)
+        self.num_passes += 1
+        self.num_fed += sum(map(len, pieces))
         for row, piece, states in zip(batch, pieces, hidden, strict=True):
             row.hidden = states[len(piece) - 1]
             row.length += len(piece)
@@ -307,7 +323,10 @@ class TrunkSession:
     def context(self, rows: Tensor | None = None) -> Tensor:
         """[N, D], of some rows or of all."""
         self.trunk.feed()
-        return torch.stack([row.hidden for row in self._some(rows) if row.hidden is not None])
+        states = [row.hidden for row in self._some(rows) if row.hidden is not None]
+        if not states:
+            return torch.empty(0, self.trunk.network.hidden_size, device=self.trunk.network.device)
+        return torch.stack(states)
 
     def _some(self, rows: Tensor | None) -> list[Row]:
         return self._rows if rows is None else [self._rows[row] for row in rows.tolist()]
