@@ -134,15 +134,9 @@ def _imported_files(relative: str, path: Path, modules: Mapping[str, str]) -> se
     if relative == "__init__.py":
         return set()
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            origin = _origin(relative, node)
-            within = [f"{origin}.{alias.name}" for alias in node.names]
-            names = [name if name in modules else origin for name in within]
-        found |= {modules[name] for name in names if name in modules}
+    for _, module, name in _imported_names(relative, ast.parse(path.read_text(encoding="utf-8"))):
+        within = f"{module}.{name}"
+        found |= {modules[one] for one in (within if within in modules else module,) if one in modules}
     return found - {relative, "__init__.py"}
 
 
@@ -215,20 +209,24 @@ def _layering(here: str, there: str) -> Iterator[str]:
 
 
 def _imported_modules(relative: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Every import, inside functions and `if TYPE_CHECKING` too, as a dotted absolute name."""
+    """Every import as a dotted absolute name."""
+    for line, module, name in _imported_names(relative, tree):
+        # `from trimtab import core` names a module; `from trimtab import __version__` names nothing to order.
+        if module == "trimtab" and name in LAYER:
+            yield line, f"trimtab.{name}"
+        elif (module, name) != ("trimtab", "__version__"):
+            yield line, module
+
+
+def _imported_names(relative: str, tree: ast.Module) -> Iterator[tuple[int, str, str | None]]:
+    """Every import, inside functions and `if TYPE_CHECKING` too: its line, the module, and what is taken out of it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            yield from ((node.lineno, alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            origin = _origin(relative, node)
-            for alias in node.names:
-                # `from trimtab import core` names a module; `from trimtab import __version__` names nothing to order.
-                if origin == "trimtab" and alias.name in LAYER:
-                    yield node.lineno, f"trimtab.{alias.name}"
-                elif not (origin == "trimtab" and alias.name == "__version__"):
-                    yield node.lineno, origin
+            yield from ((node.lineno, _origin(relative, node), alias.name) for alias in node.names)
         elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
-            yield from ((node.lineno, arg.value) for arg in node.args[:1] if _is_text(arg))
+            yield from ((node.lineno, arg.value, None) for arg in node.args[:1] if _is_text(arg))
 
 
 def _origin(relative: str, node: ast.ImportFrom) -> str:
@@ -336,6 +334,11 @@ PLANTED = {
         "def f():\n    from trimtab.mixing.rules import Tilt\n",
         "imports itself by way of mixing/rules.py",
     ),
+    "a circle by name": (
+        "mixing/sampling.py",
+        "import importlib\nimportlib.import_module('trimtab.mixing.rules')\n",
+        "imports itself by way of mixing/rules.py",
+    ),
     "a circle for types": (
         "storage/loading.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trimtab.storage import directories\n",
@@ -429,7 +432,7 @@ def test_what_is_imported_late_is_what_type_checkers_see() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == trimtab._WITH_TRANSFORMERS
+    assert seen == trimtab._LATE
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         trimtab.nothing  # noqa: B018
 

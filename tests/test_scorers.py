@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import trimtab
 from tests.tiny_rewards import write_reward_model
 from trimtab.core import Prompt
 from trimtab.errors import CheckpointError, MissingExtraError, ModelError, OptionError, PromptError, ScoreError
@@ -372,3 +374,8 @@ def test_a_function_that_gives_no_list_is_told_what_to_give(given: object) -> No
     scorer = Scorer("mine", "", lambda prompts, texts: given)  # type: ignore[arg-type,return-value]
     with pytest.raises(ScoreError, match=rf"gave {given} for text 0; give a list of numbers, one for each text"):
         scorer(["a"], ["b"])
+
+
+def test_model_cards_of_earlier_versions_find_the_loader() -> None:
+    earlier = importlib.import_module("trimtab.scorers")
+    assert earlier.load_reward_model is trimtab.load_reward_model

@@ -13,36 +13,36 @@ from trimtab.decoding.decoder import Decoder
 from trimtab.decoding.transformers_processor import GuidanceProcessor
 from trimtab.engines.vllm.engine import VLLMEngine
 from trimtab.errors import TrimtabError
-from trimtab.evaluation.judging.length_control import GamedRow, length_controlled_win_rate
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM, AdapterARM
 from trimtab.guides.parm import PARM
 from trimtab.mixing.rules import Tilt
 from trimtab.storage.loading import load_guide, load_model, load_parm, save_guide
 from trimtab.storage.scorers import load_reward_model, load_scorer
-from trimtab.training.agent.settings import AgentSettings
-from trimtab.training.agent.train import train_agent
-from trimtab.training.arm.train import train_arm
-from trimtab.training.dpo.settings import DpoSettings
-from trimtab.training.dpo.train import train_dpo
-from trimtab.training.pairs.data import read_pairs
-from trimtab.training.pairs.formats import PreferencePair
-from trimtab.training.parm.settings import ParmSettings
-from trimtab.training.parm.train import train_parm
-from trimtab.training.reward.settings import RewardSettings
-from trimtab.training.reward.train import train_reward
-from trimtab.training.rl.settings import RLSettings
-from trimtab.training.rl.train import train_rl
-from trimtab.training.run.interruption import Interrupted
-from trimtab.training.run.rewards import AgentReward
-from trimtab.training.run.settings import ArmSettings
 
 if TYPE_CHECKING:
+    from trimtab.evaluation.judging.length_control import GamedRow, length_controlled_win_rate
     from trimtab.evaluation.judging.win_rates import read_win_rates
     from trimtab.methods.catalogue import build_policy
     from trimtab.models.hf import HFModel
     from trimtab.models.rewards.whole import RewardModel
     from trimtab.models.tabular import TabularModel
+    from trimtab.training.agent.settings import AgentSettings
+    from trimtab.training.agent.train import train_agent
+    from trimtab.training.arm.train import train_arm
+    from trimtab.training.dpo.settings import DpoSettings
+    from trimtab.training.dpo.train import train_dpo
+    from trimtab.training.pairs.data import read_pairs
+    from trimtab.training.pairs.formats import PreferencePair
+    from trimtab.training.parm.settings import ParmSettings
+    from trimtab.training.parm.train import train_parm
+    from trimtab.training.reward.settings import RewardSettings
+    from trimtab.training.reward.train import train_reward
+    from trimtab.training.rl.settings import RLSettings
+    from trimtab.training.rl.train import train_rl
+    from trimtab.training.run.interruption import Interrupted
+    from trimtab.training.run.rewards import AgentReward
+    from trimtab.training.run.settings import ArmSettings
     from trimtab.training.soup import SoupPart, soup
 
 __all__ = [
@@ -102,19 +102,37 @@ __all__ = [
     "train_rl",
 ]
 
-_WITH_TRANSFORMERS = {
+_LATE = {
+    "AgentReward": "trimtab.training.run.rewards",
+    "AgentSettings": "trimtab.training.agent.settings",
+    "ArmSettings": "trimtab.training.run.settings",
+    "DpoSettings": "trimtab.training.dpo.settings",
+    "GamedRow": "trimtab.evaluation.judging.length_control",
     "HFModel": "trimtab.models.hf",
+    "Interrupted": "trimtab.training.run.interruption",
+    "ParmSettings": "trimtab.training.parm.settings",
+    "PreferencePair": "trimtab.training.pairs.formats",
+    "RLSettings": "trimtab.training.rl.settings",
     "RewardModel": "trimtab.models.rewards.whole",
+    "RewardSettings": "trimtab.training.reward.settings",
     "SoupPart": "trimtab.training.soup",
     "TabularModel": "trimtab.models.tabular",
     "build_policy": "trimtab.methods.catalogue",
+    "length_controlled_win_rate": "trimtab.evaluation.judging.length_control",
+    "read_pairs": "trimtab.training.pairs.data",
     "read_win_rates": "trimtab.evaluation.judging.win_rates",
     "soup": "trimtab.training.soup",
+    "train_agent": "trimtab.training.agent.train",
+    "train_arm": "trimtab.training.arm.train",
+    "train_dpo": "trimtab.training.dpo.train",
+    "train_parm": "trimtab.training.parm.train",
+    "train_reward": "trimtab.training.reward.train",
+    "train_rl": "trimtab.training.rl.train",
 }
-"""Names whose modules import transformers, which takes seconds: imported when they are first asked for."""
+"""What decoding does not need, or what imports transformers, which takes seconds: imported when first asked for."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WITH_TRANSFORMERS:
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WITH_TRANSFORMERS[name]), name)
+    return getattr(import_module(_LATE[name]), name)
