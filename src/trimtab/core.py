@@ -191,8 +191,8 @@ class GuideSession(Session, Protocol):
 
 
 @runtime_checkable
-class LanguageModel(Protocol):
-    """Something that predicts the next token. Frozen: nothing in trimtab writes to it."""
+class ModelFacts(Protocol):
+    """What a model is, wherever it runs: a model inside another engine has this much and no sessions."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -214,7 +214,12 @@ class LanguageModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where `logprobs` live."""
+        """Where its numbers live."""
+
+
+@runtime_checkable
+class LanguageModel(ModelFacts, Protocol):
+    """Something that predicts the next token. Frozen: nothing in trimtab writes to it."""
 
     def open(self, beside: ModelSession | None = None) -> ModelSession:
         """A new, empty session. With `beside`, the two may share forward passes; numbers do not change."""
@@ -353,7 +358,7 @@ class SamplingParams:
             fits = _is_number(weight) and abs(weight) <= _LARGEST
             _check(f"The weight of guide {name}", weight, fits, "a finite number (of single precision)")
         temperature, top_k, top_p = self.temperature, self.top_k, self.top_p
-        penalty = self.repetition_penalty
+        penalty, rivals = self.repetition_penalty, self.num_alternatives
         _check("max_new_tokens", self.max_new_tokens, _is_whole(self.max_new_tokens, 1), "a whole number of at least 1")
         good = temperature is None or (_is_number(temperature) and temperature >= 0)
         _check("temperature", temperature, good, "a number of at least 0")
@@ -368,12 +373,7 @@ class SamplingParams:
         _check("stop", self.stop, texts, "non-empty strings in a tuple")
         seeded = self.seed is None or (_is_whole(self.seed, 0) and self.seed < 1 << 63)
         _check("seed", self.seed, seeded, "None or a whole number of at least 0")
-        _check(
-            "num_alternatives",
-            self.num_alternatives,
-            _is_whole(self.num_alternatives, 0),
-            "a whole number of at least 0",
-        )
+        _check("num_alternatives", rivals, _is_whole(rivals, 0), "a whole number of at least 0")
         _check("forced", self.forced, all(_is_whole(token, 0) for token in self.forced), "token ids in a tuple")
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
-from trimtab.cli.engines import ENGINES
 from trimtab.cli.prompts import read_prompts
 from trimtab.cli.train import run_options
 from trimtab.cli.train.progress import Progress
 from trimtab.cli.train.rewards import add_prompts_and_rewards, run_arguments
+from trimtab.engines.registry import ENGINES
 from trimtab.errors import OptionError
 from trimtab.training.agent.settings import STATE_DTYPES, AgentSettings
 from trimtab.training.run.rewards import BASE, check_rewards
