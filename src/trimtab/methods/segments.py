@@ -26,14 +26,16 @@ from trimtab.methods.method import UNKNOWN, Strength, derived_seed, number
 from trimtab.prompts import encode_prompt
 from trimtab.storage.scorers import Scorer
 
-Request: TypeAlias = tuple[Prompt, SamplingParams]
-Draw: TypeAlias = Callable[[GenerationEngine, Sequence[Request]], list[Answer]]
-"""One proposal for each request, in order; one with `finish_reason` "length" may be shorter than was asked for."""
+Request: TypeAlias = tuple[list[int], SamplingParams]
+Draw: TypeAlias = Callable[[GenerationEngine, Sequence[Request]], tuple[list[Answer], int]]
+"""One proposal for each request, in order, and how many tokens were drawn for them; one with `finish_reason` "length"
+may be shorter than was asked for."""
 
 
-def whole(engine: GenerationEngine, requests: Sequence[Request]) -> list[Answer]:
+def whole(engine: GenerationEngine, requests: Sequence[Request]) -> tuple[list[Answer], int]:
     """Proposals of as many tokens as are asked for."""
-    return list(finished(engine.answers(requests)))
+    drawn = list(finished(engine.answers(requests)))
+    return drawn, sum(len(part.token_ids) for part in drawn)
 
 
 @dataclass(slots=True)
@@ -116,8 +118,8 @@ class SegmentRejection:
             seed = derived_seed(row.seed, len(row.parts), row.tries)
             ids = [*row.prompt_ids, *row.token_ids]
             requests.append((ids, replace(params, max_new_tokens=room, seed=seed)))
-        drawn = self._draw(self._engine, requests)
-        self.num_tokens_read += sum(len(part.token_ids) for part in drawn)
+        drawn, num_drawn = self._draw(self._engine, requests)
+        self.num_tokens_read += num_drawn
         proposals = [self._ended(row, part, params.stop) for row, part in zip(rows, drawn, strict=True)]
         rewards = self._rewards(rows, [text for _, text in proposals])
         for row, (part, _), reward in zip(rows, proposals, rewards, strict=True):
