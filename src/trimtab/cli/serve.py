@@ -190,7 +190,7 @@ def _service(wanted: _Wanted, thread: TensorThread) -> Service:
     presets = {preset: dict(weights) for preset, weights in wanted.presets.items()}
     _check_weights(engine, {wanted.name: usual, **presets})
     return Service(
-        decoder=engine,
+        engine=engine,
         catalogue=Catalogue(engine.model, wanted.name, usual, wanted.presets, wanted.template_options),
         limits=wanted.limits,
         origins=wanted.origins,
