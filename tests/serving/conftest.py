@@ -63,14 +63,14 @@ def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
     def running(
         limits: Limits | None = None,
         *,
-        decoder: Decoder | None = None,
+        engine: Decoder | None = None,
         catalogue: Catalogue | None = None,
         **options: Any,
     ) -> Iterator[Running]:
         limits = limits or Limits(max_rows=8, default_new_tokens=24)
-        own = decoder or Decoder(tiny_model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
+        engine = engine or Decoder(tiny_model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
         service = Service(
-            engine=own,
+            engine=engine,
             catalogue=catalogue or Catalogue(tiny_model, "tiny", dict.fromkeys(GUIDES, 0.0), PRESETS),
             limits=limits,
             **options,
