@@ -97,8 +97,11 @@ def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
     base = engine.open(source)
     try:
         chat = use_template(recipe.template, engines.tokenizer_of(base, recipe.model))
-        told = recipe.template_options
-        ready = {split: [as_asked(item, chat=chat, options=told) for item in items] for split, items in prompts.items()}
+        template_options = recipe.template_options
+        ready = {
+            split: [as_asked(item, chat=chat, options=template_options) for item in items]
+            for split, items in prompts.items()
+        }
         if args.overwrite:
             _remove(out)
         _answer_all(out, recipe, base, ready, scorers, resume=args.resume)

@@ -204,9 +204,9 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
             options = {"add_special_tokens": False} if starts else {}
         else:
             options = {"add_special_tokens": add_special_tokens}
-        found = [int(token) for token in self.tokenizer.encode(string, **options)]
+        token_ids = [int(token) for token in self.tokenizer.encode(string, **options)]
         end = self._conversations.habits[1] if options.get("add_special_tokens", True) else []
-        return found[: -len(end)] if end and found[-len(end) :] == end else found
+        return token_ids[: -len(end)] if end and token_ids[-len(end) :] == end else token_ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Chat messages as the text that the model's template makes of them."""
@@ -216,13 +216,13 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         """The log-likelihood of whole texts, each in windows of the context's length that do not overlap."""
         windows: list[tuple[int, list[int], list[int]]] = []
         for index, request in enumerate(requests):
-            found = utils.get_rolling_token_windows(
+            pieces = utils.get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length - 1,
                 context_len=1,
             )
-            windows += [(index, *utils.make_disjoint_window(window)) for window in found]
+            windows += [(index, *utils.make_disjoint_window(window)) for window in pieces]
         scores = self._scored([(context, continuation) for _, context, continuation in windows])
         totals = [0.0] * len(requests)
         for (index, _, _), (logprob, _) in zip(windows, scores, strict=True):
@@ -271,10 +271,10 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
                 seed=0,
             )
             wanted.append((context[-room:], params))
-        found = [(0.0, True)] * len(pairs)
+        scores = [(0.0, True)] * len(pairs)
         for index, decoded in zip(filled, self._decoded(wanted), strict=True):
-            found[index] = (decoded.logprob, decoded.greedy)
-        return found
+            scores[index] = (decoded.logprob, decoded.greedy)
+        return scores
 
     def _generation(self, context: str, options: Mapping[str, Any]) -> tuple[list[int], SamplingParams]:
         """Ids and parameters of one request. Raises OptionError for what we cannot honour."""
@@ -307,21 +307,21 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
 
     def _decoded(self, wanted: Sequence[tuple[list[int], SamplingParams]]) -> list[_Decoded]:
         """Decode requests in one batch, long prompts first; raises the error of one that fails."""
-        found = [_Decoded() for _ in wanted]
+        results = [_Decoded() for _ in wanted]
         order = sorted(range(len(wanted)), key=lambda index: -len(wanted[index][0]))
         places = {self._engine.add(wanted[index][0], wanted[index][1]): index for index in order}
         while self._engine.num_running or self._engine.num_waiting:
             for step in self._engine.step():
-                one = found[places[step.request_id]]
+                one = results[places[step.request_id]]
                 one.text += step.text
                 one.error = step.error or one.error
                 if step.trace is not None:
                     one.logprob += step.trace.chosen.mixed_logprob
                     one.greedy = one.greedy and step.trace.chosen.mixed_rank == 0
-        for one in found:
+        for one in results:
             if one.error is not None:
                 raise one.error
-        return found
+        return results
 
 
 def _is_here(model: object) -> TypeGuard[HFModel]:
