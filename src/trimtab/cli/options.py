@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from trimtab import fields
 from trimtab.cli import flags, guide_options
-from trimtab.core import SamplingParams
 from trimtab.errors import CheckpointError, OptionError, unknown_name
 from trimtab.fields import Described
 from trimtab.mixing.forms import Formed
+from trimtab.params import SamplingParams
 
 if TYPE_CHECKING:
     from trimtab.core import Guide
