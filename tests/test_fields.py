@@ -171,3 +171,24 @@ def test_generate_takes_what_sampling_params_hold() -> None:
 @pytest.mark.parametrize("entry", table(SamplingParams).values())
 def test_every_sampling_field_is_told_to_a_person(entry: Described) -> None:
     assert entry.sentence()
+
+
+def test_the_wire_publishes_the_ranges_and_meanings_of_the_fields() -> None:
+    schema = pytest.importorskip("trimtab.serving.schema")
+    wire = {**schema.Asked.model_json_schema()["properties"], **schema.Guidance.model_json_schema()["properties"]}
+    shared = [name for name in table(SamplingParams) if name in wire and name not in ("seed", "stop")]
+    assert shared == ["temperature", "top_k", "top_p", "min_p", "plausibility", "repetition_penalty"]
+    for name in shared:
+        entry, published = table(SamplingParams)[name], wire[name]
+        assert entry.sentence() in published["description"]
+        number = published["anyOf"][0] if "anyOf" in published else published
+        lows = {False: "minimum", True: "exclusiveMinimum"}
+        assert number[lows[entry.open_low]] == entry.low
+        assert number.get("maximum", math.inf) == entry.high
+
+
+def test_a_recipe_sets_what_decides_how_an_answer_is_decoded() -> None:
+    from trimtab.evaluation.comparison.recipe_reader import _DECODING
+
+    decided_elsewhere = {"weights", "seed", "trace", "num_alternatives", "forced"}
+    assert set(_DECODING) == {field.name for field in dataclasses.fields(SamplingParams)} - decided_elsewhere

@@ -51,11 +51,17 @@ def _read(entry: Described, text: str) -> object:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
-def add_fields(group: argparse._ActionsContainer, defaults: object, *, but: Collection[str] = ()) -> None:
-    """A flag for each described field of `defaults`, which holds what applies where a flag is not given."""
+def add_fields(
+    group: argparse._ActionsContainer, defaults: object, *, but: Collection[str] = (), may_be_unset: bool = False
+) -> None:
+    """A flag for each described field of `defaults`, which holds what applies where a flag is not given.
+
+    With `may_be_unset` a flag that is not given reads as None, for commands that look elsewhere first.
+    """
     for name, entry in table(type(defaults)).items():
         if name not in but:
-            _add(group, name, entry, getattr(defaults, name))
+            action = _add(group, name, entry, getattr(defaults, name))
+            action.default = None if may_be_unset else action.default
 
 
 def read_fields(kind: type[Settings], args: argparse.Namespace, *, but: Collection[str] = ()) -> Settings:
@@ -69,21 +75,17 @@ def _value(args: argparse.Namespace, name: str, entry: Described) -> object:
     return tuple(value) if entry.kind == "texts" else value
 
 
-def _add(group: argparse._ActionsContainer, name: str, entry: Described, default: object) -> None:
+def _add(group: argparse._ActionsContainer, name: str, entry: Described, default: object) -> argparse.Action:
     if entry.kind == "flag":
         flag = written_flag(name, entry, default)
         text = _percent(entry.off if default else entry.sentence(flag_of))
-        action = "store_false" if default else "store_true"
-        group.add_argument(flag, dest=name, action=action, help=text)
-        return
-    text = help_of(entry, default)
+        return group.add_argument(flag, dest=name, action="store_false" if default else "store_true", help=text)
+    text, metavar = help_of(entry, default), metavar_of(entry)
     if entry.kind == "choice":
-        group.add_argument(flag_of(name), choices=entry.choices, default=default, help=text)
-    elif entry.kind == "texts":
-        group.add_argument(flag_of(name), action="append", default=[], metavar=metavar_of(entry), help=text)
-    else:
-        metavar = metavar_of(entry)
-        group.add_argument(flag_of(name), type=type_of(entry), default=default, metavar=metavar, help=text)
+        return group.add_argument(flag_of(name), choices=entry.choices, default=default, help=text)
+    if entry.kind == "texts":
+        return group.add_argument(flag_of(name), action="append", default=[], metavar=metavar, help=text)
+    return group.add_argument(flag_of(name), type=type_of(entry), default=default, metavar=metavar, help=text)
 
 
 def written_flag(name: str, entry: Described, default: object) -> str:
