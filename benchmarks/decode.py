@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from trimtab.decoding.decoder import Decoder
 from trimtab.evaluation import throughput
 from trimtab.evaluation.throughput import Row, Workload
 from trimtab.storage.loading import load_guide, load_model
@@ -110,7 +111,7 @@ def _peak_of_this_process(args: argparse.Namespace) -> float:
     if args.memory_of == "base":
         arm = throughput.base_arm(model, prompts, 0.0)
     else:
-        arm = throughput.decoder_arm(model, guides, 1.0 if guides else None, prompts, 0.0)
+        arm = throughput.engine_arm(Decoder(model, guides), 1.0 if guides else None, prompts, 0.0)
     arm(args.num_new_tokens)
     return throughput.peak_memory_mb(model.device)
 

@@ -28,13 +28,14 @@ LAYERS = (
     {"guides", "models"},
     {"decoding", "testing"},
     {"storage"},
+    {"engines"},
     {"methods"},
-    {"engines", "evaluation", "serving", "training"},
+    {"evaluation", "serving", "training"},
     {"cli"},
 )
 """Files and folders at the top; each imports what is below it, or beside it in `models`, `decoding` and the like."""
 LAYER = {unit: depth for depth, units in enumerate(LAYERS) for unit in units}
-FOURTH = LAYERS[6]
+NEIGHBOURS = LAYERS[7]
 """What is built on everything below and knows nothing of its neighbours."""
 GUESTS = {"scorers"}
 """Names of earlier versions that written model cards import; each only hands on what moved."""
@@ -202,7 +203,7 @@ def _layering(here: str, there: str) -> Iterator[str]:
         yield f"imports {there!r}, which has no place in the layers"
     elif here in LAYER and LAYER[there] > LAYER[here]:
         yield f"{here} imports {there}, a layer above it"
-    elif here in FOURTH and there in FOURTH and here != there:
+    elif here in NEIGHBOURS and there in NEIGHBOURS and here != there:
         yield f"{here} imports {there}, its neighbour"
     elif (here, there) == ("guides", "models"):
         yield "guides import models; a guide is given its model"
@@ -301,7 +302,7 @@ PLANTED = {
     ),
     "sideways": ("training/arm/train.py", "from trimtab.evaluation import harness", "evaluation, its neighbour"),
     "sideways, back": ("evaluation/harness.py", "import trimtab.training.arm.train", "training, its neighbour"),
-    "sideways, serving": ("serving/app.py", "import trimtab.engines", "engines, its neighbour"),
+    "sideways, serving": ("serving/app.py", "import trimtab.evaluation", "evaluation, its neighbour"),
     "a library uses the command line": ("evaluation/report.py", "import trimtab.cli.main", "a layer above it"),
     "a guide imports a model": ("guides/arm.py", "from trimtab.models.hf import HFModel", "a guide is given its model"),
     "the surface from inside": ("cli/chat.py", "from trimtab import Decoder", "imports the public surface"),

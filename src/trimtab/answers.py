@@ -63,6 +63,9 @@ class TokenTrace:
     sampled_logprob: float | None = None
     """Log-probability of the chosen token under the policy that it was drawn from; −inf for a forced token that could
     not have been drawn."""
+    base_entropy: float | None = None
+    """Entropy in nats of the frozen base's next token at this step, at temperature 1 and before any filter: how unsure
+    the base was."""
 
 
 @dataclass(frozen=True, slots=True)

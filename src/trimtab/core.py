@@ -189,8 +189,8 @@ class GuideSession(Session, Protocol):
 
 
 @runtime_checkable
-class LanguageModel(Protocol):
-    """Something that predicts the next token. Frozen: nothing in trimtab writes to it."""
+class ModelFacts(Protocol):
+    """What a model is, wherever it runs: a model inside another engine has this much and no sessions."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -212,7 +212,12 @@ class LanguageModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where `logprobs` live."""
+        """Where its numbers live."""
+
+
+@runtime_checkable
+class LanguageModel(ModelFacts, Protocol):
+    """Something that predicts the next token. Frozen: nothing in trimtab writes to it."""
 
     def open(self, beside: ModelSession | None = None) -> ModelSession:
         """A new, empty session. With `beside`, the two may share forward passes; numbers do not change."""

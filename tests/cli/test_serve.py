@@ -115,7 +115,7 @@ def test_a_dead_generation_thread_ends_the_process(config: Path, tmp_path: Path)
     with serving("--config", str(config), PYTHONPATH=path, BREAK=str(broken)) as (server, port):
         assert call(port, "/health")[0] == 200
         broken.touch()
-        status, reply = call(port, "/v1/completions", {"model": "small", "prompt": "a"})
+        status, reply = call(port, "/v1/completions", {"model": "small", "prompt": "a", "seed": 1})
         assert (status, reply["error"]["code"]) == (503, "stopping")
         assert server.wait(30) == 1
 

@@ -101,12 +101,15 @@ def commands(tiny: Tiny, directory: Path) -> dict[str, tuple[str, ...]]:
     )
     return {
         "generate": ("generate", "--model", tiny.model, "--prompt", "Hello"),
+        "chat": ("chat", "--model", tiny.model),
+        "explain": ("explain", "--model", tiny.model, "--prompt", "Hello"),
+        "bench": ("bench", "decode", "--model", tiny.model),
         "compare": ("compare", str(recipe), "--out", str(directory / "run")),
         "serve": ("serve", "--model", tiny.model, "--port", "0"),
     }
 
 
-@pytest.mark.parametrize("command", ["generate", "compare", "serve"])
+@pytest.mark.parametrize("command", ["generate", "chat", "explain", "bench", "compare", "serve"])
 @pytest.mark.usefixtures("without_vllm")
 def test_without_vllm_the_engine_is_refused_and_the_extra_named(
     run: Run, tiny: Tiny, tmp_path: Path, command: str
@@ -117,21 +120,24 @@ def test_without_vllm_the_engine_is_refused_and_the_extra_named(
     assert 'needs vllm, which is not installed. Run: pip install "trimtab[vllm]"' in outcome.err
 
 
-@pytest.mark.parametrize("command", ["generate", "compare", "serve"])
-def test_options_of_vllm_need_its_engine(run: Run, tiny: Tiny, tmp_path: Path, command: str) -> None:
-    outcome = run(*commands(tiny, tmp_path)[command], "--vllm", "max_model_len=64")
+@pytest.mark.parametrize("command", ["generate", "chat", "explain", "bench", "compare", "serve"])
+def test_options_of_another_engine_are_refused(run: Run, tiny: Tiny, tmp_path: Path, command: str) -> None:
+    outcome = run(*commands(tiny, tmp_path)[command], "--engine-option", "max_model_len=64")
     assert outcome.code == 2
-    assert "give --engine vllm with it" in outcome.err
+    assert "the engine builtin has no options of its own" in outcome.err
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a device": (("--device", "cpu"), "--device cannot be used with --engine vllm"),
     "a rule": (("--rule", "most"), "--rule cannot be used with --engine vllm"),
     "a preference": (("--guide", "g=x", "--preference", "g=0.5,0.5"), "--preference cannot be used"),
-    "a method": (("--method", "base"), "leave --method out"),
+    "a method": (
+        ("--method", "mara", "--guide", "g=x", "--strength", "0.5"),
+        "--method mara cannot be used with --engine vllm: there, guides tilt every token",
+    ),
     "a penalty": (("--repetition-penalty", "1.2"), "another formula"),
     "two filters": (("--top-p", "0.9", "--min-p", "0.1"), "--top-p and --min-p together"),
-    "no setting": (("--vllm", "max_model_len"), "give KEY=VALUE"),
+    "no setting": (("--engine-option", "max_model_len"), "give KEY=VALUE"),
 }
 
 
@@ -151,7 +157,7 @@ def test_a_comparison_names_the_methods_that_vllm_runs(run: Run, tiny: Tiny, tmp
     outcome = run(*commands(tiny, tmp_path)["compare"], "--engine", "vllm")
     assert outcome.code == 2
     assert "cannot run soup" in outcome.err
-    assert "Accepted: base, sharpened, genarm, policy, best-of-n, segments" in outcome.err
+    assert "Accepted: base, sharpened, genarm, best-of-n, segments, policy, policies" in outcome.err
 
 
 @pytest.mark.usefixtures("with_vllm")

@@ -41,7 +41,7 @@ def test_both_sides_make_every_token_asked_for(model: HFModel, temperature: floa
     assert [len(prompt) for prompt in prompts] == [5, 5, 5]
     assert len({tuple(prompt) for prompt in prompts}) == 3
     assert throughput.base_arm(model, prompts, temperature)(7) == 21
-    assert throughput.decoder_arm(model, {"g": ARM(model)}, 1.0, prompts, temperature)(7) == 21
+    assert throughput.engine_arm(Decoder(model, {"g": ARM(model)}), 1.0, prompts, temperature)(7) == 21
 
 
 def test_greedy_sides_make_the_same_tokens(model: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_rows_are_medians_of_turns_taken_in_turn(model: HFModel, monkeypatch: py
         return run
 
     monkeypatch.setattr(throughput, "base_arm", lambda *_: arm("base"))
-    monkeypatch.setattr(throughput, "decoder_arm", lambda model, guides, weight, *_: arm(str(weight)))
+    monkeypatch.setattr(throughput, "engine_arm", lambda engine, weight, *_: arm(str(weight)))
     clock = iter(time for start in (0.0,) * 9 for time in (start, next(seconds)))
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
     rows = throughput.measure(

@@ -63,6 +63,14 @@ def test_a_mask_on_the_base_moves_the_base() -> None:
         assert step.kl > 0.05
 
 
+@pytest.mark.parametrize("name", [*CASES, *GREEDY])
+def test_the_entropy_is_that_of_the_base_alone(name: str) -> None:
+    answer = decoded((CASES | GREEDY)[name], 1)
+    for count, step in enumerate(answer.trace or ()):
+        base = BASE.next_logprobs((*PROMPT, *answer.token_ids[:count])).double()
+        assert step.base_entropy == pytest.approx(-float((base.exp() * base).nan_to_num().sum()), abs=2e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 0.8, 1.0])
 def test_a_rule_that_takes_one_token_for_sure_pays_its_surprise_at_any_temperature(temperature: float) -> None:
     model, network = world("llama", 0.3)

@@ -19,7 +19,7 @@ from trimtab.decoding.decoder import Decoder
 from trimtab.models.hf import HFModel
 from trimtab.serving.app import Service, create_app
 from trimtab.serving.asking import Catalogue
-from trimtab.serving.batch_thread import Engine
+from trimtab.serving.batch_thread import BatchThread
 from trimtab.serving.connections import HTTPServer, configured
 from trimtab.serving.limits import Limits
 from trimtab.storage.loading import load_guide
@@ -34,7 +34,7 @@ class Running:
 
     url: str
     service: Service
-    engine: Engine
+    batch: BatchThread
     server: uvicorn.Server
 
 
@@ -70,7 +70,7 @@ def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
         limits = limits or Limits(max_rows=8, default_new_tokens=24)
         own = decoder or Decoder(tiny_model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
         service = Service(
-            decoder=own,
+            engine=own,
             catalogue=catalogue or Catalogue(tiny_model, "tiny", dict.fromkeys(GUIDES, 0.0), PRESETS),
             limits=limits,
             **options,
@@ -84,7 +84,7 @@ def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         try:
-            yield Running(f"http://127.0.0.1:{port}", service, app.state.engine, server)
+            yield Running(f"http://127.0.0.1:{port}", service, app.state.batch, server)
         finally:
             server.should_exit = True
             thread.join(10)

@@ -304,7 +304,7 @@ def test_gauges_are_true_when_they_are_asked(start: Any) -> None:
     with start(Limits(max_rows=2, max_queue=8)) as server:
         assert gauges(server) == ("0.0", "0.0")
         gate, entered = threading.Event(), threading.Event()
-        sound = server.engine.decoder.step
+        sound = server.batch.engine.step
 
         def held() -> Any:
             steps = sound()
@@ -312,7 +312,7 @@ def test_gauges_are_true_when_they_are_asked(start: Any) -> None:
             gate.wait(20)
             return steps
 
-        server.engine.decoder.step = held  # type: ignore[method-assign]
+        server.batch.engine.step = held  # type: ignore[method-assign]
         asking = threading.Thread(target=call, args=(server, "/v1/chat/completions", chat(n=5, max_tokens=3)))
         asking.start()
         assert entered.wait(20)

@@ -51,7 +51,7 @@ def test_half_a_request_ends_in_time(hasty: Running, sent: bytes, status: int | 
         assert reply.error["code"] == "request_timeout"
         assert reply.headers["connection"] == "close"
     until(lambda: num_open(hasty) == 0)
-    assert hasty.engine.num_open == 0
+    assert hasty.batch.num_open == 0
 
 
 def test_a_body_that_drips_ends_in_time(hasty: Running) -> None:
@@ -88,7 +88,7 @@ def test_a_client_that_does_not_read_is_dropped(hasty: Running) -> None:
         connection.sendall(request("POST", "/v1/completions", json.dumps(asked).encode()))
         until(lambda: {one.stage for one in hasty.server.server_state.connections} == {"unread"}, seconds=30)
         until(lambda: num_open(hasty) == 0, seconds=30)
-        until(lambda: hasty.engine.num_open == 0)
+        until(lambda: hasty.batch.num_open == 0)
 
 
 def test_the_longest_silent_makes_room(hasty: Running) -> None:
@@ -112,7 +112,7 @@ def test_whoever_is_being_answered_is_not_dropped_for_another(start: Start) -> N
             assert reply is not None
             assert (reply.status, reply.error["code"]) == (503, "busy")
             assert num_open(server) == 1
-        until(lambda: server.engine.num_open == 0)
+        until(lambda: server.batch.num_open == 0)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_head_of_many_lines_is_refused(hasty: Running, sent: bytes) -> None:
     assert reply is not None
     assert (reply.status, reply.error["code"]) == (431, "many_headers")
     until(lambda: num_open(hasty) == 0)
-    assert hasty.engine.num_open == 0
+    assert hasty.batch.num_open == 0
 
 
 def test_a_head_of_many_lines_behind_another_request_is_refused(hasty: Running) -> None:

@@ -18,7 +18,7 @@ from trimtab.errors import UnexpectedError
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
 from trimtab.serving.asking import Catalogue
-from trimtab.serving.batch_thread import Engine, Event, Job
+from trimtab.serving.batch_thread import BatchThread, Event, Job
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
 
@@ -42,27 +42,27 @@ def last_of(mail: queue.Queue[Event], tokens: list[int]) -> Event:
 def test_the_generation_thread_outlives_an_error_in_any_stage(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.MonkeyPatch.context() as patch:
         expected = [list(answer.token_ids) for answer in planted("", always, patch).answers(sound_requests())]
-    engine = Engine(planted(stage, always, monkeypatch, max_rows=8), Limits(max_rows=8), Metrics(), post=deliver)
-    engine.start()
+    batch = BatchThread(planted(stage, always, monkeypatch, max_rows=8), Limits(max_rows=8), Metrics(), post=deliver)
+    batch.start()
     mails: list[queue.Queue[Event]] = [queue.Queue() for _ in range(7)]
 
     def job(request: tuple[Prompt, SamplingParams], mail: queue.Queue[Event]) -> Job:
         return Job(request[0], request[1], (), 3, mail.put)
 
-    engine.submit([job(request, mail) for request, mail in zip(sound_requests()[:3], mails[:3], strict=True)])
-    engine.submit([job(faulty_request(stage), mails[5])])
-    engine.submit([job(request, mail) for request, mail in zip(sound_requests()[3:], mails[3:5], strict=True)])
+    batch.submit([job(request, mail) for request, mail in zip(sound_requests()[:3], mails[:3], strict=True)])
+    batch.submit([job(faulty_request(stage), mails[5])])
+    batch.submit([job(request, mail) for request, mail in zip(sound_requests()[3:], mails[3:5], strict=True)])
     found: list[list[int]] = [[] for _ in mails]
     ends = [last_of(mail, tokens) for mail, tokens in zip(mails[:6], found[:6], strict=True)]
     assert found[:5] == expected
     if not stage.endswith(" keep"):
         assert isinstance(ends[5].error, UnexpectedError)
-    assert engine.ping(5)
-    assert engine.is_open
-    engine.submit([job(sound_requests()[0], mails[6])])
+    assert batch.ping(5)
+    assert batch.is_open
+    batch.submit([job(sound_requests()[0], mails[6])])
     last_of(mails[6], found[6])
     assert found[6] == expected[0]
-    engine.stop()
+    batch.stop()
 
 
 def test_a_guide_whose_own_prompt_cannot_be_made_refuses_one_request(start: Start) -> None:
@@ -73,7 +73,7 @@ def test_a_guide_whose_own_prompt_cannot_be_made_refuses_one_request(start: Star
 
     model = TabularModel.random(61, seed=0)
     decoder = Decoder(model, {"odd": ARM(TabularModel.random(61, seed=1), prompt=own_prompt)})
-    with start(decoder=decoder, catalogue=Catalogue(model, "tiny", {"odd": 1.0}, {})) as server:
+    with start(engine=decoder, catalogue=Catalogue(model, "tiny", {"odd": 1.0}, {})) as server:
         body = {"model": "tiny", "max_tokens": 3, "seed": 1}
         assert call(server, "/v1/completions", {**body, "prompt": "abc"})[0] == 200
         status, _, reply = call(server, "/v1/completions", {**body, "prompt": "bad"})
@@ -99,7 +99,7 @@ def test_streams_beside_a_broken_one_are_whole(start: Start, stage: str, monkeyp
         assert status == 200
         return [json.loads(line) if line != "[DONE]" else {"done": True} for line in lines]
 
-    with start(Limits(max_rows=8), decoder=decoder, catalogue=Catalogue(decoder.model, "tiny", guides, {})) as server:
+    with start(Limits(max_rows=8), engine=decoder, catalogue=Catalogue(decoder.model, "tiny", guides, {})) as server:
         expected = ["".join(piece["choices"][0]["text"] for piece in streamed(server, 3)[:-1])]
         found: list[list[dict[str, Any]]] = []
         threads = [threading.Thread(target=lambda: found.append(streamed(server, 3))) for _ in range(4)]

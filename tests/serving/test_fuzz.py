@@ -66,6 +66,6 @@ def _made_to_run(case: Any) -> None:
 
 
 def test_the_server_still_answers(fuzzed: Running) -> None:
-    assert fuzzed.engine.ping(10)
-    assert fuzzed.engine.num_open == 0
-    assert fuzzed.engine.decoder.num_rows == 0
+    assert fuzzed.batch.ping(10)
+    assert fuzzed.batch.num_open == 0
+    assert fuzzed.batch.engine.num_rows == 0

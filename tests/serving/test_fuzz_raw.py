@@ -158,9 +158,9 @@ def test_no_request_harms_the_server(fuzzed: Running, num: int, caplog: pytest.L
             statuses += read(waiting)
     statuses += read(waiting)
     until(lambda: not fuzzed.server.server_state.connections, seconds=30)
-    until(lambda: fuzzed.engine.num_open == 0)
-    assert fuzzed.engine.ping(10)
-    assert fuzzed.engine.decoder.num_rows == 0
+    until(lambda: fuzzed.batch.num_open == 0)
+    assert fuzzed.batch.ping(10)
+    assert fuzzed.batch.engine.num_rows == 0
     assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
     assert {200, 400, 403, 404, 405, 408, 415} <= set(statuses), statuses
 

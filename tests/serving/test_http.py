@@ -196,10 +196,10 @@ def test_a_client_that_leaves_frees_its_row(start: Start, stream: bool) -> None:
             head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             head += f"content-length: {len(body)}\r\n\r\n"
             client.sendall(head.encode() + body)
-            _until(lambda: server.engine.decoder.num_running == 2)
+            _until(lambda: server.batch.engine.num_running == 2)
         before = time.monotonic()
-        _until(lambda: server.engine.num_open == 0)
-        assert server.engine.decoder.num_rows == 0
+        _until(lambda: server.batch.num_open == 0)
+        assert server.batch.engine.num_rows == 0
         assert time.monotonic() - before < 5
         assert call(server, "/v1/chat/completions", CHAT)[0] == 200
 
@@ -208,7 +208,7 @@ def test_a_dead_generation_thread_is_red(start: Start) -> None:
     deaths: list[BaseException] = []
     with start(on_death=deaths.append) as server:
         assert call(server, "/health")[0] == 200
-        server.engine.decoder.step = _fail  # type: ignore[method-assign]
+        server.batch.engine.step = _fail  # type: ignore[method-assign]
         status, _, reply = call(server, "/v1/chat/completions", CHAT)
         assert (status, reply["error"]["code"]) == (503, "stopping")
         assert call(server, "/health")[0] == call(server, "/ready")[0] == 503
@@ -217,13 +217,13 @@ def test_a_dead_generation_thread_is_red(start: Start) -> None:
 
 def test_an_error_in_a_stream_is_an_event_and_not_the_end(start: Start) -> None:
     with start() as server:
-        sound, left = server.engine.decoder.step, [3]
+        sound, left = server.batch.engine.step, [3]
 
         def fail_later() -> Any:
             left[0] -= 1
             return sound() if left[0] else _fail()
 
-        server.engine.decoder.step = fail_later  # type: ignore[method-assign]
+        server.batch.engine.step = fail_later  # type: ignore[method-assign]
         status, _, reply = call(server, "/v1/chat/completions", chat(stream=True, max_tokens=50))
         assert status == 200
         events = [line for line in reply.decode().splitlines() if line]
@@ -248,7 +248,7 @@ def test_an_agent_is_a_guide_like_any_other(start: Start, tiny_model: HFModel, g
     torch.nn.init.normal_(network.output_linear.weight, std=3.0)
     decoder = Decoder(tiny_model, {"up": guides["up"], "agent": Agent(network)})
     weights = {"up": 1.0, "agent": 0.9}
-    with start(decoder=decoder, catalogue=Catalogue(tiny_model, "tiny", dict.fromkeys(weights, 0.0), {})) as server:
+    with start(engine=decoder, catalogue=Catalogue(tiny_model, "tiny", dict.fromkeys(weights, 0.0), {})) as server:
         listed = {one["id"]: (one["selects"], one["accepts"]) for one in call(server, "/v1/guides")[2]["data"]}
         assert listed == {"up": (False, False), "agent": (True, True)}
         reply = call(server, "/v1/chat/completions", chat(guidance={"weights": weights, "explain": True}))[2]

@@ -82,9 +82,9 @@ def test_every_answer_of_a_mixed_load_is_the_one_it_has_alone(
         return steps
 
     decoder.step = weighed  # type: ignore[method-assign]
-    with start(LIMITS, decoder=decoder) as server:
+    with start(LIMITS, engine=decoder) as server:
         asyncio.run(visitors(server.url, asked, seen, num=24, seconds=5))
-        until(lambda: server.engine.num_open == 0)
+        until(lambda: server.batch.num_open == 0)
         assert_nothing_is_left(decoder)
     assert not seen.wrong, seen.wrong[:5]
     assert seen.counts["answers compared"] > 20
@@ -114,8 +114,8 @@ def test_a_thousand_clients_that_hang_up_leave_nothing(start: Start, asked: list
 
     with start(limits) as server:
         asyncio.run(leave(server.url))
-        until(lambda: server.engine.num_open == 0)
-        assert_nothing_is_left(server.service.decoder)
+        until(lambda: server.batch.num_open == 0)
+        assert_nothing_is_left(server.service.engine)
         metrics = server.server.config.app.state.metrics  # type: ignore[union-attr]
         ended = {
             sample.labels["finish_reason"]: sample.value

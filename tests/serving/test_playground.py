@@ -96,7 +96,7 @@ def answers_of(server: Running, weights: dict[str, float], **how: Any) -> Any:
     """What the decoder says to the page's question."""
     prompt = [{"role": "user", "content": PROMPT}]
     how = {"seed": 3, "max_new_tokens": 20, "trace": True, "num_alternatives": 10, **how}
-    return next(server.service.decoder.generate([prompt], weights=weights, **how))
+    return next(server.service.engine.generate([prompt], weights=weights, **how))
 
 
 def test_both_answers_are_the_servers(visit: Visit, server: Running) -> None:
@@ -184,7 +184,7 @@ def test_the_page_of_explain_and_the_playground_say_the_same(
     """The shares in numbers and in words, and the colours of the tokens, of one answer on both pages."""
     weights = {"up": 1.0, "down": -0.5}
     answer = answers_of(server, weights)
-    tokens = explain_tokens(answer.trace, weights, server.service.decoder.model.tokenizer.token_text)
+    tokens = explain_tokens(answer.trace, weights, server.service.engine.model.tokenizer.token_text)
     context = browser.new_context(color_scheme=scheme)
     paper = context.new_page()
     paper.set_content(trace_page(tokens, prompt=PROMPT, model="tiny", weights=weights, seed=3))
@@ -313,7 +313,7 @@ class Slow(Decoder):
 
 
 def test_stop(visit: Visit, server: Running, start: Start, tiny_model: HFModel, guides: dict[str, Any]) -> None:
-    with start(decoder=Slow(tiny_model, guides)) as slow:
+    with start(engine=Slow(tiny_model, guides)) as slow:
         _stop_and_go_on(visit(slow.url), server)
 
 
@@ -521,10 +521,10 @@ def test_template_options_are_sent_and_kept_in_the_address(visit: Visit, start: 
     tokenizer = byte_tokenizer(template=BYTE_TEMPLATE + "{% if enable_thinking is false and depth == 3 %}-{% endif %}")
     model = HFModel(byte_llama(tokenizer, max_length=512), tokenizer, name="tiny")
     options = {"enable_thinking": False, "depth": 3}
-    with start(decoder=Decoder(model), catalogue=Catalogue(model, "tiny", {}, {})) as own:
+    with start(engine=Decoder(model), catalogue=Catalogue(model, "tiny", {}, {})) as own:
         page = visit(own.url)
         ask(page, **{"Template options": "enable_thinking=False depth=3"})
         prompt = Chat([{"role": "user", "content": PROMPT}], options)
-        answer = next(own.service.decoder.generate([prompt], seed=3, max_new_tokens=20))
+        answer = next(own.service.engine.generate([prompt], seed=3, max_new_tokens=20))
         assert text_of(page, "unguided") == answer.text
         assert ("options", "enable_thinking=False depth=3") in parse_qsl(urlsplit(page.url).fragment)

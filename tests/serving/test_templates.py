@@ -31,12 +31,12 @@ def model() -> HFModel:
 
 @pytest.fixture(scope="module")
 def server(start: Start, model: HFModel) -> Iterator[Running]:
-    with start(decoder=Decoder(model), catalogue=Catalogue(model, "tiny", {}, {})) as running:
+    with start(engine=Decoder(model), catalogue=Catalogue(model, "tiny", {}, {})) as running:
         yield running
 
 
 def _answered(server: Running, prompt: Any) -> str:
-    decoder = server.service.decoder
+    decoder = server.service.engine
     return next(decoder.generate([prompt], seed=CHAT["seed"], max_new_tokens=CHAT["max_tokens"])).text
 
 
@@ -50,7 +50,7 @@ def test_options_reach_the_template_and_change_the_answer(server: Running) -> No
 
 def test_a_servers_own_options_hold_where_a_request_does_not_say(start: Start, model: HFModel) -> None:
     catalogue = Catalogue(model, "tiny", {}, {}, {"enable_thinking": False})
-    with start(decoder=Decoder(model), catalogue=catalogue) as server:
+    with start(engine=Decoder(model), catalogue=catalogue) as server:
         counts = [
             call(server, "/v1/chat/completions", chat(**told))[2]["usage"]["prompt_tokens"]
             for told in ({}, {"chat_template_kwargs": {"enable_thinking": True}})

@@ -11,10 +11,12 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli import options
+from trimtab.cli import engines, options
 
 if TYPE_CHECKING:
+    from trimtab.engines.maker import EngineMaker, ModelSource
     from trimtab.evaluation.throughput import Row
+    from trimtab.models.hf import HFModel
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -42,21 +44,37 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--temperature", type=options.number(0), default=0.0, metavar="T", help="of both sides (%(default)g: greedy)"
     )
     decode.add_argument("--json", action="store_true", help="JSON on standard output")
+    engines.add_engine_options(decode)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load, measure, show."""
-    model, guides = options.load_parts(args)
+    choice = engines.engine_choice(args)
+    guides = engines.GuideFlags.of(args).sources()
+    source = options.model_source(args)
+    options.say(f"loading {source.name}")
     from trimtab.evaluation import throughput
 
     workload = throughput.Workload(args.num_new_tokens, args.num_prompt_tokens, args.temperature, args.num_repeats)
-    rows = throughput.measure(
-        model, guides, batches=args.batch, weights=args.weights, workload=workload, progress=options.say
-    )
+    maker = choice.open(source)
+    model = _in_transformers(maker, source)
+    try:
+        rows = throughput.measure(
+            model,
+            guides,
+            batches=args.batch,
+            weights=args.weights,
+            workload=workload,
+            engines=maker,
+            progress=options.say,
+        )
+    finally:
+        maker.close()
     if args.json:
         report = {
             "rows": [dataclasses.asdict(row) for row in rows],
             "workload": dataclasses.asdict(workload),
+            **({} if choice.is_builtin else {"engine": choice.name}),
             "machine": throughput.machine(model.device),
             "versions": throughput.versions(),
             "commit": throughput.commit(),
@@ -65,6 +83,19 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_table(rows)
     return 0
+
+
+def _in_transformers(maker: EngineMaker, source: ModelSource) -> HFModel:
+    """The base as transformers runs it: the engine's own where that is one of this process."""
+    from trimtab.engines.maker import IN_PROCESS
+    from trimtab.models.hf import HFModel
+    from trimtab.storage.loading import load_model
+
+    if maker.runs([IN_PROCESS]) and isinstance(maker.model, HFModel):
+        return maker.model
+    return load_model(
+        source.name, dtype=source.dtype, revision=source.revision, trust_remote_code=source.trust_remote_code
+    )
 
 
 def _print_table(rows: Sequence[Row]) -> None:

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
 from trimtab.cli.prompts import as_asked, read_prompts, use_template
-from trimtab.errors import CheckpointError, DataError, MissingExtraError, OptionError, OutputExistsError
+from trimtab.errors import DataError, MissingExtraError, OptionError, OutputExistsError
 
 if TYPE_CHECKING:
     import torch
 
-    from trimtab.core import Prompt, Tokenizer
+    from trimtab.cli.engines import EngineChoice
+    from trimtab.core import Prompt
+    from trimtab.engines.maker import EngineMaker
     from trimtab.evaluation.comparison.recipe import PromptSource, Recipe
     from trimtab.evaluation.comparison.recipe_reader import KnownMethod
     from trimtab.evaluation.report.results import Results
-    from trimtab.methods.method import Policy
     from trimtab.storage.scorers import Scorer
 
 _RUN_FILES = ("run.json", "answers.jsonl", "unscored.jsonl", "costs.jsonl", "judgements.jsonl", "win_rates.json")
@@ -58,20 +57,22 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make what is missing, then draw the report."""
-    engines.check_engine(args)
+    engine = engines.engine_choice(args)
     if args.report_only:
         if args.out is not None:
             raise OptionError("--report-only draws into the run itself; leave --out out.")
         return _report(args, Path(args.recipe))
     if args.out is None:
         raise OptionError("--out is missing; give the directory of the run.")
-    _make(args, Path(args.out))
+    _make(args, engine, Path(args.out))
     return _report(args, Path(args.out))
 
 
-def _make(args: argparse.Namespace, out: Path) -> None:
+def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
+    from trimtab.engines.maker import ModelSource
+    from trimtab.evaluation.comparison.recipe import resolved
     from trimtab.evaluation.comparison.recipe_reader import path_problems, read_recipe, role_problems
-    from trimtab.methods.catalogue import check_method
+    from trimtab.methods.catalogue import check_engine, check_method
 
     recipe = read_recipe(Path(args.recipe), _known_methods(), check_method)
     if problems := path_problems(recipe):
@@ -80,20 +81,29 @@ def _make(args: argparse.Namespace, out: Path) -> None:
         raise OptionError(f"{args.recipe}:\n" + "\n".join(problems))
     if problems := role_problems(recipe):
         raise OptionError(f"{args.recipe} says of a reward what is not so:\n" + "\n".join(problems))
-    if args.engine == "vllm":
-        from trimtab.cli.vllm_methods import check_methods
-
-        check_methods(spec.method for spec in recipe.methods)
-        engines.check_sampling(args, recipe.params)
+    check_engine((spec.method for spec in recipe.methods), engine.maker)
+    engine.maker.check_params(recipe.params)
     _check_packages(recipe)
-    _check_out(out, args)
+    _check_out(out, resume=args.resume, overwrite=args.overwrite)
     prompts = _read_all(recipe)
     scorers = _load_scorers(recipe)
-    base = _load_base(recipe, args) if args.engine == "builtin" else _vllm_base(recipe, args)
-    chat = use_template(recipe.template, base.tokenizer)
-    told = recipe.template_options
-    ready = {split: [as_asked(item, chat=chat, options=told) for item in items] for split, items in prompts.items()}
-    _answer_all(args, out, recipe, base, ready, scorers)
+    options.say(f"loading {recipe.model}")
+    source = ModelSource(
+        str(resolved(recipe.model, recipe.directory)),
+        recipe.dtype,
+        args.device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    base = engine.open(source)
+    try:
+        chat = use_template(recipe.template, engines.tokenizer_of(base, recipe.model))
+        told = recipe.template_options
+        ready = {split: [as_asked(item, chat=chat, options=told) for item in items] for split, items in prompts.items()}
+        if args.overwrite:
+            _remove(out)
+        _answer_all(out, recipe, base, ready, scorers, resume=args.resume)
+    finally:
+        base.close()
 
 
 def _weight_problems(recipe: Recipe) -> list[str]:
@@ -115,27 +125,27 @@ def _weight_problems(recipe: Recipe) -> list[str]:
 
 
 def _answer_all(
-    args: argparse.Namespace,
     out: Path,
     recipe: Recipe,
-    base: _Base,
+    base: EngineMaker,
     prompts: Mapping[str, Sequence[Prompt]],
     scorers: Mapping[str, Scorer],
+    *,
+    resume: bool,
 ) -> None:
     from trimtab.cli.compare_progress import AnswerBar
     from trimtab.evaluation.comparison.fingerprints import run_settings
     from trimtab.evaluation.comparison.run import open_run, run_comparison
+    from trimtab.methods.catalogue import build_policy
 
-    if args.overwrite:
-        _remove(out)
-    settings = {**run_settings(recipe, prompts, base.description), **base.settings}
-    files = open_run(out, recipe, settings, _about(recipe, base.device, scorers), resume=args.resume)
+    settings = {**run_settings(recipe, prompts, base.describe()), **base.settings}
+    files = open_run(out, recipe, settings, _about(recipe, base.device, scorers), resume=resume)
     with AnswerBar() as bar:
         num_made = run_comparison(
             recipe,
             prompts,
             scorers,
-            lambda spec: base.build(spec.method, recipe.options_of(spec)),
+            lambda spec: build_policy(base, spec.method, recipe.options_of(spec)),
             files,
             device=base.device,
             progress=bar.show,
@@ -201,11 +211,11 @@ def _read(split: str, source: PromptSource, directory: Path) -> list[Prompt]:
     return everything[source.start : end]
 
 
-def _check_out(out: Path, args: argparse.Namespace) -> None:
+def _check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Before anything is loaded, what can be said about --out already."""
     if out.exists() and not out.is_dir():
         raise OptionError(f"--out {out} is a file; give a directory.")
-    if (out / "run.json").exists() and not (args.resume or args.overwrite):
+    if (out / "run.json").exists() and not (resume or overwrite):
         raise OutputExistsError(out)
 
 
@@ -233,57 +243,6 @@ def _load_scorers(recipe: Recipe) -> dict[str, Scorer]:
     for name in recipe.own_scorers:  # those of methods too: better now than when the method's turn comes
         load_scorer(name)
     return {reward.name: load_scorer(recipe.scorer_of(reward)) for reward in recipe.rewards}
-
-
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """The frozen model of a run, whatever engine it is in."""
-
-    tokenizer: Tokenizer
-    description: Mapping[str, Any]
-    device: torch.device
-    build: Callable[[str, Mapping[str, Any]], Policy]
-    """A method's name and options -> the method."""
-    settings: Mapping[str, Any]
-    """What answers depend on beside the model."""
-
-
-def _load_base(recipe: Recipe, args: argparse.Namespace) -> _Base:
-    """In the built-in engine."""
-    options.say(f"loading {recipe.model}")
-    from trimtab.evaluation.comparison.recipe import resolved
-    from trimtab.storage.loading import load_model
-
-    model = load_model(
-        str(resolved(recipe.model, recipe.directory)),
-        dtype=recipe.dtype,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
-    if model.tokenizer is None:
-        raise CheckpointError(
-            f"{recipe.model} has no tokenizer, so it cannot read text. Put its tokenizer's files there."
-        )
-    from trimtab.methods.catalogue import build_policy
-
-    return _Base(model.tokenizer, model.describe(), model.device, partial(build_policy, model), {})
-
-
-def _vllm_base(recipe: Recipe, args: argparse.Namespace) -> _Base:
-    """In vLLM, which starts when the first method is built."""
-    from trimtab.cli.vllm_methods import VLLMMethods
-    from trimtab.engines.vllm.versions import installed
-    from trimtab.evaluation.comparison.recipe import resolved
-
-    methods = VLLMMethods(
-        str(resolved(recipe.model, recipe.directory)),
-        dtype=recipe.dtype,
-        trust_remote_code=args.trust_remote_code,
-        options=dict(args.vllm_options),
-        max_rows=recipe.batch_size,
-    )
-    settings = {"engine": {"name": "vllm", "version": installed()}}
-    return _Base(methods.outline.tokenizer, methods.outline.describe(), methods.device, methods.build, settings)
 
 
 def _about(recipe: Recipe, device: torch.device, scorers: Mapping[str, Scorer]) -> dict[str, Any]:

@@ -1,185 +1,186 @@
-"""`--engine`: what decodes, the built-in loop or vLLM; for vLLM, guides are packed on the fly."""
+"""`--engine` and `--engine-option`: what decodes. Every command that decodes has both, and knows no engine by name."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from trimtab.cli import guide_options, options
+from trimtab.cli.options import GuideSpec
 from trimtab.documents import read_json
-from trimtab.engines.vllm.manifest import KEY, Manifest
-from trimtab.errors import OptionError
+from trimtab.engines.registry import BUILTIN, ENGINES, maker_of
+from trimtab.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     from trimtab.core import SamplingParams, Tokenizer
     from trimtab.decoding.engine import GenerationEngine
-    from trimtab.engines.vllm.engine import VLLMEngine
-
-ENGINES = ("builtin", "vllm")
+    from trimtab.engines.maker import EngineMaker, GuideSource, ModelSource
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """--engine and --vllm."""
+    """--engine and --engine-option."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--engine", choices=ENGINES, default="builtin", help="what decodes (%(default)s)")
+    group.add_argument("--engine", choices=tuple(ENGINES), default=BUILTIN, help="what decodes (%(default)s)")
     group.add_argument(
-        "--vllm",
-        dest="vllm_options",
+        "--engine-option",
+        dest="engine_options",
         action="append",
         default=[],
         type=_setting,
         metavar="KEY=VALUE",
-        help="with --engine vllm: an option of vLLM's engine, such as tensor_parallel_size=2 or max_model_len=4096; "
-        "repeat for several",
+        help="an option of the engine, such as tensor_parallel_size=2 or max_model_len=4096 of vllm's; repeatable",
     )
 
 
-def check_engine(args: argparse.Namespace) -> None:
-    """Raise OptionError or MissingExtraError for what can be said of the engine before anything is read or loaded."""
-    if args.engine == "builtin":
-        if args.vllm_options:
-            raise OptionError("--vllm sets options of vLLM's engine; give --engine vllm with it.")
-        return
-    from trimtab.engines.vllm.versions import check_version
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """What --engine and --engine-option say, checked."""
 
-    check_version()
-    # vLLM would log to standard output, in its workers too.
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if args.verbose else "WARNING")
-    for name, why in _REFUSED.items():
-        if getattr(args, name, None):
-            raise OptionError(f"--{name.rstrip('s')} cannot be used with --engine vllm: {why}")
-    _check_packed(args)
+    name: str
+    options: Mapping[str, object]
 
+    @property
+    def maker(self) -> type[EngineMaker]:
+        """The class that makes engines of this kind."""
+        return maker_of(self.name)
 
-def _check_packed(args: argparse.Namespace) -> None:
-    """Raise OptionError for a packed directory with guides, or what is theirs, beside it (of a server's file too)."""
-    model = getattr(args, "model", None)  # a comparison names it in its recipe
-    if model is None or packed(model) is None:
-        return
-    for name in ("guide", "form", "guide_base"):
-        if getattr(args, f"{name}s", None):
-            flag = name.replace("_", "-")
-            raise OptionError(f"{model} is packed with its guides; leave --{flag} out, or name the base itself.")
+    @property
+    def is_builtin(self) -> bool:
+        return self.name == BUILTIN
+
+    def open(self, source: ModelSource) -> EngineMaker:
+        """A maker of such engines for this model; nothing is loaded yet."""
+        return self.maker.open(source, self.options)
 
 
-def check_sampling(args: argparse.Namespace, params: SamplingParams) -> None:
-    """Raise OptionError for parameters that the engine cannot honour, before it has started."""
-    if args.engine == "vllm":
-        from trimtab.engines.vllm.engine import check_params
+def engine_choice(args: argparse.Namespace) -> EngineChoice:
+    """What the flags ask for. Raises OptionError or MissingExtraError for what can be said before anything is read."""
+    choice = EngineChoice(args.engine, dict(args.engine_options))
+    from trimtab.engines import maker
 
-        check_params(params)
-
-
-def load(args: argparse.Namespace, *, max_rows: int) -> tuple[Tokenizer, GenerationEngine]:
-    """What --engine, --model and --guide name, ready to answer text."""
-    if args.engine == "builtin":
-        return options.load_decoder(args, max_rows=max_rows)
-    engine = load_vllm(args, max_rows=max_rows, default_weight=1.0)
-    return engine.model.tokenizer, engine
-
-
-def load_vllm(
-    args: argparse.Namespace, *, max_rows: int, default_weight: float, more: Mapping[str, Any] | None = None
-) -> VLLMEngine:
-    """vLLM with what --model and --guide name: a packed directory, or a base whose guides are packed now.
-
-    `default_weight` is that of a guide whose flag gives none; `more` holds vLLM's options that --vllm may replace.
-    """
-    vllm_options = {**(more or {}), **dict(args.vllm_options)}
-    how = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, "options": vllm_options}
-    if packed(args.model) is not None:
-        _check_packed(args)
-        options.say(f"starting vLLM on {args.model}")
-        return start(args.model, max_rows=max_rows, **how)
-    weights = {spec.name: default_weight if spec.weight is None else spec.weight for spec in args.guides}
-    options.say(f"starting vLLM on {args.model}, guides: {', '.join(weights) or 'none'}")
-    paths = {spec.name: spec.path for spec in args.guides}
-    forms, bases = guide_options.read(args)
-    return start_packed(
-        args.model, paths, weights=weights, forms=forms, bases=bases, max_rows=max_rows, revision=args.revision, **how
-    )
+    choice.maker.check_options(choice.options, verbose=args.verbose)
+    for name, feature in (("preference", maker.PREFERENCES), ("rule", maker.RULES), ("device", maker.DEVICE)):
+        if getattr(args, f"{name}s", None) or getattr(args, name, None):
+            choice.maker.check_features([feature], what=f"--{name}")
+    if getattr(args, "model", None) is not None:  # a comparison names it in its recipe
+        given = {name: getattr(args, f"{name.replace('-', '_')}s", None) for name in ("guide", "form", "guide-base")}
+        check_packed(choice, args.model, [name for name, value in given.items() if value])
+    return choice
 
 
-def packed(model: str) -> Manifest | None:
-    """What a packed directory says; None for any other model."""
-    try:
-        config = read_json((Path(model) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return Manifest.of(config) if isinstance(config, dict) and KEY in config else None
+def check_packed(choice: EngineChoice, model: str, given: Sequence[str]) -> None:
+    """Raise OptionError for a directory that is packed with its guides where guides, or what is theirs, are given."""
+    if given and choice.maker.packed_guides(model) is not None:
+        raise OptionError(f"{model} is packed with its guides; leave --{given[0]} out, or name the base itself.")
 
 
-def guide_names(args: argparse.Namespace) -> list[str]:
-    """The guides that a row of prompts may weigh: those of the flags, or those that --model was packed with."""
-    manifest = packed(args.model) if args.engine == "vllm" else None
-    return [spec.name for spec in args.guides] if manifest is None else list(manifest.weights)
+def guide_names(choice: EngineChoice, model: str, guides: Iterable[str]) -> list[str]:
+    """The guides that a row of prompts may weigh: those given, or those that the model is packed with."""
+    packed = choice.maker.packed_guides(model)
+    return list(guides if packed is None else packed)
 
 
-def start_packed(
-    model: str,
-    guides: Mapping[str, str],
+@dataclass(frozen=True, slots=True)
+class GuideFlags:
+    """What flags, and a server's file, say of guides: each guide, and what is said of one by its name."""
+
+    specs: Sequence[GuideSpec]
+    preferences: Sequence[tuple[str, tuple[float, ...]]] = ()
+    forms: Sequence[tuple[str, str]] = ()
+    bases: Sequence[tuple[str, str]] = ()
+    rule: str | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> GuideFlags:
+        return cls(args.guides, args.preferences, args.forms, args.guide_bases, args.rule)
+
+    def sources(
+        self, params: SamplingParams | None = None, *, default_weight: float | None = None
+    ) -> dict[str, GuideSource]:
+        """The guides by name, in the order of the flags. `default_weight` is that of one whose flag gives none.
+
+        Raises CheckpointError for one that is not there, OptionError for flags that do not fit it and for a weight
+        that means nothing in its form (`forms.check_negative`, where `params` are given): before the model is loaded.
+        """
+        options.check_guide_names(self.specs)
+        names = [spec.name for spec in self.specs]
+        preferences = options.named_preferences(self.preferences, names)
+        forms = guide_options.named(self.forms, names, "--form")
+        bases = guide_options.named(self.bases, names, "--guide-base")
+        from trimtab.engines.maker import GuideSource
+        from trimtab.mixing.forms import check_negative
+
+        kinds = {spec.name: _kind(spec.path) for spec in self.specs}
+        if self.rule is not None and "agent" not in [kind for kind, _ in kinds.values()]:
+            raise OptionError(f"--rule {self.rule} is about accept-reject agents, and none of the guides is one.")
+        sources = {
+            spec.name: GuideSource(
+                spec.path,
+                weight=default_weight if spec.weight is None else spec.weight,
+                form=forms.get(spec.name),
+                guide_base=bases.get(spec.name),
+                preference=preferences.get(spec.name),
+                rule=self.rule if kinds[spec.name][0] == "agent" else None,
+            )
+            for spec in self.specs
+        }
+        if params is not None:
+            weights = {name: source.weight for name, source in sources.items() if source.weight is not None}
+            written = {name: source.form or kinds[name][1] for name, source in sources.items()}
+            check_negative(weights, written, temperature=params.temperature, plausibility=params.plausibility)
+        return sources
+
+
+def _kind(path: str) -> tuple[str, str | None]:
+    """The kind of a guide, and the form that its card gives it (None: it has none)."""
+    from trimtab.mixing.forms import FORMED_KINDS, form_of
+    from trimtab.storage.directories import guide_directory, kind_of, read_guide_card
+
+    directory = guide_directory(path, None)
+    card = read_guide_card(directory)
+    kind = str(card.get("kind", kind_of(directory)))
+    return kind, form_of(card, kind) if kind in FORMED_KINDS else None
+
+
+def load(
+    choice: EngineChoice,
+    source: ModelSource,
+    guides: Mapping[str, GuideSource],
     *,
-    weights: Mapping[str, float],
     max_rows: int,
-    dtype: str,
-    trust_remote_code: bool,
-    options: Mapping[str, Any],
-    forms: Mapping[str, str] = MappingProxyType({}),
-    bases: Mapping[str, str] = MappingProxyType({}),
-    revision: str | None = None,
-) -> VLLMEngine:
-    """vLLM on a base with guides, packed into a directory that is gone once everything is loaded.
+    prefill_chunk: int | None = None,
+) -> tuple[Tokenizer, GenerationEngine]:
+    """An engine on this model with these guides, ready to answer text, saying on standard error what is loaded."""
+    where = "" if choice.is_builtin else f" in {choice.name}"
+    options.say(f"loading {source.name}{where}")
+    maker = choice.open(source)
+    tokenizer = tokenizer_of(maker, source.name)
+    engine = maker.make(guides, max_rows=max_rows, prefill_chunk=prefill_chunk)
+    from trimtab.mixing.forms import forms_of
 
-    `forms` and `bases` are guides' own where their cards do not say so (`packing.pack`).
-    """
-    from trimtab.engines.vllm.packing import pack
-
-    with tempfile.TemporaryDirectory(prefix="trimtab-") as directory:
-        out = Path(directory) / "served"
-        pack(
-            model,
-            guides,
-            out,
-            weights=weights,
-            forms=forms,
-            bases=bases,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-        return start(str(out), max_rows=max_rows, dtype=dtype, trust_remote_code=trust_remote_code, options=options)
+    forms = forms_of(engine.guides)
+    for name, guide in engine.guides.items():
+        origin = guides[name].path if name in guides else source.name
+        form = f", as a {forms[name]}" if forms[name] else ""
+        options.say(f"loaded guide {name} from {origin}, weight {guide.weight:g}{form}")
+    return tokenizer, engine
 
 
-def start(served: str, *, max_rows: int, dtype: str, trust_remote_code: bool, options: Mapping[str, Any]) -> VLLMEngine:
-    """vLLM on a packed directory, `options` by vLLM's names."""
-    from trimtab.engines.vllm.engine import OWN_OPTIONS, VLLMEngine
-
-    own = {name: value for name, value in options.items() if name in OWN_OPTIONS}
-    others = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
-    return VLLMEngine(
-        served, max_rows=max_rows, dtype=dtype, trust_remote_code=trust_remote_code, options=others, **own
-    )
+def tokenizer_of(maker: EngineMaker, name: str) -> Tokenizer:
+    """The base's tokenizer. Raises CheckpointError where it has none."""
+    tokenizer = maker.facts.tokenizer
+    if tokenizer is None:
+        raise CheckpointError(f"{name} has no tokenizer, so it cannot read text. Put its tokenizer's files there.")
+    return tokenizer
 
 
-_REFUSED = {
-    "preferences": "a guide for every preference vector runs at one there: save it at a vector first "
-    "(docs/serving/vllm.md).",
-    "rule": "an accept-reject agent has an engine of its own there.",
-    "device": "vLLM takes the devices that it finds; choose them with CUDA_VISIBLE_DEVICES.",
-}
-"""Flag -> why vLLM does not have it."""
-
-
-def _setting(text: str) -> tuple[str, Any]:
+def _setting(text: str) -> tuple[str, object]:
     """`KEY=VALUE` -> the key with underscores, and the value: JSON where it is some, else text."""
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is no option; give KEY=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an option; give KEY=VALUE")
     try:
         return key.replace("-", "_"), read_json(value)
     except ValueError:

@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING
 
 from trimtab import fields
 from trimtab.cli import flags, guide_options
-from trimtab.errors import CheckpointError, OptionError, unknown_name
+from trimtab.errors import OptionError, unknown_name
 from trimtab.fields import Described
-from trimtab.mixing.forms import Formed
 from trimtab.params import SamplingParams
 
 if TYPE_CHECKING:
-    from trimtab.core import Guide
-    from trimtab.decoding.decoder import Decoder
-    from trimtab.models.hf import HFModel, HFTokenizer
+    from trimtab.engines.maker import ModelSource
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _GUIDE_FORM = "NAME=PATH[:WEIGHT], for example helpful=guides/helpful:1.0"
@@ -194,17 +191,19 @@ def check_guide_names(specs: Sequence[GuideSpec]) -> None:
         raise OptionError(f"--guide names {twice[0]!r} twice; give each guide a name of its own.")
 
 
-def preferences_of(args: argparse.Namespace) -> dict[str, tuple[float, ...]]:
+def named_preferences(
+    pairs: Sequence[tuple[str, tuple[float, ...]]], guides: Sequence[str]
+) -> dict[str, tuple[float, ...]]:
     """Guide -> its preference vector. Raises OptionError for a name that is no guide's, or that is given twice."""
-    named = [name for name, _ in args.preferences]
-    for name in named:
-        if name not in [spec.name for spec in args.guides]:
-            raise unknown_name("guide", name, [spec.name for spec in args.guides])
-        if named.count(name) > 1:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if name not in guides:
+            raise unknown_name("guide", name, guides)
+        if names.count(name) > 1:
             raise OptionError(
                 f"--preference names {name!r} twice; give --guide twice, under two names, for two vectors."
             )
-    return dict(args.preferences)
+    return dict(pairs)
 
 
 def sampling_params(
@@ -225,72 +224,11 @@ def sampling_params(
     )
 
 
-def load_decoder(args: argparse.Namespace, *, max_rows: int) -> tuple[HFTokenizer, Decoder]:
-    """What --model and --guide name, ready to answer text. Raises CheckpointError for a model without a tokenizer."""
-    model, guides = load_parts(args)
-    from trimtab.decoding.decoder import Decoder
+def model_source(args: argparse.Namespace) -> ModelSource:
+    """What the flags of --model and its group say of the model."""
+    from trimtab.engines.maker import ModelSource
 
-    return tokenizer_of(model, args), Decoder(model, guides, max_rows=max_rows)
-
-
-def tokenizer_of(model: HFModel, args: argparse.Namespace) -> HFTokenizer:
-    """The model's tokenizer. Raises CheckpointError where it has none."""
-    if model.tokenizer is None:
-        raise CheckpointError(
-            f"{args.model} has no tokenizer, so it cannot read text. Put its tokenizer's files there."
-        )
-    return model.tokenizer
-
-
-def load_base(args: argparse.Namespace) -> HFModel:
-    """The model that --model names, saying on standard error that it is being loaded."""
-    say(f"loading {args.model}")
-    from trimtab.storage.loading import load_model
-
-    return load_model(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-    )
-
-
-def load_parts(args: argparse.Namespace) -> tuple[HFModel, dict[str, Guide]]:
-    """The model and the guides, saying on standard error what is being loaded."""
-    check_guide_names(args.guides)
-    preferences = preferences_of(args)
-    forms, bases = guide_options.read(args)
-    model = load_base(args)
-    from trimtab.storage.loading import load_guide
-
-    guides: dict[str, Guide] = {}
-    for spec in args.guides:
-        guide = guides[spec.name] = load_guide(
-            spec.path,
-            beside=model,
-            guide_base=bases.get(spec.name),
-            form=forms.get(spec.name),
-            weight=spec.weight,
-            preference=preferences.get(spec.name),
-            dtype=args.dtype,
-            device=args.device,
-            trust_remote_code=args.trust_remote_code,
-        )
-        form = guide.form if isinstance(guide, Formed) else None
-        say(f"loaded guide {spec.name} from {spec.path}, weight {guide.weight:g}{f', as a {form}' if form else ''}")
-    return model, _ruled(guides, args.rule)
-
-
-def _ruled(guides: dict[str, Guide], rule: str | None) -> dict[str, Guide]:
-    """The guides, those that accept or reject under the rule that was asked for."""
-    from trimtab.guides.agent import Agent
-
-    if rule is None:
-        return guides
-    if not any(isinstance(guide, Agent) for guide in guides.values()):
-        raise OptionError(f"--rule {rule} is about accept-reject agents, and none of the guides is one.")
-    return {name: guide.ruled_by(rule) if isinstance(guide, Agent) else guide for name, guide in guides.items()}
+    return ModelSource(args.model, args.dtype, args.device, args.revision, args.trust_remote_code)
 
 
 def say(message: str) -> None:

@@ -9,7 +9,7 @@ import argparse
 import importlib.util
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, flags, options
@@ -23,8 +23,10 @@ from trimtab.serving.door import ANY, is_loopback
 from trimtab.serving.limits import Limits
 
 if TYPE_CHECKING:
+    from trimtab.cli.engines import EngineChoice, GuideFlags
     from trimtab.decoding.decoder import Decoder
     from trimtab.decoding.engine import GenerationEngine
+    from trimtab.engines.maker import ModelSource
     from trimtab.serving.app import Service
     from trimtab.serving.thread import TensorThread
 
@@ -77,17 +79,18 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "serve", "The server")
     options.check_guide_names(args.guides)
-    engines.check_engine(args)
+    engine = engines.engine_choice(args)
     template_options(args)
     config = ServeConfig() if args.config is None else read_config(args.config)
     keys = read_keys(args.api_keys, args.api_key_file, os.environ.get("TRIMTAB_API_KEY"))
+    wanted = _wanted(args, config, engine)
     from trimtab.cli.server import leave, listen, serve
     from trimtab.serving.thread import TensorThread
 
     try:
         with listen(args.host, args.port) as listener:  # before minutes are spent on loading
             thread = TensorThread()
-            service = thread.submit(_service, args, config, thread).result()
+            service = thread.submit(_service, wanted, thread).result()
             hosts = _hosts(listener.getsockname()[0], [*config.hosts, *args.hosts])
             return serve(replace(service, keys=keys, hosts=hosts), listener)
     except KeyboardInterrupt:  # the generation thread may be in the midst of loading
@@ -99,58 +102,91 @@ def _hosts(address: str, names: Sequence[str]) -> list[str]:
     return list(names) if names or is_loopback(address) else [ANY]
 
 
-def _service(args: argparse.Namespace, config: ServeConfig, thread: TensorThread) -> Service:
-    """What the flags and the configuration ask for, loaded."""
-    model_name = args.model or config.model
-    if model_name is None:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the flags and the configuration ask for; a flag goes before the configuration."""
+
+    model: ModelSource
+    engine: EngineChoice
+    guides: GuideFlags
+    """Off, unless a request, a preset or the guide's own entry says otherwise."""
+    name: str
+    template_options: Mapping[str, Any]
+    presets: Mapping[str, Mapping[str, float]]
+    limits: Limits
+    limits_given: Mapping[str, float]
+    """The limits that somebody has set."""
+    origins: tuple[str, ...]
+
+
+def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice) -> _Wanted:
+    from trimtab.engines.maker import ModelSource
+
+    model = args.model or config.model
+    if model is None:
         raise OptionError("No model is named. Give --model NAME, or `model:` in --config.")
-    limits = Limits(**{**config.limits, **_given(args)})  # type: ignore[arg-type]
-    args.model = model_name
-    # Off, unless a request, a preset or the guide's own entry says otherwise.
+    name = args.name or config.name or model
+    if name in config.presets:
+        raise OptionError(f"The preset {name!r} has the base's name; give --name, or rename it.")
     by_flag = {spec.name for spec in args.guides}
-    args.guides = [replace(spec, weight=spec.weight or 0.0) for spec in (*args.guides, *_entries(args, config))]
+    specs = [replace(spec, weight=spec.weight or 0.0) for spec in (*args.guides, *_entries(args.guides, config))]
+    engines.check_packed(engine, model, ["guide"] if specs else [])
     # A guide of a flag is the flag's; one of the configuration may have its form and base changed by flags.
-    args.preferences = [*args.preferences, *_of_entries(config, "preference", by_flag, args.preferences)]
-    args.forms = [*args.forms, *_of_entries(config, "form", by_flag, args.forms)]
-    args.guide_bases = [*args.guide_bases, *_of_entries(config, "guide_base", by_flag, args.guide_bases)]
-    engine = _engine(args, config, limits)
+    guides = engines.GuideFlags(
+        specs,
+        preferences=[*args.preferences, *_of_entries(config, "preference", by_flag, args.preferences)],
+        forms=[*args.forms, *_of_entries(config, "form", by_flag, args.forms)],
+        bases=[*args.guide_bases, *_of_entries(config, "guide_base", by_flag, args.guide_bases)],
+        rule=args.rule,
+    )
+    given = {**config.limits, **_given(args)}
+    return _Wanted(
+        model=ModelSource(model, args.dtype, args.device, args.revision, args.trust_remote_code),
+        engine=engine,
+        guides=guides,
+        name=name,
+        template_options={**config.template_options, **template_options(args)},
+        presets=config.presets,
+        limits=Limits(**given),  # type: ignore[arg-type]
+        limits_given=given,
+        origins=(*config.origins, *args.origins),
+    )
+
+
+def _service(wanted: _Wanted, thread: TensorThread) -> Service:
+    """What is asked for, loaded."""
+    engine = _engine(wanted)
     from trimtab.prompts import check_options
     from trimtab.serving.app import Service
     from trimtab.serving.asking import Catalogue
 
-    name = args.name or config.name or model_name
-    if name in config.presets:
-        raise OptionError(f"The preset {name!r} has the base's name; give --name, or rename it.")
-    own = _own_weights(args, engine)
-    told = {**config.template_options, **template_options(args)}
-    check_options(engine.model, told)
-    _check_weights(engine, {name: own, **{preset: dict(weights) for preset, weights in config.presets.items()}})
+    usual = _usual_weights(wanted.guides.specs, engine)
+    check_options(engine.model, wanted.template_options)
+    presets = {preset: dict(weights) for preset, weights in wanted.presets.items()}
+    _check_weights(engine, {wanted.name: usual, **presets})
     return Service(
-        decoder=engine,
-        catalogue=Catalogue(engine.model, name, own, config.presets, told),
-        limits=limits,
-        origins=(*config.origins, *args.origins),
+        engine=engine,
+        catalogue=Catalogue(engine.model, wanted.name, usual, wanted.presets, wanted.template_options),
+        limits=wanted.limits,
+        origins=wanted.origins,
         thread=thread,
     )
 
 
-def _engine(args: argparse.Namespace, config: ServeConfig, limits: Limits) -> GenerationEngine:
-    """What decodes. vLLM has its own limit of caches, and of the tokens of a step unless one is asked for here."""
-    if args.engine == "builtin":
-        model, guides = options.load_parts(args)
-        options.tokenizer_of(model, args)
-        from trimtab.decoding.decoder import Decoder
+def _engine(wanted: _Wanted) -> GenerationEngine:
+    """What decodes. One that plans its own memory has its own limit of caches and, unless asked, of a step's tokens."""
+    from trimtab.engines.maker import CACHE_LIMIT
 
-        decoder = Decoder(model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
-        return _within_memory(decoder, limits, {**config.limits, **_given(args)})
-    asked = {**config.limits, **_given(args)}
+    kind, limits = wanted.engine.maker, wanted.limits
     if limits.max_cached_tokens:
-        raise OptionError(
-            "--max-cached-tokens is a limit of the built-in engine; vLLM plans its own caches. Leave it out, or give "
-            "--vllm gpu_memory_utilization=F."
-        )
-    more = {"max_num_batched_tokens": limits.max_rows + limits.prefill_chunk} if "prefill_chunk" in asked else {}
-    return engines.load_vllm(args, max_rows=limits.max_rows, default_weight=0.0, more=more)
+        kind.check_features([CACHE_LIMIT], what="--max-cached-tokens")
+    chunk = limits.prefill_chunk if not kind.plans_caches or "prefill_chunk" in wanted.limits_given else None
+    _, engine = engines.load(
+        wanted.engine, wanted.model, wanted.guides.sources(), max_rows=limits.max_rows, prefill_chunk=chunk
+    )
+    from trimtab.decoding.decoder import Decoder
+
+    return _within_memory(engine, limits, wanted.limits_given) if isinstance(engine, Decoder) else engine
 
 
 def _within_memory(decoder: Decoder, limits: Limits, asked: Collection[str]) -> Decoder:
@@ -167,9 +203,9 @@ def _within_memory(decoder: Decoder, limits: Limits, asked: Collection[str]) -> 
     return decoder
 
 
-def _own_weights(args: argparse.Namespace, engine: GenerationEngine) -> dict[str, float]:
+def _usual_weights(specs: Sequence[options.GuideSpec], engine: GenerationEngine) -> dict[str, float]:
     """Guide -> its weight in a request that does not say: off unless its flag or the packed directory has one."""
-    flags = {spec.name: spec.weight or 0.0 for spec in args.guides}
+    flags = {spec.name: spec.weight or 0.0 for spec in specs}
     return {name: flags.get(name, guide.weight) for name, guide in engine.guides.items()}
 
 
@@ -186,9 +222,9 @@ def _given(args: argparse.Namespace) -> dict[str, float]:
     return {name: value for name in table(Limits) if (value := getattr(args, name)) is not None}
 
 
-def _entries(args: argparse.Namespace, config: ServeConfig) -> list[options.GuideSpec]:
+def _entries(given: Sequence[options.GuideSpec], config: ServeConfig) -> list[options.GuideSpec]:
     """The configuration's guides that no flag replaces."""
-    flags = {spec.name for spec in args.guides}
+    flags = {spec.name for spec in given}
     return [
         options.GuideSpec(name, entry.path, entry.weight) for name, entry in config.guides.items() if name not in flags
     ]

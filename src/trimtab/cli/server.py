@@ -63,12 +63,12 @@ class _Server(HTTPServer):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Follows the first signal at once."""
-        engine = self._app.state.engine
-        if engine.is_open:
+        batch = self._app.state.batch
+        if batch.is_open:
             with suppress(OSError):  # nobody may be reading any more
-                say(f"ending: {engine.num_open} answers have {self._drain_s:g} seconds to finish")
-            engine.close()
-            timer = threading.Timer(self._drain_s, engine.stop)
+                say(f"ending: {batch.num_open} answers have {self._drain_s:g} seconds to finish")
+            batch.close()
+            timer = threading.Timer(self._drain_s, batch.stop)
             timer.daemon = True
             timer.start()
         for connection in open_of(self.server_state):

@@ -46,6 +46,7 @@ class Decoder(GenerationEngine):
     one that would by itself is refused. A decoder belongs to one thread; several decoders may share one model.
     """
 
+    model: LanguageModel
     guides: Mapping[str, Guide]
 
     def __init__(

@@ -23,17 +23,19 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from trimtab.core import Guide, SamplingParams
-from trimtab.decoding.decoder import Decoder
+from trimtab.engines.builtin import BuiltinMaker
+from trimtab.engines.maker import FORCED, IN_PROCESS, GuideSource, ModelSource
+from trimtab.engines.registry import BUILTIN, maker_of
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError, PromptError
+from trimtab.evaluation import lm_eval_arguments as arguments
 from trimtab.evaluation.comparison.fingerprints import differences
-from trimtab.models.hf import HFModel
+from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.storage.digests import model_contents
-from trimtab.storage.loading import load_guide, load_model
 
 try:
     import lm_eval.models  # noqa: F401  # fills the registry, which stays empty once something else is in it
@@ -74,8 +76,8 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
     `model` is a name or an HFModel; `guide` names one, or several with ";" between them, each with its part of `weight`
     (left out: its own), of `form` (`product` or `shift`; left out: what its card says) and of `guide_base` (the model
     that it was trained on where that is not `model`; left out: what its card says). A mapping of names to guides is
-    taken as it is. Raises OptionError for parts that do not fit the guides, CheckpointError for a model without a
-    tokenizer.
+    taken as it is. `engine` names what decodes, and `engine_options` holds its options, KEY:VALUE with ";" between.
+    Raises OptionError for parts that do not fit the guides, CheckpointError for a model without a tokenizer.
     """
 
     def __init__(
@@ -90,6 +92,8 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         max_batch_size: int | None = None,
         max_length: int | None = None,
         seed: int = 0,
+        engine: str = BUILTIN,
+        engine_options: str = "",
         dtype: str = "auto",
         device: str | None = None,
         revision: str | None = None,
@@ -97,63 +101,62 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         device = _present(device)
-        content: dict[str, Any] = {"model": model_contents(model) if isinstance(model, str) else None, "guides": {}}
+        self._content: dict[str, object] = {"model": model_contents(model) if isinstance(model, str) else None}
+        kind = maker_of(engine)
+        options = arguments.engine_options(engine_options)
+        kind.check_options(options)
         if isinstance(model, str):
-            model = load_model(
-                model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
-            )
-        if model.tokenizer is None:
-            raise CheckpointError(f"{model.name} has no tokenizer, so it cannot read text. Put its files there.")
-        self._model = model
-        self.tokenizer = model.tokenizer.hf
-        self._conversations = model.tokenizer.conversations
+            engines = kind.open(ModelSource(model, dtype, device, revision, trust_remote_code), options)
+        else:
+            kind.check_features([IN_PROCESS], what="A model that is loaded already")
+            engines = BuiltinMaker(model)
+        tokenizer = engines.facts.tokenizer
+        if not isinstance(tokenizer, HFTokenizer):
+            raise CheckpointError(f"{model} has no tokenizer of transformers', so it cannot read text here.")
+        self._engines = engines
+        self.tokenizer = tokenizer.hf
+        self._conversations = tokenizer.conversations
         if isinstance(guide, str):
-            names = _names(guide)
-            forms, bases = _parts("form", form, names), _parts("guide_base", guide_base, names)
-            content["guides"] = {name: model_contents(name) for name in names}
-            content["guide_bases"] = [None if base is None else model_contents(base) for base in bases]
-            guides: dict[str, Guide] = {
-                name: load_guide(
-                    name,
-                    beside=model,
-                    form=one_form,
-                    guide_base=one_base,
-                    dtype=dtype,
-                    device=device,
-                    trust_remote_code=trust_remote_code,
-                )
-                for name, one_form, one_base in zip(names, forms, bases, strict=True)
-            }
+            guides = self._named_guides(arguments.guide_names(guide), form, guide_base)
         elif form or guide_base:
             raise OptionError("Guides that are loaded already have their form and base; leave both out.")
         else:
             guides = dict(guide)
-        self._weights = _weights(weight, list(guides))
-        # "auto" asks for what fits; a decoder takes what is given to it.
+        self._weights = arguments.weights(weight, list(guides))
+        # "auto" asks for what fits; an engine takes what is given to it.
         rows = 16 if str(batch_size).startswith("auto") else int(batch_size)
-        self._decoder = Decoder(model, guides, max_rows=min(rows, max_batch_size or rows))
-        limits = [model.max_length, *(one.max_length for one in self._decoder.guides.values()), max_length]
+        self._engine = engines.make(guides, max_rows=min(rows, max_batch_size or rows))
+        limits = [self._engine.model.max_length, max_length]
+        limits += [getattr(one, "max_length", None) for one in self._engine.guides.values()]
         self.max_length = min((limit for limit in limits if limit is not None), default=DEFAULT_MAX_LENGTH)
         self._seed = int(seed)
         self._num_generated = 0
-        self._settings = self._described(content, form)
+        self._settings = self._described(form)
 
-    def _described(self, content: Mapping[str, Any], form: str) -> dict[str, Any]:
-        """What answers depend on, for a file of them."""
-        guides = self._decoder.guides
+    def _named_guides(self, names: Sequence[str], form: str, guide_base: str) -> dict[str, GuideSource | Guide]:
+        forms, bases = arguments.parts("form", form, names), arguments.parts("guide_base", guide_base, names)
+        self._content["guides"] = {name: model_contents(name) for name in names}
+        self._content["guide_bases"] = [None if base is None else model_contents(base) for base in bases]
         return {
-            "model": {
-                **self._model.describe(),
-                "dtype": str(self._model.module.dtype),
-                "weights": _sampled_digest(self._model.module),
-                "content": content["model"],
-            },
-            "guides": {name: {"content": content["guides"].get(name)} for name in guides},
-            "guide_bases": content.get("guide_bases"),
+            name: GuideSource(name, form=one_form, guide_base=one_base)
+            for name, one_form, one_base in zip(names, forms, bases, strict=True)
+        }
+
+    def _described(self, form: str) -> dict[str, object]:
+        """What answers depend on, for a file of them."""
+        guides, contents = self._engine.guides, self._content.get("guides")
+        of_guides = contents if isinstance(contents, Mapping) else {}
+        model = self._engine.model
+        loaded = {"dtype": str(model.module.dtype), "weights": _sampled_digest(model.module)} if _is_here(model) else {}
+        return {
+            "model": {**self._engines.describe(), **loaded, "content": self._content["model"]},
+            "guides": {name: {"content": of_guides.get(name)} for name in guides},
+            "guide_bases": self._content.get("guide_bases"),
             "form": form,
             "weights": {name: float(self._weights.get(name, guide.weight)) for name, guide in guides.items()},
             "max_length": self.max_length,
             "seed": self._seed,
+            **self._engines.settings,
         }
 
     @property
@@ -172,7 +175,7 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def device(self) -> Any:
-        return self._model.device
+        return self._engines.device
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Called by lm-eval where answers are kept (`--use_cache`). It knows them by the question alone.
@@ -247,6 +250,7 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
 
     def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """What the guided policy says of each continuation of its context, whose beginning is cut if need be."""
+        self._engines.check_features([FORCED], what="A task that scores continuations")
         filled = [index for index, (_, continuation) in enumerate(pairs) if continuation]
         wanted = []
         for index in filled:
@@ -305,9 +309,9 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         """Decode requests in one batch, long prompts first; raises the error of one that fails."""
         found = [_Decoded() for _ in wanted]
         order = sorted(range(len(wanted)), key=lambda index: -len(wanted[index][0]))
-        places = {self._decoder.add(wanted[index][0], wanted[index][1]): index for index in order}
-        while self._decoder.num_running or self._decoder.num_waiting:
-            for step in self._decoder.step():
+        places = {self._engine.add(wanted[index][0], wanted[index][1]): index for index in order}
+        while self._engine.num_running or self._engine.num_waiting:
+            for step in self._engine.step():
                 one = found[places[step.request_id]]
                 one.text += step.text
                 one.error = step.error or one.error
@@ -318,6 +322,11 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
             if one.error is not None:
                 raise one.error
         return found
+
+
+def _is_here(model: object) -> TypeGuard[HFModel]:
+    """Whether the base's weights are in this process."""
+    return isinstance(model, HFModel)
 
 
 def _sampled_digest(module: Any) -> str:
@@ -336,42 +345,6 @@ def _present(device: str | None) -> str | None:
         log.warning("there is no %s here; running where trimtab would by itself", device)
         return None
     return device
-
-
-def _names(given: str) -> list[str]:
-    """The guides that `guide` names."""
-    names = [name for name in given.split(";") if name]
-    if len(set(names)) < len(names):
-        raise OptionError(f"guide={given} names a guide twice; give each once, with its weight.")
-    return names
-
-
-def _parts(what: str, given: str, names: Sequence[str]) -> list[str | None]:
-    """What `given` says of each guide, ';' between them; None where it says nothing."""
-    if not given:
-        return [None] * len(names)
-    parts = given.split(";")
-    if len(parts) != len(names):
-        raise OptionError(
-            f"{what}={given} is not accepted with {len(names)} guides; give one for each, ';' between them (nothing "
-            "between two: what the guide's card says)."
-        )
-    return [part or None for part in parts]
-
-
-def _weights(given: float | str | None, names: Sequence[str]) -> dict[str, float]:
-    """Guide -> weight; empty where each runs at its own."""
-    if given is None:
-        return {}
-    try:
-        numbers = [float(part) for part in str(given).split(";")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != len(names):
-        raise OptionError(
-            f"weight={given} is not accepted with {len(names)} guides; give one number for each, ';' between them."
-        )
-    return dict(zip(names, numbers, strict=True))
 
 
 if __name__ == "__main__":

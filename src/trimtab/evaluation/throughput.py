@@ -21,18 +21,23 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from trimtab.core import Guide, SamplingParams, TokenIds
-from trimtab.decoding.decoder import Decoder
+from trimtab.core import SamplingParams, TokenIds
+from trimtab.decoding.engine import GenerationEngine
+from trimtab.engines.builtin import BuiltinMaker
+from trimtab.engines.maker import EngineMaker, Guides
 from trimtab.errors import OptionError
 from trimtab.models.hf import HFModel
+
+Arm: TypeAlias = Callable[[int], int]
+"""One side of a measurement: number of new tokens -> tokens made."""
 
 WARM_UP_TOKENS = 4
 _MEBIBYTE = 2**20
@@ -75,32 +80,48 @@ class Turn:
 
 def measure(
     model: HFModel,
-    guides: Mapping[str, Guide],
+    guides: Guides,
     *,
     batches: Sequence[int],
     weights: Sequence[float],
     workload: Workload,
+    engines: EngineMaker | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """The table: for each batch size, the decoder without guides and with all guides at each of the weights.
+    """The table: for each batch size, the engine without guides and with all guides at each of the weights.
 
-    Raises OptionError where prompt and new tokens do not fit into the model.
+    `model` is the base that transformers runs; `engines` makes the engines of the same base (left out: the built-in
+    one on `model`). Where an engine has to be started anew for other guides, it takes turns with the base without
+    guides first, and then with them. Raises OptionError where prompt and new tokens do not fit into the model.
     """
     length = workload.num_prompt_tokens + workload.num_new_tokens
     if model.max_length is not None and length > model.max_length:
         raise OptionError(f"Prompt and new tokens make {length}; {model.name} holds {model.max_length}. Ask for fewer.")
+    engines = engines or BuiltinMaker(model)
     rows: list[Row] = []
     for batch in batches:
         prompts = benchmark_prompts(model, batch, workload.num_prompt_tokens)
-        arms: dict[float | None, Callable[[int], int]] = {
-            weight: decoder_arm(model, guides, weight, prompts, workload.temperature)
-            for weight in (None, *(weights if guides else ()))
-        }
-        base, turns = _take_turns(
-            base_arm(model, prompts, workload.temperature), arms, workload, batch, model.device, progress
-        )
-        rows += [_row(batch, weight, turns[weight], base, workload.num_new_tokens) for weight in arms]
+        base = base_arm(model, prompts, workload.temperature)
+        for arms in _arms(engines, guides, weights, prompts, workload.temperature):
+            base_turns, turns = _take_turns(base, arms, workload, batch, engines.device, progress)
+            rows += [_row(batch, weight, turns[weight], base_turns, workload.num_new_tokens) for weight in arms]
     return rows
+
+
+def _arms(
+    engines: EngineMaker, guides: Guides, weights: Sequence[float], prompts: Sequence[TokenIds], temperature: float
+) -> Iterator[dict[float | None, Arm]]:
+    """The arms that can take turns with each other: all of them, or one lot for each engine that has to be started."""
+
+    def arms_of(engine: GenerationEngine, strengths: Sequence[float | None]) -> dict[float | None, Arm]:
+        return {weight: engine_arm(engine, weight, prompts, temperature) for weight in strengths}
+
+    alone = arms_of(engines.make(max_rows=len(prompts)), [None])
+    if engines.holds_one or not guides:
+        yield alone
+        alone = {}
+    if guides:
+        yield {**alone, **arms_of(engines.make(guides, max_rows=len(prompts)), weights)}
 
 
 def benchmark_prompts(model: HFModel, batch: int, num_tokens: int) -> list[list[int]]:
@@ -109,7 +130,7 @@ def benchmark_prompts(model: HFModel, batch: int, num_tokens: int) -> list[list[
     return [[(7 * position + row) % width for position in range(num_tokens)] for row in range(batch)]
 
 
-def base_arm(model: HFModel, prompts: Sequence[TokenIds], temperature: float) -> Callable[[int], int]:
+def base_arm(model: HFModel, prompts: Sequence[TokenIds], temperature: float) -> Arm:
     """A run of transformers' own `generate`: number of new tokens -> tokens made."""
     input_ids = torch.tensor([list(prompt) for prompt in prompts], device=model.device)
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -130,26 +151,22 @@ def base_arm(model: HFModel, prompts: Sequence[TokenIds], temperature: float) ->
     return run
 
 
-def decoder_arm(
-    model: HFModel, guides: Mapping[str, Guide], weight: float | None, prompts: Sequence[TokenIds], temperature: float
-) -> Callable[[int], int]:
-    """A run of our decoder: number of new tokens -> tokens made. Without a weight, it is given no guides."""
-    given = {} if weight is None else guides
-    decoder = Decoder(model, given, max_rows=len(prompts))
+def engine_arm(engine: GenerationEngine, weight: float | None, prompts: Sequence[TokenIds], temperature: float) -> Arm:
+    """A run of an engine of ours with every guide at `weight` (None: it has no guides)."""
 
     def run(num_new_tokens: int) -> int:
         params = SamplingParams(
-            weights={} if weight is None else dict.fromkeys(given, weight),
+            weights={} if weight is None else dict.fromkeys(engine.guides, weight),
             max_new_tokens=num_new_tokens,
             temperature=temperature,
             ignore_eos=True,
             seed=0,
         )
         for prompt in prompts:
-            decoder.add(prompt, params)
+            engine.add(prompt, params)
         num_made = 0
-        while decoder.num_running or decoder.num_waiting:
-            for step in decoder.step():
+        while engine.num_running or engine.num_waiting:
+            for step in engine.step():
                 if step.error is not None:
                     raise step.error
                 num_made += step.token_id is not None
@@ -159,8 +176,8 @@ def decoder_arm(
 
 
 def _take_turns(
-    base: Callable[[int], int],
-    arms: Mapping[float | None, Callable[[int], int]],
+    base: Arm,
+    arms: Mapping[float | None, Arm],
     workload: Workload,
     batch: int,
     device: torch.device,
@@ -179,7 +196,7 @@ def _take_turns(
     return base_turns, turns
 
 
-def _turn(arm: Callable[[int], int], batch: int, num_new_tokens: int, device: torch.device) -> Turn:
+def _turn(arm: Arm, batch: int, num_new_tokens: int, device: torch.device) -> Turn:
     reset_peak_memory(device)
     _wait(device)
     started = time.perf_counter()

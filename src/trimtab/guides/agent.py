@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, Selection, TokenIds
+from trimtab.core import Candidates, GuideSession, ModelSession, Prompt, Selection, TokenIds
 from trimtab.errors import BaseMismatchError, CheckpointError, unknown_name
 from trimtab.mixing.rules import ACCEPTING_RULES, FirstAccepted
 
@@ -87,6 +87,18 @@ class AgentNetwork(nn.Module):
         return network.eval().requires_grad_(False)
 
 
+class HasStates(Protocol):
+    """What an agent asks of the base whose states it reads."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of a state."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the states are."""
+
+
 @dataclass(frozen=True)
 class Agent:
     """A guide that accepts or rejects candidates.
@@ -107,7 +119,7 @@ class Agent:
     needs_context = False
     max_length = None
 
-    def bind(self, base: LanguageModel) -> Agent:
+    def bind(self, base: HasStates) -> Agent:
         """The agent on the base's device. Raises BaseMismatchError for a base of another hidden size."""
         if base.hidden_size != self.network.hidden_size:
             trained = f" (it was trained on {self.trained_on})" if self.trained_on else ""

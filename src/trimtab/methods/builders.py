@@ -1,4 +1,4 @@
-"""How each method is put together on a model: guides into a `Decoder`, a strength into weights."""
+"""How each method is put together: guides into an engine, a strength into weights."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 from trimtab.core import Guide, SamplingParams
-from trimtab.decoding.decoder import Decoder
+from trimtab.engines.maker import EngineMaker, GuideSource
 from trimtab.errors import OptionError
 from trimtab.guides.args import TrajectoryGuide, args_selection
-from trimtab.guides.arm import ARM, AdapterARM
+from trimtab.guides.arm import AdapterARM
 from trimtab.guides.transfer_q import DIRECT_TOKENS, INDIRECT_TOKENS, RolloutGuide
 from trimtab.methods.best_of_n import BestOfN
 from trimtab.methods.method import Guided, PerStrength, Policy, Strength, number, numbers
 from trimtab.methods.rewriting import TEMPLATE, Rewriting
 from trimtab.methods.segments import SegmentRejection
-from trimtab.mixing.forms import PRODUCT, SHIFT
+from trimtab.mixing.forms import FORMED_KINDS, PRODUCT, SHIFT
 from trimtab.models.adapters.lora import LoRA, average
-from trimtab.models.hf import HFModel
-from trimtab.storage.directories import guide_directory, read_guide_card
-from trimtab.storage.loading import load_guide, load_model, load_own_base, load_policy, load_rewards
+from trimtab.storage.directories import is_policy, kind_of_guide
+from trimtab.storage.loading import load_own_base, load_policy, load_rewards
 from trimtab.storage.scorers import load_scorer
 
 Options = Mapping[str, Any]
@@ -29,71 +28,73 @@ GUIDE = "guide"
 """What the one guide of a method is called in its decoder."""
 
 
-def base(model: HFModel, options: Options) -> Policy:
-    return Guided(Decoder(model), lambda strength: {})
+def base(engines: EngineMaker, options: Options) -> Policy:
+    return Guided(engines.make(), lambda strength: {})
 
 
-def sharpened(model: HFModel, options: Options) -> Policy:
+def sharpened(engines: EngineMaker, options: Options) -> Policy:
     """The base as its own guide: π_base · π_base^s. Its KL is to the base at temperature 1, as every other's."""
-    return _one_guide(model, ARM(model))
+    return _one_guide(engines, engines.itself())
 
 
-def genarm(model: HFModel, options: Options) -> Policy:
+def genarm(engines: EngineMaker, options: Options) -> Policy:
     """The paper's: an autoregressive reward model is a product, whatever its card says (as a shift: `policy`)."""
-    guides: dict[str, Guide] = {}
-    for name, path in options["guides"].items():
-        guide = load_guide(path, beside=model, guide_base=guide_base_of(options, name))
-        if not isinstance(guide, (ARM, AdapterARM)):
+    paths: Mapping[str, str] = options["guides"]
+    sources = {
+        name: GuideSource(path, form=SHIFT if is_policy(path) else PRODUCT, guide_base=guide_base_of(options, name))
+        for name, path in paths.items()
+    }
+    engine = engines.make(sources)
+    for name, guide in engine.guides.items():
+        if guide.selection is not None:
             raise OptionError(f"Guide {name} selects; genarm takes guides that tilt. Accepted: autoregressive ones.")
-        guides[name] = guide if is_policy(path) else as_product(guide)
-    names = list(guides)
-    return Guided(Decoder(model, guides), lambda strength: numbers(strength, names))
+    return Guided(engine, lambda strength: numbers(strength, list(paths)))
 
 
-def parm(model: HFModel, options: Options) -> Policy:
+def parm(engines: EngineMaker, options: Options) -> Policy:
     def at(strength: Strength) -> Policy:
         vector = strength if isinstance(strength, tuple) else (strength,)
-        how = {"beside": model, "guide_base": options["guide_base"], "form": PRODUCT}
-        return _fixed(model, load_guide(options["guide"], preference=vector, **how), options["weight"])
+        how = GuideSource(options["guide"], form=PRODUCT, guide_base=options["guide_base"], preference=vector)
+        return _fixed(engines, how, options["weight"])
 
     return PerStrength(at)
 
 
-def mara(model: HFModel, options: Options) -> Policy:
+def mara(engines: EngineMaker, options: Options) -> Policy:
     """At the agent's own temperature and candidates, whatever the comparison samples at."""
 
     def ask(params: SamplingParams) -> SamplingParams:
         return replace(params, temperature=None, top_k=None, top_p=None)
 
-    return _one_guide(model, load_guide(options["guide"]), ask=ask)
+    return _one_guide(engines, GuideSource(options["guide"]), ask=ask)
 
 
-def args(model: HFModel, options: Options) -> Policy:
+def args(engines: EngineMaker, options: Options) -> Policy:
     """At the comparison's temperature; 0 is ARGS-greedy, above it ARGS-stochastic."""
-    rewards = load_rewards(options["reward"], beside=model, guide_base=options["guide_base"])
+    rewards = load_rewards(options["reward"], beside=engines.model, guide_base=options["guide_base"])
     guide = TrajectoryGuide(rewards).at(top_k=options["top_k"])
-    return _one_guide(model, guide, ask=_own_candidates)
+    return _one_guide(engines, guide, ask=_own_candidates)
 
 
-def transfer_q(model: HFModel, options: Options) -> Policy:
+def transfer_q(engines: EngineMaker, options: Options) -> Policy:
     indirect = options["policy_reward"] is not None
     guide = RolloutGuide(
-        load_rewards(options["reward"], beside=model, guide_base=options["guide_base"]),
-        None if options["policy"] is None else load_policy(options["policy"], beside=model),
-        load_rewards(options["policy_reward"], beside=model) if indirect else None,
+        load_rewards(options["reward"], beside=engines.model, guide_base=options["guide_base"]),
+        None if options["policy"] is None else load_policy(options["policy"], beside=engines.model),
+        load_rewards(options["policy_reward"], beside=engines.model) if indirect else None,
         num_tokens=options["rollout_tokens"] or (INDIRECT_TOKENS if indirect else DIRECT_TOKENS),
         selection=args_selection(top_k=options["top_k"]),
     )
-    return _one_guide(model, guide, ask=_own_candidates, others=lambda: guide.meter.num_tokens)
+    return _one_guide(engines, guide, ask=_own_candidates, others=lambda: guide.meter.num_tokens)
 
 
-def best_of_n(model: HFModel, options: Options) -> Policy:
-    return BestOfN(Decoder(model), load_scorer(options["scorer"]), sign=options["sign"])
+def best_of_n(engines: EngineMaker, options: Options) -> Policy:
+    return BestOfN(engines.make(), load_scorer(options["scorer"]), sign=options["sign"])
 
 
-def segments(model: HFModel, options: Options) -> Policy:
+def segments(engines: EngineMaker, options: Options) -> Policy:
     return SegmentRejection(
-        Decoder(model),
+        engines.make(),
         load_scorer(options["scorer"]),
         target=options["target"],
         segment_tokens=options["segment_tokens"],
@@ -101,44 +102,44 @@ def segments(model: HFModel, options: Options) -> Policy:
     )
 
 
-def aligner(model: HFModel, options: Options) -> Policy:
-    writer = model if options["model"] is None else load_model(options["model"])
-    how = {"beside": writer, "guide_base": options["guide_base"], "form": options["form"]}
-    guides = {} if options["guide"] is None else {GUIDE: load_guide(options["guide"], **how)}
+def aligner(engines: EngineMaker, options: Options) -> Policy:
+    writers = engines if options["model"] is None else engines.beside(options["model"])
+    guide = options["guide"]
+    source = None if guide is None else GuideSource(guide, form=options["form"], guide_base=options["guide_base"])
     return Rewriting(
-        Decoder(model),
-        Decoder(writer, guides),
-        guide=None if options["guide"] is None else GUIDE,
+        engines.make(),
+        writers.make({} if source is None else {GUIDE: source}),
+        guide=None if source is None else GUIDE,
         template=options["template"] or TEMPLATE,
     )
 
 
-def policy(model: HFModel, options: Options) -> Policy:
-    return _one_guide(model, _tuned(model, options["path"], options))
+def policy(engines: EngineMaker, options: Options) -> Policy:
+    return _one_guide(engines, _tuned(options["path"], options))
 
 
-def policies(model: HFModel, options: Options) -> Policy:
+def policies(engines: EngineMaker, options: Options) -> Policy:
     paths: Sequence[str] = options["paths"]
 
     def at(strength: Strength) -> Policy:
         index = int(number(strength, what="give the number of a path", low=0, whole=True))
         if index >= len(paths):
             raise OptionError(f"There are {len(paths)} policies, and a strength is {index}; they are counted from 0.")
-        return _fixed(model, _tuned(model, paths[index], options), 1.0)
+        return _fixed(engines, _tuned(paths[index], options), 1.0)
 
     return PerStrength(at)
 
 
-def soup(model: HFModel, options: Options) -> Policy:
+def soup(engines: EngineMaker, options: Options) -> Policy:
     """Averaged when a strength is asked for; the sum of changes is exact, so nothing is written."""
     paths: Sequence[str] = options["paths"]
     parts = [_adapter(path) for path in paths]
-    own = load_own_base(paths[0], beside=model, guide_base=options["guide_base"])
+    own = load_own_base(paths[0], beside=engines.model, guide_base=options["guide_base"])
 
     def at(strength: Strength) -> Policy:
         weights = list(numbers(strength, list(paths)).values())
         policy = AdapterARM(average(parts, weights), form=SHIFT)
-        return _fixed(model, policy if own is None else policy.on(own), 1.0)
+        return _fixed(engines, policy if own is None else policy.on(own), 1.0)
 
     return PerStrength(at)
 
@@ -149,8 +150,8 @@ def _own_candidates(params: SamplingParams) -> SamplingParams:
 
 
 def _one_guide(
-    model: HFModel,
-    guide: Guide,
+    engines: EngineMaker,
+    guide: GuideSource | Guide,
     *,
     ask: Callable[[SamplingParams], SamplingParams] = lambda params: params,
     others: Callable[[], int] = lambda: 0,
@@ -158,11 +159,11 @@ def _one_guide(
     def weights(strength: Strength) -> dict[str, float]:
         return {GUIDE: number(strength, what="give the weight")}
 
-    return Guided(Decoder(model, {GUIDE: guide}), weights, ask=ask, others=others)
+    return Guided(engines.make({GUIDE: guide}), weights, ask=ask, others=others)
 
 
-def _fixed(model: HFModel, guide: Guide, weight: float) -> Policy:
-    return Guided(Decoder(model, {GUIDE: guide}), lambda strength: {GUIDE: weight})
+def _fixed(engines: EngineMaker, guide: GuideSource | Guide, weight: float) -> Policy:
+    return Guided(engines.make({GUIDE: guide}), lambda strength: {GUIDE: weight})
 
 
 def guide_base_of(options: Options, name: str) -> str | None:
@@ -174,26 +175,13 @@ def guide_base_of(options: Options, name: str) -> str | None:
     return None if given is None else str(given)
 
 
-def as_product(guide: ARM | AdapterARM) -> ARM | AdapterARM:
-    """The same weights, their log-probabilities whole."""
-    if isinstance(guide, AdapterARM):
-        return replace(guide, form=PRODUCT)
-    return replace(guide, form=PRODUCT, reference=None)
-
-
-def is_policy(path: str) -> bool:
-    """Whether a guide is a tuned policy, which is always a shift."""
-    return read_guide_card(guide_directory(path, None)).get("kind") == "policy"
-
-
-def _tuned(model: HFModel, path: str, options: Options) -> ARM | AdapterARM:
+def _tuned(path: str, options: Options) -> GuideSource:
     """A policy, or any guide that is a language model, as a shift."""
-    guide = load_guide(path, beside=model, guide_base=options["guide_base"], form=SHIFT)
-    if not isinstance(guide, (ARM, AdapterARM)):
+    if kind_of_guide(path) not in FORMED_KINDS:
         raise OptionError(
             f"{path} is a guide of another kind; give what `trimtab train dpo`, `train rl` or `soup` wrote."
         )
-    return guide
+    return GuideSource(path, form=SHIFT, guide_base=options["guide_base"])
 
 
 def _adapter(path: str) -> LoRA:

@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import Any, TypeAlias
 
+from trimtab.core import LanguageModel
+from trimtab.engines.maker import IN_PROCESS, PREFERENCES, SECOND_BASE, SELECTING, EngineMaker
 from trimtab.errors import OptionError
-from trimtab.methods import builders
+from trimtab.methods import options as opt
 from trimtab.methods.method import Policy, Strength
 from trimtab.mixing.forms import FORMS, PRODUCT, SHIFT, check_negative
-from trimtab.models.hf import HFModel
+from trimtab.storage.directories import is_policy
 
-REQUIRED = object()
-"""The default of an option that has none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """An option of a method."""
-
-    accepts: Callable[[Any], bool]
-    accepted: str
-    """What is accepted, in words."""
-    help: str
-    default: Any = REQUIRED
+Options: TypeAlias = Mapping[str, Any]
+Builder: TypeAlias = Callable[[EngineMaker, Options], Policy]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,73 +36,29 @@ class Method:
     dial: str
     """What a strength means."""
     default_strengths: tuple[Strength, ...]
-    options: Mapping[str, Option]
-    build: Callable[[HFModel, Mapping[str, Any]], Policy]
+    options: Mapping[str, opt.Option]
+    builder: str
+    """Where the function that builds it is, `file:function` of this folder; imported when it is called."""
     reads: str | None = None
     """The option that `--guide` fills: guides, paths, or what one guide is. None: it reads nothing."""
     objectives: bool = False
     """Whether a strength may be several numbers, one an objective."""
     low: float = -math.inf
     """The smallest strength that means something."""
+    needs: frozenset[str] = frozenset()
+    """What it needs of an engine beyond guides that tilt (`engines.maker.FEATURES`)."""
 
+    def build(self, engines: EngineMaker, options: Options) -> Policy:
+        """The method on engines of one base; `options` are complete."""
+        module, _, function = self.builder.partition(":")
+        found: Builder = getattr(import_module(f"trimtab.methods.{module}"), function)
+        return found(engines, options)
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(_is_name(k) and _is_name(v) for k, v in value.items())
-
-
-def _path(help_text: str, default: Any = REQUIRED) -> Option:
-    return Option(_is_name, "a path or name", help_text, default)
-
-
-def _count(help_text: str, default: int) -> Option:
-    return Option(_is_count, "a whole number of at least 1", help_text, default)
-
-
-def _number(help_text: str, default: Any) -> Option:
-    return Option(_is_number, "a finite number", help_text, default)
-
-
-def _paths(help_text: str) -> Option:
-    return Option(
-        lambda value: isinstance(value, (list, tuple)) and bool(value) and all(map(_is_name, value)),
-        "a list of paths",
-        help_text,
-    )
-
-
-def _is_base(value: Any) -> bool:
-    return _is_name(value) or _is_names(value)
-
-
-_GUIDE_BASE = _path("the model that it was trained on, where that is not the steered one (what its card says)", None)
-_GUIDE_BASES = Option(
-    _is_base,
-    "a model's name, or a mapping of guides to models",
-    "the model that the guides were trained on, where that is not the steered one (what their cards say)",
-    None,
-)
-_FORM = Option(lambda value: value in FORMS, "product or shift", "how the guide is weighed (what its card says)", None)
-_REWARD = _path("trajectory reward model: what `trimtab train reward` wrote, or a one-label classifier")
-_SCORER = _path("sentiment, offence, a reward model's directory, or module:function")
-_SIGN = Option(lambda value: value in (1, -1), "1 or -1", "-1 where a lower score is better", 1)
-_TOP_K = _count("candidates at each step", 10)
 
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("base", "the frozen model", "", "none (0)", (0.0,), {}, builders.base),
+        Method("base", "the frozen model", "", "none (0)", (0.0,), {}, "builders:base"),
         Method(
             "sharpened",
             "control: the base at a lower temperature, guided by nobody",
@@ -118,7 +66,7 @@ METHODS: Mapping[str, Method] = {
             "s: π_base^(1 + s)",
             (0.25, 0.5, 1.0, 2.0),
             {},
-            builders.sharpened,
+            "builders:sharpened",
             low=0,
         ),
         Method(
@@ -128,10 +76,10 @@ METHODS: Mapping[str, Method] = {
             "weight of the guide, or one a guide",
             (0.5, 1.0, 1.5, 2.0),
             {
-                "guides": Option(_is_names, "a mapping of names to paths", "guides by name"),
-                "guide_base": _GUIDE_BASES,
+                "guides": opt.names("guides by name"),
+                "guide_base": opt.GUIDE_BASES,
             },
-            builders.genarm,
+            "builders:genarm",
             reads="guides",
             objectives=True,
         ),
@@ -142,14 +90,15 @@ METHODS: Mapping[str, Method] = {
             "preference vector",
             ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0)),
             {
-                "guide": _path("what `trimtab train parm` wrote"),
-                "weight": _number("weight of the guide", 1.0),
-                "guide_base": _GUIDE_BASE,
+                "guide": opt.path("what `trimtab train parm` wrote"),
+                "weight": opt.number("weight of the guide", 1.0),
+                "guide_base": opt.GUIDE_BASE,
             },
-            builders.parm,
+            "builders:parm",
             reads="guide",
             objectives=True,
             low=0,
+            needs=frozenset({PREFERENCES}),
         ),
         Method(
             "mara",
@@ -157,10 +106,11 @@ METHODS: Mapping[str, Method] = {
             "2505.19743",
             "acceptance threshold",
             (0.3, 0.5, 0.7, 0.9),
-            {"guide": _path("what `trimtab train agent` wrote")},
-            builders.mara,
+            {"guide": opt.path("what `trimtab train agent` wrote")},
+            "builders:mara",
             reads="guide",
             low=0,
+            needs=frozenset({SELECTING}),
         ),
         Method(
             "args",
@@ -168,9 +118,10 @@ METHODS: Mapping[str, Method] = {
             "2402.01694",
             "weight of the reward",
             (0.5, 1.0, 1.5, 3.0),
-            {"reward": _REWARD, "top_k": _TOP_K, "guide_base": _GUIDE_BASE},
-            builders.args,
+            {"reward": opt.REWARD, "top_k": opt.TOP_K, "guide_base": opt.GUIDE_BASE},
+            "builders:args",
             reads="reward",
+            needs=frozenset({SELECTING, IN_PROCESS}),
         ),
         Method(
             "transfer-q",
@@ -179,15 +130,16 @@ METHODS: Mapping[str, Method] = {
             "weight of the value",
             (0.5, 1.0, 1.5, 3.0),
             {
-                "reward": _REWARD,
-                "policy": _path("aligned policy that completes; left out: the base itself", None),
-                "policy_reward": _path("what the policy was aligned to: the indirect form", None),
-                "rollout_tokens": _count("tokens of a completion (20; indirect 5)", 0),
-                "top_k": _TOP_K,
-                "guide_base": _GUIDE_BASE,
+                "reward": opt.REWARD,
+                "policy": opt.path("aligned policy that completes; left out: the base itself", None),
+                "policy_reward": opt.path("what the policy was aligned to: the indirect form", None),
+                "rollout_tokens": opt.count("tokens of a completion (20; indirect 5)", 0),
+                "top_k": opt.TOP_K,
+                "guide_base": opt.GUIDE_BASE,
             },
-            builders.transfer_q,
+            "builders:transfer_q",
             reads="reward",
+            needs=frozenset({SELECTING, IN_PROCESS}),
         ),
         Method(
             "best-of-n",
@@ -195,8 +147,8 @@ METHODS: Mapping[str, Method] = {
             "2009.01325",
             "N",
             (2.0, 4.0, 8.0, 16.0),
-            {"scorer": _SCORER, "sign": _SIGN},
-            builders.best_of_n,
+            {"scorer": opt.SCORER, "sign": opt.SIGN},
+            "builders:best_of_n",
             reads="scorer",
             low=1,
         ),
@@ -207,12 +159,31 @@ METHODS: Mapping[str, Method] = {
             "1/β: how sharply a reward below the target is rejected",
             (1.0, 2.0, 4.0, 8.0),
             {
-                "scorer": _SCORER,
-                "target": _number("reward at which a segment is always accepted", REQUIRED),
-                "segment_tokens": _count("tokens of a segment", 8),
-                "max_tries": _count("proposals before the best is taken", 10),
+                "scorer": opt.SCORER,
+                "target": opt.number("reward at which a segment is always accepted"),
+                "segment_tokens": opt.count("tokens of a segment", 8),
+                "max_tries": opt.count("proposals before the best is taken", 10),
             },
-            builders.segments,
+            "builders:segments",
+            reads="scorer",
+            low=0,
+        ),
+        Method(
+            "cards",
+            "segments cut where the base is unsure, drawn until a reward model accepts",
+            "2406.16306",
+            "1/β: how sharply a reward below the threshold is rejected",
+            (0.7, 1.4, 2.8, 5.6),
+            {
+                "scorer": opt.SCORER,
+                "target": opt.number("reward that is reached at the answer's full length"),
+                "start": opt.number_between(0, 1, "share of the target that holds at the answer's start", 0.5),
+                "entropy": opt.number_between(0, math.inf, "nats at which the base is unsure and a segment ends", 3.0),
+                "min_tokens": opt.count("tokens of a segment at least", 4),
+                "max_tokens": opt.count("tokens of a segment at most", 64),
+                "max_tries": opt.count("proposals before the best is taken", 20),
+            },
+            "cards:build",
             reads="scorer",
             low=0,
         ),
@@ -223,15 +194,16 @@ METHODS: Mapping[str, Method] = {
             "0: off; else the weight of the aligner's guide, if it has one",
             (1.0,),
             {
-                "model": _path("the model that rewrites; left out: the base itself", None),
-                "guide": _path("guide of the aligner", None),
-                "form": _FORM,
-                "guide_base": _GUIDE_BASE,
-                "template": Option(_is_name, "a text with {question} and {answer}", "what the aligner reads", None),
+                "model": opt.path("the model that rewrites; left out: the base itself", None),
+                "guide": opt.path("guide of the aligner", None),
+                "form": opt.one_of(FORMS, "how the guide is weighed (what its card says)", None),
+                "guide_base": opt.GUIDE_BASE,
+                "template": opt.text("a text with {question} and {answer}", "what the aligner reads", None),
             },
-            builders.aligner,
+            "builders:aligner",
             reads="model",
             low=0,
+            needs=frozenset({SECOND_BASE}),
         ),
         Method(
             "policy",
@@ -240,10 +212,10 @@ METHODS: Mapping[str, Method] = {
             "λ: π_base^(1 − λ) · π^λ; 1 is the policy itself",
             (0.5, 1.0, 1.5, 2.0),
             {
-                "path": _path("what `trimtab train dpo`, `train rl` or `soup` wrote, or a guide, as a shift"),
-                "guide_base": _GUIDE_BASE,
+                "path": opt.path("what `trimtab train dpo`, `train rl` or `soup` wrote, or a guide, as a shift"),
+                "guide_base": opt.GUIDE_BASE,
             },
-            builders.policy,
+            "builders:policy",
             reads="path",
         ),
         Method(
@@ -252,8 +224,8 @@ METHODS: Mapping[str, Method] = {
             "2306.04488",
             "which of the paths, counted from 0",
             (0.0,),
-            {"paths": _paths("policies in order"), "guide_base": _GUIDE_BASE},
-            builders.policies,
+            {"paths": opt.paths("policies in order"), "guide_base": opt.GUIDE_BASE},
+            "builders:policies",
             reads="paths",
             low=0,
         ),
@@ -263,11 +235,12 @@ METHODS: Mapping[str, Method] = {
             "2306.04488",
             "λ of each policy",
             ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0)),
-            {"paths": _paths("LoRA policies of one base, in the order of λ"), "guide_base": _GUIDE_BASE},
-            builders.soup,
+            {"paths": opt.paths("LoRA policies of one base, in the order of λ"), "guide_base": opt.GUIDE_BASE},
+            "builders:soup",
             reads="paths",
             objectives=True,
             low=0,
+            needs=frozenset({IN_PROCESS}),
         ),
     )
 }
@@ -286,7 +259,7 @@ def check_method(name: str, options: Mapping[str, Any], strengths: Sequence[Stre
     ]
     for key, option in method.options.items():
         if key not in options:
-            if option.default is REQUIRED:
+            if option.default is opt.REQUIRED:
                 problems.append(f"{name} needs {key}: {option.help}.")
         elif not (options[key] is None and option.default is None) and not option.accepts(options[key]):
             problems.append(f"{key} of {name} is {options[key]!r}; give {option.accepted}.")
@@ -314,7 +287,7 @@ def check_weights(
         if min(values) >= 0 or len(values) != len(guides):
             continue
         weights = dict(zip(guides, map(float, values), strict=True))
-        forms = {guide: SHIFT if builders.is_policy(path) else PRODUCT for guide, path in guides.items()}
+        forms = {guide: SHIFT if is_policy(path) else PRODUCT for guide, path in guides.items()}
         try:
             check_negative(weights, forms, temperature=temperature, plausibility=plausibility)
         except OptionError:
@@ -326,10 +299,31 @@ def check_weights(
     return problems
 
 
-def build_policy(model: HFModel, name: str, options: Mapping[str, Any]) -> Policy:
-    """A method on a model. `options` must have passed `check_method`; those left out have their defaults."""
+def build_policy(base: LanguageModel | EngineMaker, name: str, options: Options) -> Policy:
+    """A method on a model in this process, or on engines of one base. Options left out have their defaults.
+
+    Raises OptionError for an unknown name, for options that are not accepted, and for a method that this kind of engine
+    cannot run.
+    """
+    from trimtab.engines.builtin import BuiltinMaker
+
+    engines = base if isinstance(base, EngineMaker) else BuiltinMaker(base)
+    if problems := check_method(name, options, []):
+        raise OptionError(" ".join(f"{problem[0].upper()}{problem[1:]}" for problem in problems))
     method = METHODS[name]
-    return method.build(model, {key: options.get(key, option.default) for key, option in method.options.items()})
+    engines.check_features(method.needs, what=f"The method {name}")
+    return method.build(engines, {key: options.get(key, option.default) for key, option in method.options.items()})
+
+
+def check_engine(names: Iterable[str], maker: type[EngineMaker]) -> None:
+    """Raise OptionError for methods that engines of this kind cannot run, with those that they can."""
+    refused = [name for name in dict.fromkeys(names) if not maker.runs(METHODS[name].needs)]
+    if refused:
+        why = next(maker.refusals[need] for need in sorted(METHODS[refused[0]].needs) if need in maker.refusals)
+        accepted = [name for name, method in METHODS.items() if maker.runs(method.needs)]
+        raise OptionError(
+            f"--engine {maker.name} cannot run {', '.join(refused)}: {why} Accepted: {', '.join(accepted)}."
+        )
 
 
 def _strength_problem(method: Method, strength: Strength) -> str | None:
@@ -337,7 +331,7 @@ def _strength_problem(method: Method, strength: Strength) -> str | None:
     values = list(strength) if isinstance(strength, (tuple, list)) else [strength]
     if several and not method.objectives:
         return f"{method.name} has one dial ({method.dial}), and a strength is {strength}."
-    if not all(map(_is_number, values)) or not values:
+    if not all(map(opt.is_number, values)) or not values:
         return f"a strength of {method.name} is {strength!r}; give {method.dial}."
     if min(values) < method.low:
         return f"a strength of {method.name} is {strength}; give at least {method.low:g} ({method.dial})."

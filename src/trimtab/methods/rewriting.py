@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from trimtab.answers import Answer
 from trimtab.core import Prompt, SamplingParams
-from trimtab.decoding.decoder import Decoder
+from trimtab.decoding.engine import GenerationEngine
 from trimtab.errors import OptionError, PromptError
 from trimtab.methods.method import UNKNOWN, Strength, answers, derived_seed, number
 from trimtab.prompts import options_of, with_options
@@ -30,7 +30,9 @@ class Rewriting:
 
     kl_kind = UNKNOWN
 
-    def __init__(self, first: Decoder, aligner: Decoder, *, guide: str | None = None, template: str = TEMPLATE) -> None:
+    def __init__(
+        self, first: GenerationEngine, aligner: GenerationEngine, *, guide: str | None = None, template: str = TEMPLATE
+    ) -> None:
         if "{question}" not in template or "{answer}" not in template:
             raise OptionError("The template of a rewriting needs {question} and {answer} in it.")
         self._first = first

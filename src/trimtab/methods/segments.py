@@ -4,16 +4,18 @@ After CARDS (Li et al., arXiv 2406.16306): a proposed segment is accepted with p
 min(1, exp((r(x, y) − r*) · s)), r the reward of the answer up to it, r* a target, s = 1/β the strength; after
 `max_tries` proposals the best of them is taken.
 
-Where it differs: segments have a fixed number of tokens (CARDS cuts where the base's entropy is high); r* does not rise
-along the answer; a proposal reads the prefix anew, since it is a request like any other. What KL it costs is not known.
+Where it differs: segments have a fixed number of tokens, and r* does not rise along the answer (`methods.cards` gives
+other values of `draw` and `start`); a proposal reads the prefix anew, since it is a request like any other. What KL it
+costs is not known.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from trimtab.answers import Answer, finished
 from trimtab.core import Prompt, SamplingParams
@@ -23,6 +25,17 @@ from trimtab.errors import ScoreError
 from trimtab.methods.method import UNKNOWN, Strength, derived_seed, number
 from trimtab.prompts import encode_prompt
 from trimtab.storage.scorers import Scorer
+
+Request: TypeAlias = tuple[list[int], SamplingParams]
+Draw: TypeAlias = Callable[[GenerationEngine, Sequence[Request]], tuple[list[Answer], int]]
+"""One proposal for each request, in order, and how many tokens were drawn for them; one with `finish_reason` "length"
+may be shorter than was asked for."""
+
+
+def whole(engine: GenerationEngine, requests: Sequence[Request]) -> tuple[list[Answer], int]:
+    """Proposals of as many tokens as are asked for."""
+    drawn = list(finished(engine.answers(requests)))
+    return drawn, sum(len(part.token_ids) for part in drawn)
 
 
 @dataclass(slots=True)
@@ -34,6 +47,8 @@ class _Growing:
     prompt: Prompt
     prompt_ids: list[int]
     seed: int
+    prompt_reward: float = 0.0
+    """r(x, ""), where the target rises from it."""
     parts: list[Answer] = field(default_factory=list)
     tries: int = 0
     best: tuple[float, Answer] | None = None
@@ -48,16 +63,30 @@ class _Growing:
 
 
 class SegmentRejection:
-    """Answers that grow by accepted segments of `segment_tokens` tokens; the strength is 1/β."""
+    """Answers that grow by accepted segments of at most `segment_tokens` tokens; the strength is 1/β.
+
+    With `start` the target rises along the answer, from (1 − start)·r(x, "") + start·target before the first token to
+    `target` at `max_new_tokens`.
+    """
 
     kl_kind = UNKNOWN
 
     def __init__(
-        self, decoder: GenerationEngine, scorer: Scorer, *, target: float, segment_tokens: int = 8, max_tries: int = 10
+        self,
+        engine: GenerationEngine,
+        scorer: Scorer,
+        *,
+        target: float,
+        start: float | None = None,
+        segment_tokens: int = 8,
+        max_tries: int = 10,
+        draw: Draw = whole,
     ) -> None:
-        self._decoder = decoder
+        self._engine = engine
         self._scorer = scorer
         self._target = target
+        self._start = start
+        self._draw = draw
         self._segment_tokens = segment_tokens
         self._max_tries = max_tries
         self.num_tokens_read = 0
@@ -67,9 +96,12 @@ class SegmentRejection:
     ) -> Iterator[Answer]:
         steepness = number(strength, what="give 1/β", low=0)
         rows = [
-            _Growing(index, prompt, encode_prompt(self._decoder.model, prompt), seed)
+            _Growing(index, prompt, encode_prompt(self._engine.model, prompt), seed)
             for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
+        if self._start is not None:
+            for row, reward in zip(rows, self._rewards(rows, [""] * len(rows)), strict=True):
+                row.prompt_reward = reward
         while growing := [row for row in rows if not row.done(params.max_new_tokens)]:
             self._round(growing, steepness, params)
         for row in rows:
@@ -86,25 +118,37 @@ class SegmentRejection:
             seed = derived_seed(row.seed, len(row.parts), row.tries)
             ids = [*row.prompt_ids, *row.token_ids]
             requests.append((ids, replace(params, max_new_tokens=room, seed=seed)))
-        proposed = list(finished(self._decoder.answers(requests)))
-        self.num_tokens_read += sum(len(part.token_ids) for part in proposed)
-        found = [self._ended(row, part, params.stop) for row, part in zip(rows, proposed, strict=True)]
+        drawn, num_drawn = self._draw(self._engine, requests)
+        self.num_tokens_read += num_drawn
+        proposals = [self._ended(row, part, params.stop) for row, part in zip(rows, drawn, strict=True)]
+        rewards = self._rewards(rows, [text for _, text in proposals])
+        for row, (part, _), reward in zip(rows, proposals, rewards, strict=True):
+            if row.best is None or reward > row.best[0]:
+                row.best = (reward, part)
+            luck = random.Random(derived_seed(row.seed, len(row.parts), row.tries, 1)).random()
+            num_tokens = len(row.token_ids) + len(part.token_ids)
+            gap = reward - self._threshold(row, num_tokens / params.max_new_tokens)
+            accepted = luck < math.exp(min(0.0, steepness * gap))
+            row.tries += 1
+            if accepted or row.tries >= self._max_tries:
+                row.parts.append(part if accepted else row.best[1])
+                row.tries, row.best = 0, None
+
+    def _rewards(self, rows: Sequence[_Growing], texts: Sequence[str]) -> list[float]:
         try:
-            rewards = self._scorer([row.prompt for row in rows], [text for _, text in found])
+            return self._scorer([row.prompt for row in rows], texts)
         except ScoreError as error:
             if error.index is None:
                 raise
             index = rows[error.index].index
             raise error.at(f"a segment for prompt {index}", index=index) from error.__cause__
-        for row, (part, _), reward in zip(rows, found, rewards, strict=True):
-            if row.best is None or reward > row.best[0]:
-                row.best = (reward, part)
-            luck = random.Random(derived_seed(row.seed, len(row.parts), row.tries, 1)).random()
-            accepted = luck < math.exp(min(0.0, steepness * (reward - self._target)))
-            row.tries += 1
-            if accepted or row.tries >= self._max_tries:
-                row.parts.append(part if accepted else row.best[1])
-                row.tries, row.best = 0, None
+
+    def _threshold(self, row: _Growing, share: float) -> float:
+        """The reward at which a proposal that brings the answer to `share` of its tokens is always accepted."""
+        if self._start is None:
+            return self._target
+        first = (1 - self._start) * row.prompt_reward + self._start * self._target
+        return min(self._target, first + share * (self._target - first))
 
     def _ended(self, row: _Growing, part: Answer, stop: Sequence[str]) -> tuple[Answer, str]:
         """A proposal, cut where it completes a stop string that an accepted segment begins, and the text up to it."""
@@ -119,7 +163,7 @@ class SegmentRejection:
 
     def _text(self, row: _Growing, part: Answer | None, stop: Sequence[str]) -> tuple[str, int | None]:
         """See `text.text_of`. The token that ends an answer has no text."""
-        tokenizer = self._decoder.model.tokenizer
+        tokenizer = self._engine.model.tokenizer
         assert tokenizer is not None, "rewards read text"
         last = part or row.parts[-1]
         token_ids = [*row.token_ids, *(part.token_ids if part else ())]

@@ -85,6 +85,11 @@ def kl_divergence(policy: Tensor, base: Tensor) -> Tensor:
     return (policy.exp() * gap).sum(dim=-1).clamp(min=0.0)
 
 
+def entropy(logprobs: Tensor) -> Tensor:
+    """Shannon entropy in nats for each row of a [B, V] table of normalised log-probabilities: [B]."""
+    return -torch.where(torch.isneginf(logprobs), 0.0, logprobs.exp() * logprobs).sum(dim=-1)
+
+
 def rank_of(table: Tensor, token_ids: Tensor) -> Tensor:
     """[B] ranks of `token_ids` [B] in a [B, V] table: how many tokens are strictly better."""
     own = table.gather(1, token_ids[:, None])
@@ -110,6 +115,7 @@ def traces(
     sampled = normalised(step.final[at])
     kls = kl_divergence(sampled, picked.base).tolist()
     drawn = sampled.gather(1, chosen[:, None]).squeeze(1).tolist()
+    entropies = entropy(picked.base).tolist()
     ranks = rank_of(picked.base, chosen).tolist(), rank_of(picked.mixed, chosen).tolist()
     return [
         TokenTrace(
@@ -118,6 +124,7 @@ def traces(
             kls[row],
             _choice(*step.choices[rows[row]], token_ids[row]) if rows[row] in step.choices else None,
             drawn[row],
+            entropies[row],
         )
         for row in range(len(rows))
     ]

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Sequence
 from trimtab.answers import Step
 from trimtab.errors import ClientGoneError
 from trimtab.serving.asking import Wanted
-from trimtab.serving.batch_thread import Engine, Event, Job
+from trimtab.serving.batch_thread import BatchThread, Event, Job
 
 
 class Answering:
     """The answers of one request. Every use ends with `close`; until then it is among `all_open`."""
 
-    def __init__(self, engine: Engine, wanted: Sequence[Wanted], all_open: set[Answering]) -> None:
-        self._engine = engine
+    def __init__(self, batch: BatchThread, wanted: Sequence[Wanted], all_open: set[Answering]) -> None:
+        self._batch = batch
         self._all_open = all_open
         self.wanted = wanted
         self._mail: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -28,8 +28,8 @@ class Answering:
         all_open.add(self)
 
     async def begin(self) -> None:
-        """Submit, and wait until every answer has been taken. Raises what the engine raises."""
-        self._engine.submit(self.jobs)
+        """Submit, and wait until every answer has been taken. Raises what the batch thread raises."""
+        self._batch.submit(self.jobs)
         num_taken = 0
         while num_taken < len(self.jobs):
             event = await self._next()
@@ -57,7 +57,7 @@ class Answering:
     def close(self) -> None:
         """Free what has not ended. It may be called again."""
         if self._open and self in self._all_open:
-            self._engine.cancel(self.jobs)
+            self._batch.cancel(self.jobs)
         self._all_open.discard(self)
 
     async def _next(self) -> Event:

@@ -27,7 +27,7 @@ from trimtab.errors import ClientGoneError, StoppedError, TrimtabError, UnknownM
 from trimtab.mixing.forms import forms_of
 from trimtab.serving import schema
 from trimtab.serving.asking import Catalogue, wanted_chat, wanted_completion
-from trimtab.serving.batch_thread import Engine, Event
+from trimtab.serving.batch_thread import BatchThread, Event
 from trimtab.serving.door import ANY, Door, Hosts
 from trimtab.serving.guard import Guard, Keys
 from trimtab.serving.limits import Limits
@@ -49,7 +49,7 @@ _ENCODED_AT_ONCE = 2
 class Service:
     """What a server serves, and to whom."""
 
-    decoder: GenerationEngine
+    engine: GenerationEngine
     catalogue: Catalogue
     limits: Limits
     keys: Sequence[str] = ()
@@ -63,24 +63,24 @@ class Service:
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application of one service; its engine runs while the application does, as `app.state.engine`."""
+    """The application of one service; its batch runs while the application does, as `app.state.batch`."""
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        engine = Engine(
-            service.decoder,
+        batch = BatchThread(
+            service.engine,
             service.limits,
             metrics,
             post=_poster(loop),
             thread=service.thread,
             on_death=service.on_death,
         )
-        app.state.engine = engine
-        engine.start()
+        app.state.batch = batch
+        batch.start()
         yield
-        await run_in_threadpool(engine.stop)
+        await run_in_threadpool(batch.stop)
 
     app = FastAPI(
         title="trimtab",
@@ -190,13 +190,13 @@ def _add_lists(app: FastAPI, service: Service) -> None:
             raise UnknownModelError(f"The model {cut(name)!r} does not exist. This server has: {', '.join(models)}.")
         return models[name]
 
-    forms = forms_of(service.decoder.guides)
+    forms = forms_of(service.engine.guides)
 
     @app.get("/v1/guides", response_model=schema.NamedList)
     async def guides() -> dict[str, Any]:
         found = []
         for name, weight in catalogue.guides.items():
-            selection = service.decoder.guides[name].selection
+            selection = service.engine.guides[name].selection
             kind = {
                 "selects": selection is not None,
                 "accepts": selection is not None and selection.rule.accepts,  # its weight is an acceptance threshold
@@ -211,13 +211,13 @@ def _add_status(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/health", response_model=schema.Status)
     async def health() -> Response:
         """Whether the generation thread answers."""
-        alive = await _answers(app.state.engine)
+        alive = await _answers(app.state.batch)
         return JSONResponse({"status": "ok" if alive else "dead"}, 200 if alive else 503)
 
     @app.get("/ready", response_model=schema.Status)
     async def ready() -> Response:
         """Whether new requests are taken."""
-        is_open = app.state.engine.is_open
+        is_open = app.state.batch.is_open
         return JSONResponse({"status": "ready" if is_open else "stopping"}, 200 if is_open else 503)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -225,15 +225,15 @@ def _add_status(app: FastAPI, metrics: Metrics) -> None:
         return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
 
-async def _answers(engine: Engine) -> bool:
+async def _answers(batch: BatchThread) -> bool:
     """Whether the generation thread answers in time. No thread of this process's waits for it."""
-    if engine.death is not None:
+    if batch.death is not None:
         return False
     loop, answered = asyncio.get_running_loop(), asyncio.Event()
-    engine.call(lambda: _tell(loop, answered.set))
+    batch.call(lambda: _tell(loop, answered.set))
     with suppress(asyncio.TimeoutError):
         await asyncio.wait_for(answered.wait(), _PING_S)
-    return answered.is_set() and engine.death is None
+    return answered.is_set() and batch.death is None
 
 
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:

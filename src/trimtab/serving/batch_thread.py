@@ -37,7 +37,7 @@ class Job:
     """Names of the guides that run."""
     num_prompt_tokens: int
     deliver: Callable[[Event], None]
-    """Called in the thread that `Engine.post` hands events to."""
+    """Called in the thread that `BatchThread.post` hands events to."""
     created: float = field(default_factory=time.monotonic)
     request_id: int | None = None
     last_token: float | None = None
@@ -60,7 +60,7 @@ class Event:
 Post = Callable[[Sequence[Event]], None]
 
 
-class Engine:
+class BatchThread:
     """Runs a decoder in the thread that loaded its model, or in a new one.
 
     `post` receives the events of each step, in that thread. `on_death` is called where the loop ends by an error.
@@ -68,7 +68,7 @@ class Engine:
 
     def __init__(
         self,
-        decoder: GenerationEngine,
+        engine: GenerationEngine,
         limits: Limits,
         metrics: Metrics,
         *,
@@ -76,7 +76,7 @@ class Engine:
         thread: TensorThread | None = None,
         on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
-        self.decoder = decoder
+        self.engine = engine
         self.limits = limits
         self.metrics = metrics
         self.death: BaseException | None = None
@@ -135,7 +135,7 @@ class Engine:
     @property
     def num_running(self) -> int:
         """Answers that are being decoded."""
-        return min(self.decoder.num_running, self.num_open)
+        return min(self.engine.num_running, self.num_open)
 
     @property
     def is_open(self) -> bool:
@@ -171,7 +171,7 @@ class Engine:
         else:
             self._end_all(StoppedError("The server was stopped before this answer ended."))
         finally:
-            self.decoder.close()
+            self.engine.close()
 
     def _obey(self) -> bool:
         """Carry out what was asked, waiting for it where nothing runs; False: end."""
@@ -191,7 +191,7 @@ class Engine:
             self._end(job, Event(job, error=self._ended), "error")
             return
         try:
-            job.request_id = self.decoder.add(job.prompt, job.params)
+            job.request_id = self.engine.add(job.prompt, job.params)
         except TrimtabError as error:
             self._end(job, Event(job, error=error), "refused")
             return
@@ -205,11 +205,11 @@ class Engine:
 
     def _drop(self, job: Job) -> None:
         if job.request_id is not None and self._jobs.get(job.request_id) is job:
-            self.decoder.cancel(job.request_id)
+            self.engine.cancel(job.request_id)
             self._end(job, None, "cancelled")
 
     def _step(self) -> None:
-        steps = self.decoder.step()
+        steps = self.engine.step()
         now = time.monotonic()
         for step in steps:
             self._grow(self._jobs[step.request_id], step, now)
@@ -237,7 +237,7 @@ class Engine:
         late = [job for job in self._jobs.values() if now - job.created > self.limits.timeout_s]
         for job in late:
             assert job.request_id is not None
-            self.decoder.cancel(job.request_id)
+            self.engine.cancel(job.request_id)
             error = DeadlineError(f"The answer did not end within {self.limits.timeout_s:g} seconds.")
             self._end(job, Event(job, error=error), "timeout")
 

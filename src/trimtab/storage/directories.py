@@ -99,6 +99,20 @@ def kind_of(directory: Path) -> str:
         return "arm"
 
 
+def kind_of_guide(name: str | Path) -> str:
+    """The kind that a guide's card says, or that its files say where it has none. Raises CheckpointError.
+
+    `name` is a directory, a hub id or `builtin:NAME`.
+    """
+    directory = guide_directory(name, None)
+    return str(read_guide_card(directory).get("kind", kind_of(directory)))
+
+
+def is_policy(name: str | Path) -> bool:
+    """Whether a guide is a tuned policy, which is always a shift."""
+    return kind_of_guide(name) == "policy"
+
+
 def is_adapter(directory: Path) -> bool:
     """Whether a directory holds an adapter of another model, in peft's format."""
     return (directory / "adapter_config.json").exists()

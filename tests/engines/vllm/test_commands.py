@@ -19,7 +19,7 @@ from tests.tiny import byte_tokenizer, tiny_module, write_lora
 pytest.importorskip("vllm")
 
 LENGTH = 256
-VLLM = ("--engine", "vllm", "--vllm", "enforce_eager=true")
+VLLM = ("--engine", "vllm", "--engine-option", "enforce_eager=true")
 SAMPLING = ("--temperature", "0", "--max-new-tokens", "6", "--ignore-eos")
 
 

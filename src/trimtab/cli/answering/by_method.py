@@ -7,17 +7,18 @@ its weight is the method's strength; `--option KEY=VALUE` sets the rest.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import guide_options, options
 from trimtab.cli.answering.requests import Request
-from trimtab.cli.prompts import as_asked, use_template
-from trimtab.cli.template_options import template_options
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
+    from trimtab.cli.engines import EngineChoice
+    from trimtab.core import Prompt, SamplingParams
+    from trimtab.engines.maker import EngineMaker
     from trimtab.methods.method import Strength
 
 
@@ -56,8 +57,8 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def method_choice(args: argparse.Namespace) -> MethodChoice | None:
-    """What --method asks for, or None. Raises OptionError with every problem."""
+def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoice | None:
+    """What --method asks for, or None. Raises OptionError with every problem, before anything is loaded."""
     if args.method is None:
         if args.method_options or args.strength:
             raise OptionError("--option and --strength belong to a method; give --method NAME with them.")
@@ -72,12 +73,11 @@ def method_choice(args: argparse.Namespace) -> MethodChoice | None:
     if method is not None and method.reads is None and args.guides:
         raise OptionError(f"{args.method} reads no guide; leave --guide out.")
     chosen = {} if method is None or method.reads is None else _read(args, method.reads)
-    chosen |= _about_guides(args)
-    found = {**chosen, **dict(args.method_options)}
+    chosen = {**chosen, **_about_guides(args), **dict(args.method_options)}
     strength = _strength(args)
     strengths = [] if strength is None else [strength]
     how = {"temperature": args.temperature, "plausibility": args.plausibility}
-    problems = check_method(args.method, found, strengths) or check_weights(args.method, found, strengths, **how)
+    problems = check_method(args.method, chosen, strengths) or check_weights(args.method, chosen, strengths, **how)
     if strength is None and method is not None:
         if method.default_strengths != (0.0,):
             problems.append(f"{args.method} needs a strength ({method.dial}): --guide NAME=PATH:X, or --strength X.")
@@ -85,28 +85,31 @@ def method_choice(args: argparse.Namespace) -> MethodChoice | None:
     if problems:
         raise OptionError(" ".join(f"{problem[0].upper()}{problem[1:]}" for problem in problems))
     assert strength is not None
-    return MethodChoice(args.method, found, strength)
+    assert method is not None
+    engine.maker.check_features(method.needs, what=f"--method {args.method}")
+    return MethodChoice(args.method, chosen, strength)
 
 
-def answered(
-    args: argparse.Namespace, requests: Sequence[Request], choice: MethodChoice, *, trace: bool
-) -> Iterator[Request]:
-    """Every request, in order, with its answer; `batch_size` of them at a time."""
+def check_unweighted(requests: Sequence[Request]) -> None:
+    """Raise OptionError for a row of the prompts with weights: a method has one strength for all."""
     if weighted := next((request for request in requests if request.weights), None):
         raise OptionError(
             f"A row of the prompts has weights ({dict(weighted.weights)}), and --method has one strength for all. "
             "Leave them out, or --method."
         )
+
+
+def answered(
+    engines: EngineMaker,
+    choice: MethodChoice,
+    params: SamplingParams,
+    parts: Iterable[tuple[Sequence[Request], Sequence[Prompt]]],
+) -> Iterator[Request]:
+    """Every request, in order, with its answer; `parts` are requests with their prompts, a batch each."""
     from trimtab.methods.catalogue import build_policy
 
-    model = options.load_base(args)
-    policy = build_policy(model, choice.name, choice.options)
-    chat = use_template(args.template, options.tokenizer_of(model, args))
-    told = template_options(args)
-    params = options.sampling_params(args, weights={}, seed=None, trace=trace, num_alternatives=args.num_alternatives)
-    for start in range(0, len(requests), args.batch_size):
-        part = requests[start : start + args.batch_size]
-        prompts = [as_asked(request.row.prompt, chat=chat, options=told) for request in part]
+    policy = build_policy(engines, choice.name, choice.options)
+    for part, prompts in parts:
         found = policy.answer(prompts, choice.strength, params, [request.seed for request in part])
         for request, answer in zip(part, found, strict=True):
             request.take_answer(answer, {choice.name: choice.strength})

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli import options
+from trimtab.cli import engines, options
 from trimtab.cli.template_options import add_template_option, template_options
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
 if TYPE_CHECKING:
     from trimtab.core import SamplingParams
-    from trimtab.decoding.decoder import Decoder
+    from trimtab.decoding.engine import GenerationEngine
 
 HELP = """\
 /weight NAME NUMBER   how strongly a guide steers, from the next answer on (0: not at all; negative: away,
@@ -51,27 +51,33 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object for each answer on standard output")
     add_template_option(parser)
     options.add_sampling_options(parser, max_new_tokens=512)
+    engines.add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read lines until the end of the input or /quit."""
-    told = template_options(args)
-    tokenizer, decoder = options.load_decoder(args, max_rows=1)
+    choice = engines.engine_choice(args)
+    params = options.sampling_params(args, weights={}, seed=args.seed)
+    choice.maker.check_params(params)
+    guides = engines.GuideFlags.of(args).sources(params)
+    asked_options = template_options(args)
+    tokenizer, engine = engines.load(choice, options.model_source(args), guides, max_rows=1)
     if not tokenizer.has_chat_template:
         raise OptionError(
             f"{args.model} has no chat template. Use a model tuned for chat, or `trimtab generate --raw`."
         )
     conversation = Conversation(
-        decoder,
-        options.sampling_params(
-            args, weights={name: guide.weight for name, guide in decoder.guides.items()}, seed=args.seed
-        ),
+        engine,
+        dataclasses.replace(params, weights={name: guide.weight for name, guide in engine.guides.items()}),
         system=args.system,
-        template_options=told,
+        template_options=asked_options,
         json=args.json,
         interactive=sys.stdin.isatty(),
     )
-    return _converse(conversation)
+    try:
+        return _converse(conversation)
+    finally:
+        engine.close()
 
 
 def _converse(conversation: Conversation) -> int:
@@ -107,7 +113,7 @@ def _read_line(conversation: Conversation) -> str | None:
 class Conversation:
     """The messages so far, and the dials."""
 
-    decoder: Decoder
+    engine: GenerationEngine
     params: SamplingParams
     system: str | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
@@ -143,7 +149,7 @@ class Conversation:
         from trimtab.core import Chat
 
         prompt = Chat(system + self.turns, self.template_options)
-        request = self.decoder.add(prompt, dataclasses.replace(self.params, seed=seed))
+        request = self.engine.add(prompt, dataclasses.replace(self.params, seed=seed))
         texts, reason = self._stream(request)
         text = "".join(texts)
         self.turns.append({"role": "assistant", "content": text})
@@ -157,7 +163,7 @@ class Conversation:
         reason = None
         try:
             while reason is None:
-                for step in self.decoder.step():
+                for step in self.engine.step():
                     if step.request_id != request:
                         continue
                     if step.error is not None:
@@ -166,7 +172,7 @@ class Conversation:
                     reason = step.finish_reason
                     self._show(step.text)
         except KeyboardInterrupt:
-            self.decoder.cancel(request)
+            self.engine.cancel(request)
             if not self.interactive:
                 raise
             reason = "cancelled"
@@ -189,7 +195,7 @@ class Conversation:
         if name not in self.params.weights:
             raise unknown_name("guide", name, self.params.weights)
         changed = dataclasses.replace(self.params, weights={**self.params.weights, name: _number(number, -math.inf)})
-        self.decoder.weights_of(changed)  # refused now, and not at the next answer
+        self.engine.weights_of(changed)  # refused now, and not at the next answer
         self.params = changed
         self.weights("")
 

@@ -20,7 +20,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli import options
+from trimtab.cli import engines, options
 from trimtab.cli.answering.requests import plain
 from trimtab.cli.prompts import as_asked, use_template
 from trimtab.cli.template_options import add_template_options, template_options
@@ -51,40 +51,35 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace PAGE if it exists")
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
     options.add_sampling_options(parser, max_new_tokens=64)
+    engines.add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer, explain, show."""
     _check(args)
-    tokenizer, decoder = options.load_decoder(args, max_rows=1)
+    choice = engines.engine_choice(args)
+    params = options.sampling_params(
+        args, weights={}, seed=args.seed, trace=True, num_alternatives=args.num_alternatives
+    )
+    choice.maker.check_params(params)
+    guides = engines.GuideFlags.of(args).sources(params)
+    tokenizer, engine = engines.load(choice, options.model_source(args), guides, max_rows=1)
     from trimtab.answers import finished
 
     prompt = as_asked(args.prompt, chat=use_template(args.template, tokenizer), options=template_options(args))
-    decoded = decoder.generate(
-        [prompt],
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        plausibility=args.plausibility,
-        repetition_penalty=args.repetition_penalty,
-        stop=args.stop,
-        ignore_eos=args.ignore_eos,
-        seed=args.seed,
-        trace=True,
-        num_alternatives=args.num_alternatives,
-    )
-    (answer,) = finished(decoded)
+    try:
+        (answer,) = finished(engine.answers([(prompt, params)]))
+    finally:
+        engine.close()
     from trimtab.decoding.text import shown_tokens
     from trimtab.evaluation.explaining.trace import explain_tokens
 
     shown = shown_tokens(tokenizer, answer.prompt_ids, answer.token_ids)
     tokens = explain_tokens(answer.trace or (), answer.weights, tokenizer.token_text, shown)
     if args.html is not None:
-        _write_page(args, answer, tokens)
+        _write_page(Path(args.html), args.prompt, args.model, answer, tokens)
     if args.json:
-        _print_json(args, answer, tokens)
+        _print_json(args.prompt, args.html, answer, tokens)
     else:
         _print_text(answer, tokens)
     return 0
@@ -99,28 +94,27 @@ def _check(args: argparse.Namespace) -> None:
         raise OptionError(f"{args.html} already exists. Give --overwrite to replace it, or another path.")
 
 
-def _write_page(args: argparse.Namespace, answer: Answer, tokens: list[ExplainedToken]) -> None:
+def _write_page(path: Path, prompt: str, model: str, answer: Answer, tokens: list[ExplainedToken]) -> None:
     from trimtab.evaluation.explaining.trace_page import trace_page
 
-    page = trace_page(tokens, prompt=args.prompt, model=args.model, weights=answer.weights, seed=answer.seed)
-    path = Path(args.html)
+    page = trace_page(tokens, prompt=prompt, model=model, weights=answer.weights, seed=answer.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page)
     options.say(f"page: {path}")
 
 
-def _print_json(args: argparse.Namespace, answer: Answer, tokens: list[ExplainedToken]) -> None:
+def _print_json(prompt: str, page: str | None, answer: Answer, tokens: list[ExplainedToken]) -> None:
     from trimtab.evaluation.explaining.trace import as_rows
 
     row = {
-        "prompt": args.prompt,
+        "prompt": prompt,
         "text": answer.text,
         "finish_reason": answer.finish_reason,
         "weights": dict(answer.weights),
         "seed": answer.seed,
         "kl": answer.kl,
         "tokens": as_rows(tokens),
-        "page": args.html,
+        "page": page,
     }
     print(json.dumps(plain(row), ensure_ascii=False, allow_nan=False))
 

@@ -15,18 +15,28 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from trimtab.cli import engines, guide_options, options
 from trimtab.cli.answering import answer_file
-from trimtab.cli.answering.by_method import MethodChoice, add_method_options, answered, method_choice
+from trimtab.cli.answering.by_method import (
+    MethodChoice,
+    add_method_options,
+    answered,
+    check_unweighted,
+    method_choice,
+)
 from trimtab.cli.answering.requests import Request, in_order, located
 from trimtab.cli.prompts import PromptRow, as_asked, prompts_of, read_prompts, use_template
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.errors import ModelError, OptionError, PromptError
 
 if TYPE_CHECKING:
+    from trimtab.cli.engines import EngineChoice
+    from trimtab.core import SamplingParams
     from trimtab.decoding.engine import GenerationEngine
+    from trimtab.engines.maker import GuideSource, ModelSource
 
 _SETTINGS = (
     *("model", "revision", "dtype", "template", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
@@ -65,30 +75,71 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     engines.add_engine_options(parser)
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What the flags ask for, read once."""
+
+    model: ModelSource
+    engine: EngineChoice
+    guides: Mapping[str, GuideSource]
+    method: MethodChoice | None
+    params: SamplingParams
+    template: str
+    template_options: Mapping[str, Any]
+    batch_size: int
+    skip_bad_lines: bool
+    out: str | None
+    as_json: bool
+    as_text: bool
+    """Whether answers are written as plain text."""
+
+
 def run(args: argparse.Namespace) -> int:
     """Answer every prompt."""
     started = time.monotonic()
-    options.check_guide_names(args.guides)
     _check_options(args)
-    engines.check_engine(args)
-    engines.check_sampling(args, options.sampling_params(args, weights={}, seed=None))
-    choice = method_choice(args)
-    rows = _read_rows(args)
+    job = _job(args)
+    rows = _read_rows(args, engines.guide_names(job.engine, args.model, [spec.name for spec in args.guides]))
     plan = None if args.out is None else answer_file.plan(args.out, resume=args.resume, overwrite=args.overwrite)
     seed = _first_seed(args.seed, plan)
-    settings = _settings(args, rows, seed) | ({} if choice is None else {"method": dataclasses.asdict(choice)})
+    settings = _settings(args, job, rows, seed)
     if plan is not None:
-        settings["contents"] = _contents(args, choice)
+        settings["contents"] = _contents(job)
         plan.check(settings, rows)
     num_done = 0 if plan is None else plan.num_done
-    todo = _requests(args, rows, seed)[num_done:]
-    num_tokens = _answer_all(args, todo, plan, settings, choice) if todo else 0
+    todo = _requests(rows, seed)[num_done:]
+    num_tokens = _answer_all(job, todo, plan, settings) if todo else 0
     if args.out is not None:
-        _summarise(args, len(rows), num_done, num_tokens, time.monotonic() - started)
+        _summarise(job, len(rows), num_done, num_tokens, time.monotonic() - started)
     num_failed = sum(request.failed for request in todo)
     if num_failed:
         raise ModelError(f"{num_failed} of {len(todo)} answers failed while they were made; their rows say why.")
     return 0
+
+
+def _job(args: argparse.Namespace) -> _Job:
+    """The flags, checked as far as nothing large has to be read for it."""
+    options.check_guide_names(args.guides)
+    engine = engines.engine_choice(args)
+    params = options.sampling_params(
+        args, weights={}, seed=None, trace=args.trace, num_alternatives=args.num_alternatives
+    )
+    engine.maker.check_params(params)
+    method = method_choice(args, engine)
+    return _Job(
+        model=options.model_source(args),
+        engine=engine,
+        guides=engines.GuideFlags.of(args).sources(params) if method is None else {},
+        method=method,
+        params=params,
+        template=args.template,
+        template_options=template_options(args),
+        batch_size=args.batch_size,
+        skip_bad_lines=args.skip_bad_lines,
+        out=args.out,
+        as_json=args.json,
+        as_text=args.out is None and not args.json and args.prompt is not None and not args.trace,
+    )
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -96,19 +147,16 @@ def _check_options(args: argparse.Namespace) -> None:
         raise OptionError("--num-alternatives is part of a trace; give --trace with it.")
     if (args.resume or args.overwrite) and args.out is None:
         raise OptionError("--resume and --overwrite are about the file of answers; give --out FILE with them.")
-    if args.method is not None and args.engine != "builtin":
-        raise OptionError("--engine vllm answers by guides in one mix; leave --method out, or name it in a recipe.")
     if (args.skip_bad_lines or args.ignore_columns) and args.prompts is None:
         flag = "--skip-bad-lines" if args.skip_bad_lines else "--ignore-column"
         raise OptionError(f"{flag} is about a file of prompts; give --prompts FILE with it.")
     template_options(args)
 
 
-def _read_rows(args: argparse.Namespace) -> list[PromptRow]:
+def _read_rows(args: argparse.Namespace, guides: Sequence[str]) -> list[PromptRow]:
     if args.prompt is not None:
         return prompts_of(args.prompt)
-    names = engines.guide_names(args)
-    return read_prompts(args.prompts, names, skip_bad_lines=args.skip_bad_lines, ignore_columns=args.ignore_columns)
+    return read_prompts(args.prompts, guides, skip_bad_lines=args.skip_bad_lines, ignore_columns=args.ignore_columns)
 
 
 def _first_seed(seed: int | None, plan: answer_file.Plan | None) -> int:
@@ -120,20 +168,19 @@ def _first_seed(seed: int | None, plan: answer_file.Plan | None) -> int:
     return secrets.randbelow(2**31)
 
 
-def _settings(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, job: _Job, rows: Sequence[PromptRow], seed: int) -> dict[str, Any]:
     """Everything that an answer depends on. The batch size is not among them: it changes no answer."""
-    preferences = options.preferences_of(args)
+    preferences = options.named_preferences(args.preferences, [spec.name for spec in args.guides])
     forms, bases = guide_options.read(args)
     from trimtab.prompts import as_json
 
     content = json.dumps([[as_json(row.prompt), row.weights, row.seed] for row in rows], ensure_ascii=True)
-    told = template_options(args)
     return {
         **{name: getattr(args, name) for name in _SETTINGS},
-        **({"template_options": told} if told else {}),
+        **({"template_options": dict(job.template_options)} if job.template_options else {}),
         "guides": {
             spec.name: {
-                "source": _source(spec.path),
+                "source": _content_of(spec.path),
                 "weight": spec.weight,
                 **({"preference": list(preferences[spec.name])} if spec.name in preferences else {}),
                 **({"form": forms[spec.name]} if spec.name in forms else {}),
@@ -143,22 +190,19 @@ def _settings(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) ->
         },
         "prompts": hashlib.sha256(content.encode()).hexdigest(),
         "seed": seed,
-        **_engine(args),
+        **_engine(job),
+        **({} if job.method is None else {"method": dataclasses.asdict(job.method)}),
     }
 
 
-def _engine(args: argparse.Namespace) -> dict[str, Any]:
-    """What vLLM adds to that: its draws are others. Nothing where the built-in engine answers."""
-    if args.engine == "builtin":
+def _engine(job: _Job) -> dict[str, Any]:
+    """What another engine adds to that: its draws are others. Nothing where the built-in engine answers."""
+    if job.engine.is_builtin:
         return {}
-    manifest = engines.packed(args.model)
-    return {
-        "engine": args.engine,
-        **({} if manifest is None else {"packed": json.loads(json.dumps(manifest.as_config()))}),
-    }
+    return {"engine": job.engine.name, **job.engine.open(job.model).contents}
 
 
-def _source(path: str) -> str:
+def _content_of(path: str) -> str:
     """What a guide is: its content, so that one trained anew is not taken for the old; its name where it has none."""
     from trimtab.storage.digests import model_contents
 
@@ -166,51 +210,58 @@ def _source(path: str) -> str:
     return path if files is None else f"sha256:{files}"
 
 
-def _contents(args: argparse.Namespace, choice: MethodChoice | None) -> dict[str, Any]:
+def _contents(job: _Job) -> dict[str, Any]:
     """The content of what the names stand for: the model, the guides' bases, and all that the method reads."""
     from trimtab.evaluation.comparison.fingerprints import option_contents
     from trimtab.storage.digests import model_contents
 
-    bases = guide_options.read(args)[1]
+    bases = {name: guide.guide_base for name, guide in job.guides.items() if guide.guide_base is not None}
     return {
-        "model": model_contents(str(args.model)),
+        "model": model_contents(job.model.name),
         **({"guide_bases": {name: model_contents(base) for name, base in bases.items()}} if bases else {}),
-        **({} if choice is None else {"method": option_contents(choice.options)}),
+        **({} if job.method is None else {"method": option_contents(job.method.options)}),
     }
 
 
-def _requests(args: argparse.Namespace, rows: Sequence[PromptRow], seed: int) -> list[Request]:
+def _requests(rows: Sequence[PromptRow], seed: int) -> list[Request]:
     return [Request(row, row.weights, seed + index if row.seed is None else row.seed) for index, row in enumerate(rows)]
 
 
-def _answer_all(
-    args: argparse.Namespace,
-    requests: list[Request],
-    plan: answer_file.Plan | None,
-    settings: Mapping[str, Any],
-    choice: MethodChoice | None,
-) -> int:
+def _answer_all(job: _Job, requests: list[Request], plan: answer_file.Plan | None, settings: Mapping[str, Any]) -> int:
     """Run the requests and write each answer as soon as it and those before it are there. The number of new tokens."""
-    found = _mixed(args, requests) if choice is None else answered(args, requests, choice, trace=args.trace)
+    done = _mixed(job, requests) if job.method is None else _by_method(job, job.method, requests)
     if plan is None:
-        return _write_all(args, found, len(requests), sys.stdout)
+        return _write_all(job, done, len(requests), sys.stdout)
     try:
         with plan.open(settings) as stream:
-            return _write_all(args, found, len(requests), stream)
+            return _write_all(job, done, len(requests), stream)
     except OSError as error:
         reason = f"{error.strerror}. Whole answers stay in the file; --resume continues it"
-        raise OSError(error.errno, reason, args.out) from error
+        raise OSError(error.errno, reason, job.out) from error
 
 
-def _mixed(args: argparse.Namespace, requests: list[Request]) -> Iterator[Request]:
+def _mixed(job: _Job, requests: list[Request]) -> Iterator[Request]:
     """Answers of the guides in one mix, in one batch that requests join and leave."""
-    tokenizer, decoder = engines.load(args, max_rows=args.batch_size)
+    tokenizer, engine = engines.load(job.engine, job.model, job.guides, max_rows=job.batch_size)
     try:
-        running = _admit(args, decoder, requests, chat=use_template(args.template, tokenizer))
+        running = _admit(job, engine, requests, chat=use_template(job.template, tokenizer))
     except BaseException:
-        decoder.close()
+        engine.close()
         raise
-    return _and_then(in_order(decoder, running, requests), decoder.close)
+    return _and_then(in_order(engine, running, requests), engine.close)
+
+
+def _by_method(job: _Job, method: MethodChoice, requests: list[Request]) -> Iterator[Request]:
+    """Answers of a method, `batch_size` of them at a time."""
+    check_unweighted(requests)
+    options.say(f"loading {job.model.name}")
+    maker = job.engine.open(job.model)
+    chat = use_template(job.template, engines.tokenizer_of(maker, job.model.name))
+    parts = [requests[start : start + job.batch_size] for start in range(0, len(requests), job.batch_size)]
+    prompts = [
+        [as_asked(request.row.prompt, chat=chat, options=job.template_options) for request in part] for part in parts
+    ]
+    return _and_then(answered(maker, method, job.params, zip(parts, prompts, strict=True)), maker.close)
 
 
 def _and_then(found: Iterator[Request], close: Callable[[], None]) -> Iterator[Request]:
@@ -221,45 +272,36 @@ def _and_then(found: Iterator[Request], close: Callable[[], None]) -> Iterator[R
         close()
 
 
-def _write_all(args: argparse.Namespace, found: Iterator[Request], total: int, stream: TextIO) -> int:
+def _write_all(job: _Job, found: Iterator[Request], total: int, stream: TextIO) -> int:
     num_tokens = 0
-    with _Progress(total, shown=args.out is not None) as progress:
+    with _Progress(total, shown=job.out is not None) as progress:
         for request in found:
             num_tokens += len(request.token_ids)
-            _write(stream, request, args)
+            _write(stream, request, job)
             progress.advance()
     return num_tokens
 
 
-def _admit(
-    args: argparse.Namespace, decoder: GenerationEngine, requests: list[Request], *, chat: bool
-) -> dict[int, Request]:
+def _admit(job: _Job, engine: GenerationEngine, requests: list[Request], *, chat: bool) -> dict[int, Request]:
     """Request id -> request, for every prompt, before the first token: a prompt that is too long fails here."""
-    running, told = {}, template_options(args)
-    own = {name: guide.weight for name, guide in decoder.guides.items()}
+    running = {}
+    usual = {name: guide.weight for name, guide in engine.guides.items()}
     for request in requests:
-        request.weights = {**own, **request.weights}
-        params = options.sampling_params(
-            args,
-            weights=request.weights,
-            seed=request.seed,
-            trace=args.trace,
-            num_alternatives=args.num_alternatives,
-        )
+        request.weights = {**usual, **request.weights}
+        params = dataclasses.replace(job.params, weights=dict(request.weights), seed=request.seed)
         try:
-            prompt = as_asked(request.row.prompt, chat=chat, options=told)
-            running[decoder.add(prompt, params)] = request
+            prompt = as_asked(request.row.prompt, chat=chat, options=job.template_options)
+            running[engine.add(prompt, params)] = request
         except PromptError as error:
-            if not args.skip_bad_lines:
+            if not job.skip_bad_lines:
                 raise located(error, request.row) from error
             request.refuse(error)
     return running
 
 
-def _write(stream: TextIO, request: Request, args: argparse.Namespace) -> None:
-    row = request.as_row(trace=args.trace)
-    as_text = args.out is None and not args.json and args.prompt is not None and not args.trace
-    stream.write(f"{row['text']}\n" if as_text else json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+def _write(stream: TextIO, request: Request, job: _Job) -> None:
+    row = request.as_row(trace=job.params.trace)
+    stream.write(f"{row['text']}\n" if job.as_text else json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     stream.flush()
 
 
@@ -285,14 +327,14 @@ class _Progress:
         self._bar.advance(self._task)
 
 
-def _summarise(args: argparse.Namespace, num_answers: int, num_resumed: int, num_tokens: int, seconds: float) -> None:
+def _summarise(job: _Job, num_answers: int, num_resumed: int, num_tokens: int, seconds: float) -> None:
     summary = {
-        "out": args.out,
+        "out": job.out,
         "num_answers": num_answers,
         "num_resumed": num_resumed,
         "num_new_tokens": num_tokens,
         "seconds": round(seconds, 3),
     }
-    if args.json:
+    if job.as_json:
         print(json.dumps(summary))
-    options.say(f"{num_answers} answers in {args.out} ({num_resumed} of them from before), {num_tokens} new tokens")
+    options.say(f"{num_answers} answers in {job.out} ({num_resumed} of them from before), {num_tokens} new tokens")

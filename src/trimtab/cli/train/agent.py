@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.cli import flags, options
-from trimtab.cli.engines import ENGINES
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
 from trimtab.cli.train.rewards import add_prompts_and_rewards
 from trimtab.cli.train.run_options import add_model_options
 from trimtab.cli.train.spec import PromptsSpec, RunSpec
+from trimtab.engines.registry import ENGINES
 from trimtab.errors import OptionError
 from trimtab.training.agent.settings import AgentSettings
 from trimtab.training.run.rewards import BASE, check_rewards

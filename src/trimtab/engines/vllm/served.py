@@ -1,4 +1,4 @@
-"""The base of a packed directory as a `LanguageModel`: it knows its tokens, and its weights are inside vLLM."""
+"""The base of a packed directory as `ModelFacts`: it knows its tokens, and its weights are inside vLLM."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from trimtab.core import ModelSession
 from trimtab.engines.vllm.manifest import Manifest
-from trimtab.errors import CompatibilityError
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +37,6 @@ class ServedModel:
         self.eos_ids = self._outline.eos_ids
         self.max_length = max_length
         self.device = torch.device(device)
-
-    def open(self, beside: ModelSession | None = None) -> ModelSession:
-        raise CompatibilityError(
-            "This model's weights are inside vLLM, which has no sessions to step by hand. Use the engine's add, step, "
-            "generate and answers, or load the model with load_model."
-        )
 
     def describe(self) -> dict[str, Any]:
         """What tells this model from another: its name, and `backbone.describe`."""

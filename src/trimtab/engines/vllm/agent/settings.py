@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from trimtab.core import LanguageModel
 from trimtab.engines.vllm.manifest import AGENT_ARCHITECTURE, Manifest
 from trimtab.errors import CompatibilityError
 from trimtab.guides.agent import Agent
@@ -93,7 +92,7 @@ def read_agent(manifest: Manifest, base: EngineBase) -> Agent:
             f"1 to {MOST_CANDIDATES}. Change selection.top_k in {directory / 'guide.json'}."
         )
     agent.selection.rule.check_weight(guide.weight)
-    return agent.bind(cast(LanguageModel, base))
+    return agent.bind(base)
 
 
 def _other_canvas(config: Any) -> bool:

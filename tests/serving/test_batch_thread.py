@@ -15,7 +15,7 @@ from trimtab.decoding.decoder import Decoder
 from trimtab.errors import DeadlineError, OptionError, PromptError, QueueFullError, StoppedError
 from trimtab.guides.arm import ARM
 from trimtab.models.tabular import TabularModel
-from trimtab.serving.batch_thread import Engine, Event, Job
+from trimtab.serving.batch_thread import BatchThread, Event, Job
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
 
@@ -39,25 +39,25 @@ class Watched(Decoder):
         return super().step()
 
 
-Begin = Callable[..., Engine]
+Begin = Callable[..., BatchThread]
 
 
 @pytest.fixture
 def begin() -> Iterator[Begin]:
-    engines: list[Engine] = []
+    batches: list[BatchThread] = []
 
-    def start(limits: Limits | None = None, **options: Any) -> Engine:
+    def start(limits: Limits | None = None, **options: Any) -> BatchThread:
         limits = limits or Limits()
         decoder = Watched(max_rows=limits.max_rows)
-        engine = Engine(decoder, limits, Metrics(), post=deliver, **options)
-        engine.start()
-        engines.append(engine)
-        return engine
+        batch = BatchThread(decoder, limits, Metrics(), post=deliver, **options)
+        batch.start()
+        batches.append(batch)
+        return batch
 
     yield start
-    for engine in engines:
-        engine.decoder.may_step.set()  # type: ignore[attr-defined]
-        engine.stop()
+    for batch in batches:
+        batch.engine.may_step.set()  # type: ignore[attr-defined]
+        batch.stop()
 
 
 def deliver(events: Sequence[Event]) -> None:
@@ -84,12 +84,12 @@ def alone(**how: Any) -> list[int]:
 
 
 def test_jobs_from_many_threads_are_each_its_own(begin: Begin) -> None:
-    engine = begin(Limits(max_rows=4))
+    batch = begin(Limits(max_rows=4))
     found: dict[int, list[int | None]] = {}
 
     def ask(seed: int) -> None:
         mail: queue.Queue[Event] = queue.Queue()
-        engine.submit([a_job(mail, seed=seed, weights={"one": 0.5 * seed})])
+        batch.submit([a_job(mail, seed=seed, weights={"one": 0.5 * seed})])
         first, *rest = read(mail)
         assert first.step is None
         found[seed] = [event.step.token_id for event in rest if event.step is not None]
@@ -100,82 +100,82 @@ def test_jobs_from_many_threads_are_each_its_own(begin: Begin) -> None:
     for thread in threads:
         thread.join(20)
     assert found == {seed: alone(seed=seed, weights={"one": 0.5 * seed}) for seed in range(12)}
-    until(lambda: engine.num_open == 0)
-    assert engine.decoder.num_running == engine.decoder.num_rows == 0
+    until(lambda: batch.num_open == 0)
+    assert batch.engine.num_running == batch.engine.num_rows == 0
 
 
 def test_a_request_that_cannot_run_is_told_why(begin: Begin) -> None:
-    engine, mail = begin(), queue.Queue()
-    engine.submit([Job([], SamplingParams(), (), 0, mail.put), a_job(mail, weights={"none": 1.0})])
+    batch, mail = begin(), queue.Queue()
+    batch.submit([Job([], SamplingParams(), (), 0, mail.put), a_job(mail, weights={"none": 1.0})])
     assert isinstance(mail.get(timeout=10).error, PromptError)
     assert isinstance(mail.get(timeout=10).error, OptionError)
-    assert engine.num_open == 0
+    assert batch.num_open == 0
 
 
 def test_a_cancelled_answer_frees_its_row_before_the_next_token(begin: Begin) -> None:
-    engine, mail, other = begin(Limits(max_rows=2)), queue.Queue(), queue.Queue()
+    batch, mail, other = begin(Limits(max_rows=2)), queue.Queue(), queue.Queue()
     jobs = [a_job(mail, max_new_tokens=1000), a_job(mail, max_new_tokens=1000)]
-    engine.submit(jobs)
+    batch.submit(jobs)
     assert [mail.get(timeout=10).step for _ in range(2)] == [None, None]
     mail.get(timeout=10)
-    engine.decoder.may_step.clear()  # type: ignore[attr-defined]
-    engine.submit([a_job(other)])
-    engine.cancel(jobs)
-    engine.cancel(jobs)  # twice does nothing
-    engine.decoder.may_step.set()  # type: ignore[attr-defined]
+    batch.engine.may_step.clear()  # type: ignore[attr-defined]
+    batch.submit([a_job(other)])
+    batch.cancel(jobs)
+    batch.cancel(jobs)  # twice does nothing
+    batch.engine.may_step.set()  # type: ignore[attr-defined]
     assert [event.step.token_id for event in read(other) if event.step] == alone(seed=1)
-    until(lambda: engine.num_open == 0)
-    assert engine.decoder.num_rows == 0
-    assert engine.metrics.answers.labels("cancelled")._value.get() == 2
+    until(lambda: batch.num_open == 0)
+    assert batch.engine.num_rows == 0
+    assert batch.metrics.answers.labels("cancelled")._value.get() == 2
 
 
 def test_too_many_are_refused_and_none_of_a_request_is_taken(begin: Begin) -> None:
-    engine, mail = begin(Limits(max_rows=2, max_queue=1)), queue.Queue()
-    engine.decoder.may_step.clear()  # type: ignore[attr-defined]
-    engine.submit([a_job(mail), a_job(mail)])
+    batch, mail = begin(Limits(max_rows=2, max_queue=1)), queue.Queue()
+    batch.engine.may_step.clear()  # type: ignore[attr-defined]
+    batch.submit([a_job(mail), a_job(mail)])
     with pytest.raises(QueueFullError, match="at most 1 may wait"):
-        engine.submit([a_job(mail), a_job(mail)])
-    engine.submit([a_job(mail)])
-    assert engine.num_open == 3
+        batch.submit([a_job(mail), a_job(mail)])
+    batch.submit([a_job(mail)])
+    assert batch.num_open == 3
 
 
 def test_an_answer_that_takes_too_long_fails(begin: Begin) -> None:
-    engine, mail = begin(Limits(timeout_s=0.05)), queue.Queue()
-    engine.submit([a_job(mail, max_new_tokens=10**6)])
+    batch, mail = begin(Limits(timeout_s=0.05)), queue.Queue()
+    batch.submit([a_job(mail, max_new_tokens=10**6)])
     assert isinstance(read(mail)[-1].error, DeadlineError)
-    until(lambda: engine.decoder.num_running == 0)
+    until(lambda: batch.engine.num_running == 0)
 
 
 def test_a_stop_lets_answers_end_and_takes_no_new_ones(begin: Begin) -> None:
-    engine, mail = begin(), queue.Queue()
-    engine.submit([a_job(mail, max_new_tokens=200)])
-    engine.close()
+    batch, mail = begin(), queue.Queue()
+    batch.submit([a_job(mail, max_new_tokens=200)])
+    batch.close()
     with pytest.raises(StoppedError):
-        engine.submit([a_job(mail)])
-    engine.stop(drain_s=10)
+        batch.submit([a_job(mail)])
+    batch.stop(drain_s=10)
     assert read(mail)[-1].step.finish_reason == "length"
-    assert not engine.is_open
+    assert not batch.is_open
 
 
 def test_a_stop_at_the_deadline_fails_what_is_left(begin: Begin) -> None:
-    engine, mail = begin(), queue.Queue()
-    engine.submit([a_job(mail, max_new_tokens=10**6)])
-    engine.stop(drain_s=0.05)
+    batch, mail = begin(), queue.Queue()
+    batch.submit([a_job(mail, max_new_tokens=10**6)])
+    batch.stop(drain_s=0.05)
     assert isinstance(read(mail)[-1].error, StoppedError)
-    assert engine.num_open == 0
+    assert batch.num_open == 0
 
 
 def test_a_dead_thread_fails_everything_and_says_so(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
     deaths: list[BaseException] = []
-    engine, mail = begin(on_death=deaths.append), queue.Queue()
-    assert engine.ping(5)
-    engine.decoder.failure = MemoryError("no memory")  # type: ignore[attr-defined]
-    engine.submit([a_job(mail), a_job(mail)])
+    batch, mail = begin(on_death=deaths.append), queue.Queue()
+    assert batch.ping(5)
+    batch.engine.failure = MemoryError("no memory")  # type: ignore[attr-defined]
+    batch.submit([a_job(mail), a_job(mail)])
     assert [isinstance(read(mail)[-1].error, StoppedError) for _ in range(2)] == [True, True]
     until(lambda: bool(deaths))
     assert isinstance(deaths[0], MemoryError)
-    assert not engine.is_open
-    assert not engine.ping(0.2)
+    assert not batch.is_open
+    assert not batch.ping(0.2)
     assert "died" in caplog.text
     with pytest.raises(StoppedError):
-        engine.submit([a_job(mail)])
+        batch.submit([a_job(mail)])

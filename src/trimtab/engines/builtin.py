@@ -1,0 +1,88 @@
+"""The built-in engine: `Decoder` on a model in this process. It takes every method and every sampling parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import torch
+
+from trimtab.core import Guide, LanguageModel, ModelFacts
+from trimtab.decoding.decoder import Decoder
+from trimtab.engines.maker import EngineMaker, Guides, GuideSource, ModelSource, no_options
+from trimtab.engines.registry import BUILTIN
+from trimtab.guides.arm import ARM
+from trimtab.storage.loading import load_guide, load_model
+
+DEFAULT_ROWS = 64
+"""Requests that run at a time where nobody says."""
+
+
+class BuiltinMaker(EngineMaker):
+    """Makes `Decoder`s that share one loaded base. Any number of them live at a time."""
+
+    name = BUILTIN
+
+    def __init__(self, source: ModelSource | LanguageModel) -> None:
+        self._source = source
+
+    @classmethod
+    def open(cls, source: ModelSource, options: Mapping[str, object]) -> BuiltinMaker:
+        return cls(source)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, object], *, verbose: bool = False) -> None:
+        no_options(cls.name, list(options))
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self.model
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The base, loaded when it is first asked for."""
+        source = self._source
+        if not isinstance(source, ModelSource):
+            return source
+        return load_model(
+            source.name,
+            dtype=source.dtype,
+            device=source.device,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def describe(self) -> Mapping[str, object]:
+        describe: Callable[[], Mapping[str, object]] | None = getattr(self.model, "describe", None)
+        return {} if describe is None else describe()
+
+    def make(
+        self, guides: Guides | None = None, *, max_rows: int | None = None, prefill_chunk: int | None = None
+    ) -> Decoder:
+        loaded = {name: self._guide(guide) for name, guide in (guides or {}).items()}
+        rows = DEFAULT_ROWS if max_rows is None else max_rows
+        return Decoder(self.model, loaded, max_rows=rows, prefill_chunk=prefill_chunk)
+
+    def itself(self) -> Guide:
+        return ARM(self.model)
+
+    def _guide(self, guide: GuideSource | Guide) -> Guide:
+        if not isinstance(guide, GuideSource):
+            return guide
+        source = self._source if isinstance(self._source, ModelSource) else ModelSource("")
+        return load_guide(
+            guide.path,
+            beside=self.model,
+            guide_base=guide.guide_base,
+            form=guide.form,
+            weight=guide.weight,
+            rule=guide.rule,
+            preference=guide.preference,
+            dtype=source.dtype,
+            device=source.device,
+            trust_remote_code=source.trust_remote_code,
+        )
