@@ -24,16 +24,14 @@ The laws (`trimtab.testing` checks them on any model or guide):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral, Real
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from trimtab.errors import OptionError, naming
+from trimtab.params import SamplingParams as SamplingParams
 
 TokenIds: TypeAlias = Sequence[int]
 Message: TypeAlias = Mapping[str, Any]
@@ -315,85 +313,3 @@ class Selection:
         if not (self.looks and self.rule.lazy):
             return None
         return max(1, min(self.looks[min(look, len(self.looks) - 1)], COLUMNS // num_rows))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How one request is decoded. Filters act on the mixed policy after the temperature, in the order given here.
-
-    Where a guide that selects runs, top-k, top-p and min-p choose its candidates, at temperature 1 (`Selection`).
-    """
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Guide name -> weight. A guide left out runs at its own `weight`."""
-    max_new_tokens: int = 128
-    temperature: float | None = None
-    """0 takes the argmax of the mixed policy. None: 1, or what the guide that selects asks for."""
-    top_k: int | None = None
-    """Keep the k most probable tokens; 0: all. None: 0, or what the guide that selects asks for."""
-    top_p: float | None = None
-    """Keep the smallest set of tokens whose probability reaches p. None: 1, or what the guide that selects asks for."""
-    min_p: float = 0.0
-    """Drop tokens below this fraction of the most probable one's probability."""
-    plausibility: float = 0.0
-    """Before mixing: drop tokens below this fraction of the base's best probability (contrastive decoding's α)."""
-    repetition_penalty: float = 1.0
-    """Divides the probability of tokens already in the sequence: log p − ln(penalty) for each such token."""
-    stop: tuple[str, ...] = ()
-    """Texts that end the answer; they are left out of it."""
-    ignore_eos: bool = False
-    """Go on to `max_new_tokens`: for benchmarks."""
-    seed: int | None = None
-    """None draws one; the answer names the seed used."""
-    trace: bool = False
-    """Record log-probabilities, ranks and KL for each token (`Answer.trace`)."""
-    num_alternatives: int = 0
-    """With `trace`: how many of the most probable mixed and base tokens to record at each step."""
-    forced: tuple[int, ...] = ()
-    """The answer's first tokens, taken whatever the policy says; with `trace`, what it says of them: for scoring."""
-
-    def __post_init__(self) -> None:
-        """Raise OptionError for a value out of range, or of another kind than it should be."""
-        for name, weight in self.weights.items():
-            fits = _is_number(weight) and abs(weight) <= _LARGEST
-            _check(f"The weight of guide {name}", weight, fits, "a finite number (of single precision)")
-        temperature, top_k, top_p = self.temperature, self.top_k, self.top_p
-        penalty, rivals = self.repetition_penalty, self.num_alternatives
-        _check("max_new_tokens", self.max_new_tokens, _is_whole(self.max_new_tokens, 1), "a whole number of at least 1")
-        good = temperature is None or (_is_number(temperature) and temperature >= 0)
-        _check("temperature", temperature, good, "a number of at least 0")
-        _check("top_k", top_k, top_k is None or _is_whole(top_k, 0), "a whole number of at least 0 (0: all)")
-        good = top_p is None or (_is_number(top_p) and 0 < top_p <= 1)
-        _check("top_p", top_p, good, "a number above 0 and at most 1 (1: all)")
-        for field_name in ("min_p", "plausibility"):
-            value = getattr(self, field_name)
-            _check(field_name, value, _is_number(value) and 0 <= value <= 1, "a number from 0 to 1 (0: all)")
-        _check("repetition_penalty", penalty, _is_number(penalty) and penalty > 0, "a number above 0 (1: none)")
-        texts = not isinstance(self.stop, str) and all(isinstance(text, str) and text for text in self.stop)
-        _check("stop", self.stop, texts, "non-empty strings in a tuple")
-        seeded = self.seed is None or (_is_whole(self.seed, 0) and self.seed < 1 << 63)
-        _check("seed", self.seed, seeded, "None or a whole number of at least 0")
-        _check("num_alternatives", rivals, _is_whole(rivals, 0), "a whole number of at least 0")
-        _check("forced", self.forced, all(_is_whole(token, 0) for token in self.forced), "token ids in a tuple")
-
-
-_LARGEST = 3.4e38
-"""What float32 holds, in which guides are mixed."""
-
-
-def _is_number(value: object) -> bool:
-    """Whether this is a finite real number, truth values left out."""
-    try:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond every float
-        return False
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-
-
-def _check(name: str, value: object, good: bool, accepted: str) -> None:
-    if not good:
-        field = f"{{{name}}}" if name.isidentifier() else name
-        raise naming(OptionError, f"{field} is {{0!r}}; give {accepted}.", value)

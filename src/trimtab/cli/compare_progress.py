@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from trimtab.cli import options
+from trimtab.cli import progress
 
 if TYPE_CHECKING:
     from trimtab.evaluation.comparison.run import Progress
@@ -15,32 +14,17 @@ class AnswerBar:
     """Answers made, of all that the run asks for."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        self._bar = progress.Progress("answers")
 
-        self._bar = Bar(
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-            transient=True,
-        )
-        self._task = self._bar.add_task("answers", total=None)
-
-    def __enter__(self) -> AnswerBar:
-        self._bar.start()
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._bar.__exit__()
 
     def show(self, state: Progress) -> None:
         """One batch more, or another method."""
-        self._bar.update(self._task, completed=state.num_done, total=state.num_answers)
-        if not state.message:
-            return
-        text = f"{state.message} ({state.num_done} of {state.num_answers} answers are there)"
-        if self._bar.disable:
-            options.say(text)
-        else:
-            self._bar.console.print(text, markup=False, highlight=False, emoji=False)
+        self._bar.move(state.num_done, state.num_answers)
+        if state.message:
+            self._bar.say(f"{state.message} ({state.num_done} of {state.num_answers} answers are there)")

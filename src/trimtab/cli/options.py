@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trimtab.cli import guide_options
+from trimtab import fields
+from trimtab.cli import flags, guide_options
 from trimtab.errors import OptionError, unknown_name
+from trimtab.fields import Described
+from trimtab.params import SamplingParams
 
 if TYPE_CHECKING:
-    from trimtab.core import SamplingParams
     from trimtab.engines.maker import ModelSource
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -68,35 +71,12 @@ def _split_weight(target: str) -> tuple[str, float | None]:
 
 def number(low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str], float]:
     """An argparse type: a finite number from `low` (itself left out with `open_low`) to `high`."""
-    bounds = "" if low == -math.inf else f" {'above' if open_low else 'of at least'} {low:g}"
-    bounds += "" if high == math.inf else f" and at most {high:g}"
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (low <= value <= high and math.isfinite(value)) or (open_low and value == low):
-            raise argparse.ArgumentTypeError(f"{text!r} is not accepted; give a finite number{bounds}")
-        return value
-
-    return parse
+    return flags.number_type(Described(kind="number", low=low, high=high, open_low=open_low))
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     """An argparse type: a whole number of at least `low`, at most `high`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low or (high is not None and value > high):
-            ending = "" if high is None else f" and at most {high}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not accepted; give a whole number of at least {low}{ending}")
-        return value
-
-    return parse
+    return flags.whole_type(Described(kind="whole", low=low, high=math.inf if high is None else high))
 
 
 def list_of(item: Callable[[str], float]) -> Callable[[str], list[float]]:
@@ -105,7 +85,7 @@ def list_of(item: Callable[[str], float]) -> Callable[[str], list[float]]:
 
 
 any_number = number(-math.inf)
-MAX_SEED = 2**63 - 1
+MAX_SEED = fields.MAX_SEED
 seed_number = whole(0, MAX_SEED)
 
 
@@ -182,64 +162,14 @@ def add_guide_option(group: argparse._ActionsContainer, strength: str) -> None:
     )
 
 
+NOT_SAMPLING_FLAGS = ("trace", "num_alternatives")
+"""Fields of `SamplingParams` that say what is recorded, which each command asks for in its own way."""
+
+
 def add_sampling_options(parser: argparse.ArgumentParser, *, max_new_tokens: int = 128) -> None:
-    """Every field of SamplingParams but weights and traces."""
+    """A flag for each field of SamplingParams but weights and traces."""
     group = parser.add_argument_group("sampling")
-    fraction = number(0, 1)
-    group.add_argument("--max-new-tokens", type=whole(1), default=max_new_tokens, metavar="N", help="(%(default)s)")
-    group.add_argument(
-        "--temperature",
-        type=number(0),
-        metavar="T",
-        help="0: the most probable token of the mixed policy (1; with an agent what it asks for, 0.8)",
-    )
-    group.add_argument(
-        "--top-k", type=whole(0), metavar="K", help="keep the K most probable tokens; 0: all (0; with an agent 40)"
-    )
-    group.add_argument(
-        "--top-p",
-        type=number(0, 1, open_low=True),
-        metavar="P",
-        help="keep tokens up to probability P (1: all; with an agent 0.95)",
-    )
-    group.add_argument(
-        "--min-p",
-        type=fraction,
-        default=0.0,
-        metavar="P",
-        help="drop tokens below P times the best one's probability (0)",
-    )
-    group.add_argument(
-        "--plausibility",
-        type=fraction,
-        default=0.0,
-        metavar="A",
-        help="as --min-p, on the base, before guides are mixed in (0)",
-    )
-    group.add_argument(
-        "--repetition-penalty",
-        type=number(0, open_low=True),
-        default=1.0,
-        metavar="R",
-        help="divide the probability of tokens already seen by R (1)",
-    )
-    group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end an answer here; repeat for several"
-    )
-    group.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-sequence token")
-    group.add_argument(
-        "--seed", type=seed_number, metavar="N", help="whole number; answer i uses N+i (drawn if not given)"
-    )
-
-
-def add_settings(
-    group: argparse._ArgumentGroup, settings: Mapping[str, tuple[Callable[[str], Any], str]], defaults: object
-) -> None:
-    """A flag for each setting of one number: name -> (type, help); what it is by default is read off `defaults`."""
-    for name, (kind, text) in settings.items():
-        default = getattr(defaults, name)
-        flag, metavar = f"--{name.replace('_', '-')}", "N" if isinstance(default, int) else "X"
-        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{text} ({default:g})")
+    flags.add_fields(group, SamplingParams(max_new_tokens=max_new_tokens), but=NOT_SAMPLING_FLAGS)
 
 
 def add_run_outputs(parser: argparse.ArgumentParser, where: str) -> argparse._ArgumentGroup:
@@ -284,20 +214,10 @@ def sampling_params(
     trace: bool = False,
     num_alternatives: int = 0,
 ) -> SamplingParams:
-    """The sampling flags as SamplingParams."""
-    from trimtab.core import SamplingParams
-
-    return SamplingParams(
+    """The sampling flags as SamplingParams, with the seed that was drawn where none was given."""
+    return dataclasses.replace(
+        flags.read_fields(SamplingParams, args, but=NOT_SAMPLING_FLAGS),
         weights=dict(weights),
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        plausibility=args.plausibility,
-        repetition_penalty=args.repetition_penalty,
-        stop=tuple(args.stop),
-        ignore_eos=args.ignore_eos,
         seed=seed,
         trace=trace,
         num_alternatives=num_alternatives,

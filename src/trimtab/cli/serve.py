@@ -12,10 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli import engines, options
+from trimtab.cli import engines, flags, options
 from trimtab.cli.keys import read_keys
 from trimtab.cli.template_options import add_template_option, template_options
 from trimtab.errors import MissingExtraError, OptionError, renamed
+from trimtab.fields import table
 from trimtab.mixing.forms import check_negative, forms_of
 from trimtab.serving.config import ServeConfig, read_config
 from trimtab.serving.door import ANY, is_loopback
@@ -28,29 +29,6 @@ if TYPE_CHECKING:
     from trimtab.engines.maker import ModelSource
     from trimtab.serving.app import Service
     from trimtab.serving.thread import TensorThread
-
-_LIMITS: Mapping[str, str] = {
-    "max_rows": "answers decoded at a time",
-    "max_queue": "answers that may wait; one more is refused with 429",
-    "max_cached_tokens": "tokens in the caches of running answers, guides' included; 0: what the other limits come to, "
-    "or what fits",
-    "max_prompt_tokens": "tokens of a prompt",
-    "max_new_tokens": "tokens of an answer",
-    "default_new_tokens": "tokens of an answer to a request that does not say",
-    "max_n": "answers to one request",
-    "max_top_logprobs": "top log-probabilities of a token",
-    "max_stop": "stop strings of a request",
-    "max_guides": "guides that one request may run",
-    "max_body_bytes": "bytes of a body; more is refused with 413",
-    "max_connections": "connections that are open at a time",
-    "head_s": "seconds for a request's head to come in",
-    "body_s": "seconds for a request's body to come in",
-    "unread_s": "seconds that a client may leave its answer unread",
-    "max_weight": "the largest weight, either way",
-    "timeout_s": "seconds for an answer, waiting included",
-    "drain_s": "seconds that running answers get when the server is told to end",
-    "prefill_chunk": "tokens of prompts fed in one step",
-}
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -92,10 +70,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="answer requests to this name too, * to any; on a loopback address only its own names are answered",
     )
     group = parser.add_argument_group("limits")
-    for name, text in _LIMITS.items():
-        default = getattr(Limits(), name)
-        kind = options.whole(0) if isinstance(default, int) else options.number(0)
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=f"{text} ({default:g})")
+    flags.add_fields(group, Limits(), may_be_unset=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -153,15 +128,15 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
     name = args.name or config.name or model
     if name in config.presets:
         raise OptionError(f"The preset {name!r} has the base's name; give --name, or rename it.")
-    flags = {spec.name for spec in args.guides}
+    by_flag = {spec.name for spec in args.guides}
     specs = [replace(spec, weight=spec.weight or 0.0) for spec in (*args.guides, *_entries(args.guides, config))]
     engines.check_packed(engine, model, ["guide"] if specs else [])
     # A guide of a flag is the flag's; one of the configuration may have its form and base changed by flags.
     guides = engines.GuideFlags(
         specs,
-        preferences=[*args.preferences, *_of_entries(config, "preference", flags, args.preferences)],
-        forms=[*args.forms, *_of_entries(config, "form", flags, args.forms)],
-        bases=[*args.guide_bases, *_of_entries(config, "guide_base", flags, args.guide_bases)],
+        preferences=[*args.preferences, *_of_entries(config, "preference", by_flag, args.preferences)],
+        forms=[*args.forms, *_of_entries(config, "form", by_flag, args.forms)],
+        bases=[*args.guide_bases, *_of_entries(config, "guide_base", by_flag, args.guide_bases)],
         rule=args.rule,
     )
     given = {**config.limits, **_given(args)}
@@ -244,7 +219,7 @@ def _check_weights(engine: GenerationEngine, presets: Mapping[str, Mapping[str, 
 
 
 def _given(args: argparse.Namespace) -> dict[str, float]:
-    return {name: value for name in _LIMITS if (value := getattr(args, name)) is not None}
+    return {name: value for name in table(Limits) if (value := getattr(args, name)) is not None}
 
 
 def _entries(given: Sequence[options.GuideSpec], config: ServeConfig) -> list[options.GuideSpec]:

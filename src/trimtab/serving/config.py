@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.documents import read_yaml
-from trimtab.errors import DataError, OptionError
+from trimtab.errors import DataError
+from trimtab.fields import table
 from trimtab.mixing.forms import FORMS
 from trimtab.serving.limits import Limits
 
@@ -122,20 +123,18 @@ class _Reader:
         return {str(name): self._number(value, f"{place}.{name}") for name, value in given.items()}
 
     def _limits(self, entry: Any) -> dict[str, float]:
-        known = {item.name: item.type for item in fields(Limits)}
-        given = self._mapping(entry, "limits", list(known))
-        found = {}
-        for name, value in given.items():
-            number = self._number(value, f"limits.{name}")
-            if known.get(name) == "int" and not float(number).is_integer():
-                self.problems.append(f"limits.{name} is {value!r}; give a whole number")
+        known = table(Limits)
+        limits = {}
+        for name, value in self._mapping(entry, "limits", list(known)).items():
+            limit = known.get(name)
+            if limit is None:
+                continue
+            number = int(value) if limit.kind == "whole" and isinstance(value, float) and value.is_integer() else value
+            if limit.accepts(number):
+                limits[name] = number
             else:
-                found[name] = int(number) if known.get(name) == "int" else number
-        try:
-            Limits(**{name: value for name, value in found.items() if name in known})  # type: ignore[arg-type]
-        except OptionError as error:
-            self.problems.append(f"limits: {str(error).rstrip('.')}")
-        return found
+                self.problems.append(f"limits.{name} is {value!r}; give {limit.accepted()}")
+        return limits
 
     def _path(self, path: str) -> str:
         """A path from the configuration's own directory, where there is such a thing; else a name."""

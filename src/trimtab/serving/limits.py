@@ -2,58 +2,49 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from trimtab.errors import OptionError
-
-_MAY_BE_ZERO = ("max_queue", "max_cached_tokens", "max_stop", "max_top_logprobs", "max_guides", "drain_s")
+from trimtab.fields import check, described
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Each can be set by a flag of `trimtab serve` and under `limits` in its configuration."""
 
-    max_rows: int = 16
-    """Answers that are decoded at a time; the others wait."""
-    max_queue: int = 128
-    """Answers that may wait; one more is refused with 429."""
-    max_cached_tokens: int = 0
-    """Tokens that running answers may come to hold in caches, prompts included, the base's and each guide's; where one
-    more does not fit, answers wait. 0: what the other limits come to, or what the machine has room for."""
-    max_prompt_tokens: int = 4096
-    max_new_tokens: int = 2048
-    """Tokens of an answer; a request that names no number gets `default_new_tokens`."""
-    default_new_tokens: int = 512
-    max_n: int = 8
-    """Answers to one request, several prompts of a completion counted."""
-    max_top_logprobs: int = 20
-    max_stop: int = 16
-    """Stop strings of a request."""
-    max_guides: int = 8
-    """Guides that one request may run."""
-    max_body_bytes: int = 1 << 20
-    max_connections: int = 1000
-    """Connections that are open at a time; at one more, whoever has kept the server waiting longest is dropped."""
-    head_s: float = 10.0
-    """How long a connection may take to send the head of a request, from when it was opened or last answered."""
-    body_s: float = 30.0
-    """How long a request's body may take to come in."""
-    unread_s: float = 60.0
-    """How long a client may leave what it is sent unread."""
-    max_weight: float = 100.0
-    """The largest size of a weight."""
-    timeout_s: float = 600.0
-    """An answer that has not ended after so long, waiting included, ends with an error."""
-    drain_s: float = 30.0
-    """How long running answers may go on once the server is told to end."""
-    prefill_chunk: int = 256
-    """Tokens of prompts in one step, so that a long prompt does not hold up the others."""
+    max_rows: int = described(16, "answers decoded at a time; the others wait", low=1)
+    max_queue: int = described(128, "answers that may wait; one more is refused with 429", low=0)
+    max_cached_tokens: int = described(
+        0,
+        "tokens in the caches of running answers, prompts and guides' included; where one more does not fit, answers "
+        "wait",
+        low=0,
+        note="0: what the other limits come to, or what fits",
+    )
+    max_prompt_tokens: int = described(4096, "tokens of a prompt", low=1)
+    max_new_tokens: int = described(2048, "tokens of an answer", low=1)
+    default_new_tokens: int = described(512, "tokens of an answer to a request that does not say", low=1)
+    max_n: int = described(8, "answers to one request, several prompts of a completion counted", low=1)
+    max_top_logprobs: int = described(20, "top log-probabilities of a token", low=0)
+    max_stop: int = described(16, "stop strings of a request", low=0)
+    max_guides: int = described(8, "guides that one request may run", low=0)
+    max_body_bytes: int = described(1 << 20, "bytes of a body; more is refused with 413", low=1)
+    max_connections: int = described(
+        1000,
+        "connections that are open at a time; at one more, whoever has kept the server waiting longest is dropped",
+        low=1,
+    )
+    head_s: float = described(
+        10.0, "seconds for a request's head to come in, from when the connection was opened or last answered", above=0
+    )
+    body_s: float = described(30.0, "seconds for a request's body to come in", above=0)
+    unread_s: float = described(60.0, "seconds that a client may leave its answer unread", above=0)
+    max_weight: float = described(100.0, "the largest weight, either way", above=0)
+    timeout_s: float = described(600.0, "seconds for an answer, waiting included; then it ends with an error", above=0)
+    drain_s: float = described(30.0, "seconds that running answers get when the server is told to end", low=0)
+    prefill_chunk: int = described(
+        256, "tokens of prompts fed in one step, so that a long prompt does not hold up the others", low=1
+    )
 
     def __post_init__(self) -> None:
         """Raise OptionError for a limit that lets nothing through."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not math.isfinite(value) or value < 0 or (value == 0 and item.name not in _MAY_BE_ZERO):
-                accepted = "of at least" if item.name in _MAY_BE_ZERO else "above"
-                raise OptionError(f"{item.name} is {value}; give a number {accepted} 0.")
+        check(self)

@@ -26,10 +26,12 @@ from pydantic import (
     model_validator,
 )
 
+from trimtab.fields import MAX_SEED
+from trimtab.serving.sampling import bounds, meaning
+
 _TOLERANT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 _OURS = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-MAX_SEED = (1 << 63) - 1
 MAX_ITEMS = 10_000
 """Messages of a chat, parts of a message, stop strings, prompts: beyond what any limit of a server lets through."""
 MAX_IDS = 1 << 19
@@ -121,12 +123,7 @@ class Guidance(_Wire):
     explain: bool = Field(default=False, description="add to each token why it was chosen")
     alternatives: int = Field(default=5, ge=0, le=20, description="with explain: rivals of each token")
     logprobs: Literal["mixed", "base"] = Field(default="mixed", description="of which policy `logprobs` are")
-    plausibility: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="before mixing: drop tokens below this fraction of the best one's probability",
-    )
+    plausibility: Annotated[float, bounds("plausibility")] = Field(default=0.0, description=meaning("plausibility"))
 
     @model_validator(mode="before")
     @classmethod
@@ -213,12 +210,18 @@ class Asked(_Wire):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = Field(default=None, description="ours: 0 keeps all tokens")
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, description="ours")
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = Field(default=None, description="ours: 1 is none")
+    max_tokens: Annotated[int, bounds("max_new_tokens")] | None = Field(
+        default=None, description=meaning("max_new_tokens")
+    )
+    temperature: Annotated[float, bounds("temperature")] | None = Field(
+        default=None, description=meaning("temperature")
+    )
+    top_p: Annotated[float, bounds("top_p")] | None = Field(default=None, description=meaning("top_p"))
+    top_k: Annotated[int, bounds("top_k")] | None = Field(default=None, description=f"ours: {meaning('top_k')}")
+    min_p: Annotated[float, bounds("min_p")] | None = Field(default=None, description=f"ours: {meaning('min_p')}")
+    repetition_penalty: Annotated[float, bounds("repetition_penalty")] | None = Field(
+        default=None, description=f"ours: {meaning('repetition_penalty')}"
+    )
     seed: Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)] | None = None
     stop: (
         Annotated[
@@ -258,7 +261,9 @@ class ChatRequest(Asked):
     """The body of `/v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, bounds("max_new_tokens")] | None = Field(
+        default=None, description=meaning("max_new_tokens")
+    )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(_few)] | None = Field(

@@ -7,136 +7,119 @@ model's own answers to prompts. Interrupted, it goes on with --resume exactly wh
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trimtab.cli import options
+from trimtab.cli import flags, options
+from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
-from trimtab.cli.train import run_options
-from trimtab.cli.train.progress import Progress
-from trimtab.cli.train.rewards import add_prompts_and_rewards, run_arguments
+from trimtab.cli.train.rewards import add_prompts_and_rewards
+from trimtab.cli.train.run_options import add_model_options
+from trimtab.cli.train.spec import PromptsSpec, RunSpec
 from trimtab.engines.registry import ENGINES
 from trimtab.errors import OptionError
-from trimtab.training.agent.settings import STATE_DTYPES, AgentSettings
+from trimtab.training.agent.settings import AgentSettings
 from trimtab.training.run.rewards import BASE, check_rewards
 
 if TYPE_CHECKING:
     from trimtab.training.agent.train import AgentResult, TrainProgress
 
-_DEFAULTS = AgentSettings()
-
 _above_zero = options.number(0, open_low=True)
 _from_zero = options.number(0)
-_share = options.number(0, 1)
-_open_share = options.number(0, 1, open_low=True)
-_count = options.whole(1)
-_count_or_none = options.whole(0)
-
-_SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
-    "episodes": (_count, "answers to learn from"),
-    "rollout_batch": (_count, "episodes rolled out together, then learnt from"),
-    "max_new_tokens": (_count, "tokens of an answer"),
-    "top_k": (_count, "candidates at most"),
-    "top_p": (_open_share, "candidates up to this probability"),
-    "temperature": (_above_zero, "of the base's probabilities in the KL reward"),
-    "hidden_dim": (options.whole(4), "width of the networks' first hidden layer"),
-    "actor_learning_rate": (_above_zero, "of the agent"),
-    "critic_learning_rate": (_above_zero, "of the critics"),
-    "alpha_learning_rate": (_above_zero, "of the entropy's weight"),
-    "alpha_init": (_above_zero, "the entropy's weight to begin with"),
-    "target_entropy_share": (_share, "target entropy as a share of ln 2"),
-    "max_grad_norm": (_above_zero, "longer gradients are clipped"),
-    "batch_size": (_count, "transitions in one update"),
-    "buffer_size": (_count, "transitions remembered; not given: more where updates wait for more"),
-    "warmup_batches": (
-        _count_or_none,
-        "updates begin once the buffer holds so many batches; not given: fewer where --buffer-size holds fewer",
-    ),
-    "updates_per_episode": (_count, "updates for each new episode"),
-    "gamma": (_share, "discount"),
-    "tau": (_open_share, "how far target critics go towards the critics after each episode's updates"),
-    "kl_weight": (_from_zero, "of the KL reward"),
-    "reward_scale": (_above_zero, "multiplies the reward less its baseline"),
-    "seed": (options.seed_number, "of the weights, the episodes and what is drawn from the buffer"),
-    "logging_episodes": (_count, "episodes between lines of the curve"),
-    "save_episodes": (_count_or_none, "episodes between checkpoints; 0: none by episodes"),
-    "save_minutes": (_from_zero, run_options.SAVE_MINUTES),
-}
-"""Settings of one number: name -> (type, help)."""
 
 
-def register(methods: argparse._SubParsersAction[Any]) -> None:
-    """Add the sub-command."""
-    parser = methods.add_parser("agent", help="an accept-reject agent (MARA)", description=__doc__, allow_abbrev=False)
-    _add_inputs(parser)
-    group = parser.add_argument_group("training")
-    options.add_settings(group, _SETTINGS, _DEFAULTS)
-    group.add_argument(
-        "--baseline",
-        type=_baseline,
-        default=_DEFAULTS.baseline,
-        metavar="X|base",
-        help="subtracted from the reward: a number, or base: the reward of the model's own greedy answer (0)",
-    )
-    group.add_argument(
-        "--no-postback", dest="postback", action="store_false", help="only the last decision is rewarded"
-    )
-    group.add_argument(
-        "--state-dtype",
-        choices=STATE_DTYPES,
-        default=_DEFAULTS.state_dtype,
-        help="of the buffer's states (%(default)s)",
-    )
-    options.add_run_outputs(parser, "where the agent goes")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkersSpec:
+    """Where rollouts run, and on what."""
 
+    workers: int
+    """0: in this process."""
+    ray_address: str | None
+    worker_cpus: float
+    worker_gpus: float | None
+    dtype: str
+    device: str | None
 
-def run(args: argparse.Namespace) -> int:
-    """Train an accept-reject agent."""
-    settings = AgentSettings(
-        baseline=args.baseline,
-        postback=args.postback,
-        state_dtype=args.state_dtype,
-        **{name: getattr(args, name) for name in _SETTINGS},
-    )
-    check_rewards(args.rewards)
-    _check_engine(args.engine)
-    rows = read_prompts(args.prompts, (), skip_bad_lines=args.skip_bad_lines, ignore_columns=args.ignore_columns)
-    with Progress("episodes", _line) as progress:
-        progress.say(f"{len(rows)} prompts to train on")
-        from trimtab.training.agent.train import train_agent
-
-        result = train_agent(
-            args.model,
-            [row.prompt for row in rows],
-            args.rewards,
-            settings=settings,
-            **run_arguments(args),
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> WorkersSpec:
+        """What --workers and the flags beside it say."""
+        return cls(
             workers=args.workers,
             ray_address=args.ray_address,
             worker_cpus=args.worker_cpus,
             worker_gpus=args.worker_gpus,
             dtype=args.dtype,
             device=args.device,
-            progress=progress.show,
+        )
+
+
+def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command."""
+    parser = methods.add_parser("agent", help="an accept-reject agent (MARA)", description=__doc__, allow_abbrev=False)
+    _add_inputs(parser)
+    group = parser.add_argument_group("training")
+    flags.add_fields(group, AgentSettings())
+    group.add_argument(
+        "--baseline",
+        type=_baseline,
+        default=AgentSettings().baseline,
+        metavar="X|base",
+        help="subtracted from the reward: a number, or base: the reward of the model's own greedy answer (0)",
+    )
+    options.add_run_outputs(parser, "where the agent goes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train an accept-reject agent."""
+    settings = dataclasses.replace(flags.read_fields(AgentSettings, args), baseline=args.baseline)
+    _check_engine(args.engine)
+    return _train(settings, PromptsSpec.of(args), RunSpec.of(args), WorkersSpec.of(args))
+
+
+def _train(settings: AgentSettings, source: PromptsSpec, run: RunSpec, where: WorkersSpec) -> int:
+    check_rewards(source.rewards)
+    rows = read_prompts(source.path, (), skip_bad_lines=source.skip_bad_lines, ignore_columns=source.ignore_columns)
+    with Progress("episodes") as progress:
+        progress.say(f"{len(rows)} prompts to train on")
+        from trimtab.training.agent.train import train_agent
+
+        result = train_agent(
+            run.model,
+            [row.prompt for row in rows],
+            source.rewards,
+            settings=settings,
+            out=run.out,
+            template=source.template,
+            template_options=source.template_options,
+            prompt_files=[Path(source.path).name],
+            workers=where.workers,
+            ray_address=where.ray_address,
+            worker_cpus=where.worker_cpus,
+            worker_gpus=where.worker_gpus,
+            resume=run.resume,
+            overwrite=run.overwrite,
+            dtype=where.dtype,
+            device=where.device,
+            trust_remote_code=run.trust_remote_code,
+            revision=run.revision,
+            progress=progress.following(_line),
         )
         progress.say(_summary(result))
-    if args.json:
+    if run.as_json:
         print(json.dumps(_as_json(result), allow_nan=False))
     return 0
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model, prompts and rewards")
-    group.add_argument("--model", required=True, metavar="NAME", help='a hub id, a directory, a .gguf file, or "demo"')
-    group.add_argument("--dtype", default="auto", help="auto (float32 on a CPU), float32, bfloat16 or float16")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
-    group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
-    group.add_argument("--trust-remote-code", action="store_true", help="let the model run its own code")
+    add_model_options(group, placed=True)
     add_prompts_and_rewards(parser, group)
     group = parser.add_argument_group("workers")
     group.add_argument(
-        "--workers", type=_count_or_none, default=0, metavar="N", help="roll out on N Ray actors; 0: here (0)"
+        "--workers", type=options.whole(0), default=0, metavar="N", help="roll out on N Ray actors; 0: here (0)"
     )
     group.add_argument(
         "--engine", choices=ENGINES, default="builtin", help="what rolls out (%(default)s; not vllm yet)"
@@ -194,7 +177,7 @@ def _summary(result: AgentResult) -> str:
     )
 
 
-def _as_json(result: AgentResult) -> dict[str, Any]:
+def _as_json(result: AgentResult) -> dict[str, object]:
     names = ("num_episodes", "num_updates", "num_dropped", "num_empty", "num_lost_workers", "reward")
     return {
         "out": str(result.out),

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 from trimtab.cli.train import agent, arm, dpo, parm, reward, rl
 from trimtab.cli.train.interruption import until_interrupted
@@ -20,7 +21,7 @@ from trimtab.cli.train.interruption import until_interrupted
 class Method(Protocol):
     """A module with one kind of guide."""
 
-    def register(self, methods: argparse._SubParsersAction[Any]) -> None: ...
+    def register(self, methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None: ...
     def run(self, args: argparse.Namespace) -> int: ...
 
 
@@ -35,7 +36,7 @@ METHODS: Mapping[str, Method] = {
 """The one table from a kind of guide to its options and what trains it."""
 
 
-def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command and one sub-command for each kind of guide."""
     parser = subparsers.add_parser("train", help="make a guide", description=__doc__)
     methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
@@ -46,4 +47,5 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train a guide of the kind that was asked for."""
-    return until_interrupted(METHODS[args.method].run, args)
+    method = METHODS[args.method]
+    return until_interrupted(lambda: method.run(args), out=Path(args.out), given=args.given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import signal
@@ -18,32 +17,34 @@ from trimtab.training.run.checkpoints import last_good, step_of, workspace_of
 from trimtab.training.run.interruption import Interrupted
 
 
-def until_interrupted(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run a training; where a signal ends it, say where it stands and how to go on, and give exit code 130."""
+def until_interrupted(run: Callable[[], int], *, out: Path, given: Sequence[str]) -> int:
+    """Run a training that writes `out`; where a signal ends it, say where it stands and how to go on (by the arguments
+    that it was `given`), and give exit code 130."""
     try:
         with _terminated_as_interrupted():
-            return run(args)
+            return run()
     except Interrupted as stop:
         message = f"{stop}. Go on with:"
     except KeyboardInterrupt:
-        workspace = workspace_of(Path(args.out))
+        workspace = workspace_of(out)
         if not workspace.exists():
             _say("interrupted; there is no step to go on from")
             return 130
         good = last_good(workspace)
         step = f"Its last whole checkpoint is of step {step_of(good):,}" if good else "It has no checkpoint yet"
         message = f"interrupted at once. {step}. Go on with:"
-    _say(f"{message}\n{resume_command(args.given)}")
+    _say(f"{message}\n{resume_command(given)}")
     return 130
 
 
 def resume_command(given: Sequence[str]) -> str:
     """The command that continues a run, from the arguments that it was given."""
-    own = shlex.join([*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"])
+    words = [*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"]
+    arguments = shlex.join(words)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return f"accelerate launch ... -m trimtab.cli.main {own}"
+        return f"accelerate launch ... -m trimtab.cli.main {arguments}"
     is_module = Path(sys.argv[0]).suffix == ".py"
-    return f"{'python -m trimtab.cli.main' if is_module else 'trimtab'} {own}"
+    return f"{'python -m trimtab.cli.main' if is_module else 'trimtab'} {arguments}"
 
 
 @contextmanager

@@ -7,56 +7,25 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from trimtab.cli import options
-from trimtab.cli.template_options import add_ignored_columns, add_template_option, template_options
-from trimtab.cli.train.progress import Progress
-from trimtab.cli.train.run_options import (
-    ADAPTER,
-    OPTIMISER,
-    STEPS,
-    Settings,
-    above_zero,
-    add_outputs,
-    add_weight_options,
-    below_one,
-    count,
-    count_or_none,
-    given,
-    is_main,
-)
-from trimtab.training.run.settings import PairSettings
+from trimtab.cli import flags, options
+from trimtab.cli.progress import Progress
+from trimtab.cli.template_options import add_ignored_columns, add_template_option
+from trimtab.cli.train.run_options import NOT_SETTINGS, add_model_options, add_outputs, is_main
+from trimtab.cli.train.spec import PairsSpec, RunSpec
 
 if TYPE_CHECKING:
     from trimtab.training.pairs.data import PairData
     from trimtab.training.pairs.run import PairResult
-    from trimtab.training.run.settings import TrainProgress
-
-SHARED: Settings = {
-    **OPTIMISER,
-    "epochs": (above_zero, "passes over the pairs; fractions are accepted"),
-    "batch_size": (count, "pairs in one forward pass of a process"),
-    "gradient_accumulation": (count, "forward passes in one step"),
-    "max_pairs": (count_or_none, "train on a random sample of so many pairs; 0: all"),
-    "max_prompts_per_response": (
-        count_or_none,
-        "leave out pairs with a response that answers more different prompts than this; 0: keep all",
-    ),
-    "max_length": (count, "tokens of prompt and response; what is longer is cut and counted"),
-    "eval_share": (below_one, "share of the prompts held out where there is no --eval-data; 0: none"),
-    **ADAPTER,
-    "seed": (options.seed_number, "of the adapter, the order and the sample"),
-    **STEPS,
-    "eval_steps": (count_or_none, "steps between evaluations; 0: only at the end"),
-}
-
+    from trimtab.training.run.settings import PairSettings, TrainProgress
 
 Given = TypeVar("Given", contravariant=True)
+GivenSettings = TypeVar("GivenSettings", contravariant=True)
 
 
-class TrainsOn(Protocol[Given]):
+class TrainsOn(Protocol[Given, GivenSettings]):
     """`train_arm`, `train_reward`, `train_dpo`, `train_parm`: one signature, but for what the pairs are given as."""
 
     def __call__(
@@ -66,7 +35,7 @@ class TrainsOn(Protocol[Given]):
         *,
         out: str,
         eval_pairs: Given | None,
-        settings: Any,
+        settings: GivenSettings | None,
         resume: bool,
         overwrite: bool,
         trust_remote_code: bool,
@@ -76,88 +45,84 @@ class TrainsOn(Protocol[Given]):
     ) -> PairResult: ...
 
 
-Trains: TypeAlias = "TrainsOn[PairData]"
 AnyPairs = TypeVar("AnyPairs")
-AnySettings = TypeVar("AnySettings", bound=PairSettings)
+AnySettings = TypeVar("AnySettings", bound="PairSettings")
 
 
 def add_options(
-    parser: argparse.ArgumentParser, own: Settings, defaults: PairSettings, where: str, *, objectives: bool = False
+    parser: argparse.ArgumentParser, defaults: PairSettings, where: str, *, objectives: Collection[str] = ()
 ) -> argparse._ArgumentGroup:
-    """Every flag of a method that trains on pairs; `own` are its settings beside the shared ones. The group of the
-    training flags, for more.
+    """Every flag of a method that trains on pairs. The group of the training flags, for more.
 
-    With `objectives`, pairs are named (`NAME=SOURCE`) and an adapter is all that can be trained.
+    With several objectives, pairs are named (`NAME=SOURCE`) and `objectives` are the settings that have no plain flag.
     """
-    _add_inputs(parser, objectives)
+    _add_inputs(parser, bool(objectives))
     group = parser.add_argument_group("training")
-    if objectives:
-        parser.set_defaults(full=False)
-    else:
-        group.add_argument("--full", action="store_true", help="train all weights, not an adapter")
-    options.add_settings(group, {**own, **SHARED, **own}, defaults)  # own ones come first, and say it their way
-    add_weight_options(group, defaults)
+    flags.add_fields(group, defaults, but=(*NOT_SETTINGS, *objectives))
     add_outputs(parser, where)
     return group
 
 
-def settings_of(kind: type[AnySettings], args: argparse.Namespace, own: Settings) -> AnySettings:
-    """The settings that the flags ask for."""
-    return kind(**given(args, (*own, *SHARED)))
+def settings_of(kind: type[AnySettings], args: argparse.Namespace, *, but: Collection[str] = ()) -> AnySettings:
+    """The settings that the flags ask for; those in `but` have no flag."""
+    return flags.read_fields(kind, args, but=("share_rows", *but))
 
 
-def run_training(args: argparse.Namespace, settings: PairSettings, load: Callable[[], Trains]) -> int:
-    """Read the pairs, train with what `load` imports, and say what came of it."""
-    pairs = read(args, args.data)
-    held = read(args, args.eval_data) if args.eval_data else None
-    return train(args, settings, load, pairs, held, len(pairs.pairs))
+def run_method(
+    args: argparse.Namespace, kind: type[AnySettings], load: Callable[[], TrainsOn[PairData, AnySettings]]
+) -> int:
+    """Train with what `load` imports on the pairs and the settings that the flags name."""
+    settings, source, run = settings_of(kind, args), PairsSpec.of(args), RunSpec.of(args)
+    pairs = read(source, source.data)
+    held = read(source, source.eval_data) if source.eval_data else None
+    return train(run, settings, load, pairs, held, len(pairs.pairs), push_to_hub=args.push_to_hub)
 
 
-def read(args: argparse.Namespace, sources: Sequence[str]) -> PairData:
-    """The pairs of some sources, as the flags say."""
+def read(source: PairsSpec, names: Sequence[str]) -> PairData:
+    """The pairs of some of the source's data."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each run
     if is_main():
-        options.say(f"reading {', '.join(sources)}")
+        options.say(f"reading {', '.join(names)}")
     from trimtab.training.pairs.data import read_pairs
 
     return read_pairs(
-        sources,
-        format=args.format,
-        skip_bad_lines=args.skip_bad_lines,
-        ignore_columns=args.ignore_columns,
-        template_options=template_options(args),
+        names,
+        format=source.format,
+        skip_bad_lines=source.skip_bad_lines,
+        ignore_columns=source.ignore_columns,
+        template_options=source.template_options,
     )
 
 
 def train(
-    args: argparse.Namespace,
-    settings: PairSettings,
-    load: Callable[[], TrainsOn[AnyPairs]],
+    run: RunSpec,
+    settings: AnySettings,
+    load: Callable[[], TrainsOn[AnyPairs, AnySettings]],
     pairs: AnyPairs,
     held: AnyPairs | None,
     num_pairs: int,
+    *,
+    push_to_hub: str | None,
 ) -> int:
     """Train with what `load` imports, and say what came of it."""
-    if not is_main():
-        args.json = False
-    with Progress("steps", _line, active=is_main()) as progress:
+    with Progress("steps", active=is_main()) as progress:
         progress.say(f"{num_pairs} pairs to train on")
         with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs on standard output, which is the result's
             result = load()(
-                args.model,
+                run.model,
                 pairs,
                 eval_pairs=held,
-                out=args.out,
+                out=run.out,
                 settings=settings,
-                resume=args.resume,
-                overwrite=args.overwrite,
-                trust_remote_code=args.trust_remote_code,
-                revision=args.revision,
-                push_to_hub=args.push_to_hub,
-                progress=progress.show,
+                resume=run.resume,
+                overwrite=run.overwrite,
+                trust_remote_code=run.trust_remote_code,
+                revision=run.revision,
+                push_to_hub=push_to_hub,
+                progress=progress.following(_line),
             )
         progress.say(_summary(result))
-    if args.json:
+    if run.as_json:
         print(json.dumps(_as_json(result), allow_nan=False))
     return 0
 
@@ -166,9 +131,7 @@ def _add_inputs(parser: argparse.ArgumentParser, objectives: bool) -> None:
     whose = " of one objective" if objectives else ""
     metavar = "NAME=SOURCE" if objectives else "SOURCE"
     group = parser.add_argument_group("model and data")
-    group.add_argument("--model", required=True, metavar="NAME", help='a hub id, a directory, a .gguf file, or "demo"')
-    group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
-    group.add_argument("--trust-remote-code", action="store_true", help="let the model run its own code")
+    add_model_options(group)
     group.add_argument(
         "--data",
         action="append",
@@ -206,27 +169,27 @@ def _summary(result: PairResult) -> str:
     return (
         f"{result.out}: accuracy {result.eval_accuracy:.3f} "
         f"[{result.eval_accuracy_low:.3f}, {result.eval_accuracy_high:.3f}] on {result.num_eval_pairs} held-out pairs, "
-        f"trained on {result.num_pairs}{_by_objective(result.metrics)}{_few(result.metrics)}"
+        f"trained on {result.num_pairs}{_by_objective(result)}{_few(result)}"
     )
 
 
-def _few(metrics: Mapping[str, Any]) -> str:
+def _few(result: PairResult) -> str:
     from trimtab.training.run.card import few_prompts
 
-    said = few_prompts(metrics)
-    return f"\n{said}" if said else ""
+    warning = few_prompts(result.metrics)
+    return f"\n{warning}" if warning else ""
 
 
-def _by_objective(metrics: Mapping[str, Any]) -> str:
+def _by_objective(result: PairResult) -> str:
     """A line for each of several objectives."""
     lines = [
-        f"\n{name}: " + ", ".join(f"{share:.3f} at {probe}" for probe, (share, _, _) in own["accuracy_at"].items())
-        for name, own in metrics.get("objectives", {}).items()
+        f"\n{name}: " + ", ".join(f"{share:.3f} at {probe}" for probe, (share, _, _) in measured["accuracy_at"].items())
+        for name, measured in result.metrics.get("objectives", {}).items()
     ]
     return "".join(lines)
 
 
-def _as_json(result: PairResult) -> dict[str, Any]:
+def _as_json(result: PairResult) -> dict[str, object]:
     names = ("num_pairs", "num_eval_pairs", "eval_accuracy", "eval_accuracy_low", "eval_accuracy_high")
     return {
         "out": str(result.out),

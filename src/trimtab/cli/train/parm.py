@@ -11,11 +11,13 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trimtab.cli import options
-from trimtab.cli.train import pairs, run_options
+from trimtab.cli.train import pairs
+from trimtab.cli.train.spec import PairsSpec, RunSpec
 from trimtab.errors import OptionError
+from trimtab.fields import table
 from trimtab.training.parm.settings import ParmSettings, check_objectives
 
 if TYPE_CHECKING:
@@ -23,23 +25,12 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _DEFAULTS = ParmSettings()
-_OWN: run_options.Settings = {
-    "gamma": (options.any_number, "margin to be exceeded in the loss"),
-    "preference_rank": (
-        run_options.count,
-        "part of the adapter's rank that depends on the preference; not given: half of --lora-rank",
-    ),
-    "concentration": (
-        run_options.above_zero,
-        "preferences are drawn from a Dirichlet distribution with this parameter",
-    ),
-    "epochs": (run_options.above_zero, "passes over the largest objective's pairs; fractions are accepted"),
-    "gradient_accumulation": (run_options.count, "forward passes of each objective in one step"),
-    "max_prompt_length": (run_options.count, run_options.PROMPT_LENGTH),
-}
+NOT_FLAGS = ("full", "form", "beta")
+"""An adapter that steers as a product is all that can be trained; --beta is one number for each objective."""
+_above_zero = options.number(0, open_low=True)
 
 
-def register(methods: argparse._SubParsersAction[Any]) -> None:
+def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command."""
     parser = methods.add_parser(
         "parm",
@@ -47,7 +38,7 @@ def register(methods: argparse._SubParsersAction[Any]) -> None:
         description=__doc__,
         allow_abbrev=False,
     )
-    group = pairs.add_options(parser, _OWN, _DEFAULTS, "where the guide goes", objectives=True)
+    group = pairs.add_options(parser, _DEFAULTS, "where the guide goes", objectives=NOT_FLAGS)
     group.add_argument(
         "--beta",
         dest="betas",
@@ -55,7 +46,7 @@ def register(methods: argparse._SubParsersAction[Any]) -> None:
         default=[],
         type=_beta,
         metavar="[NAME=]X",
-        help=f"scale of the reward in the loss of one objective, or of all that are not named ({_DEFAULTS.beta:g})",
+        help=f"{table(ParmSettings)['beta'].sentence()} ({_DEFAULTS.beta:g}); repeat for several",
     )
 
 
@@ -63,22 +54,24 @@ def run(args: argparse.Namespace) -> int:
     """Train a preference-aware reward model."""
     data, held = _by_name(args.data, "--data"), _by_name(args.eval_data, "--eval-data")
     check_objectives(tuple(data))
-    settings = _settings(args)
+    settings, source = _settings(args), PairsSpec.of(args)
     settings.betas_of(tuple(data))
-    found = _read(args, data)
-    num_pairs = sum(len(one.pairs) for one in found.values())
-    return pairs.train(args, settings, _load, found, _read(args, held) if held else None, num_pairs)
+    by_objective = _read(source, data)
+    num_pairs = sum(len(one.pairs) for one in by_objective.values())
+    held_out = _read(source, held) if held else None
+    run_spec = RunSpec.of(args)
+    return pairs.train(run_spec, settings, _load, by_objective, held_out, num_pairs, push_to_hub=args.push_to_hub)
 
 
 def _settings(args: argparse.Namespace) -> ParmSettings:
     named = {name: beta for name, beta in args.betas if name}
     other = [beta for name, beta in args.betas if not name]
-    settings = pairs.settings_of(ParmSettings, args, _OWN)
+    settings = pairs.settings_of(ParmSettings, args, but=NOT_FLAGS)
     return dataclasses.replace(settings, betas=named, beta=other[-1] if other else settings.beta)
 
 
-def _read(args: argparse.Namespace, sources: Mapping[str, Sequence[str]]) -> Mapping[str, PairData]:
-    return {name: pairs.read(args, own) for name, own in sources.items()}
+def _read(source: PairsSpec, data: Mapping[str, Sequence[str]]) -> Mapping[str, PairData]:
+    return {name: pairs.read(source, names) for name, names in data.items()}
 
 
 def _by_name(texts: Sequence[str], flag: str) -> dict[str, list[str]]:
@@ -100,10 +93,10 @@ def _beta(text: str) -> tuple[str, float]:
     name, equals, number = text.rpartition("=")
     if equals and not _NAME.fullmatch(name):
         raise argparse.ArgumentTypeError(f"{text!r} is not accepted; give NAME=X or X, for example helpful=0.1")
-    return name, run_options.above_zero(number)
+    return name, _above_zero(number)
 
 
-def _load() -> pairs.TrainsOn[Mapping[str, PairData]]:
+def _load() -> pairs.TrainsOn[Mapping[str, PairData], ParmSettings]:
     from trimtab.training.parm.train import train_parm
 
     return train_parm

@@ -8,30 +8,29 @@ stands.
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
-from trimtab.cli.train import pairs, run_options
+from trimtab.cli.train import pairs
 from trimtab.training.reward.settings import RewardSettings
 
-_OWN: run_options.Settings = {
-    "center_rewards": (run_options.from_zero, "draw the rewards towards a mean of 0: coefficient of (r_w + r_l)²"),
-}
+if TYPE_CHECKING:
+    from trimtab.training.pairs.data import PairData
 
 
-def register(methods: argparse._SubParsersAction[Any]) -> None:
+def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command."""
     parser = methods.add_parser(
         "reward", help="a trajectory reward model (Bradley-Terry)", description=__doc__, allow_abbrev=False
     )
-    pairs.add_options(parser, _OWN, RewardSettings(), "where the reward model goes")
+    pairs.add_options(parser, RewardSettings(), "where the reward model goes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train a trajectory reward model."""
-    return pairs.run_training(args, pairs.settings_of(RewardSettings, args, _OWN), _load)
+    return pairs.run_method(args, RewardSettings, _load)
 
 
-def _load() -> pairs.Trains:
+def _load() -> pairs.TrainsOn[PairData, RewardSettings]:
     from trimtab.training.reward.train import train_reward
 
     return train_reward

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
+from trimtab.cli.template_options import add_ignored_columns, add_template_options
 from trimtab.errors import OptionError
 from trimtab.training.run.rewards import AgentReward
 
@@ -32,20 +31,6 @@ def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._Ar
         "in the working directory first) or FILE.py:function, and how much it counts (1; negative for a cost); repeat "
         "for several",
     )
-
-
-def run_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of a run on prompts say beside the model, the prompts, the rewards and the settings."""
-    return {
-        "out": args.out,
-        "template": args.template,
-        "template_options": template_options(args),
-        "prompt_files": [Path(args.prompts).name],
-        "resume": args.resume,
-        "overwrite": args.overwrite,
-        "trust_remote_code": args.trust_remote_code,
-        "revision": args.revision,
-    }
 
 
 def parse_reward(text: str) -> AgentReward:

@@ -12,80 +12,65 @@ import contextlib
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trimtab.cli import options
+from trimtab.cli import flags
+from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
-from trimtab.cli.train import run_options
-from trimtab.cli.train.progress import Progress
-from trimtab.cli.train.rewards import add_prompts_and_rewards, run_arguments
+from trimtab.cli.train.rewards import add_prompts_and_rewards
+from trimtab.cli.train.run_options import NOT_SETTINGS, add_model_options, add_outputs, is_main
+from trimtab.cli.train.spec import PromptsSpec, RunSpec
 from trimtab.training.rl.settings import RLSettings
 from trimtab.training.run.rewards import check_rewards
 
 if TYPE_CHECKING:
     from trimtab.training.rl.train import RLResult, TrainProgress
 
-_DEFAULTS = RLSettings()
 
-_SETTINGS: run_options.Settings = {
-    "kl_weight": (run_options.from_zero, "of the KL to the model as it was, taken off the reward"),
-    "num_generations": (options.whole(2), "answers to each prompt of a step"),
-    "max_new_tokens": (run_options.count, "tokens of an answer"),
-    "temperature": (run_options.above_zero, "of the answers"),
-    "epochs": (run_options.above_zero, "passes over the prompts; fractions are accepted"),
-    "batch_size": (run_options.count, "answers in one forward pass of a process"),
-    "gradient_accumulation": (
-        run_options.count,
-        "forward passes in one step; not given: the fewest from 2 on that --num-generations fills evenly",
-    ),
-    "max_prompts": (run_options.count_or_none, "train on a random sample of so many prompts; 0: all"),
-    "max_prompt_length": (run_options.count, "prompts of more tokens are left out and counted"),
-    "seed": (options.seed_number, "of the adapter, the order, the sample and the answers"),
-    **run_options.OPTIMISER,
-    **run_options.ADAPTER,
-    **run_options.STEPS,
-}
-"""Settings of one number: name -> (type, help)."""
-
-
-def register(methods: argparse._SubParsersAction[Any]) -> None:
+def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command."""
     parser = methods.add_parser("rl", help="a policy from rewards (RLOO)", description=__doc__, allow_abbrev=False)
     group = parser.add_argument_group("model, prompts and rewards")
-    group.add_argument("--model", required=True, metavar="NAME", help='a hub id, a directory, a .gguf file, or "demo"')
-    group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
-    group.add_argument("--trust-remote-code", action="store_true", help="let the model run its own code")
+    add_model_options(group)
     add_prompts_and_rewards(parser, group)
-    group = parser.add_argument_group("training")
-    group.add_argument("--full", action="store_true", help="train all weights, not an adapter")
-    options.add_settings(group, _SETTINGS, _DEFAULTS)
-    run_options.add_weight_options(group, _DEFAULTS)
-    run_options.add_outputs(parser, "where the policy goes")
+    flags.add_fields(parser.add_argument_group("training"), RLSettings(), but=NOT_SETTINGS)
+    add_outputs(parser, "where the policy goes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train a policy by reinforcement."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each run
-    settings = RLSettings(**run_options.given(args, _SETTINGS))
-    check_rewards(args.rewards)
-    talks = run_options.is_main()
-    rows = read_prompts(args.prompts, (), skip_bad_lines=args.skip_bad_lines, ignore_columns=args.ignore_columns)
-    with Progress("steps", _line, active=talks) as progress:
+    settings = flags.read_fields(RLSettings, args)
+    return _train(settings, PromptsSpec.of(args), RunSpec.of(args), push_to_hub=args.push_to_hub)
+
+
+def _train(settings: RLSettings, source: PromptsSpec, run: RunSpec, *, push_to_hub: str | None) -> int:
+    check_rewards(source.rewards)
+    rows = read_prompts(source.path, (), skip_bad_lines=source.skip_bad_lines, ignore_columns=source.ignore_columns)
+    with Progress("steps", active=is_main()) as progress:
         progress.say(f"{len(rows)} prompts to train on")
         from trimtab.training.rl.train import train_rl
 
-        with contextlib.redirect_stdout(sys.stderr):  # as in `train_pairs.train`
+        with contextlib.redirect_stdout(sys.stderr):  # as in `pairs.train`
             result = train_rl(
-                args.model,
+                run.model,
                 [row.prompt for row in rows],
-                args.rewards,
+                source.rewards,
                 settings=settings,
-                **run_arguments(args),
-                push_to_hub=args.push_to_hub,
-                progress=progress.show,
+                out=run.out,
+                template=source.template,
+                template_options=source.template_options,
+                prompt_files=[Path(source.path).name],
+                resume=run.resume,
+                overwrite=run.overwrite,
+                trust_remote_code=run.trust_remote_code,
+                revision=run.revision,
+                push_to_hub=push_to_hub,
+                progress=progress.following(_line),
             )
         progress.say(_summary(result))
-    if args.json and talks:
+    if run.as_json:
         print(json.dumps(_as_json(result), allow_nan=False))
     return 0
 
@@ -110,7 +95,7 @@ def _summary(result: RLResult) -> str:
     )
 
 
-def _as_json(result: RLResult) -> dict[str, Any]:
+def _as_json(result: RLResult) -> dict[str, object]:
     names = ("num_prompts", "num_answers", "num_dropped", "reward")
     return {
         "out": str(result.out),

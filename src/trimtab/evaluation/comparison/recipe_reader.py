@@ -24,6 +24,7 @@ from trimtab.evaluation.comparison.recipe import (
     Reward,
     missing_paths,
 )
+from trimtab.fields import table
 from trimtab.methods.method import Strength
 
 T = TypeVar("T")
@@ -31,16 +32,10 @@ T = TypeVar("T")
 BUILTIN_PROMPTS = ("demo", "training")
 TEMPLATES = ("auto", "chat", "raw")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_DECODING: Mapping[str, Callable[[Any], Any]] = {
-    "max_new_tokens": values.whole(1),
-    "temperature": values.number(0),
-    "top_k": values.whole(0),
-    "top_p": values.number(0),
-    "min_p": values.number(0),
-    "plausibility": values.number(0),
-    "repetition_penalty": values.number(0),
-    "stop": values.texts,
-    "ignore_eos": values.flag,
+_NOT_IN_A_RECIPE = ("weights", "seed", "trace", "num_alternatives", "forced")
+"""Fields of `SamplingParams` that methods, strengths and seeds decide."""
+_DECODING: Mapping[str, Callable[[Any], object]] = {
+    name: values.of_field(entry) for name, entry in table(SamplingParams).items() if name not in _NOT_IN_A_RECIPE
 }
 """Fields of `SamplingParams` that a recipe may set."""
 

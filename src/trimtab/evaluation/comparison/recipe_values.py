@@ -10,6 +10,7 @@ from typing import Any
 
 from trimtab.documents import quoted
 from trimtab.errors import OptionError, unknown_name
+from trimtab.fields import Described
 from trimtab.methods.method import Strength
 
 MAX_SEED = 2**40
@@ -97,6 +98,15 @@ def whole(low: int, high: int | None = None) -> Callable[[Any], int]:
         return int(value)
 
     return read
+
+
+def of_field(entry: Described) -> Callable[[Any], object]:
+    """A value of the kind that a field of a dataclass holds; its whole range is for the dataclass to check."""
+    if entry.kind == "flag":
+        return flag
+    if entry.kind == "texts":
+        return texts
+    return whole(int(entry.low)) if entry.kind == "whole" else number(entry.low)
 
 
 def one_of(what: str, accepted: Sequence[str]) -> Callable[[Any], str]:

@@ -6,17 +6,11 @@ does not say. `max_new_tokens` differs: the scripts generate 512 tokens for each
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from trimtab.errors import OptionError, naming
+from trimtab.fields import FOLLOWS, Follows, check, described, follow, is_number, seed_field
 from trimtab.training.run.rewards import BASE
-from trimtab.training.run.settings import FOLLOWS, Follows, check_choice, follow
-
-if TYPE_CHECKING:
-    pass
 
 STATE_DTYPES = ("float32", "float16")
 
@@ -25,75 +19,65 @@ STATE_DTYPES = ("float32", "float16")
 class AgentSettings:
     """How an accept-reject agent is trained."""
 
-    episodes: int = 2000
-    """Answers to learn from; 21,000 in the paper."""
-    rollout_batch: int = 16
-    """Episodes of a round: rolled out together with the same actor, then learnt from."""
-    max_new_tokens: int = 128
-    top_k: int = 40
-    top_p: float = 0.95
-    temperature: float = 0.8
-    """Of the base's probabilities in the KL reward."""
-    hidden_dim: int = 1024
-    """Width of the networks' first hidden layer; the second has a quarter of it."""
-    actor_learning_rate: float = 3e-4
-    critic_learning_rate: float = 3e-4
-    alpha_learning_rate: float = 3e-4
-    alpha_init: float = 0.01
-    """The entropy's weight to begin with; tuned so that the entropy reaches its target."""
-    target_entropy_share: float = 0.6
-    """Target entropy as a share of ln 2."""
-    max_grad_norm: float = 0.5
-    batch_size: int = 1024
-    """Transitions in one update."""
-    buffer_size: int = FOLLOWS
-    """Transitions remembered. Unset: 1,000,000, or as many as updates wait for."""
-    warmup_batches: int = FOLLOWS
-    """Updates begin once the buffer holds so many batches. Unset: 64, or as many as a smaller buffer holds."""
-    updates_per_episode: int = 10
-    gamma: float = 0.99
-    tau: float = 0.005
-    """How far the target critics go towards the critics after each episode's updates (Polyak)."""
-    kl_weight: float = 0.1
+    episodes: int = described(2000, "answers to learn from; 21,000 in the paper", low=1)
+    rollout_batch: int = described(16, "episodes rolled out together with one actor, then learnt from", low=1)
+    max_new_tokens: int = described(128, "tokens of an answer", low=1)
+    top_k: int = described(40, "candidates at most", low=1)
+    top_p: float = described(0.95, "candidates up to this probability", above=0, high=1)
+    temperature: float = described(0.8, "of the base's probabilities in the KL reward", above=0)
+    hidden_dim: int = described(
+        1024, "width of the networks' first hidden layer; the second has a quarter of it", low=4
+    )
+    actor_learning_rate: float = described(3e-4, "of the agent", above=0)
+    critic_learning_rate: float = described(3e-4, "of the critics", above=0)
+    alpha_learning_rate: float = described(3e-4, "of the entropy's weight", above=0)
+    alpha_init: float = described(
+        0.01, "the entropy's weight to begin with; tuned so that the entropy reaches its target", above=0
+    )
+    target_entropy_share: float = described(0.6, "target entropy as a share of ln 2", low=0, high=1)
+    max_grad_norm: float = described(0.5, "longer gradients are clipped", above=0)
+    batch_size: int = described(1024, "transitions in one update", low=1)
+    buffer_size: int = described(FOLLOWS, "transitions remembered; not given: more where updates wait for more", low=1)
+    warmup_batches: int = described(
+        FOLLOWS,
+        "updates begin once the buffer holds this many batches; not given: fewer where {buffer_size} holds fewer",
+        low=0,
+    )
+    updates_per_episode: int = described(10, "updates for each new episode", low=1)
+    gamma: float = described(0.99, "discount", low=0, high=1)
+    tau: float = described(
+        0.005,
+        "how far the target critics go towards the critics after each episode's updates (Polyak)",
+        above=0,
+        high=1,
+    )
+    kl_weight: float = described(0.1, "of the KL reward", low=0)
     baseline: float | str = 0.0
     """Subtracted from the reward: a number, or "base": the reward of the base's own greedy answer to the prompt."""
-    reward_scale: float = 1.0
-    """Multiplies the reward less its baseline."""
-    postback: bool = True
-    """Whether earlier transitions get the reward too, discounted by gamma for each accepted token."""
-    state_dtype: str = "float32"
-    """Of the states in the buffer; float16 halves its memory."""
-    seed: int = 0
-    logging_episodes: int = 32
-    """Episodes between lines of the curve."""
-    save_episodes: int = 256
-    """Episodes between checkpoints; 0: none by episodes."""
-    save_minutes: float = 5.0
-    """Minutes between checkpoints, at the end of a round; 0: none by minutes."""
+    reward_scale: float = described(1.0, "multiplies the reward less its baseline", above=0)
+    postback: bool = described(
+        True,
+        "whether earlier transitions get the reward too, discounted by {gamma} for each accepted token",
+        off="reward the last decision only; else earlier ones get it too, discounted for each accepted token",
+    )
+    state_dtype: str = described(
+        "float32", "of the states in the buffer; float16 halves its memory", choices=STATE_DTYPES
+    )
+    seed: int = seed_field(0, "of the weights, the episodes and what is drawn from the buffer")
+    logging_episodes: int = described(32, "episodes between lines of the curve", low=1)
+    save_episodes: int = described(256, "episodes between checkpoints", low=0, note="0: none by episodes")
+    save_minutes: float = described(
+        5.0, "minutes between checkpoints, at the end of a round", low=0, note="0: none by minutes"
+    )
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
-        _check(self, ("batch_size",), lambda value: value >= 1, "a whole number of at least 1")
+        check(self)
         fits = 64 if isinstance(self.buffer_size, Follows) else int(self.buffer_size) // self.batch_size
         follow(self, "warmup_batches", lambda: max(1, min(64, fits)))
         follow(self, "buffer_size", lambda: max(1_000_000, self.warmup))
-        _check(self, _COUNTS, lambda value: value >= 1, "a whole number of at least 1")
-        _check(self, ("warmup_batches", "save_episodes", "seed"), lambda value: value >= 0, "a whole number from 0")
-        _check(self, _POSITIVE, lambda value: value > 0, "a finite number above 0")
-        _check(self, ("kl_weight", "save_minutes"), lambda value: value >= 0, "a finite number of at least 0")
-        _check(self, ("target_entropy_share", "gamma"), lambda value: 0 <= value <= 1, "a number from 0 to 1")
-        _check(self, ("top_p", "tau"), lambda value: 0 < value <= 1, "a number above 0 and at most 1")
-        if isinstance(self.baseline, str) and self.baseline != BASE:
+        if self.baseline != BASE and not is_number(self.baseline):
             raise naming(OptionError, "{baseline} is {0!r}; give a finite number, or {1!r}.", self.baseline, BASE)
-        if not isinstance(self.baseline, str):
-            _check(self, ("baseline",), lambda value: True, f"a finite number, or {BASE!r}")
-        check_choice(self, "state_dtype", STATE_DTYPES)
-        if self.hidden_dim < 4:
-            raise naming(
-                OptionError,
-                "{hidden_dim} is {0}; give at least 4: the second layer has a quarter of it.",
-                self.hidden_dim,
-            )
         if self.warmup > self.buffer_size:
             raise naming(
                 OptionError,
@@ -111,20 +95,3 @@ class AgentSettings:
     def num_rounds(self) -> int:
         """Rounds of `rollout_batch` episodes; the last may be shorter."""
         return -(-self.episodes // self.rollout_batch)
-
-
-_COUNTS = (
-    *("episodes", "rollout_batch", "max_new_tokens", "top_k", "hidden_dim", "batch_size", "buffer_size"),
-    *("updates_per_episode", "logging_episodes"),
-)
-_POSITIVE = (
-    *("temperature", "actor_learning_rate", "critic_learning_rate", "alpha_learning_rate", "alpha_init"),
-    *("max_grad_norm", "reward_scale"),
-)
-
-
-def _check(settings: AgentSettings, names: Sequence[str], accepts: Callable[[float], bool], what: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if not (math.isfinite(value) and accepts(value)):
-            raise naming(OptionError, f"{{{name}}} is {{0}}; give {what}.", value)

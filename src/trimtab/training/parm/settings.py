@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trimtab.errors import OptionError, naming, unknown_name
-from trimtab.training.run.settings import FOLLOWS, ArmSettings, Follows, check_above_zero, follow
+from trimtab.fields import FOLLOWS, Follows, described, follow, seed_field
+from trimtab.training.run.settings import ArmSettings
 
 MIDDLE = "middle"
 """What the vector that weighs all objectives alike is called in metrics; no objective may be."""
@@ -17,25 +18,34 @@ class ParmSettings(ArmSettings):
     """How a preference-aware reward model is trained. The defaults are the paper's released ones for PKU-SafeRLHF, but
     for the dropout, the warm-up and the layers (see docs/inside/paper_index.md)."""
 
-    beta: float = 0.01
+    beta: float = described(
+        0.01, "scale of the reward in the loss of one objective, or of all that are not named", above=0
+    )
     """β_k of the objectives that `betas` does not name."""
     betas: Mapping[str, float] = field(default_factory=dict)
     """Objective -> β_k of its loss."""
-    preference_rank: int = FOLLOWS
-    """r₂, the part of `lora_rank` that depends on the preference; r₁ is the rest. Unset: half of `lora_rank`."""
-    concentration: float = 0.5
-    """Preferences are drawn from a Dirichlet distribution with this parameter for each objective."""
-    weight_decay: float = 0.05
-    epochs: float = 2.0
-    """Passes over the largest objective's pairs; smaller ones are gone through more often."""
-    gradient_accumulation: int = 16
-    """Forward passes of each objective in one step."""
+    preference_rank: int = described(
+        FOLLOWS, "part of the adapter's rank that depends on the preference; not given: half of {lora_rank}", low=1
+    )
+    """r₂; r₁ is the rest of `lora_rank`."""
+    concentration: float = described(
+        0.5, "preferences are drawn from a Dirichlet distribution with this parameter for each objective", above=0
+    )
+    weight_decay: float = described(0.05, "of AdamW", low=0)
+    epochs: float = described(
+        2.0,
+        "passes over the largest objective's pairs, fractions accepted; smaller ones are gone through more often",
+        above=0,
+    )
+    gradient_accumulation: int = described(16, "forward passes of each objective in one step", low=1)
+    max_pairs: int = described(0, "train on a random sample of this many pairs of each objective", low=0, note="0: all")
+    lora_rank: int = described(8, "rank of the adapter, the part that depends on the preference included", low=1)
+    seed: int = seed_field(0, "of the adapter, the order, the sample and the preferences")
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
         ArmSettings.__post_init__(self)
         follow(self, "preference_rank", lambda: max(1, self.lora_rank // 2))
-        check_above_zero(self, ("concentration", "preference_rank"))
         if self.full:
             raise naming(OptionError, "A preference-aware reward model is an adapter; leave {full} out.")
         if self.form != "product":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trimtab.training.run.settings import PairSettings, check_not_negative
+from trimtab.fields import described, seed_field
+from trimtab.training.run.settings import PairSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,10 +15,9 @@ class RewardSettings(PairSettings):
     `max_length` counts the whole conversation, which is cut from the left; the finished model cuts there as well.
     """
 
-    center_rewards: float = 0.0
-    """Coefficient of (r_w + r_l)², which draws the rewards towards a mean of 0 (Eisenstein et al., 2312.09244)."""
-
-    def __post_init__(self) -> None:
-        """Raise OptionError for a value out of range."""
-        PairSettings.__post_init__(self)
-        check_not_negative(self, ("center_rewards",))
+    center_rewards: float = described(0.0, "draw the rewards towards a mean of 0: coefficient of (r_w + r_l)²", low=0)
+    """Eisenstein et al., 2312.09244."""
+    max_length: int = described(
+        1024, "tokens of the conversation; what is longer loses its beginning and is counted", low=1
+    )
+    seed: int = seed_field(0, "of the adapter, the head, the order and the sample")

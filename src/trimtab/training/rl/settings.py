@@ -6,48 +6,48 @@ import itertools
 from dataclasses import dataclass
 
 from trimtab.errors import OptionError, naming
-from trimtab.training.run.settings import FOLLOWS, RunSettings, check_above_zero, check_not_negative, follow
+from trimtab.fields import FOLLOWS, described, follow, seed_field
+from trimtab.training.run.settings import RunSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RLSettings(RunSettings):
     """How a policy is trained by RLOO. The objective is E[Σ_k w_k r_k(x, y)] − kl_weight · KL(π_θ ‖ π_base)."""
 
-    kl_weight: float = 0.05
-    """Nats of an answer's log π_θ − log π_base are taken off its reward, times this; 0: no KL, nor is it measured."""
-    num_generations: int = 4
-    """Answers to each prompt of a step; each is compared with the mean of the others."""
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    """Of the answers that are learnt from, and of the policy whose log-probabilities are raised."""
-    epochs: float = 1.0
-    """Passes over the prompts; fractions are accepted. The last step is filled up from the next pass."""
-    max_prompts: int = 0
-    """Train on a random sample of so many prompts; 0: all."""
-    max_prompt_length: int = 512
-    """Prompts of more tokens are left out and counted."""
-    batch_size: int = 16
-    """Answers in one forward pass, in each process."""
-    gradient_accumulation: int = FOLLOWS
-    """Forward passes in one step. Answers in a step: batch_size × gradient_accumulation × processes. Unset: 2, or the
-    next number of them that `num_generations` answers to a prompt fill evenly."""
-    logging_steps: int = 1
-    save_steps: int = 20
-    """Steps between checkpoints; 0: none by steps."""
+    kl_weight: float = described(
+        0.05,
+        "of the KL to the model as it was, taken off the reward, in nats of a whole answer",
+        low=0,
+        note="0: none, nor is it measured",
+    )
+    num_generations: int = described(
+        4, "answers to each prompt of a step; each is compared with the mean of the others", low=2
+    )
+    max_new_tokens: int = described(128, "tokens of an answer", low=1)
+    temperature: float = described(
+        1.0, "of the answers that are learnt from, and of the policy whose log-probabilities are raised", above=0
+    )
+    epochs: float = described(
+        1.0,
+        "passes over the prompts; fractions are accepted, and the last step is filled up from the next pass",
+        above=0,
+    )
+    max_prompts: int = described(0, "train on a random sample of this many prompts", low=0, note="0: all")
+    max_prompt_length: int = described(512, "prompts of more tokens are left out and counted", low=1)
+    batch_size: int = described(16, "answers in one forward pass of a process", low=1)
+    gradient_accumulation: int = described(
+        FOLLOWS,
+        "forward passes in one step; not given: the fewest from 2 on that {num_generations} fills evenly",
+        low=1,
+    )
+    seed: int = seed_field(0, "of the adapter, the order, the sample and the answers")
+    logging_steps: int = described(1, "steps between lines of the curve", low=1)
+    save_steps: int = described(20, "steps between checkpoints", low=0, note="0: none by steps")
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
-        if self.num_generations < 2:
-            raise naming(
-                OptionError,
-                "{num_generations} is {0}; give at least 2: an answer is compared with the others to its prompt.",
-                self.num_generations,
-            )
-        check_above_zero(self, ("batch_size",))
-        follow(self, "gradient_accumulation", self._fewest_passes)
         RunSettings.__post_init__(self)
-        check_above_zero(self, ("max_new_tokens", "temperature", "epochs", "max_prompt_length"))
-        check_not_negative(self, ("kl_weight", "max_prompts"))
+        follow(self, "gradient_accumulation", self._fewest_passes)
         answers = self.batch_size * self.gradient_accumulation
         if answers % self.num_generations:
             raise naming(

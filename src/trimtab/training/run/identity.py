@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.errors import OptionError, naming
-from trimtab.training.run.settings import NOT_OF_THE_RUN, Follows
+from trimtab.fields import Follows
+from trimtab.training.run.settings import NOT_OF_THE_RUN
 
 _SETTINGS = "hyperparameters"
 _CONTENTS = "contents"

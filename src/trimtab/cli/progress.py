@@ -1,28 +1,28 @@
-"""How training shows itself: the curve as lines, and a bar where standard error is a terminal."""
+"""How a long command shows itself: lines on standard error, and a bar where that is a terminal."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trimtab.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trimtab.training.run.settings import TrainProgress
 
 
 class Progress:
-    """Lines and a bar on standard error; `line` says how a line of the curve reads. Silent unless `active`."""
+    """A bar that counts `what`, and lines above it. Silent unless `active`."""
 
-    def __init__(self, what: str, line: Callable[[TrainProgress], str], *, active: bool = True) -> None:
+    def __init__(self, what: str, *, active: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         self._active = active
-        self._line = line
         self._bar = Bar(
             *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
             console=Console(stderr=True),
@@ -53,10 +53,18 @@ class Progress:
         if self._bar.disable:
             options.say(message)
         else:
-            self._bar.console.print(message, markup=False, highlight=False)
+            self._bar.console.print(message, markup=False, highlight=False, emoji=False)
 
-    def show(self, progress: TrainProgress) -> None:
-        """One step, or one line of the curve."""
-        self._bar.update(self._task, completed=progress.step, total=progress.num_steps)
-        if progress.metrics:
-            self.say(self._line(progress))
+    def move(self, num_done: int, num_all: int) -> None:
+        """How far the bar stands."""
+        self._bar.update(self._task, completed=num_done, total=num_all)
+
+    def following(self, line: Callable[[TrainProgress], str]) -> Callable[[TrainProgress], None]:
+        """What a training tells its steps to; `line` says how a line of its curve reads."""
+
+        def show(step: TrainProgress) -> None:
+            self.move(step.step, step.num_steps)
+            if step.metrics:
+                self.say(line(step))
+
+        return show

@@ -1,0 +1,89 @@
+"""What a request asks of decoding: one of the nouns of `core`, without torch: flags are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from trimtab.errors import OptionError, naming
+from trimtab.fields import check, described, is_number, is_whole, seed_field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request is decoded. Filters act on the mixed policy after the temperature, in the order given here.
+
+    Where a guide that selects runs, top-k, top-p and min-p choose its candidates, at temperature 1 (`Selection`).
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Guide name -> weight. A guide left out runs at its own `weight`."""
+    max_new_tokens: int = described(128, "tokens of an answer at most", low=1)
+    temperature: float | None = described(
+        None,
+        "of the mixed policy; 0: always its most probable token",
+        kind="number",
+        low=0,
+        unset="1; with an agent what it asks for, 0.8",
+        metavar="T",
+    )
+    top_k: int | None = described(
+        None,
+        "keep the K most probable tokens",
+        kind="whole",
+        low=0,
+        note="0: all",
+        unset="0; with an agent 40",
+        metavar="K",
+    )
+    top_p: float | None = described(
+        None,
+        "keep the smallest set of tokens whose probability reaches P",
+        kind="number",
+        above=0,
+        high=1,
+        note="1: all",
+        unset="1; with an agent 0.95",
+        metavar="P",
+    )
+    min_p: float = described(
+        0.0, "drop tokens below P times the best one's probability", low=0, high=1, note="0: none", metavar="P"
+    )
+    plausibility: float = described(
+        0.0,
+        "before guides are mixed in, drop tokens below A times the base's best probability (contrastive decoding's α)",
+        low=0,
+        high=1,
+        note="0: none",
+        metavar="A",
+    )
+    repetition_penalty: float = described(
+        1.0, "divide the probability of tokens already seen by R", above=0, note="1: leave it", metavar="R"
+    )
+    stop: tuple[str, ...] = described(
+        (), "end an answer at this text, which is left out of it; repeat for several", kind="texts", metavar="TEXT"
+    )
+    ignore_eos: bool = described(False, "go on after an end-of-sequence token")
+    seed: int | None = seed_field(None, "answer i draws from N+i", unset="drawn")
+    trace: bool = described(False, "record log-probabilities, ranks and KL for each token")
+    """See `Answer.trace`."""
+    num_alternatives: int = described(
+        0, "with {trace}: how many of the most probable mixed and base tokens to record at each step", low=0
+    )
+    forced: tuple[int, ...] = ()
+    """The answer's first tokens, taken whatever the policy says; with `trace`, what it says of them: for scoring."""
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a value out of range, or of another kind than it should be."""
+        for name, weight in self.weights.items():
+            if not (is_number(weight) and abs(weight) <= _LARGEST):
+                raise OptionError(
+                    f"The weight of guide {name} is {weight!r}; give a finite number (of single precision)."
+                )
+        check(self)
+        if not all(is_whole(token) and token >= 0 for token in self.forced):
+            raise naming(OptionError, "{forced} is {0!r}; give token ids in a tuple.", self.forced)
+
+
+_LARGEST = 3.4e38
+"""What float32 holds, in which guides are mixed."""
