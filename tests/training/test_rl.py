@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -228,6 +229,19 @@ def test_an_answer_without_a_finite_reward_is_left_out_and_counted(tiny: str, tm
     for line in curve(tmp_path / "out"):
         assert line["reward_odd"] == 1.0
         assert line["reward"] == pytest.approx(1 + line["reward_vowels"])
+
+
+def test_trls_logger_is_left_as_it_was_and_says_nothing_of_answers_without_a_reward(
+    tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("trl.trainer.rloo_trainer")
+    filters = list(logger.filters)
+    settings = dataclasses.replace(SETTINGS, epochs=0.5, save_steps=0)
+    with caplog.at_level(logging.WARNING):
+        result = train(tiny, tmp_path / "out", [AgentReward("odd", sometimes)], settings=settings)
+    assert result.num_dropped > 0
+    assert "returned None" not in caplog.text
+    assert logger.filters == filters
 
 
 def test_rewards_that_are_never_finite_end_the_run_with_a_sentence(tiny: str, tmp_path: Path) -> None:

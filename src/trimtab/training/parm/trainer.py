@@ -68,6 +68,11 @@ class ParmTrainer(ArmTrainer):
         prompts = [prompt for name in self._own for prompt in self.held_prompts[name]]
         return proportion_interval([one for outcomes in self._own.values() for one in outcomes], prompts)
 
+    def train(self, *args: Any, **options: Any) -> Any:
+        """TRL's, with W₁ and W₂ in the model's passes."""
+        with self.cores.inserted():
+            return super().train(*args, **options)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -160,7 +165,7 @@ class ParmTrainer(ArmTrainer):
         self._held = {}
         try:
             self.meter.prompts = self.held_prompts[name]
-            with self.cores.at(vector):
+            with self.cores.inserted(), self.cores.at(vector):
                 super().evaluate(name, ignore_keys)
             self.accuracies[name, probe] = self.meter.accuracy()
             if name == probe:

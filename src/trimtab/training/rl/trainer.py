@@ -29,6 +29,7 @@ from trimtab.training.rl.settings import RLSettings
 from trimtab.training.run.adapter_targets import adapter_config, known_targets
 from trimtab.training.run.configs import made_trainable, run_options, spared_renamings
 from trimtab.training.run.curve import curve
+from trimtab.training.run.logs import filtered
 from trimtab.training.run.rating import Rater
 from trimtab.training.run.settings import TrainProgress
 
@@ -98,6 +99,11 @@ class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
         self._losses = list(window["losses"])
         self._metrics["train"].update({name: list(values) for name, values in window["metrics"].items()})
         self.panel.rater.restore(window["rater"])
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """TRL's, without its message for each answer that has no reward: `Rater` counts and tells them."""
+        with filtered(logging.getLogger("trl.trainer.rloo_trainer"), _has_reward):
+            return super().train(*args, **options)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """TRL's, with its part of the step's loss kept."""
@@ -235,7 +241,6 @@ def build_rl_trainer(
     made_trainable(module, settings)
     module.generation_config.eos_token_id = sorted(host.eos_ids)
     assert host.tokenizer is not None
-    logging.getLogger("trl.trainer.rloo_trainer").addFilter(_about_steering)
     order = prompt_order(len(panel.prompts), settings, config.generation_batch_size // settings.num_generations)
     with known_targets(settings), spared_renamings():
         trainer = PolicyTrainer(
@@ -262,6 +267,6 @@ def prompt_order(num_prompts: int, settings: RLSettings, step_size: int) -> list
     return order[: num_steps * step_size]
 
 
-def _about_steering(record: logging.LogRecord) -> bool:
-    """Whether to let TRL's message through: answers without a reward are counted and told by `Rater`."""
+def _has_reward(record: logging.LogRecord) -> bool:
+    """Whether a message of TRL's is about something else than an answer without a reward."""
     return "returned None" not in record.getMessage()
