@@ -27,9 +27,11 @@ from trimtab.training.pairs.formats import PreferencePair
 from trimtab.training.pairs.losses import arm_loss
 from trimtab.training.pairs.tokens import TokenData, TokenPair
 from trimtab.training.parm.train import ParmSettings, train_parm
-from trimtab.training.parm.trainer import ParmTrainer, build_trainer, interleaved, parm_config
+from trimtab.training.parm.trainer import ParmTrainer, interleaved, parm_config, parm_parts
 from trimtab.training.run import checkpoints
+from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.settings import TrainProgress
+from trimtab.training.run.trainer import build_trainer
 
 
 def vowel_pairs(count: int, *, seed: int = 0) -> list[PreferencePair]:
@@ -174,7 +176,8 @@ SMALL = ParmSettings(
 def make(host: Callable[[str], Any], tmp_path: Path) -> Callable[..., ParmTrainer]:
     def build(model: str, settings: ParmSettings = SMALL) -> ParmTrainer:
         config = parm_config(settings, 2, tmp_path / "work")
-        return build_trainer(host(model), IDS, IDS, settings, config, None)
+        parts = parm_parts(host(model), IDS, IDS, settings, config.world_size)
+        return build_trainer(parts, settings, config, RunArguments(out=tmp_path))
 
     return build
 

@@ -164,15 +164,15 @@ def test_the_kl_of_the_curve_is_to_the_base_with_the_adapter_off(tiny: str, tmp_
     from trimtab.training.rl import trainer as rl_trainer
 
     seen: dict[str, Any] = {}
-    build = rl_trainer.build_rl_trainer
+    parts = rl_trainer.rl_parts
 
     def spy(host: Any, *rest: Any) -> Any:
         seen["before"] = {name: weight.clone() for name, weight in host.module.named_parameters()}
         seen["module"] = host.module
-        return build(host, *rest)
+        return parts(host, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl_trainer, "build_rl_trainer", spy)
+        patch.setattr(rl_trainer, "rl_parts", spy)
         train(tiny, tmp_path / "out")
     after = {name.replace(".base_layer", ""): weight for name, weight in seen["module"].named_parameters()}
     assert all(torch.equal(after[name], weight) for name, weight in seen["before"].items())
@@ -204,19 +204,19 @@ def test_the_prompts_are_what_decoding_sees(tiny: str, tmp_path: Path) -> None:
 
 def test_every_end_of_sequence_id_ends_an_answer(tmp_path: Path) -> None:
     """The generation configuration names two of them, of which the tokenizer has one."""
-    from trimtab.training.rl import trainer as rl_trainer
+    from trimtab.training.run import trainer as run_trainer
 
     model = save_model(tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
     seen = []
-    build = rl_trainer.build_rl_trainer
+    build = run_trainer.build_trainer
 
     def spy(*given: Any) -> Any:
         seen.append(build(*given))
         return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl_trainer, "build_rl_trainer", spy)
+        patch.setattr(run_trainer, "build_trainer", spy)
         train(model, tmp_path / "out", settings=dataclasses.replace(SETTINGS, epochs=0.5))
     assert set(seen[0].eos_token_ids) == {2, 3}
 

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from trimtab.errors import DataError, OptionError, naming
 from trimtab.prompts import check_ids
 from trimtab.training.pairs.data import PairData, PreferencePair, fingerprint, hold_out, sample, without_stock
 from trimtab.training.pairs.tokens import TokenData, tokenise
-from trimtab.training.run.run import check_length
+from trimtab.training.run import run
+from trimtab.training.run.arguments import RunArguments
+from trimtab.training.run.card import About
+from trimtab.training.run.run import Job, Training, check_length
 from trimtab.training.run.settings import PairSettings
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from trimtab.models.hf import HFModel
+    from trimtab.training.run.trainer import TrainerParts
 
 log = logging.getLogger(__name__)
 
 Pairs = Sequence[PreferencePair] | PairData
+GivenT = TypeVar("GivenT")
+SettingsT = TypeVar("SettingsT", bound=PairSettings)
+
+
+class HasCard(Protocol):
+    """Pairs with their account."""
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """`data` of a `guide.json`."""
+
+
+SplitT = TypeVar("SplitT", bound=HasCard)
 
 
 class PairSplit:
@@ -71,6 +90,9 @@ class Lengths(Protocol):
     def max_prompt_length(self) -> int: ...
 
 
+TokenSettingsT = TypeVar("TokenSettingsT", bound=Lengths)
+
+
 def tokens_of(host: HFModel, pairs: Sequence[PreferencePair], settings: Lengths) -> TokenData:
     """Pairs as the ids that decoding will see.
 
@@ -85,6 +107,64 @@ def tokens_of(host: HFModel, pairs: Sequence[PreferencePair], settings: Lengths)
     data = tokenise(pairs, host.tokenizer, eos_ids=host.eos_ids, **lengths)
     check_ids(host, [max(map(max, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))) for pair in data.pairs])
     return data
+
+
+def token_job(
+    host: HFModel,
+    split: PairSplit,
+    settings: TokenSettingsT,
+    arguments: RunArguments,
+    *,
+    config: Callable[[TokenSettingsT, Path], TrainingArguments],
+    parts: Callable[[HFModel, TokenData, TokenData, TokenSettingsT, int], TrainerParts[Any]],
+    about: About,
+    facts: Mapping[str, str],
+    in_shards: bool = False,
+) -> Job:
+    """The job of a method that reads pairs as the ids that decoding will see.
+
+    `config` makes TRL's configuration of the settings and the workspace; `parts` makes what the trainer is built of
+    from the model, the pairs to train on, those held out, the settings and the number of processes.
+    """
+    train, held = (tokens_of(host, pairs, settings) for pairs in (split.train, split.held))
+    made = config(settings, arguments.workspace)
+    return Job(
+        config=made,
+        parts=lambda: parts(host, train, held, settings, made.world_size),
+        measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, split, train.counts, seconds)},
+        about=about,
+        facts=facts,
+        in_shards=in_shards,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PairMethod(Generic[GivenT, SettingsT, SplitT]):
+    """What one training on preference pairs does in its own way; the rest is `train_on_pairs`."""
+
+    kind: str
+    """As in `guide.json`."""
+    split: Callable[[GivenT, GivenT | None, SettingsT], SplitT]
+    """Makes what is trained on and what is held out of pairs, evaluation pairs and settings."""
+    job: Callable[[HFModel, SplitT, SettingsT, RunArguments], Job]
+    """What is made of the loaded model; called after the road's own checks, so it may import TRL."""
+
+
+def train_on_pairs(
+    method: PairMethod[GivenT, SettingsT, SplitT],
+    model: str | Path,
+    pairs: GivenT,
+    eval_pairs: GivenT | None,
+    settings: SettingsT,
+    arguments: RunArguments,
+) -> PairResult:
+    """The whole road of a training on preference pairs: what every `train_...` function on pairs does."""
+    run.require_extra()
+    arguments.check()
+    split = method.split(pairs, eval_pairs, settings)
+    training = Training(kind=method.kind, model=model, data=split.card, settings=settings, arguments=arguments)
+    facts = run.train(training, lambda: lambda host: method.job(host, split, settings, arguments))
+    return result_of(arguments.out, facts)
 
 
 @dataclass(frozen=True, slots=True)

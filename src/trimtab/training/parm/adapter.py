@@ -37,7 +37,7 @@ class Cores(nn.Module):
         self.shared = nn.ParameterList()
         self.per_objective = nn.ParameterList()
         generator = torch.Generator().manual_seed(seed)
-        for index, layer in enumerate(self._layers.values()):
+        for layer in self._layers.values():
             down = layer.lora_A[_ADAPTER]
             rank = down.out_features - preference_rank
             for owner, bound, shape in (

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import OptionError
-from trimtab.training.pairs.run import PairResult, Pairs, PairSplit, result_of, tokens_of
+from trimtab.training.pairs.run import PairMethod, PairResult, Pairs, PairSplit, tokens_of, train_on_pairs
 from trimtab.training.parm.settings import MIDDLE, ParmSettings, check_objectives
-from trimtab.training.run import checkpoints, run
+from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About, few_prompts
+from trimtab.training.run.run import Job
 from trimtab.training.run.settings import TrainProgress
 
 if TYPE_CHECKING:
@@ -54,83 +55,72 @@ def train_parm(
 
     Raises what `train_arm` raises, and OptionError for fewer than two objectives.
     """
-    out, settings = Path(out), settings or ParmSettings()
-    run.require_extra()
-    checkpoints.check_output(out, resume=resume, overwrite=overwrite)
-    splits = _splits(pairs, eval_pairs, settings)
-    facts = run.train(
-        "parm",
-        _data_card(splits),
-        lambda host: _job(host, splits, out, settings, progress),
-        model,
-        settings,
-        out=out,
+    arguments = RunArguments(
+        out=Path(out),
         resume=resume,
+        overwrite=overwrite,
         trust_remote_code=trust_remote_code,
         revision=revision,
         push_to_hub=push_to_hub,
+        progress=progress,
     )
-    return result_of(out, facts)
+    return train_on_pairs(_METHOD, model, pairs, eval_pairs, settings or ParmSettings(), arguments)
 
 
-def _splits(
-    pairs: Mapping[str, Pairs], eval_pairs: Mapping[str, Pairs] | None, settings: ParmSettings
-) -> dict[str, PairSplit]:
-    names = tuple(pairs)
-    check_objectives(names)
-    settings.betas_of(names)
-    if eval_pairs is not None and set(eval_pairs) != set(names):
-        raise OptionError(
-            f"There are pairs to train on for {', '.join(names)}, and to measure on for "
-            f"{', '.join(eval_pairs) or 'nothing'}. Give both for the same objectives."
-        )
-    return {
-        name: PairSplit(own, None if eval_pairs is None else eval_pairs[name], settings) for name, own in pairs.items()
-    }
+class ObjectiveSplits:
+    """Training and held-out pairs of each objective (`by_name`), with their account (`card`)."""
+
+    def __init__(
+        self, pairs: Mapping[str, Pairs], eval_pairs: Mapping[str, Pairs] | None, settings: ParmSettings
+    ) -> None:
+        names = tuple(pairs)
+        check_objectives(names)
+        settings.betas_of(names)
+        if eval_pairs is not None and set(eval_pairs) != set(names):
+            raise OptionError(
+                f"There are pairs to train on for {', '.join(names)}, and to measure on for "
+                f"{', '.join(eval_pairs) or 'nothing'}. Give both for the same objectives."
+            )
+        self.by_name = {
+            name: PairSplit(given, None if eval_pairs is None else eval_pairs[name], settings)
+            for name, given in pairs.items()
+        }
+        self.card = _data_card({name: split.card for name, split in self.by_name.items()})
 
 
-def _data_card(splits: Mapping[str, PairSplit]) -> dict[str, Any]:
-    cards: dict[str, dict[str, Any]] = {name: dict(split.card) for name, split in splits.items()}
+def _data_card(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One account of the pairs of all objectives."""
     return {
         **{
-            key: hashlib.sha256("".join(f"{name}\t{own[key]}\n" for name, own in cards.items()).encode()).hexdigest()
+            key: hashlib.sha256("".join(f"{name}\t{card[key]}\n" for name, card in cards.items()).encode()).hexdigest()
             for key in ("fingerprint", "eval_fingerprint")
         },
-        **{key: [file for own in cards.values() for file in own[key]] for key in ("files", "eval_files")},
-        "num_pairs": sum(own["num_pairs"] for own in cards.values()),
+        **{key: [file for card in cards.values() for file in card[key]] for key in ("files", "eval_files")},
+        "num_pairs": sum(card["num_pairs"] for card in cards.values()),
         "objectives": cards,
     }
 
 
-def _job(
-    host: HFModel,
-    splits: Mapping[str, PairSplit],
-    out: Path,
-    settings: ParmSettings,
-    progress: Callable[[TrainProgress], None] | None,
-) -> run.Job:
-    from trimtab.training.parm.trainer import build_trainer, parm_config
+def _job(host: HFModel, splits: ObjectiveSplits, settings: ParmSettings, arguments: RunArguments) -> Job:
+    from trimtab.training.parm.trainer import parm_config, parm_parts
 
-    train = {name: tokens_of(host, split.train, settings) for name, split in splits.items()}
-    held = {name: tokens_of(host, split.held, settings) for name, split in splits.items()}
+    by_name = splits.by_name
+    train = {name: tokens_of(host, split.train, settings) for name, split in by_name.items()}
+    held = {name: tokens_of(host, split.held, settings) for name, split in by_name.items()}
     counts = {key: sum(data.counts[key] for data in train.values()) for key in next(iter(train.values())).counts}
+    config = parm_config(settings, len(by_name), arguments.workspace)
     scale = settings.lora_alpha / settings.lora_rank
-    description = {
-        **run.describe("parm", host, settings, _data_card(splits)),
-        "form": "bilinear",
-        "parm": {"objectives": list(splits), "scale": scale},
-    }
-    config = parm_config(settings, len(splits), checkpoints.workspace_of(out))
-    return run.Job(
-        out=out,
-        description=description,
+    return Job(
         config=config,
-        build=lambda: build_trainer(host, train, held, settings, config, progress),
-        measure=lambda trainer, seconds: {"metrics": _metrics(trainer, splits, counts, seconds)},
+        parts=lambda: parm_parts(host, train, held, settings, config.world_size),
+        measure=lambda trainer, seconds: {"metrics": _metrics(trainer, by_name, counts, seconds)},
         write=lambda directory, trainer, _: _write(directory, trainer, settings),
-        about=_about(tuple(splits)),
-        settings=settings,
+        about=_about(tuple(by_name)),
+        facts={"form": "bilinear", "parm": {"objectives": list(by_name), "scale": scale}},
     )
+
+
+_METHOD: PairMethod[Mapping[str, Pairs], ParmSettings, ObjectiveSplits] = PairMethod("parm", ObjectiveSplits, _job)
 
 
 def _write(directory: Path, trainer: ParmTrainer, settings: ParmSettings) -> None:

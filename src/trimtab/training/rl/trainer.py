@@ -10,28 +10,27 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer
+from transformers import Trainer
 from trl import RLOOConfig, RLOOTrainer
 
 from trimtab.decoding.text import text_of
 from trimtab.errors import NotFiniteError, naming
 from trimtab.models.forward.row_cache import Reach
-from trimtab.training.arm.trainer import head_at
 from trimtab.training.pairs.losses import token_logprobs
 from trimtab.training.rl.packing import Packed, pack
 from trimtab.training.rl.settings import RLSettings
-from trimtab.training.run.adapter_targets import adapter_config, known_targets
-from trimtab.training.run.configs import made_trainable, run_options, spared_renamings
-from trimtab.training.run.curve import curve
+from trimtab.training.run.configs import run_options, spared_renamings
 from trimtab.training.run.logs import filtered
+from trimtab.training.run.output_head import head_at
 from trimtab.training.run.rating import Rater
-from trimtab.training.run.settings import TrainProgress
+from trimtab.training.run.trainer import TrainerParts
 
 if TYPE_CHECKING:
     from trimtab.models.hf import HFModel
@@ -82,15 +81,20 @@ class Panel:
 
 
 class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
-    """RLOOTrainer on numbered prompts whose answers share a row; `panel` and `reaches` are set before training."""
+    """RLOOTrainer on the numbered prompts of a panel, whose answers share a row (`packing`).
 
-    panel: Panel
-    reaches: Mapping[str, Reach]
+    `reaches` is the model's (`HFModel.reaches`); the other options are TRL's.
+    """
+
     _buffered_inputs: list[dict[str, Tensor]] | None
-    _losses: list[float]
-    """Of the forward passes since the last line of the curve; transformers' own sum is not in its checkpoints."""
 
-    def open_window(self) -> dict[str, Any]:
+    def __init__(self, *, panel: Panel, reaches: Mapping[str, Reach], **options: object) -> None:
+        super().__init__(reward_funcs=panel.columns(), **options)
+        self.panel, self.reaches = panel, reaches
+        self._losses: list[float] = []
+        """Of the forward passes since the last line of the curve; transformers' own sum is not in its checkpoints."""
+
+    def open_window(self) -> dict[str, object]:
         """What was measured since the last line of the curve."""
         return {"losses": self._losses, "metrics": dict(self._metrics["train"]), "rater": self.panel.rater.state()}
 
@@ -229,32 +233,20 @@ def rl_config(settings: RLSettings, workspace: Path, multipliers: Sequence[float
         )
 
 
-def build_rl_trainer(
-    host: HFModel,
-    panel: Panel,
-    settings: RLSettings,
-    config: RLOOConfig,
-    progress: Callable[[TrainProgress], None] | None,
-) -> PolicyTrainer:
-    """A trainer on a model that it takes over. Raises OptionError for layers to adapt that the model does not have."""
-    module = host.module
-    made_trainable(module, settings)
-    module.generation_config.eos_token_id = sorted(host.eos_ids)
+def rl_parts(
+    host: HFModel, panel: Panel, settings: RLSettings, generation_batch_size: int
+) -> TrainerParts[PolicyTrainer]:
+    """What the trainer is built of (`build_trainer`)."""
+    host.module.generation_config.eos_token_id = sorted(host.eos_ids)
     assert host.tokenizer is not None
-    order = prompt_order(len(panel.prompts), settings, config.generation_batch_size // settings.num_generations)
-    with known_targets(settings), spared_renamings():
-        trainer = PolicyTrainer(
-            model=module,
-            reward_funcs=panel.columns(),
-            args=config,
-            train_dataset=Dataset.from_dict({"prompt": [str(number) for number in order]}),
-            processing_class=host.tokenizer.hf,
-            peft_config=adapter_config(module, settings),
-            callbacks=[curve(progress, "answers")],
-        )
-    trainer.remove_callback(PrinterCallback)  # it prints on standard output
-    trainer.panel, trainer.reaches, trainer._losses = panel, host.reaches, []
-    return trainer
+    order = prompt_order(len(panel.prompts), settings, generation_batch_size // settings.num_generations)
+    return TrainerParts(
+        trainer=partial(PolicyTrainer, panel=panel, reaches=host.reaches),
+        module=host.module,
+        tokenizer=host.tokenizer.hf,
+        dataset=Dataset.from_dict({"prompt": [str(number) for number in order]}),
+        unit="answers",
+    )
 
 
 def prompt_order(num_prompts: int, settings: RLSettings, step_size: int) -> list[int]:

@@ -42,19 +42,6 @@ class About:
     """Lines of what was measured, from `metrics`; left out: the accuracy on held-out pairs."""
 
 
-ARM = About(
-    "trained as an autoregressive reward model (GenARM, arXiv 2410.08193): the log-probability it gives to a response "
-    "is that response's reward. It steers a frozen model with the same vocabulary, token by token.",
-    (
-        "import trimtab",
-        "",
-        "model = trimtab.load_model({base})",
-        'guide = trimtab.load_guide("path/to/this/directory")',
-        'decoder = trimtab.Decoder(model, guides={{"guide": guide}})',
-    ),
-)
-
-
 _FORMS = {
     "lora": ("peft", "A LoRA adapter of"),
     "bilinear": ("trimtab", "A bilinear adapter of"),
@@ -69,13 +56,13 @@ _GUIDE_FORMS = {
 }
 
 
-def write_cards(directory: Path, card: Mapping[str, Any], about: About = ARM) -> None:
+def write_cards(directory: Path, card: Mapping[str, Any], about: About) -> None:
     """Write `guide.json` and `README.md` into the guide's directory."""
     write_text(directory / "guide.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
     write_text(directory / "README.md", model_card(card, about))
 
 
-def model_card(card: Mapping[str, Any], about: About = ARM) -> str:
+def model_card(card: Mapping[str, Any], about: About) -> str:
     """The model card, from the same facts as `guide.json`."""
     library, what = _FORMS[card["form"]]
     front = {

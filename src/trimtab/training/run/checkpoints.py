@@ -8,6 +8,7 @@ is used. The guide's directory appears in one rename at the end.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ from trimtab.training.run.identity import check_same
 log = logging.getLogger(__name__)
 
 SEAL = "complete.json"
+CURVE = "metrics.jsonl"
+"""A run's curve, in its workspace and in the finished directory: a line of JSON for each window of steps."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -150,6 +153,26 @@ def cut_curve(path: Path, step: int) -> None:
             continue
         kept.append(line + "\n")
     write_text(path, "".join(kept))
+
+
+def add_line(workspace: Path, line: Mapping[str, object]) -> None:
+    """Add a line to the curve of the run in a workspace."""
+    with (workspace / CURVE).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that there is no room, on the disk or in a quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def not_written(workspace: Path, error: BaseException) -> CheckpointError:
+    """The error of a checkpoint that could not be written, which says what the run can go on from."""
+    good = last_good(workspace)
+    return CheckpointError(
+        f"A checkpoint could not be written to {workspace} ({error}). "
+        f"{f'{good.name} is whole' if good else 'There is none before it'}: make room, then continue with --resume."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from trimtab.training.run import checkpoints
 from trimtab.training.run.pace import duration
 from trimtab.training.run.settings import TrainProgress
 
@@ -55,8 +56,7 @@ class _Curve(TrainerCallback):  # type: ignore[misc]  # transformers carries no 
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         line = {"step": state.global_step, **{key: value for key, value in logs.items() if key not in _NOT_OURS}}
-        with (Path(args.output_dir) / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        checkpoints.add_line(Path(args.output_dir), line)
         self._tell(state, line)
 
     def _tell(self, state: Any, metrics: Mapping[str, float]) -> None:
