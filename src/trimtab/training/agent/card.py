@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.training.run.card import settings_and_versions
+from trimtab.training.run import card as run_card
 
 _PACKAGES = ("trimtab", "torch", "transformers", "torchrl", "tensordict")
 
 
 def versions() -> dict[str, str]:
     """Versions of what trained the agent."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return run_card.versions(_PACKAGES)
 
 
 def agent_card(card: Mapping[str, Any]) -> str:
@@ -49,7 +48,7 @@ def agent_card(card: Mapping[str, Any]) -> str:
         "",
         *_measured(metrics),
         "",
-        *settings_and_versions(card),
+        *run_card.settings_and_versions(card),
     ]
     return "\n".join(lines) + "\n"
 
