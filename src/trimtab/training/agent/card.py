@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from trimtab.training.run import card as run_card
+from trimtab.training.run.identity import Facts
 
 _PACKAGES = ("trimtab", "torch", "transformers", "torchrl", "tensordict")
 
@@ -16,7 +15,7 @@ def versions() -> dict[str, str]:
     return run_card.versions(_PACKAGES)
 
 
-def agent_card(card: Mapping[str, Any]) -> str:
+def agent_card(card: Facts) -> str:
     """`README.md`."""
     base, data, metrics = card["base"], card["data"], card["metrics"]
     rewards = ", ".join(f"{term['multiplier']:g} × {term['name']} (`{term['source']}`)" for term in card["rewards"])
@@ -53,7 +52,7 @@ def agent_card(card: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _measured(metrics: Mapping[str, Any]) -> list[str]:
+def _measured(metrics: Facts) -> list[str]:
     if "reward" not in metrics:
         return ["No episode of the last window of training had a reward."]
     return [

@@ -38,6 +38,7 @@ from trimtab.training.agent.settings import AgentSettings
 from trimtab.training.agent.worker_options import WorkerOptions
 from trimtab.training.run import checkpoints, run
 from trimtab.training.run.arguments import RunArguments
+from trimtab.training.run.identity import Facts
 from trimtab.training.run.interruption import interruptible
 from trimtab.training.run.prompt_data import check_prompts, prompt_card, templated
 from trimtab.training.run.rating import Rater, reward_contents, rewards_card
@@ -78,7 +79,7 @@ def train_agent(
     out: str | Path,
     settings: AgentSettings | None = None,
     template: str = "raw",
-    template_options: Mapping[str, Any] | None = None,
+    template_options: Facts | None = None,
     prompt_files: Sequence[str] = (),
     workers: int = 0,
     ray_address: str | None = None,
@@ -121,7 +122,7 @@ def train_agent(
     arguments.check()
     facts = _facts(rewards, settings, prompt_card(prompts, template, prompt_files, template_options))
 
-    def work() -> dict[str, Any]:
+    def work() -> Facts:
         rater = Rater(rewards, baseline=settings.baseline, reward_scale=settings.reward_scale)
         source = ModelSource(str(model), dtype, device, trust_remote_code, revision)
         with contextlib.closing(_rollouts(model, source, settings, options)) as rollouts:
@@ -161,7 +162,7 @@ def _rollouts(
     return LocalRollouts(source.load() if isinstance(model, str | Path) else model, settings)
 
 
-def _facts(rewards: Sequence[AgentReward], settings: AgentSettings, data: Mapping[str, object]) -> dict[str, Any]:
+def _facts(rewards: Sequence[AgentReward], settings: AgentSettings, data: Mapping[str, object]) -> Facts:
     """What the caller decides of a run, as in `guide.json`; a resumed run must share it."""
     return {
         "hyperparameters": dataclasses.asdict(settings),
@@ -177,8 +178,8 @@ def _carry_out(
     rater: Rater,
     settings: AgentSettings,
     arguments: RunArguments,
-    facts: Mapping[str, Any],
-) -> dict[str, Any]:
+    facts: Facts,
+) -> Facts:
     """Train and write; the content of `guide.json`."""
     from trimtab.training.agent.run import AgentRun
 
@@ -201,7 +202,7 @@ def _carry_out(
     return card
 
 
-def _write(directory: Path, rounds: AgentRun, settings: AgentSettings, card: Mapping[str, Any]) -> None:
+def _write(directory: Path, rounds: AgentRun, settings: AgentSettings, card: Facts) -> None:
     """The guide's files into an empty directory."""
     selection = Selection(FirstAccepted(), settings.temperature, settings.top_k, settings.top_p)
     base = card["base"]["name"]
@@ -211,7 +212,7 @@ def _write(directory: Path, rounds: AgentRun, settings: AgentSettings, card: Map
     (directory / "README.md").write_text(agent_card(card), encoding="utf-8")
 
 
-def _result(out: Path, facts: Mapping[str, Any]) -> AgentResult:
+def _result(out: Path, facts: Facts) -> AgentResult:
     metrics = facts["metrics"]
     counts = ("num_episodes", "num_updates", "num_dropped", "num_empty", "num_lost_workers")
     return AgentResult(

@@ -58,12 +58,13 @@ class PairDpoTrainer(PairTrainer, DPOTrainer):  # type: ignore[misc]  # TRL carr
         model: nn.Module,
         inputs: Mapping[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
         """The mean loss of the batch's pairs, by TRL."""
         networks = [self._policy] if self.ref_model is None else [self._policy, self.ref_model]
         with sequence_sums(networks) as sums, spared_renamings():
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            given = (model, inputs, return_outputs, num_items_in_batch)
+            result: Tensor | tuple[Tensor, Mapping[str, Tensor]] = super().compute_loss(*given)
         self._metrics["train" if self.model.training else "eval"].clear()  # of batches; the meter's are of pairs
         policy, reference = sums[:2]
         chosen, rejected = (policy - reference).chunk(2)
@@ -81,7 +82,7 @@ def sequence_sums(networks: list[nn.Module]) -> Iterator[list[Tensor]]:
     """
     sums: list[Tensor] = []
 
-    def note(_: nn.Module, __: Any, output: Any) -> None:
+    def note(_: nn.Module, __: object, output: Any) -> None:
         sums.append(output.log_probs.detach().float().sum(1))
 
     handles = [network.register_forward_hook(note) for network in networks]

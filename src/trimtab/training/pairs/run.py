@@ -15,11 +15,12 @@ from trimtab.training.pairs.tokens import TokenData, tokenise
 from trimtab.training.run import run
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About
+from trimtab.training.run.identity import Facts
 from trimtab.training.run.run import Job, Training, check_length
 from trimtab.training.run.settings import PairSettings
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     from trimtab.models.hf import HFModel
     from trimtab.training.run.trainer import TrainerParts
@@ -35,7 +36,7 @@ class HasCard(Protocol):
     """Pairs with their account."""
 
     @property
-    def card(self) -> Mapping[str, Any]:
+    def card(self) -> Facts:
         """`data` of a `guide.json`."""
 
 
@@ -116,7 +117,7 @@ def token_job(
     arguments: RunArguments,
     *,
     config: Callable[[TokenSettingsT, Path], TrainingArguments],
-    parts: Callable[[HFModel, TokenData, TokenData, TokenSettingsT, int], TrainerParts[Any]],
+    parts: Callable[[HFModel, TokenData, TokenData, TokenSettingsT, int], TrainerParts[Trainer]],
     about: About,
     facts: Mapping[str, str],
     in_shards: bool = False,
@@ -184,7 +185,7 @@ class PairResult:
     """As in `guide.json`: the evaluation, the last line of the curve, steps and seconds, what was cut or left out."""
 
 
-def result_of(out: Path, facts: Mapping[str, Any]) -> PairResult:
+def result_of(out: Path, facts: Facts) -> PairResult:
     """The result that a finished run's `guide.json` tells."""
     metrics = facts["metrics"]
     return PairResult(
@@ -198,12 +199,12 @@ def result_of(out: Path, facts: Mapping[str, Any]) -> PairResult:
     )
 
 
-def pair_metrics(trainer: Any, split: PairSplit, counts: Mapping[str, int], seconds: float) -> dict[str, Any]:
+def pair_metrics(trainer: Trainer, split: PairSplit, counts: Mapping[str, int], seconds: float) -> Facts:
     """`metrics` of `guide.json`: the evaluation, the last line of the curve, steps and seconds, what was left out.
 
     The trainer's lines are a `PairMeter`'s; `counts` is what the method's tokenisation cut or dropped.
     """
-    line: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
+    line: Facts = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
     return {
         **_evaluated(trainer, has_pairs=bool(split.held)),
         **{f"train_{key}": line[key] for key in ("loss", "accuracy", "margin") if key in line},
@@ -215,7 +216,7 @@ def pair_metrics(trainer: Any, split: PairSplit, counts: Mapping[str, int], seco
     }
 
 
-def _evaluated(trainer: Any, *, has_pairs: bool) -> dict[str, Any]:
+def _evaluated(trainer: Trainer, *, has_pairs: bool) -> Facts:
     if not has_pairs:
         return {"num_eval_pairs": 0}
     found = next((line for line in reversed(trainer.state.log_history) if "eval_num_correct" in line), None)

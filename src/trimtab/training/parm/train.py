@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trimtab.errors import OptionError
 from trimtab.training.pairs.run import PairMethod, PairResult, Pairs, PairSplit, tokens_of, train_on_pairs
 from trimtab.training.parm.settings import MIDDLE, ParmSettings, check_objectives
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About, few_prompts
+from trimtab.training.run.identity import Facts
 from trimtab.training.run.run import Job
 from trimtab.training.run.settings import TrainProgress
 
@@ -88,7 +89,7 @@ class ObjectiveSplits:
         self.card = _data_card({name: split.card for name, split in self.by_name.items()})
 
 
-def _data_card(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _data_card(cards: Mapping[str, Facts]) -> Facts:
     """One account of the pairs of all objectives."""
     return {
         **{
@@ -131,10 +132,8 @@ def _write(directory: Path, trainer: ParmTrainer, settings: ParmSettings) -> Non
     write(directory, trainer.cores.tensors(), dtype=getattr(torch, settings.save_dtype))
 
 
-def _metrics(
-    trainer: ParmTrainer, splits: Mapping[str, PairSplit], counts: Mapping[str, int], seconds: float
-) -> dict[str, Any]:
-    line: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
+def _metrics(trainer: ParmTrainer, splits: Mapping[str, PairSplit], counts: Mapping[str, int], seconds: float) -> Facts:
+    line: Facts = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
     return {
         **_evaluated(trainer),
         **{f"train_{key}": line[key] for key in ("loss", "accuracy", "margin") if key in line},
@@ -146,7 +145,7 @@ def _metrics(
     }
 
 
-def _evaluated(trainer: ParmTrainer) -> dict[str, Any]:
+def _evaluated(trainer: ParmTrainer) -> Facts:
     if trainer.eval_dataset is None:
         return {"num_eval_pairs": 0}
     found = next((line for line in reversed(trainer.state.log_history) if "eval_num_correct" in line), None)
@@ -165,7 +164,7 @@ def _evaluated(trainer: ParmTrainer) -> dict[str, Any]:
     }
 
 
-def _at_vectors(trainer: ParmTrainer, name: str) -> dict[str, Any]:
+def _at_vectors(trainer: ParmTrainer, name: str) -> Facts:
     """The accuracy of one objective's held-out pairs at each corner and in the middle, with its interval."""
     found = {probe: trainer.accuracies[name, probe] for probe in (*trainer.names, MIDDLE)}
     return {
@@ -189,7 +188,7 @@ def _about(names: tuple[str, ...]) -> About:
     )
 
 
-def _measured_lines(metrics: Mapping[str, Any]) -> list[str]:
+def _measured_lines(metrics: Facts) -> list[str]:
     if "eval_accuracy" not in metrics:
         return ["No pairs were held out, so nothing was measured."]
     names = list(metrics["objectives"])

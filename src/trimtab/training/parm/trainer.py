@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers.trainer_utils import TrainOutput
 from trl import RewardConfig
 
 from trimtab.guides.parm import corner, middle
@@ -77,7 +78,7 @@ class ParmTrainer(ArmTrainer):
         prompts = [prompt for name in self._outcomes for prompt in self.held_prompts[name]]
         return proportion_interval([one for outcomes in self._outcomes.values() for one in outcomes], prompts)
 
-    def train(self, *args: Any, **options: Any) -> Any:
+    def train(self, *args: object, **options: object) -> TrainOutput:
         """TRL's, with W₁ and W₂ in the model's passes."""
         with self.cores.inserted():
             return super().train(*args, **options)
@@ -87,8 +88,8 @@ class ParmTrainer(ArmTrainer):
         model: nn.Module,
         inputs: Mapping[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
         """The mean loss of the batch's pairs; in training K · p_k times it, so that a step's mean is Σ_k p_k loss_k."""
         objectives = inputs["objective"]
         training = self.model.training
@@ -137,7 +138,7 @@ class ParmTrainer(ArmTrainer):
         super().log(logs, start_time)
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: object = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Every objective's held-out pairs at every corner and in the middle: one line of the curve.
 
@@ -183,14 +184,14 @@ class ParmTrainer(ArmTrainer):
         finally:
             self._held = None
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if not self.args.should_save:  # every process is asked; one writes
             return
         weights = {name: weight.detach().cpu().contiguous() for name, weight in self.cores.state_dict().items()}
         safetensors.torch.save_file(weights, Path(output_dir or self.args.output_dir) / _CORES_FILE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.cores.load_state_dict(safetensors.torch.load_file(Path(resume_from_checkpoint) / _CORES_FILE))
 

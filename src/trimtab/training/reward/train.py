@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trimtab.training.pairs.run import PairMethod, PairResult, Pairs, PairSplit, pair_metrics, train_on_pairs
 from trimtab.training.reward.settings import RewardSettings
 from trimtab.training.run import run
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About
+from trimtab.training.run.identity import Facts
 from trimtab.training.run.run import Job
 from trimtab.training.run.settings import TrainProgress
 
@@ -74,7 +75,7 @@ def _job(host: HFModel, split: PairSplit, settings: RewardSettings, arguments: R
     train, held = reward_rows(model, split.train), reward_rows(model, split.held)
     config = reward_config(settings, arguments.workspace)
 
-    def measure(trainer: PairRewardTrainer, seconds: float) -> Mapping[str, Any]:
+    def measure(trainer: PairRewardTrainer, seconds: float) -> Facts:
         metrics = pair_metrics(trainer, split, train.counts, seconds)
         moments = reward_moments(trainer, model, (split.held or split.train)[:_NUM_MOMENT_PAIRS])
         return {"metrics": metrics, "reward": {**moments, "max_length": model.max_length, "template": model.template}}

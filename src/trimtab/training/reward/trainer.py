@@ -7,12 +7,11 @@ looks for the last token that is not padding and is misled by text that ends wit
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +95,8 @@ class PairRewardTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TR
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
         """The mean loss of the batch's pairs, by TRL."""
         lengths = inputs["attention_mask"].sum(1)
         with scored_at(self.head, lengths - 1):

@@ -26,6 +26,7 @@ from trimtab.training.rl.settings import RLSettings
 from trimtab.training.run import run
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About
+from trimtab.training.run.identity import Facts
 from trimtab.training.run.prompt_data import PromptIds, check_prompts, prompt_card, templated
 from trimtab.training.run.rating import Rater, reward_contents, rewards_card
 from trimtab.training.run.rewards import AgentReward, check_rewards
@@ -33,6 +34,8 @@ from trimtab.training.run.run import Job, Training
 from trimtab.training.run.settings import TrainProgress
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from trimtab.models.hf import HFModel
     from trimtab.training.rl.trainer import PolicyTrainer
     from trimtab.training.run.trainer import TrainerParts
@@ -66,7 +69,7 @@ def train_rl(
     out: str | Path,
     settings: RLSettings | None = None,
     template: str = "raw",
-    template_options: Mapping[str, Any] | None = None,
+    template_options: Facts | None = None,
     prompt_files: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -150,7 +153,7 @@ def _job(
 
 
 def _tokens(
-    host: HFModel, prompts: Sequence[Prompt], template: str, options: Mapping[str, Any], settings: RLSettings
+    host: HFModel, prompts: Sequence[Prompt], template: str, options: Facts, settings: RLSettings
 ) -> tuple[list[PromptIds], int]:
     """The prompts to train on, and how many were left out because they are too long.
 
@@ -184,7 +187,7 @@ def _tokens(
     return kept, num_long
 
 
-def _metrics(trainer: Any, counts: Mapping[str, int], seconds: float) -> dict[str, Any]:
+def _metrics(trainer: Trainer, counts: Mapping[str, int], seconds: float) -> Facts:
     """`metrics` of `guide.json`."""
     lines = [line for line in trainer.state.log_history if "num_dropped" in line]
     last = {key: value for key, value in lines[-1].items() if key not in ("step", "epoch", "learning_rate")}
@@ -200,7 +203,7 @@ def _metrics(trainer: Any, counts: Mapping[str, int], seconds: float) -> dict[st
     }
 
 
-def _result(out: Path, facts: Mapping[str, Any]) -> RLResult:
+def _result(out: Path, facts: Facts) -> RLResult:
     metrics = facts["metrics"]
     return RLResult(
         out=out,
@@ -228,7 +231,7 @@ def _about(rewards: Sequence[AgentReward], settings: RLSettings) -> About:
     )
 
 
-def _measured(metrics: Mapping[str, Any]) -> list[str]:
+def _measured(metrics: Facts) -> list[str]:
     shown = {"reward": "reward", "kl": "nats an answer from the base", "length": "tokens an answer"}
     parts = [f"{metrics[key]:.4g} {what}" for key, what in shown.items() if key in metrics]
     return [

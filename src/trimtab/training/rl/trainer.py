@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 from trl import RLOOConfig, RLOOTrainer
 
 from trimtab.decoding.text import text_of
@@ -104,29 +105,30 @@ class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
         self._metrics["train"].update({name: list(values) for name, values in window["metrics"].items()})
         self.panel.rater.restore(window["rater"])
 
-    def train(self, *args: Any, **options: Any) -> Any:
+    def train(self, *args: object, **options: object) -> TrainOutput:
         """TRL's, without its message for each answer that has no reward: `Rater` counts and tells them."""
         with filtered(logging.getLogger("trl.trainer.rloo_trainer"), _has_reward):
             return super().train(*args, **options)
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: object, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """TRL's, with its part of the step's loss kept."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(float(self.accelerator.gather(loss.detach()).mean()))
         return loss
 
-    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, object]]:
         """The ids that decoding will see."""
         return [list(self.panel.prompts[int(number)].token_ids) for number in prompts], None, {}
 
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
+    def _prepare_inputs(self, generation_batch: object) -> Mapping[str, Tensor]:
         """TRL's, with the answers to a prompt in one forward pass again: TRL has shuffled them."""
         before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
+        inputs: Mapping[str, Tensor] = super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is None or self._buffered_inputs is before:
             return inputs
         self._buffered_inputs = together(self._buffered_inputs)
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        step: int = self._step % self.args.steps_per_generation
+        return self._buffered_inputs[step]
 
     def _get_per_token_logps_and_entropies(
         self,

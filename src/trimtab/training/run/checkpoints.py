@@ -47,7 +47,7 @@ def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
                 raise OutputExistsError(path)
 
 
-def open_workspace(out: Path, run: Mapping[str, Any], *, resume: bool) -> Path:
+def open_workspace(out: Path, run: Mapping[str, object], *, resume: bool) -> Path:
     """The run's directory, new or continued. Raises OptionError where the run to be continued was another one.
 
     A run to be continued that has no whole checkpoint starts anew, which is logged.
@@ -71,7 +71,7 @@ def open_workspace(out: Path, run: Mapping[str, Any], *, resume: bool) -> Path:
     return workspace
 
 
-def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
+def _check_same_run(path: Path, run: Mapping[str, object]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -84,15 +84,15 @@ def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
     )
 
 
-def finished(out: Path, told: Mapping[str, Any]) -> dict[str, Any]:
-    """`guide.json` of a run that came to its end before. Raises OptionError for one that was told something else.
+def finished(out: Path, known: Mapping[str, object]) -> dict[str, Any]:
+    """`guide.json` of a run that came to its end before. Raises OptionError for one that was asked something else.
 
-    `told` are the parts of `guide.json` that are known without the model.
+    `known` are the parts of `guide.json` that are known without the model.
     """
     facts = read_guide_card(out)
     check_same(
-        told,
-        {key: facts.get(key) for key in told},
+        known,
+        {key: facts.get(key) for key in known},
         problem=f"{out} is finished, and there is nothing to continue with other settings",
         way_out="Give --overwrite to replace it, or another path.",
     )

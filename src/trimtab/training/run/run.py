@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import safetensors
 
@@ -25,13 +25,14 @@ from trimtab.storage.directories import DEMO_HUB_ID, new_directory
 from trimtab.storage.loading import load_model
 from trimtab.training.run import card, checkpoints
 from trimtab.training.run.arguments import RunArguments
+from trimtab.training.run.identity import Facts
 from trimtab.training.run.interruption import Interrupted, interruptible
 from trimtab.training.run.settings import RunSettings
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
-    from transformers import TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     from trimtab.models.hf import HFModel
     from trimtab.training.run.saving import Saving
@@ -48,15 +49,15 @@ class Training:
     """As in `guide.json`."""
     model: str | Path
     """A name as in `load_model`."""
-    data: Mapping[str, Any]
+    data: Facts
     """The account of the data, which a finished run must share, and so it must the settings."""
     settings: RunSettings
     arguments: RunArguments
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     """Further parts of `guide.json` that are known before the model is loaded."""
 
     @property
-    def known(self) -> dict[str, Any]:
+    def known(self) -> Facts:
         """The parts of `guide.json` that are known before the model is loaded."""
         return {"kind": self.kind, "data": self.data, **self.facts, "hyperparameters": hyperparameters(self.settings)}
 
@@ -67,22 +68,22 @@ class Job:
 
     config: TrainingArguments
     """Its `output_dir` is the workspace (`configs.run_options`)."""
-    parts: Callable[[], TrainerParts[Any]]
+    parts: Callable[[], TrainerParts[Trainer]]
     """What the trainer is built of, a `saving.Windowed`; called once the workspace is ready."""
-    measure: Callable[[Any, float], Mapping[str, Any]]
+    measure: Callable[[Trainer, float], Facts]
     """(trainer, seconds of training) to further sections of `guide.json`, `metrics` among them; every process calls
     it."""
     about: card.About
     """For the model card."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     """What `guide.json` says of this method beside what it says of any; a resumed run must share it."""
-    write: Callable[[Path, Any, Mapping[str, Tensor]], None] | None = None
+    write: Callable[[Path, Trainer, Mapping[str, Tensor]], None] | None = None
     """(directory, trainer, `sharding.whole_weights`): the weights into an empty directory; None: `write_weights`."""
     in_shards: bool = False
     """Whether the method can train weights that are spread over the processes (`sharding`)."""
 
 
-def once(arguments: RunArguments, known: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def once(arguments: RunArguments, known: Facts, work: Callable[[], Facts]) -> Facts:
     """`guide.json` of what `work` trains now, or of a run that had come to its end before.
 
     `known` is what a finished run must share: the parts of `guide.json` that are known before the model is loaded.
@@ -105,14 +106,14 @@ def publish(arguments: RunArguments, write: Callable[[Path], None]) -> None:
     shutil.rmtree(arguments.workspace)
 
 
-def train(training: Training, prepare: Callable[[], Callable[[HFModel], Job]]) -> dict[str, Any]:
+def train(training: Training, prepare: Callable[[], Callable[[HFModel], Job]]) -> Facts:
     """The whole road from a name: `guide.json` of what is trained now, or of a run that had come to its end before.
 
     `prepare` is called where there is something to train: it makes what has to be there before the model is loaded,
     and gives what makes a job of the model.
     """
 
-    def work() -> dict[str, Any]:
+    def work() -> Facts:
         arguments, make_job = training.arguments, prepare()
         host = load_host(
             training.model,
@@ -125,7 +126,7 @@ def train(training: Training, prepare: Callable[[], Callable[[HFModel], Job]]) -
     return once(training.arguments, training.known, work)
 
 
-def carry_out(training: Training, host: HFModel, job: Job) -> dict[str, Any]:
+def carry_out(training: Training, host: HFModel, job: Job) -> Facts:
     """Train, measure and write; the content of `guide.json`.
 
     Raises CheckpointError where the disk is full, Interrupted where a signal ended it (`interruption`).
@@ -163,7 +164,7 @@ def carry_out(training: Training, host: HFModel, job: Job) -> dict[str, Any]:
     return facts
 
 
-def _opened(arguments: RunArguments, description: Mapping[str, Any], group: PartialState) -> Path | None:
+def _opened(arguments: RunArguments, description: Facts, group: PartialState) -> Path | None:
     """Open the workspace in the first process; the checkpoint to go on from, None at the beginning of a run."""
     workspace = arguments.workspace
     group.wait_for_everyone()  # every process has looked at the output before one of them writes
@@ -176,7 +177,7 @@ def _opened(arguments: RunArguments, description: Mapping[str, Any], group: Part
     return start
 
 
-def _built(training: Training, job: Job, start: Path | None, is_main: bool) -> Any:
+def _built(training: Training, job: Job, start: Path | None, is_main: bool) -> Trainer:
     """The trainer. Where the settings are refused, a workspace that holds no checkpoint is not left in the way."""
     from trimtab.training.run.trainer import build_trainer
 
@@ -188,7 +189,7 @@ def _built(training: Training, job: Job, start: Path | None, is_main: bool) -> A
         raise
 
 
-def _measured(job: Job, trainer: Any, saving: Saving, seconds: float) -> Mapping[str, Any] | None:
+def _measured(job: Job, trainer: Trainer, saving: Saving, seconds: float) -> Facts | None:
     """What `job.measure` says; None where it was interrupted, once the last step's checkpoint is there."""
     from trimtab.training.run.saving import StopMeasuring
 
@@ -199,7 +200,7 @@ def _measured(job: Job, trainer: Any, saving: Saving, seconds: float) -> Mapping
         return None
 
 
-def _train(trainer: Any, workspace: Path, start: Path | None) -> None:
+def _train(trainer: Trainer, workspace: Path, start: Path | None) -> None:
     """Train to the end. Raises CheckpointError where a checkpoint could not be written."""
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
@@ -252,7 +253,7 @@ def check_length(host: HFModel, max_length: int) -> None:
         )
 
 
-def describe(training: Training, host: HFModel) -> dict[str, Any]:
+def describe(training: Training, host: HFModel) -> Facts:
     """What a guide is, but for what training it gives: the part of `guide.json` that a resumed run must share."""
     assert host.tokenizer is not None
     return {
@@ -266,14 +267,14 @@ def describe(training: Training, host: HFModel) -> dict[str, Any]:
     }
 
 
-def hyperparameters(settings: RunSettings) -> dict[str, Any]:
+def hyperparameters(settings: RunSettings) -> Facts:
     """The settings as in `guide.json`."""
     values = dataclasses.asdict(settings)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def write_weights(
-    directory: Path, trainer: Any, weights: Mapping[str, Tensor], host: HFModel, settings: RunSettings
+    directory: Path, trainer: Trainer, weights: Mapping[str, Tensor], host: HFModel, settings: RunSettings
 ) -> None:
     """What a trainer has trained, into an empty directory: peft's format, or transformers' with the tokenizer.
 
