@@ -30,6 +30,7 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from trimtab.errors import CheckpointError
+from trimtab.training.run.logs import at_level
 
 _SHARD = re.compile(r"transitions-(\d+)-(\d+)\.safetensors")
 
@@ -38,8 +39,6 @@ class Replay:
     """Up to `capacity` transitions of states of D numbers, kept as `dtype`."""
 
     def __init__(self, capacity: int, dtype: torch.dtype = torch.float32) -> None:
-        # torchrl tells standard output of its storage; that stream is the command line's.
-        logging.getLogger("torchrl").setLevel(logging.ERROR)
         self._capacity = capacity
         self._dtype = dtype
         self._ring = ReplayBuffer(storage=LazyTensorStorage(capacity))
@@ -116,7 +115,9 @@ class Replay:
 
     def _extend(self, columns: Mapping[str, Tensor]) -> None:
         length = len(columns["reward"])
-        self._ring.extend(TensorDict(dict(columns), batch_size=[length]))
+        # torchrl tells standard output of its storage; that stream is the command line's.
+        with at_level(logging.getLogger("torchrl"), logging.ERROR):
+            self._ring.extend(TensorDict(dict(columns), batch_size=[length]))
         self.num_written += length
 
 

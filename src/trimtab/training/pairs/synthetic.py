@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, permutations
 from pathlib import Path
-from typing import Any
 
 from trimtab.answers import Answer, finished
 from trimtab.core import Message
@@ -84,7 +83,7 @@ class Pair:
     rejected: str
     margin: float
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, object]:
         """The conversational preference format that `trimtab train` and TRL read."""
         return {
             "prompt": [dict(message) for message in self.prompt],

@@ -8,6 +8,7 @@ is used. The guide's directory appears in one rename at the end.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ from trimtab.training.run.identity import check_same
 log = logging.getLogger(__name__)
 
 SEAL = "complete.json"
+CURVE = "metrics.jsonl"
+"""A run's curve, in its workspace and in the finished directory: a line of JSON for each window of steps."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -44,7 +47,7 @@ def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
                 raise OutputExistsError(path)
 
 
-def open_workspace(out: Path, run: Mapping[str, Any], *, resume: bool) -> Path:
+def open_workspace(out: Path, run: Mapping[str, object], *, resume: bool) -> Path:
     """The run's directory, new or continued. Raises OptionError where the run to be continued was another one.
 
     A run to be continued that has no whole checkpoint starts anew, which is logged.
@@ -68,7 +71,7 @@ def open_workspace(out: Path, run: Mapping[str, Any], *, resume: bool) -> Path:
     return workspace
 
 
-def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
+def _check_same_run(path: Path, run: Mapping[str, object]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -81,15 +84,15 @@ def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
     )
 
 
-def finished(out: Path, told: Mapping[str, Any]) -> dict[str, Any]:
-    """`guide.json` of a run that came to its end before. Raises OptionError for one that was told something else.
+def finished(out: Path, known: Mapping[str, object]) -> dict[str, Any]:
+    """`guide.json` of a run that came to its end before. Raises OptionError for one that was asked something else.
 
-    `told` are the parts of `guide.json` that are known without the model.
+    `known` are the parts of `guide.json` that are known without the model.
     """
     facts = read_guide_card(out)
     check_same(
-        told,
-        {key: facts.get(key) for key in told},
+        known,
+        {key: facts.get(key) for key in known},
         problem=f"{out} is finished, and there is nothing to continue with other settings",
         way_out="Give --overwrite to replace it, or another path.",
     )
@@ -150,6 +153,26 @@ def cut_curve(path: Path, step: int) -> None:
             continue
         kept.append(line + "\n")
     write_text(path, "".join(kept))
+
+
+def add_line(workspace: Path, line: Mapping[str, object]) -> None:
+    """Add a line to the curve of the run in a workspace."""
+    with (workspace / CURVE).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that there is no room, on the disk or in a quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def not_written(workspace: Path, error: BaseException) -> CheckpointError:
+    """The error of a checkpoint that could not be written, which says what the run can go on from."""
+    good = last_good(workspace)
+    return CheckpointError(
+        f"A checkpoint could not be written to {workspace} ({error}). "
+        f"{f'{good.name} is whole' if good else 'There is none before it'}: make room, then continue with --resume."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,6 +16,9 @@ from trimtab.errors import OptionError, naming
 from trimtab.fields import Follows
 from trimtab.training.run.settings import NOT_OF_THE_RUN
 
+Facts = Mapping[str, Any]
+"""Sections of a `guide.json`, or one section: plain values, lists and mappings, as JSON holds them."""
+
 _SETTINGS = "hyperparameters"
 _CONTENTS = "contents"
 _FOLLOWS = ("format", "form", "guide_form", "parm")
@@ -42,21 +45,21 @@ _MAX_NAMED = 6
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
-def check_same(now: Mapping[str, Any], before: Mapping[str, Any], *, problem: str, way_out: str) -> None:
+def check_same(now: Facts, before: Facts, *, problem: str, way_out: str) -> None:
     """Raise OptionError, naming what differs, unless two descriptions are of one run.
 
     The message is `problem`, the differences and `way_out`.
     """
-    found = differences(now, before)
-    if found:
-        more = f"; and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
-        found = found[:_MAX_NAMED]
-        values = [value for _, *both in found for value in both]
-        parts = [f"{name} is {{{2 * at}}} here and {{{2 * at + 1}}} in the run" for at, (name, *_) in enumerate(found)]
+    differing = differences(now, before)
+    if differing:
+        more = f"; and {len(differing) - _MAX_NAMED} more" if len(differing) > _MAX_NAMED else ""
+        named = differing[:_MAX_NAMED]
+        values = [value for _, *both in named for value in both]
+        parts = [f"{name} is {{{2 * at}}} here and {{{2 * at + 1}}} in the run" for at, (name, *_) in enumerate(named)]
         raise naming(OptionError, f"{_literal(problem)}: {'; '.join(parts)}{more}. {_literal(way_out)}", *values)
 
 
-def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def differences(now: Facts, before: Facts) -> list[tuple[str, str, str]]:
     """(name, value now, value before) of each fact that the caller decided and that differs.
 
     A name is a template as in `naming`.
@@ -71,18 +74,18 @@ def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple
     return [(_name(key), _short(left.get(key)), _short(right.get(key))) for key in _causes(differing, settings)]
 
 
-def _flat(facts: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+def _flat(facts: Mapping[str, object]) -> dict[tuple[str, ...], object]:
     """Section -> fact -> value as (section, fact) -> value; a fact of no section is (fact,)."""
-    flat: dict[tuple[str, ...], Any] = {}
+    flat: dict[tuple[str, ...], object] = {}
     for key, value in facts.items():
         if isinstance(value, Mapping):
-            flat.update({(key, _own_name(name, value)): inner for name, inner in value.items()})
+            flat.update({(key, _fact_name(name, value)): inner for name, inner in value.items()})
         else:
             flat[(key,)] = value
     return flat
 
 
-def _own_name(name: str, section: Mapping[str, Any]) -> str:
+def _fact_name(name: str, section: Mapping[str, object]) -> str:
     """A fact's name; what is data for one training is prompts for another."""
     return "prompt_files" if name == "files" and "num_prompts" in section else name
 
@@ -112,12 +115,12 @@ def _name(key: tuple[str, ...]) -> str:
     return _NAMES.get(key) or _literal(f"the {key[0]}'s {key[1].replace('_', ' ')}" if len(key) == 2 else key[0])
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A value as JSON gives it back."""
     return json.loads(json.dumps(value))
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, list | tuple):
         value = ", ".join(map(_term, value)) or "none"
     text = "not set" if value is None else str(value)
@@ -126,7 +129,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
 
 
-def _term(item: Any) -> str:
+def _term(item: object) -> str:
     if isinstance(item, Mapping) and {"name", "source", "multiplier"} <= item.keys():
         return f"{item['name']}={item['source']}:{item['multiplier']:g}"
     return str(item)

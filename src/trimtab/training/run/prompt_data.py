@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trimtab.core import Prompt
 from trimtab.errors import DataError, OptionError, naming
@@ -37,7 +36,7 @@ def templated(
     template: str,
     *,
     has_chat_template: bool,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> list[Prompt]:
     """Text as a user's message where that is wanted, each prompt with what the chat template is told.
 
@@ -52,7 +51,7 @@ def templated(
 
 
 def prompt_card(
-    prompts: Sequence[Prompt], template: str, files: Sequence[str], options: Mapping[str, Any] | None = None
+    prompts: Sequence[Prompt], template: str, files: Sequence[str], options: Mapping[str, object] | None = None
 ) -> dict[str, object]:
     """`data` of a `guide.json`: what a resumed run must share of its prompts."""
     digest = hashlib.sha256()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from trimtab.errors import MissingExtraError, OptionError
 
@@ -49,7 +48,7 @@ def check_launch(config: TrainingArguments, *, in_shards: bool) -> None:
         )
 
 
-def whole_weights(trainer: Any) -> dict[str, Tensor]:
+def whole_weights(trainer: Trainer) -> dict[str, Tensor]:
     """What was trained, and the buffers, whole and on the CPU: name in the model -> weight, in the main process.
 
     Every process has to call it; the others get none. Weights that are tied are one tensor. ZeRO's are the optimiser's
