@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trimtab.errors import DataError, OptionError, OutputExistsError
-from trimtab.storage.json_lines import open_to_append, read_lines, write_whole
+from trimtab.storage.files import write_text
+from trimtab.storage.json_lines import open_to_append, read_lines
 
 
 def settings_path(path: Path) -> Path:
@@ -50,7 +51,7 @@ class Plan:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.settings is None:
             self.path.unlink(missing_ok=True)  # first: an old file must never stand beside new settings
-            write_whole(settings_path(self.path), json.dumps(settings, indent=1, sort_keys=True) + "\n")
+            write_text(settings_path(self.path), json.dumps(settings, indent=1, sort_keys=True) + "\n")
         return open_to_append(self.path)
 
 

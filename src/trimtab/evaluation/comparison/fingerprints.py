@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from trimtab.evaluation.comparison.recipe import SCORER, TEMPLATE, MethodSpec, R
 from trimtab.evaluation.throughput import versions
 from trimtab.prompts import as_json
 from trimtab.storage.digests import model_contents, scorer_contents
+from trimtab.storage.files import text_digest
 from trimtab.storage.json_lines import short
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -93,11 +93,6 @@ def content_digests(value: Any, place: str = "") -> Iterator[tuple[str, dict[str
             if name and (found := model_contents(name)):
                 yield place, found
                 return
-
-
-def text_digest(text: str) -> str:
-    """SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _method(recipe: Recipe, spec: MethodSpec) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from trimtab.evaluation.comparison.fingerprints import differences, fingerprint
 from trimtab.evaluation.comparison.recipe import REDRAWN, SPLITS, MethodSpec, Recipe
 from trimtab.evaluation.comparison.records import Key, read_answers
 from trimtab.methods.method import Strength
-from trimtab.storage.json_lines import append, open_to_append, write_whole
+from trimtab.storage.files import write_text
+from trimtab.storage.json_lines import append, open_to_append
 from trimtab.storage.scorers import Scorer
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def open_run(
         **about,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(files.run, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+    write_text(files.run, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
     return files
 
 

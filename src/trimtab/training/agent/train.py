@@ -34,7 +34,7 @@ from trimtab.core import LanguageModel, Prompt, Selection
 from trimtab.errors import MissingExtraError, OptionError, naming
 from trimtab.guides.agent import Agent
 from trimtab.mixing.rules import FirstAccepted
-from trimtab.storage.directories import new_directory
+from trimtab.storage.files import new_directory
 from trimtab.training.agent.card import agent_card, versions
 from trimtab.training.agent.model_source import ModelSource
 from trimtab.training.agent.settings import AgentSettings

@@ -21,6 +21,7 @@ from trimtab.core import Message
 from trimtab.decoding.decoder import Decoder
 from trimtab.errors import DataError, OptionError, ScoreError
 from trimtab.models.hf import HFModel
+from trimtab.storage.files import write_text
 from trimtab.training.run.identity import check_same
 
 Chat = Sequence[Message]
@@ -189,7 +190,7 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
             path=path,
         )
     text = "".join(json.dumps(pair.as_row(), ensure_ascii=False) + "\n" for pair in pairs)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_text(path, text)
 
 
 def read_samples(path: Path) -> list[Samples]:
@@ -234,7 +235,7 @@ def _check_same_run(path: Path, decoder: Decoder, prompts: Sequence[Chat], setti
     }
     noted = path.with_name(f"{path.stem}.settings.json")
     if not path.exists():
-        noted.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+        write_text(noted, json.dumps(run, indent=1) + "\n")
         return
     try:
         before = json.loads(noted.read_text(encoding="utf-8"))

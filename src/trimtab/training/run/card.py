@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.statistics import FEW
-from trimtab.training.run.checkpoints import write_text
+from trimtab.storage.files import write_text
 
 _PACKAGES = ("trimtab", "torch", "transformers", "trl", "peft")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 from trimtab.errors import CheckpointError, OptionError, OutputExistsError
 from trimtab.storage.directories import read_guide_card
+from trimtab.storage.files import sync, write_text
 from trimtab.training.run.identity import check_same
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def seal(checkpoint: Path) -> None:
     sizes = {}
     for path in sorted(checkpoint.rglob("*")):  # what is spread over processes lies in directories
         if path.is_file():
-            _sync(path)
+            sync(path)
             sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
     write_text(checkpoint / SEAL, json.dumps(sizes))
 
@@ -150,22 +150,3 @@ def cut_curve(path: Path, step: int) -> None:
             continue
         kept.append(line + "\n")
     write_text(path, "".join(kept))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

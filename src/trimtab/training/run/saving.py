@@ -20,6 +20,7 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from transformers import TrainerCallback
 
+from trimtab.storage.files import write_text
 from trimtab.training.run import checkpoints
 from trimtab.training.run.cadence import Clock
 from trimtab.training.run.interruption import Interruption
@@ -93,7 +94,7 @@ class Saving:
         checkpoint = Path(directory) / f"checkpoint-{state.global_step}"
         group = PartialState()
         if state.is_world_process_zero:
-            checkpoints.write_text(checkpoint / _WINDOW, json.dumps(self._trainer.open_window()))
+            write_text(checkpoint / _WINDOW, json.dumps(self._trainer.open_window()))
         group.wait_for_everyone()
         if state.is_world_process_zero:
             checkpoints.seal(checkpoint)
