@@ -60,12 +60,6 @@ def _line(item: Mapping[str, Any]) -> str:
     return text
 
 
-def short(value: Any) -> str:
-    """A value as it stands in a line, cut to 60 characters, for a message."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
         item = json.loads(line)

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from trimtab.errors import DataError, OptionError, OutputExistsError
 from trimtab.storage.files import write_text
 from trimtab.storage.json_lines import open_to_append, read_lines
+from trimtab.storage.same_run import check_same
 
 
 def settings_path(path: Path) -> Path:
@@ -35,14 +36,12 @@ class Plan:
         """Raise OptionError unless today's settings and prompts are those of the file to be continued."""
         if self.settings is None:
             return
-        from trimtab.evaluation.comparison.fingerprints import differences
-
-        before = self.settings
-        changed = "; ".join(differences(before, json.loads(json.dumps(settings))))
-        if changed:
-            raise OptionError(
-                f"Cannot resume {self.path}: {changed}. Give what it was begun with, --overwrite, or another path."
-            )
+        check_same(
+            self.settings,
+            settings,
+            problem=f"Cannot resume {self.path}",
+            way_out="Give what it was begun with, --overwrite, or another path.",
+        )
         if self.num_done > len(prompts):
             raise OptionError(f"Cannot resume {self.path}: it holds {self.num_done} answers to {len(prompts)} prompts.")
 

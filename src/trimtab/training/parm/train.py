@@ -11,12 +11,12 @@ responses end with the token that ends a turn in the model's own chat template.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import OptionError
+from trimtab.storage.files import text_digest
 from trimtab.training.pairs.run import PairResult, Pairs, PairSplit, result_of, tokens_of
 from trimtab.training.parm.settings import MIDDLE, ParmSettings, check_objectives
 from trimtab.training.run import checkpoints, run
@@ -93,7 +93,7 @@ def _data_card(splits: Mapping[str, PairSplit]) -> dict[str, Any]:
     cards: dict[str, dict[str, Any]] = {name: dict(split.card) for name, split in splits.items()}
     return {
         **{
-            key: hashlib.sha256("".join(f"{name}\t{own[key]}\n" for name, own in cards.items()).encode()).hexdigest()
+            key: text_digest("".join(f"{name}\t{data[key]}\n" for name, data in cards.items()))
             for key in ("fingerprint", "eval_fingerprint")
         },
         **{key: [file for own in cards.values() for file in own[key]] for key in ("files", "eval_files")},

@@ -19,7 +19,7 @@ from typing import Any
 from trimtab.errors import CheckpointError, OptionError, OutputExistsError
 from trimtab.storage.directories import read_guide_card
 from trimtab.storage.files import sync, write_text
-from trimtab.training.run.identity import check_same
+from trimtab.training.run.identity import check_same_training
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}). Start anew: --overwrite.") from error
-    check_same(
+    check_same_training(
         run,
         before,
         problem=f"The run in {path.parent} cannot be continued with other settings",
@@ -87,7 +87,7 @@ def finished(out: Path, told: Mapping[str, Any]) -> dict[str, Any]:
     `told` are the parts of `guide.json` that are known without the model.
     """
     facts = read_guide_card(out)
-    check_same(
+    check_same_training(
         told,
         {key: facts.get(key) for key in told},
         problem=f"{out} is finished, and there is nothing to continue with other settings",
