@@ -33,9 +33,9 @@ from trimtab.engines.maker import FORCED, IN_PROCESS, GuideSource, ModelSource
 from trimtab.engines.registry import BUILTIN, maker_of
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError, PromptError
 from trimtab.evaluation import lm_eval_arguments as arguments
-from trimtab.evaluation.comparison.fingerprints import differences
 from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.storage.digests import model_contents
+from trimtab.storage.same_run import check_same
 
 try:
     import lm_eval.models  # noqa: F401  # fills the registry, which stays empty once something else is in it
@@ -185,16 +185,12 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         """
         kept = cache_hook.dbdict
         if kept is not None:
-            now = json.loads(json.dumps(self._settings))
-            before = json.loads(kept[CACHE_KEY]) if CACHE_KEY in kept else None
-            changed = [] if before is None else differences(before, now)
-            if before is None and len(kept):
-                changed = ["it does not say which model and guides answered"]
-            if changed:
-                raise OptionError(
-                    f"The cache {kept.filename} cannot be used: {'; '.join(changed)}. Give another, or none."
-                )
-            kept[CACHE_KEY] = json.dumps(now)
+            problem, way_out = f"The cache {kept.filename} cannot be used", "Give another, or none."
+            if CACHE_KEY in kept:
+                check_same(json.loads(kept[CACHE_KEY]), self._settings, problem=problem, way_out=way_out)
+            elif len(kept):
+                raise OptionError(f"{problem}: it does not say which model and guides answered. {way_out}")
+            kept[CACHE_KEY] = json.dumps(self._settings)
         super().set_cache_hook(cache_hook)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:

@@ -19,10 +19,10 @@ import torch
 from trimtab.errors import BaseMismatchError, CheckpointError, VocabularyMismatchError, unknown_name
 from trimtab.models.adapters.lora import LoRA, average, average_factors, check_weights
 from trimtab.models.hf import HFModel
-from trimtab.storage.directories import new_directory, read_guide_card
+from trimtab.storage.directories import read_guide_card
+from trimtab.storage.files import new_directory, write_text
 from trimtab.storage.loading import load_model
 from trimtab.training.run.card import settings_and_versions, versions
-from trimtab.training.run.checkpoints import write_text
 from trimtab.training.run.identity import Facts
 
 AVERAGES = {"deltas": average, "factors": average_factors}

@@ -23,7 +23,8 @@ from trimtab.evaluation.comparison.recipe import REDRAWN, MethodSpec, Recipe, Re
 from trimtab.evaluation.comparison.records import Cost, Key, Row, read_answers
 from trimtab.evaluation.throughput import peak_memory_mb, reset_peak_memory
 from trimtab.methods.method import Policy, Strength
-from trimtab.storage.json_lines import append, write_whole
+from trimtab.storage.files import write_text
+from trimtab.storage.json_lines import append
 from trimtab.storage.scorers import LARGEST, Scorer
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Scoring:
         """Put rows without rewards on the disk, in the place of those before; they are removed by `score`."""
         if rows:
             text = "".join(json.dumps(row.as_json(), ensure_ascii=True, allow_nan=False) + "\n" for row in rows)
-            write_whole(self._unscored, text)
+            write_text(self._unscored, text)
         else:
             self._unscored.unlink(missing_ok=True)
 

@@ -23,13 +23,15 @@ from typing import Any
 import torch
 
 from trimtab.core import Prompt
-from trimtab.errors import DataError, OptionError, OutputExistsError
+from trimtab.errors import DataError, OutputExistsError
 from trimtab.evaluation.comparison.batches import Build, Maker, Scoring, draw_seed
-from trimtab.evaluation.comparison.fingerprints import differences, fingerprint
+from trimtab.evaluation.comparison.fingerprints import fingerprint
 from trimtab.evaluation.comparison.recipe import REDRAWN, SPLITS, MethodSpec, Recipe
 from trimtab.evaluation.comparison.records import Key, read_answers
 from trimtab.methods.method import Strength
-from trimtab.storage.json_lines import append, open_to_append, write_whole
+from trimtab.storage.files import write_text
+from trimtab.storage.json_lines import append, open_to_append
+from trimtab.storage.same_run import check_same
 from trimtab.storage.scorers import Scorer
 
 log = logging.getLogger(__name__)
@@ -102,12 +104,13 @@ def open_run(
         if not resume:
             raise OutputExistsError(directory)
         kept = read_run(directory)["settings"]
-        changed = differences(kept, settings)
-        if changed:
-            raise OptionError(
-                f"Cannot continue {directory}: {'; '.join(changed)}. Give what it was begun with, or another --out; "
-                "--overwrite begins anew."
-            )
+        check_same(
+            kept,
+            settings,
+            partial=("methods",),
+            problem=f"Cannot continue {directory}",
+            way_out="Give what it was begun with, or another --out; --overwrite begins anew.",
+        )
     elif files.answers.exists():
         raise DataError("there are answers here, but no run.json that says how they were made.", path=directory)
     settings = {**settings, "methods": {**kept.get("methods", {}), **settings["methods"]}}
@@ -119,7 +122,7 @@ def open_run(
         **about,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(files.run, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+    write_text(files.run, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
     return files
 
 

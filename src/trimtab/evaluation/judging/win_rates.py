@@ -19,7 +19,7 @@ from trimtab.evaluation.judging.judges import FIRST, TIE, Judge
 from trimtab.evaluation.judging.length_control import LengthControlled, length_controlled_win_rate
 from trimtab.evaluation.judging.run import ORDERS, Contender, Cost, Judged, reasons_of
 from trimtab.statistics import FEW, Interval, mean_interval, proportion_interval, wilson_interval
-from trimtab.storage.json_lines import write_whole
+from trimtab.storage.files import write_text
 
 WIN_RATES = "win_rates.json"
 FORMAT = 1
@@ -197,7 +197,7 @@ def write_win_rates(directory: Path, judgement: Judgement) -> Path:
     kept = [one for one in read_win_rates(directory) if _same_place(one) != _same_place(judgement)]
     items = [as_json(one) for one in (*kept, judgement)]
     text = json.dumps({"format": FORMAT, "judgements": items}, indent=1, ensure_ascii=False)
-    write_whole(path, text + "\n")
+    write_text(path, text + "\n")
     return path
 
 

@@ -28,6 +28,7 @@ from trimtab.evaluation.report.csv_files import write_csv
 from trimtab.evaluation.report.figure import as_svg, write_png
 from trimtab.evaluation.report.notes import choices_note, notes_of, warnings_of
 from trimtab.evaluation.report.results import Results, cost_row, difference_row, front_row, method_row
+from trimtab.storage.files import write_text
 
 NUM_SAMPLES = 3
 """Prompts whose answers are shown."""
@@ -59,7 +60,7 @@ def write_comparison_report(directory: Path, results: Results, *, more: Sequence
     write_csv(directory / "methods.csv", [method_row(results, one) for one in results.measured])
     write_csv(directory / "costs.csv", [cost_row(cost) for cost in results.cost_summaries])
     path = directory / "report.html"
-    path.write_text(comparison_page(page), encoding="utf-8")
+    write_text(path, comparison_page(page))
     return path
 
 

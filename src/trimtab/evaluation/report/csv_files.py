@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab.storage.files import whole_file
+
 _MEANT_FOR_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "＝", "＋", "－", "＠")
 
 
@@ -22,7 +24,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     lines += [[_cell(value) for value in row.values()] for row in rows]
     # A carriage return alone is no line's end to the writer, and one to many readers.
     quoted = any("\r" in str(cell) for line in lines for cell in line)
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
         writer.writerows(lines)
 

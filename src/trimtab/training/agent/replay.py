@@ -17,7 +17,6 @@ leaves once the ring has overwritten all of it. torchrl's own `dumps` writes eve
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from trimtab.errors import CheckpointError
+from trimtab.storage.files import whole_file
 from trimtab.training.run.logs import at_level
 
 _SHARD = re.compile(r"transitions-(\d+)-(\d+)\.safetensors")
@@ -80,7 +80,8 @@ class Replay:
         if first < self.num_written:
             places = torch.arange(first, self.num_written) % self._capacity
             columns = {name: column.contiguous() for name, column in self._ring[places].items()}
-            _write(directory / f"transitions-{first:012d}-{self.num_written:012d}.safetensors", columns)
+            with whole_file(directory / f"transitions-{first:012d}-{self.num_written:012d}.safetensors") as path:
+                safetensors.torch.save_file(columns, path)
         return {path.name: path.stat().st_size for path, _, last in _shards(directory) if last > self._oldest}
 
     def drop(self, directory: Path) -> None:
@@ -125,14 +126,6 @@ def _shards(directory: Path) -> list[tuple[Path, int, int]]:
     """Files with the numbers of their first transition and of the one after their last, in order."""
     found = [(path, match) for path in directory.glob("*.safetensors") if (match := _SHARD.fullmatch(path.name))]
     return sorted(((path, int(match[1]), int(match[2])) for path, match in found), key=lambda shard: shard[1])
-
-
-def _write(path: Path, columns: dict[str, Tensor]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    safetensors.torch.save_file(columns, temporary)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def _read(directory: Path, start: int, stop: int) -> Iterator[dict[str, Tensor]]:

@@ -11,12 +11,12 @@ responses end with the token that ends a turn in the model's own chat template.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.errors import OptionError
+from trimtab.storage.files import text_digest
 from trimtab.training.pairs.run import PairMethod, PairResult, Pairs, PairSplit, tokens_of, train_on_pairs
 from trimtab.training.parm.settings import MIDDLE, ParmSettings, check_objectives
 from trimtab.training.run.arguments import RunArguments
@@ -93,7 +93,7 @@ def _data_card(cards: Mapping[str, Facts]) -> Facts:
     """One account of the pairs of all objectives."""
     return {
         **{
-            key: hashlib.sha256("".join(f"{name}\t{card[key]}\n" for name, card in cards.items()).encode()).hexdigest()
+            key: text_digest("".join(f"{name}\t{card[key]}\n" for name, card in cards.items()))
             for key in ("fingerprint", "eval_fingerprint")
         },
         **{key: [file for card in cards.values() for file in card[key]] for key in ("files", "eval_files")},

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.statistics import FEW
-from trimtab.training.run.checkpoints import write_text
+from trimtab.storage.files import write_text
 from trimtab.training.run.identity import Facts
 
 _PACKAGES = ("trimtab", "torch", "transformers", "trl", "peft")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,7 +19,8 @@ from typing import Any
 
 from trimtab.errors import CheckpointError, OptionError, OutputExistsError
 from trimtab.storage.directories import read_guide_card
-from trimtab.training.run.identity import check_same
+from trimtab.storage.files import sync, write_text
+from trimtab.training.run.identity import check_same_training
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _check_same_run(path: Path, run: Mapping[str, object]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}). Start anew: --overwrite.") from error
-    check_same(
+    check_same_training(
         run,
         before,
         problem=f"The run in {path.parent} cannot be continued with other settings",
@@ -90,7 +90,7 @@ def finished(out: Path, known: Mapping[str, object]) -> dict[str, Any]:
     `known` are the parts of `guide.json` that are known without the model.
     """
     facts = read_guide_card(out)
-    check_same(
+    check_same_training(
         known,
         {key: facts.get(key) for key in known},
         problem=f"{out} is finished, and there is nothing to continue with other settings",
@@ -105,7 +105,7 @@ def seal(checkpoint: Path) -> None:
     sizes = {}
     for path in sorted(checkpoint.rglob("*")):  # what is spread over processes lies in directories
         if path.is_file():
-            _sync(path)
+            sync(path)
             sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
     write_text(checkpoint / SEAL, json.dumps(sizes))
 
@@ -173,22 +173,3 @@ def not_written(workspace: Path, error: BaseException) -> CheckpointError:
         f"A checkpoint could not be written to {workspace} ({error}). "
         f"{f'{good.name} is whole' if good else 'There is none before it'}: make room, then continue with --resume."
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

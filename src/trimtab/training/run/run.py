@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 import safetensors
 
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError, naming
-from trimtab.storage.directories import DEMO_HUB_ID, new_directory
+from trimtab.storage.directories import DEMO_HUB_ID
+from trimtab.storage.files import new_directory
 from trimtab.storage.loading import load_model
 from trimtab.training.run import card, checkpoints
 from trimtab.training.run.arguments import RunArguments

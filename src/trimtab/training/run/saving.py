@@ -21,6 +21,7 @@ from accelerate.utils import gather
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trimtab.storage.files import write_text
 from trimtab.training.run import checkpoints
 from trimtab.training.run.cadence import Clock
 from trimtab.training.run.interruption import Interruption
@@ -109,7 +110,7 @@ class Saving:
         checkpoint = Path(directory) / f"checkpoint-{state.global_step}"
         group = PartialState()
         if state.is_world_process_zero:
-            checkpoints.write_text(checkpoint / _WINDOW, json.dumps(self._trainer.open_window()))
+            write_text(checkpoint / _WINDOW, json.dumps(self._trainer.open_window()))
         group.wait_for_everyone()
         if state.is_world_process_zero:
             checkpoints.seal(checkpoint)
