@@ -61,6 +61,12 @@ class RunFiles:
     def costs(self) -> Path:
         return self.directory / "costs.jsonl"
 
+    def remove(self) -> None:
+        """Remove what an earlier run wrote here, and verdicts on it; what else is in the directory stays."""
+        judged = (self.directory / "judgements.jsonl", self.directory / "win_rates.json")
+        for path in (self.run, self.answers, self.unscored, self.costs, *judged):
+            path.unlink(missing_ok=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -165,12 +171,16 @@ def run_comparison(
         done |= {row.key for row in left_over}
         missing = [key for key in wanted if key not in done]
         num_done = len(wanted) - len(missing)
+
+        def answered(num_of_batch: int) -> None:
+            _say(progress, Progress(num_done + num_of_batch, len(wanted)))
+
         for label, keys in groupby(missing, key=lambda key: key.method):
             maker = Maker(recipe, prompts, specs[label], device)
             _say(progress, Progress(num_done, len(wanted), f"{label}: loading"))
             maker.begin(build)
             for strength, batch in _batches(keys, recipe.batch_size):
-                rows, cost, failure = maker.make(strength, batch)
+                rows, cost, failure = maker.make(strength, batch, answered)
                 if rows:
                     scoring.keep(rows)
                     append(costs, [cost.as_json()])
@@ -179,7 +189,6 @@ def run_comparison(
                 if failure is not None:
                     raise failure
                 num_done += len(rows)
-                _say(progress, Progress(num_done, len(wanted)))
             del maker
             gc.collect()
     return num_missing

@@ -29,8 +29,9 @@ _KL = {
 
 
 def notes_of(recipe: Recipe, run: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, str]:
-    """How it was done: term -> plain text."""
-    found = {
+    """How it was done: term -> plain text. What the run itself says of it (`notes` of run.json) comes first."""
+    notes = {
+        **run.get("notes", {}),
         "Model": f"{recipe.model}, frozen, dtype {recipe.dtype}",
         "Prompts": "; ".join(f"{split}: {_prompts(source, run, split)}" for split, source in recipe.prompts.items()),
         "Decoding": _decoding(recipe),
@@ -47,7 +48,7 @@ def notes_of(recipe: Recipe, run: Mapping[str, Any], cells: Sequence[Cell]) -> d
         "Commit": str(run.get("commit") or "not from a checkout"),
         "Fingerprint": str(run.get("fingerprint", "")),
     }
-    return {**found, **_methods(recipe, run)}
+    return {**notes, **_methods(recipe, run)}
 
 
 def warnings_of(recipe: Recipe, num_missing: int, num_wanted: int, cells: Sequence[Cell]) -> list[str]:

@@ -9,7 +9,7 @@ from trimtab.evaluation.comparison.cost_summary import CostSummary
 from trimtab.evaluation.comparison.pareto_summary import Front, FrontDifference
 from trimtab.evaluation.comparison.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, strength_text
 from trimtab.evaluation.comparison.summary import REPETITION_N, Estimate, Measured
-from trimtab.evaluation.report.page import gained, signed
+from trimtab.evaluation.report.wording import gained, signed
 
 Write = Callable[[float], str]
 ROLE_WORDS: Mapping[str, str] = {MEASURED: "", TRAINED_ON: "trained on", JUDGED_BY: "judge"}
@@ -96,7 +96,7 @@ def front_table(fronts: Sequence[Front]) -> str:
             str(len(one.on_front)),
             interval_cell(one.hypervolume, _three_digits),
             "–" if one.redrawn is None else interval_cell(one.redrawn, _three_digits),
-            "–" if one.over_redrawn is None else interval_cell(one.over_redrawn, _signed_digits),
+            "–" if one.over_redrawn is None else interval_cell(one.over_redrawn, _gained_digits),
             "none" if one.inner_product is None else interval_cell(one.inner_product, _three_digits),
             str(one.hypervolume.num_prompts),
         ]
@@ -112,7 +112,7 @@ def front_differences_table(differences: Sequence[FrontDifference]) -> str:
         [
             f"{html.escape(one.label)} less {html.escape(one.other)}",
             str(one.num_strengths),
-            interval_cell(one.hypervolume, _signed_digits),
+            interval_cell(one.hypervolume, _gained_digits),
             str(one.hypervolume.num_prompts),
         ]
         for one in differences
@@ -140,12 +140,12 @@ def _named(one: Measured) -> list[str]:
 
 
 def _one_digit(value: float) -> str:
-    return f"{value:.1f}".replace("-", "−")
-
-
-def _signed_digits(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    return signed(value, 1)
 
 
 def _three_digits(value: float) -> str:
-    return f"{value:.3f}".replace("-", "−")
+    return signed(value, 3)
+
+
+def _gained_digits(value: float) -> str:
+    return gained(value, 3)

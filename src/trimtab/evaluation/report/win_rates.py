@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trimtab.evaluation.comparison.recipe import strength_text
 from trimtab.evaluation.judging.win_rates import Judgement, WinRate, read_win_rates
-from trimtab.evaluation.report.comparison_page import Section, note
+from trimtab.evaluation.report.page import Section, note
 from trimtab.evaluation.report.tables import table
 from trimtab.statistics import Interval
 
