@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -94,7 +95,19 @@ def test_the_table_and_the_answers_are_shown(run: Run, tiny: Tiny) -> None:
     ):
         assert wanted in outcome.out
     assert "loading" in outcome.err
-    assert "at shift 0, 1; product 1" in outcome.err
+    assert "4 answers of the base, then at shift 0, 1; product 1" in outcome.err
+    assert re.findall(r"^  (\d+) of 16$", outcome.err, re.MULTILINE) == [
+        "2",
+        "4",
+        "5",
+        "7",
+        "8",
+        "10",
+        "12",
+        "13",
+        "15",
+        "16",
+    ]
     assert "loading" not in outcome.out
 
 

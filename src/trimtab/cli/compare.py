@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ from trimtab.errors import DataError, MissingExtraError, OptionError, OutputExis
 
 if TYPE_CHECKING:
     from trimtab.cli.engines import EngineChoice
+    from trimtab.cli.progress import Progress
     from trimtab.core import Prompt
     from trimtab.engines.maker import EngineMaker
     from trimtab.evaluation.comparison.recipe import PromptSource, Recipe
+    from trimtab.evaluation.comparison.run import Progress as Made
     from trimtab.evaluation.report.results import Results
     from trimtab.storage.scorers import Scorer
 
@@ -130,7 +133,7 @@ def _answer_all(
     *,
     resume: bool,
 ) -> None:
-    from trimtab.cli.compare_progress import AnswerBar
+    from trimtab.cli.progress import Progress
     from trimtab.evaluation.comparison.catalogued import about_run
     from trimtab.evaluation.comparison.fingerprints import run_settings
     from trimtab.evaluation.comparison.run import open_run, run_comparison
@@ -138,7 +141,7 @@ def _answer_all(
 
     settings = {**run_settings(recipe, prompts, base.describe()), **base.settings}
     files = open_run(out, recipe, settings, about_run(recipe, base.device, scorers), resume=resume)
-    with AnswerBar() as bar:
+    with Progress("answers") as bar:
         num_made = run_comparison(
             recipe,
             prompts,
@@ -146,9 +149,16 @@ def _answer_all(
             lambda spec: build_policy(base, spec.method, recipe.options_of(spec)),
             files,
             device=base.device,
-            progress=bar.show,
+            progress=partial(_show, bar),
         )
     options.say(f"{num_made} answers made, in {files.answers}")
+
+
+def _show(bar: Progress, state: Made) -> None:
+    """One answer more, or another method."""
+    bar.move(state.num_done, state.num_answers)
+    if state.message:
+        bar.say(f"{state.message} ({state.num_done} of {state.num_answers} answers are there)")
 
 
 def _report(args: argparse.Namespace, directory: Path) -> int:

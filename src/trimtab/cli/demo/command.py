@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli.demo.bar import Bar
 from trimtab.cli.demo.recipe import SHIPPED_GUIDE, demo_recipe, notes_of, strengths_in_words
+from trimtab.cli.demo.tenths import Tenths
 from trimtab.cli.options import list_of, number, say, seed_number, whole
 from trimtab.errors import MissingExtraError, OptionError, OutputExistsError
 
@@ -134,10 +134,10 @@ def _measure(
     about = about_run(recipe, model.device, scorers, notes_of(args, guide))
     files = open_run(out, recipe, run_settings(recipe, prompts, model.describe()), about, resume=args.resume)
     step = "[3/3] " if args.train else ""
-    with Bar(f"{step}{args.prompts} answers of the base, then at {strengths_in_words(recipe)}", None) as bar:
+    with Tenths(f"{step}{args.prompts} answers of the base, then at {strengths_in_words(recipe)}") as bar:
 
         def show(progress: Progress) -> None:
-            bar.at(progress.num_done, progress.num_answers)
+            bar.move(progress.num_done, progress.num_answers)
 
         run_comparison(
             recipe, prompts, scorers, lambda spec: policies[spec.name], files, device=model.device, progress=show

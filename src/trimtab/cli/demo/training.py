@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimtab.cli.demo.bar import Bar
+from trimtab.cli.demo.tenths import Tenths
 from trimtab.cli.options import say
 
 if TYPE_CHECKING:
@@ -46,16 +47,19 @@ def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) 
         path.unlink(missing_ok=True)
     # Far from the seeds that the measurement draws from.
     settings, labels = synthetic.SamplingSettings(seed=args.seed + 1000), synthetic.LabelSettings()
-    with Bar(f"[1/3] {settings.num_answers} answers of the base to {len(prompts)} prompts", len(prompts)) as bar:
+    with Tenths(f"[1/3] {settings.num_answers} answers of the base to {len(prompts)} prompts") as bar:
+        num_sampled = count(1)
         decoder = Decoder(model, max_rows=args.batch_size)
-        samples = synthetic.sample_into(path, decoder, prompts, settings, on_prompt=bar.advance)
+        samples = synthetic.sample_into(
+            path, decoder, prompts, settings, on_prompt=lambda: bar.move(next(num_sampled), len(prompts))
+        )
     parts = {"pairs.jsonl": samples[:-NUM_HELD_OUT_PROMPTS], "held_out.jsonl": samples[-NUM_HELD_OUT_PROMPTS:]}
     data = {}
     for name, part in parts.items():
         synthetic.write_pairs(out / name, synthetic.label_pairs(part, scorer, labels))
         data[name] = read_pairs([out / name])
     num_pairs = len(data["pairs.jsonl"].pairs)
-    with Bar(f"[2/3] training the guide on {num_pairs} pairs", None) as bar:
+    with Tenths(f"[2/3] training the guide on {num_pairs} pairs") as bar:
         result = train_arm(
             args.model,
             data["pairs.jsonl"],
@@ -64,7 +68,7 @@ def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) 
             settings=_arm_settings(args.seed, model.max_length or 192),
             resume=args.resume,
             overwrite=args.overwrite,
-            progress=lambda progress: bar.at(progress.step, progress.num_steps),
+            progress=lambda progress: bar.move(progress.step, progress.num_steps),
         )
     say(
         f"accuracy on {result.num_eval_pairs} held-out pairs: {result.eval_accuracy:.3f} "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trimtab.evaluation.comparison.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, Reward, strength_text
+from trimtab.evaluation.comparison.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, Reward
 from trimtab.evaluation.comparison.summary import Measured
 from trimtab.evaluation.report import tables
 from trimtab.evaluation.report.csv_files import write_csv
@@ -17,7 +17,7 @@ from trimtab.evaluation.report.figure import as_svg, write_png
 from trimtab.evaluation.report.notes import choices_note, notes_of, warnings_of
 from trimtab.evaluation.report.page import Page, Sample, Section, figure_html, note, report_page, samples_html
 from trimtab.evaluation.report.results import Results, cost_row, difference_row, front_row, method_row, sample_rows
-from trimtab.evaluation.report.wording import in_brackets, signed
+from trimtab.evaluation.report.wording import in_brackets, signed, strength_shown
 
 NUM_SAMPLES = 3
 """Prompts whose answers are shown."""
@@ -83,7 +83,7 @@ def _frontier(directory: Path, results: Results, reward: Reward) -> str:
     hidden = [one for one in results.measured if one.kl is None]
     if hidden:
         said = "; ".join(
-            f"{one.label} {strength_text(one.strength)}: {in_brackets(one.rewards[reward.name])}" for one in hidden
+            f"{one.label} {strength_shown(one.strength)}: {in_brackets(one.rewards[reward.name])}" for one in hidden
         )
         text += note(f"Not drawn, since their KL is unknown. {said}.")
     return text
@@ -94,7 +94,7 @@ def _spot(recipe: Recipe, one: Measured, reward: Reward) -> Spot | None:
     if one.kl is None:
         return None
     labelled = len(recipe.methods) <= MAX_LABELLED + 1 and one.cell.spec != recipe.baseline
-    return Spot(one.kl, one.rewards[reward.name], strength_text(one.strength).replace("-", "−") if labelled else "")
+    return Spot(one.kl, one.rewards[reward.name], strength_shown(one.strength) if labelled else "")
 
 
 def _pareto(directory: Path, results: Results) -> list[Section]:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from trimtab.evaluation.comparison.cost_summary import CostSummary
 from trimtab.evaluation.comparison.pareto_summary import Front
-from trimtab.evaluation.comparison.recipe import Recipe, strength_text
+from trimtab.evaluation.comparison.recipe import Recipe
 from trimtab.evaluation.comparison.summary import Measured, paired, reward_of
-from trimtab.evaluation.report.wording import in_sentence, listed, signed
+from trimtab.evaluation.report.wording import in_sentence, listed, signed, strength_shown
 
 MAX_NAMED = 6
 """So many strengths a sentence names; more are counted."""
@@ -62,7 +62,7 @@ def _of_all(recipe: Recipe, base: Measured, others: Sequence[Measured]) -> str:
     begin = f"Without guidance the mean {name} reward on the test prompts is {in_sentence(base.rewards[name])}. "
     end = " None is picked out, since nothing was chosen on other prompts than these (the recipe's `validation`)."
     if len(gains) <= MAX_NAMED:
-        each = "; ".join(f"{_named(one)} gains {in_sentence(gain)}" for one, gain in gains)
+        each = "; ".join(f"{_named(one)} gains {in_sentence(gain)}{_nats(one)}" for one, gain in gains)
         return f"{begin}Paired with it, {each}.{end}"
     above = sum(gain.clear_of_zero and gain.value > 0 for _, gain in gains)
     below = sum(gain.clear_of_zero and gain.value < 0 for _, gain in gains)
@@ -97,7 +97,13 @@ def _beside_noise(one: Front) -> str:
 
 
 def _named(one: Measured) -> str:
-    return f"{one.label} at strength {strength_text(one.strength)}"
+    return f"{one.label} at strength {strength_shown(one.strength)}"
+
+
+def _nats(one: Measured) -> str:
+    """What a method pays in KL, where it is known."""
+    bound = "at most " if one.cell.kl_kind == "bound" else ""
+    return "" if one.kl is None else f" for {bound}{signed(one.kl.value, 1)} nats of KL an answer"
 
 
 def _price(best: Measured, costs: Mapping[str, CostSummary]) -> str:

@@ -13,10 +13,10 @@ from trimtab.evaluation.comparison.recipe import (
     PromptSource,
     Recipe,
     Reward,
-    strength_text,
 )
 from trimtab.evaluation.comparison.summary import MIN_PROMPTS, Cell, Chosen
 from trimtab.evaluation.comparison.text_metrics import COHERENCE
+from trimtab.evaluation.report.wording import strength_shown
 from trimtab.statistics import NUM_RESAMPLES
 
 _KL = {
@@ -127,7 +127,7 @@ def _methods(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:
     for spec in recipe.methods:
         known = about.get(spec.name, {})
         options = ", ".join(f"{name} {_short(value)}" for name, value in spec.options.items())
-        strengths = " | ".join(map(strength_text, spec.strengths))
+        strengths = " | ".join(map(strength_shown, spec.strengths))
         parts = [known.get("summary", spec.method), known.get("paper", ""), options]
         parts.append(f"strengths {strengths}{' (' + known['dial'] + ')' if known.get('dial') else ''}")
         found[f"Method {spec.name}"] = "; ".join(part.rstrip(".") for part in parts if part)

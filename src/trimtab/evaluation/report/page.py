@@ -6,11 +6,10 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trimtab.evaluation.comparison.recipe import strength_text
 from trimtab.evaluation.comparison.records import Row
 from trimtab.evaluation.report.curves import PALETTE, SERIES_DARK
 from trimtab.evaluation.report.document import filled, html_document
-from trimtab.evaluation.report.wording import listed, prompt_text
+from trimtab.evaluation.report.wording import listed, prompt_text, strength_shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def _sample(sample: Sample) -> str:
 
 
 def _answer(reward: str, row: Row) -> str:
-    heading = f"{html.escape(row.key.method)} {strength_text(row.key.strength)}"
+    heading = f"{html.escape(row.key.method)} {strength_shown(row.key.strength)}"
     cut = "&nbsp;…" if row.finish_reason == "length" else ""
     text = html.escape(row.text.strip()) or "<i>(nothing)</i>"
     return f"<article><h4>{heading}<span>{html.escape(reward)}</span></h4><p>{text}{cut}</p></article>"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trimtab.core import Prompt
+from trimtab.evaluation.comparison.recipe import strength_text
 from trimtab.evaluation.comparison.summary import Estimate
+from trimtab.methods.method import Strength
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -34,6 +36,11 @@ def in_brackets(estimate: Estimate, *, digits: int = 2) -> str:
         return signed(estimate.value, digits)
     low, high = signed(estimate.low, digits), signed(estimate.high, digits)
     return f"{signed(estimate.value, digits)} [{low}, {high}]"
+
+
+def strength_shown(strength: Strength) -> str:
+    """A strength with a true minus sign: `−1`, or `0.5, 0.5`."""
+    return strength_text(strength).replace("-", "−")
 
 
 def listed(items: Sequence[object]) -> str:
