@@ -57,9 +57,10 @@ def _steered(guide: str, kind: str, strengths: Sequence[float]) -> list[dict[str
     if kind not in FORMED_KINDS:
         method, option = _FORMLESS[kind]
         return [{"name": "strength", "method": method, option: guide, "strengths": strengths}]
-    shift = {"name": SHIFT, "method": "policy", "path": guide, "strengths": strengths}
+    shift: dict[str, object] = {"name": SHIFT, "method": "policy", "path": guide, "strengths": strengths}
     positive = [weight for weight in strengths if weight > 0]
-    product = {"name": PRODUCT, "method": "genarm", "guides": {"guide": guide}, "strengths": positive}
+    product: dict[str, object] = {"name": PRODUCT, "method": "genarm", "guides": {"guide": guide}}
+    product["strengths"] = positive
     return [shift, product] if positive and kind != "policy" else [shift]
 
 

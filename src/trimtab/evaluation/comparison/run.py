@@ -27,7 +27,7 @@ from trimtab.errors import DataError, OptionError, OutputExistsError
 from trimtab.evaluation.comparison.batches import Build, Maker, Scoring, draw_seed
 from trimtab.evaluation.comparison.fingerprints import differences, fingerprint
 from trimtab.evaluation.comparison.recipe import REDRAWN, SPLITS, MethodSpec, Recipe
-from trimtab.evaluation.comparison.records import Key, read_answers
+from trimtab.evaluation.comparison.records import Key, RunRecord, RunSettings, read_answers
 from trimtab.methods.method import Strength
 from trimtab.storage.json_lines import append, open_to_append, write_whole
 from trimtab.storage.scorers import Scorer
@@ -103,7 +103,7 @@ def open_run(
     OptionError where it was made with other settings, saying what differs.
     """
     files = RunFiles(directory)
-    kept: dict[str, Any] = {}
+    kept: RunSettings = {}
     if files.run.exists():
         if not resume:
             raise OutputExistsError(directory)
@@ -129,11 +129,11 @@ def open_run(
     return files
 
 
-def read_run(directory: Path) -> dict[str, Any]:
+def read_run(directory: Path) -> RunRecord:
     """`run.json` of a run. Raises DataError where there is none, or another program's."""
     path = RunFiles(directory).run
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run: RunRecord = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError("no run of `trimtab compare` is here: there is no run.json.", path=directory) from None
     except ValueError as error:

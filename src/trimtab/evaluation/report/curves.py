@@ -18,7 +18,6 @@ from trimtab.evaluation.report.figure import COLOURS, Draw, label_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -72,8 +71,8 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, *, root_x: bool) 
         axes = figure.add_subplot()
         if root_x:
             axes.set_xscale("function", functions=(_root, _square))
-        lines = [_line(axes, one) for one in series]
-        for one in series:
+        for index, one in enumerate(series):
+            _line(axes, one, label=f"series {index}")
             _label_spots(axes, one)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -84,10 +83,8 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, *, root_x: bool) 
         if len(series) > 1:
             widest = max(len(_legend_label(one)) for one in series)
             columns = max(1, min(4, len(series), _LEGEND_LETTERS // (widest + _MARKER_LETTERS)))
-            places = [f"label {index}" for index in range(len(series))]
             legend = figure.legend(
-                lines,
-                places,
+                *axes.get_legend_handles_labels(),
                 loc="outside lower center",
                 ncols=columns,
                 frameon=False,
@@ -106,14 +103,14 @@ def described(series: Sequence[Series]) -> str:
     )
 
 
-def _line(axes: Axes, series: Series) -> ErrorbarContainer:
-    """What stands for the series in a legend."""
+def _line(axes: Axes, series: Series, *, label: str) -> None:
     xs, ys = [spot.x for spot in series.spots], [spot.y for spot in series.spots]
-    return axes.errorbar(
+    axes.errorbar(
         [x.value for x in xs],
         [y.value for y in ys],
         xerr=_bars(xs),
         yerr=_bars(ys),
+        label=label,
         color=series.colour,
         marker=series.marker,
         markersize=7,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from trimtab.evaluation.comparison.recipe import (
     JUDGED_BY,
@@ -14,6 +13,7 @@ from trimtab.evaluation.comparison.recipe import (
     Recipe,
     Reward,
 )
+from trimtab.evaluation.comparison.records import RunRecord
 from trimtab.evaluation.comparison.summary import MIN_PROMPTS, Cell, Chosen
 from trimtab.evaluation.comparison.text_metrics import COHERENCE
 from trimtab.evaluation.report.wording import strength_shown
@@ -28,7 +28,7 @@ _KL = {
 }
 
 
-def notes_of(recipe: Recipe, run: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, str]:
+def notes_of(recipe: Recipe, run: RunRecord, cells: Sequence[Cell]) -> dict[str, str]:
     """How it was done: term -> plain text. What the run itself says of it (`notes` of run.json) comes first."""
     notes = {
         **run.get("notes", {}),
@@ -84,8 +84,9 @@ def choices_note(recipe: Recipe, chosen: Mapping[str, Chosen]) -> str:
     )
 
 
-def _prompts(source: PromptSource, run: Mapping[str, Any], split: str) -> str:
-    num = run.get("settings", {}).get("prompts", {}).get(split, {}).get("num", source.num)
+def _prompts(source: PromptSource, run: RunRecord, split: str) -> str:
+    splits = run["settings"].get("prompts", {}) if "settings" in run else {}
+    num = splits[split]["num"] if split in splits else source.num
     where = f"trimtab's own list {source.builtin!r}" if source.builtin else str(source.path)
     return f"{num} of {where}, from number {source.start + 1} on"
 
@@ -102,7 +103,7 @@ _ROLES = {
 }
 
 
-def _rewards(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:
+def _rewards(recipe: Recipe, run: RunRecord) -> dict[str, str]:
     """What each reward is, by the role that may be said of it. Without a judge, that is said."""
     found = {
         heading: "; ".join(_reward(recipe, run, reward) for reward in recipe.rewards if recipe.role_of(reward) == role)
@@ -113,7 +114,7 @@ def _rewards(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:
     return {heading: text for heading, text in found.items() if text}
 
 
-def _reward(recipe: Recipe, run: Mapping[str, Any], reward: Reward) -> str:
+def _reward(recipe: Recipe, run: RunRecord, reward: Reward) -> str:
     text = f"{reward.name}: {run.get('scorers', {}).get(reward.name, reward.scorer)}"
     if reward.weight != 1:
         text += f", times {reward.weight:g} so that higher is better"
@@ -121,7 +122,7 @@ def _reward(recipe: Recipe, run: Mapping[str, Any], reward: Reward) -> str:
     return text + (f"; {', '.join(choosing)}: chooses among answers by this very reward" if choosing else "")
 
 
-def _methods(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:
+def _methods(recipe: Recipe, run: RunRecord) -> dict[str, str]:
     about = run.get("methods", {})
     found = {}
     for spec in recipe.methods:
@@ -143,9 +144,9 @@ def _by_kind(cells: Sequence[Cell]) -> dict[str, list[str]]:
     return found
 
 
-def _flat(value: Mapping[str, Any]) -> str:
+def _flat(value: Mapping[str, object]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {item}" for name, item in value.items() if item) or "unknown"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

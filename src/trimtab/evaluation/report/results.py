@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from trimtab.errors import DataError, MissingExtraError
 from trimtab.evaluation.comparison.cost_summary import CostSummary, summarise_cost, was_timed
@@ -19,7 +18,7 @@ from trimtab.evaluation.comparison.pareto_summary import (
 )
 from trimtab.evaluation.comparison.recipe import MethodSpec, Recipe, strength_text
 from trimtab.evaluation.comparison.recipe_reader import KnownMethod, parse_recipe
-from trimtab.evaluation.comparison.records import Cost, Key, Row, read_answers, read_costs
+from trimtab.evaluation.comparison.records import Cost, Key, Row, RunRecord, read_answers, read_costs
 from trimtab.evaluation.comparison.run import RunFiles, keys_of, read_run
 from trimtab.evaluation.comparison.summary import Cell, Chosen, Estimate, Measured, cells_of, choose, headline, measured
 from trimtab.evaluation.comparison.text_metrics import coherence
@@ -34,7 +33,7 @@ class Results:
     """What a run holds, measured."""
 
     recipe: Recipe
-    run: Mapping[str, Any]
+    run: RunRecord
     cells: Sequence[Cell]
     """Of the test split, all strengths."""
     measured: Sequence[Measured]
@@ -126,7 +125,7 @@ def sample_rows(results: Results, num: int) -> list[list[Row]]:
     return [[by_prompt[index] for by_prompt in answers] for index in picked]
 
 
-def summary_of(results: Results) -> dict[str, Any]:
+def summary_of(results: Results) -> dict[str, object]:
     """The results as JSON: findings, and each method as its row of the table."""
     return {
         "findings": results.lead,
@@ -139,9 +138,9 @@ def summary_of(results: Results) -> dict[str, Any]:
     }
 
 
-def method_row(results: Results, one: Measured) -> dict[str, Any]:
+def method_row(results: Results, one: Measured) -> dict[str, object]:
     """A cell as one row of numbers."""
-    row: dict[str, Any] = {"method": one.label, "strength": strength_text(one.strength)}
+    row: dict[str, object] = {"method": one.label, "strength": strength_text(one.strength)}
     row["chosen"] = one.label in results.chosen and results.chosen[one.label].strength == one.strength
     row |= {"num_prompts": one.cell.num_prompts, "num_answers": len(one.cell.rows), "kl_kind": one.cell.kl_kind}
     for name, value in one.rewards.items():
@@ -156,12 +155,12 @@ def _columns(name: str, value: Estimate | None) -> dict[str, float | None]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), parts, strict=True))
 
 
-def cost_row(cost: CostSummary) -> dict[str, Any]:
+def cost_row(cost: CostSummary) -> dict[str, object]:
     """A method's cost as one row of numbers."""
     return {**asdict(cost), "strength": "all" if cost.strength is None else strength_text(cost.strength)}
 
 
-def front_row(one: Front) -> dict[str, Any]:
+def front_row(one: Front) -> dict[str, object]:
     """A front as one row of numbers."""
     return {
         "method": one.label,
@@ -174,7 +173,7 @@ def front_row(one: Front) -> dict[str, Any]:
     }
 
 
-def difference_row(one: FrontDifference) -> dict[str, Any]:
+def difference_row(one: FrontDifference) -> dict[str, object]:
     """Two fronts of as many points as one row of numbers."""
     return {
         "method": one.label,
@@ -185,7 +184,7 @@ def difference_row(one: FrontDifference) -> dict[str, Any]:
     }
 
 
-def _wanted(recipe: Recipe, run: Mapping[str, Any]) -> set[Key]:
+def _wanted(recipe: Recipe, run: RunRecord) -> set[Key]:
     prompts = {name: range(split["num"]) for name, split in run["settings"]["prompts"].items()}
     return set(keys_of(recipe, prompts))
 
