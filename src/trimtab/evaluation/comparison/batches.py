@@ -126,8 +126,13 @@ class Maker:
         params = replace(self._recipe.params, max_new_tokens=WARM_UP_TOKENS)
         list(self._policy.answer([self._prompts["test"][0]], self._spec.strengths[0], params, [0]))
 
-    def make(self, strength: Strength, keys: Sequence[Key]) -> tuple[list[Row], Cost, BaseException | None]:
-        """The rows of a batch without rewards, what they took, and what ended it where not all of them are there."""
+    def make(
+        self, strength: Strength, keys: Sequence[Key], on_answer: Callable[[int], None]
+    ) -> tuple[list[Row], Cost, BaseException | None]:
+        """The rows of a batch without rewards, what they took, and what ended it where not all of them are there.
+
+        `on_answer` is called after each answer with how many of the batch there are.
+        """
         prompts = [self._prompts[key.split][key.prompt_index] for key in keys]
         seeds = [draw_seed(key.seed, key.prompt_index) for key in keys]
         answers: list[Answer] = []
@@ -138,6 +143,7 @@ class Maker:
         try:
             for answer in self._policy.answer(prompts, strength, self._recipe.params, seeds):
                 answers.append(answer)
+                on_answer(len(answers))
             if len(answers) != len(keys):
                 raise RuntimeError(f"{self._spec.name} gave {len(answers)} answers to {len(keys)} prompts.")
         except BaseException as error:

@@ -50,12 +50,12 @@ def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model:
     }
 
 
-def fingerprint(settings: Mapping[str, Any]) -> str:
+def fingerprint(settings: Mapping[str, object]) -> str:
     """One number for all of it."""
     return text_digest(json.dumps(settings, sort_keys=True))
 
 
-def content_digests(value: Any, place: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+def content_digests(value: object, place: str = "") -> Iterator[tuple[str, dict[str, str]]]:
     """(place, digests) of every model, guide or reward model that an option names; a weight may stand behind a colon.
 
     The place is that of the name in the option (`guides.kind`, `paths.0`), so that a run that is moved stays the same
@@ -82,7 +82,7 @@ def _method(recipe: Recipe, spec: MethodSpec) -> dict[str, Any]:
     }
 
 
-def option_contents(options: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def option_contents(options: Mapping[str, object]) -> dict[str, dict[str, str]]:
     """The digests of all that the options of a method name: models, guides, reward models, a scorer."""
     found = dict(content_digests({key: value for key, value in options.items() if key not in (SCORER, TEMPLATE)}))
     if SCORER in options:

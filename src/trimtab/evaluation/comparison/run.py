@@ -27,7 +27,7 @@ from trimtab.errors import DataError, OutputExistsError
 from trimtab.evaluation.comparison.batches import Build, Maker, Scoring, draw_seed
 from trimtab.evaluation.comparison.fingerprints import fingerprint
 from trimtab.evaluation.comparison.recipe import REDRAWN, SPLITS, MethodSpec, Recipe
-from trimtab.evaluation.comparison.records import Key, read_answers
+from trimtab.evaluation.comparison.records import Key, RunRecord, RunSettings, read_answers
 from trimtab.methods.method import Strength
 from trimtab.storage.files import write_text
 from trimtab.storage.json_lines import append, open_to_append
@@ -62,6 +62,12 @@ class RunFiles:
     @property
     def costs(self) -> Path:
         return self.directory / "costs.jsonl"
+
+    def remove(self) -> None:
+        """Remove what an earlier run wrote here, and verdicts on it; what else is in the directory stays."""
+        judged = (self.directory / "judgements.jsonl", self.directory / "win_rates.json")
+        for path in (self.run, self.answers, self.unscored, self.costs, *judged):
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ def open_run(
     OptionError where it was made with other settings, saying what differs.
     """
     files = RunFiles(directory)
-    kept: dict[str, Any] = {}
+    kept: RunSettings = {}
     if files.run.exists():
         if not resume:
             raise OutputExistsError(directory)
@@ -126,11 +132,11 @@ def open_run(
     return files
 
 
-def read_run(directory: Path) -> dict[str, Any]:
+def read_run(directory: Path) -> RunRecord:
     """`run.json` of a run. Raises DataError where there is none, or another program's."""
     path = RunFiles(directory).run
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run: RunRecord = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError("no run of `trimtab compare` is here: there is no run.json.", path=directory) from None
     except ValueError as error:
@@ -168,12 +174,16 @@ def run_comparison(
         done |= {row.key for row in left_over}
         missing = [key for key in wanted if key not in done]
         num_done = len(wanted) - len(missing)
+
+        def answered(num_of_batch: int) -> None:
+            _say(progress, Progress(num_done + num_of_batch, len(wanted)))
+
         for label, keys in groupby(missing, key=lambda key: key.method):
             maker = Maker(recipe, prompts, specs[label], device)
             _say(progress, Progress(num_done, len(wanted), f"{label}: loading"))
             maker.begin(build)
             for strength, batch in _batches(keys, recipe.batch_size):
-                rows, cost, failure = maker.make(strength, batch)
+                rows, cost, failure = maker.make(strength, batch, answered)
                 if rows:
                     scoring.keep(rows)
                     append(costs, [cost.as_json()])
@@ -182,7 +192,6 @@ def run_comparison(
                 if failure is not None:
                     raise failure
                 num_done += len(rows)
-                _say(progress, Progress(num_done, len(wanted)))
             del maker
             gc.collect()
     return num_missing

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trimtab.errors import InputError, ModelError, ScoreError, unknown_name
 from trimtab.evaluation.comparison.recipe import strength_text
@@ -258,7 +258,7 @@ def _key(pair: Pair, order: str) -> str:
     )
 
 
-def _line(pair: Pair, order: str, judge: Judge, verdict: Verdict) -> dict[str, Any]:
+def _line(pair: Pair, order: str, judge: Judge, verdict: Verdict) -> dict[str, object]:
     key = pair.answer.key
     return {
         "method": key.method,
@@ -276,7 +276,7 @@ def _line(pair: Pair, order: str, judge: Judge, verdict: Verdict) -> dict[str, A
     }
 
 
-def _is_by(fields: Mapping[str, Any], judge: Judge) -> bool:
+def _is_by(fields: Mapping[str, object], judge: Judge) -> bool:
     return fields.get("judge") == judge.name and fields.get("settings") == judge.settings
 
 

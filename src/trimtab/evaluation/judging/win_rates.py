@@ -169,7 +169,7 @@ class Judgement:
     methods: tuple[WinRate, ...]
     cost: Cost
     """Of all verdicts of this judge on file."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     """What the judge was: see `judges.Judge.settings`."""
     reasons: tuple[str, ...] = ()
     """Why verdicts are missing, each with how many."""
@@ -219,7 +219,7 @@ def read_win_rates(directory: Path) -> list[Judgement]:
         raise InputError(f"{path} is not what `trimtab judge` writes ({error}). Remove it and judge again.") from None
 
 
-def as_json(judgement: Judgement) -> dict[str, Any]:
+def as_json(judgement: Judgement) -> dict[str, object]:
     """A judgement as `win_rates.json` has it."""
     fields = asdict(judgement)
     fields["baseline"] = judgement.baseline._asdict()
