@@ -55,6 +55,13 @@ def guides(tiny_model: HFModel, tmp_path_factory: pytest.TempPathFactory) -> dic
 Start = Callable[..., Any]
 
 
+def apart(server: Running) -> Decoder:
+    """A decoder of a server's model and guides for this thread: the server's own belongs to another."""
+    engine = server.service.engine
+    assert isinstance(engine, Decoder)
+    return Decoder(engine.model, engine.guides)
+
+
 @pytest.fixture(scope="session")
 def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
     """`with start(limits=..., keys=...) as server:` a server of its own."""

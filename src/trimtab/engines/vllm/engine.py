@@ -118,7 +118,7 @@ class VLLMEngine(GenerationEngine):
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._running.keys() | {step.request_id for step in self._held})
 
     @property
     def num_waiting(self) -> int:
