@@ -1,4 +1,4 @@
-"""`answers` and `generate` run in the engine that they are called on, beside what is queued there, and disturb nobody."""
+"""`answers` and `generate` run in the engine that they are called on, beside what is queued there."""
 
 from __future__ import annotations
 
