@@ -8,7 +8,7 @@ Where it differs from the released code, beside what `agent_rewards`, `sac` and 
 and the buffer:
 
 * Rounds: `rollout_batch` episodes are decoded together with one actor, then learnt from, each worth the same updates as
-  theirs. Theirs are decoded one at a time by workers whose actor may lag behind. `rollout_batch` 1 is theirs.
+  in the released code, which decodes one at a time on workers whose actor may lag behind, as `rollout_batch` 1 does.
 * Workers hand a round's episodes back in order, so a run does not depend on who was faster.
 * Every end-of-sequence token ends an answer; an episode in which nothing was asked is counted and leaves nothing.
 * A reward that is not finite drops its episode.
