@@ -114,9 +114,9 @@ def _average_models(parts: Sequence[SoupPart], cards: Sequence[Facts], directory
 
 
 def _check_same_shape(first: HFModel, other: HFModel, path: str) -> None:
-    mine, theirs = ({name: p.shape for name, p in model.module.named_parameters()} for model in (first, other))
-    if mine != theirs:
-        name = next(key for key in [*mine, *theirs] if mine.get(key) != theirs.get(key))
+    shapes, others = ({name: p.shape for name, p in model.module.named_parameters()} for model in (first, other))
+    if shapes != others:
+        name = next(key for key in [*shapes, *others] if shapes.get(key) != others.get(key))
         raise BaseMismatchError(
             f"{path} is a model of another shape than {first.name} (first: {name}). Average models that were trained "
             "from the same start."

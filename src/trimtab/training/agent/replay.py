@@ -124,8 +124,8 @@ class Replay:
 
 def _shards(directory: Path) -> list[tuple[Path, int, int]]:
     """Files with the numbers of their first transition and of the one after their last, in order."""
-    found = [(path, match) for path in directory.glob("*.safetensors") if (match := _SHARD.fullmatch(path.name))]
-    return sorted(((path, int(match[1]), int(match[2])) for path, match in found), key=lambda shard: shard[1])
+    shards = [(path, match) for path in directory.glob("*.safetensors") if (match := _SHARD.fullmatch(path.name))]
+    return sorted(((path, int(match[1]), int(match[2])) for path, match in shards), key=lambda shard: shard[1])
 
 
 def _read(directory: Path, start: int, stop: int) -> Iterator[dict[str, Tensor]]:

@@ -204,7 +204,7 @@ class AgentRun:
         return True
 
     def _update(self, num_new: int, first: int) -> None:
-        """The updates that so many new episodes are worth, once there is enough to draw from."""
+        """The updates that `num_new` new episodes are worth, once there is enough to draw from."""
         if len(self._replay) < self._settings.warmup:
             return
         generator = torch.Generator().manual_seed(seed_of(self._settings.seed, "updates", first))

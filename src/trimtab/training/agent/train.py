@@ -8,7 +8,7 @@ Where it differs from the released code, beside what `agent_rewards`, `sac` and 
 and the buffer:
 
 * Rounds: `rollout_batch` episodes are decoded together with one actor, then learnt from, each worth the same updates as
-  theirs. Theirs are decoded one at a time by workers whose actor may lag behind. `rollout_batch` 1 is theirs.
+  in the released code, which decodes one at a time on workers whose actor may lag behind, as `rollout_batch` 1 does.
 * Workers hand a round's episodes back in order, so a run does not depend on who was faster.
 * Every end-of-sequence token ends an answer; an episode in which nothing was asked is counted and leaves nothing.
 * A reward that is not finite drops its episode.
@@ -40,7 +40,7 @@ from trimtab.training.run import checkpoints, run
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.identity import Facts
 from trimtab.training.run.interruption import interruptible
-from trimtab.training.run.prompt_data import check_prompts, prompt_card, templated
+from trimtab.training.run.prompt_data import TrainingPrompts
 from trimtab.training.run.rating import Rater, reward_contents, rewards_card
 from trimtab.training.run.rewards import AgentReward, check_rewards
 from trimtab.training.run.settings import TrainProgress
@@ -117,37 +117,29 @@ def train_agent(
         revision=revision,
         progress=progress,
     )
+    data = TrainingPrompts(prompts, template, template_options, prompt_files)
     options = WorkerOptions(count=workers, address=ray_address, cpus=worker_cpus, gpus=worker_gpus)
-    _check(model, prompts, rewards, template, options)
+    _require_extra()
+    data.check()
+    check_rewards(rewards)
+    options.check(is_loaded=not isinstance(model, str | Path))
     arguments.check()
-    facts = _facts(rewards, settings, prompt_card(prompts, template, prompt_files, template_options))
+    facts = _facts(rewards, settings, data.card)
 
     def work() -> Facts:
         rater = Rater(rewards, baseline=settings.baseline, reward_scale=settings.reward_scale)
         source = ModelSource(str(model), dtype, device, trust_remote_code, revision)
         with contextlib.closing(_rollouts(model, source, settings, options)) as rollouts:
-            has_template = rollouts.facts.has_chat_template
-            ready = templated(prompts, template, has_chat_template=has_template, options=template_options)
-            rollouts.check(ready)
-            return _carry_out(rollouts, ready, rater, settings, arguments, facts)
+            return _carry_out(rollouts, data, rater, settings, arguments, facts)
 
     return _result(arguments.out, run.once(arguments, {"kind": "agent", **facts}, work))
 
 
-def _check(
-    model: str | Path | LanguageModel,
-    prompts: Sequence[Prompt],
-    rewards: Sequence[AgentReward],
-    template: str,
-    options: WorkerOptions,
-) -> None:
-    """Raise for what can be seen to be wrong before anything is loaded."""
+def _require_extra() -> None:
+    """Raise MissingExtraError where a package that training an agent needs is not installed."""
     for package in ("torchrl", "tensordict"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "agent", "Training an agent")
-    check_prompts(prompts, template)
-    check_rewards(rewards)
-    options.check(is_loaded=not isinstance(model, str | Path))
 
 
 def _rollouts(
@@ -174,7 +166,7 @@ def _facts(rewards: Sequence[AgentReward], settings: AgentSettings, data: Mappin
 
 def _carry_out(
     rollouts: Rollouts,
-    prompts: Sequence[Prompt],
+    data: TrainingPrompts,
     rater: Rater,
     settings: AgentSettings,
     arguments: RunArguments,
@@ -183,6 +175,8 @@ def _carry_out(
     """Train and write; the content of `guide.json`."""
     from trimtab.training.agent.run import AgentRun
 
+    prompts = data.templated(has_chat_template=rollouts.facts.has_chat_template)
+    rollouts.check(prompts)
     description = {"format": 1, "kind": "agent", **rollouts.facts.card, **facts}
     checkpoints.open_workspace(arguments.out, description, resume=arguments.resume)
     started = time.monotonic()

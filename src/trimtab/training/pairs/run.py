@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
     from trimtab.models.hf import HFModel
+    from trimtab.training.pairs.trainer import PairTrainer
     from trimtab.training.run.trainer import TrainerParts
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,18 @@ class HasCard(Protocol):
     @property
     def card(self) -> Facts:
         """`data` of a `guide.json`."""
+
+
+class HasCounts(Protocol):
+    """Pairs with the number of those that were left out."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Lines that could not be used."""
+
+    @property
+    def num_stock(self) -> int:
+        """Pairs with a response that answers many different prompts."""
 
 
 SplitT = TypeVar("SplitT", bound=HasCard)
@@ -199,14 +212,22 @@ def result_of(out: Path, facts: Facts) -> PairResult:
     )
 
 
-def pair_metrics(trainer: Trainer, split: PairSplit, counts: Mapping[str, int], seconds: float) -> Facts:
+def pair_metrics(
+    trainer: PairTrainer,
+    split: HasCounts,
+    counts: Mapping[str, int],
+    seconds: float,
+    evaluated: Callable[[Any], Facts] | None = None,
+) -> Facts:
     """`metrics` of `guide.json`: the evaluation, the last line of the curve, steps and seconds, what was left out.
 
-    The trainer's lines are a `PairMeter`'s; `counts` is what the method's tokenisation cut or dropped.
+    `counts` is what the method's tokenisation cut or dropped; `evaluated` is called where pairs are held out (None:
+    `evaluation`, with a warning where the sign seems to be turned).
     """
     line: Facts = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
+    has_pairs = trainer.eval_dataset is not None
     return {
-        **_evaluated(trainer, has_pairs=bool(split.held)),
+        **((evaluated or _evaluation_with_warning)(trainer) if has_pairs else {"num_eval_pairs": 0}),
         **{f"train_{key}": line[key] for key in ("loss", "accuracy", "margin") if key in line},
         "num_steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
@@ -216,26 +237,31 @@ def pair_metrics(trainer: Trainer, split: PairSplit, counts: Mapping[str, int], 
     }
 
 
-def _evaluated(trainer: Trainer, *, has_pairs: bool) -> Facts:
-    if not has_pairs:
-        return {"num_eval_pairs": 0}
-    found = next((line for line in reversed(trainer.state.log_history) if "eval_num_correct" in line), None)
-    if found is None or found["step"] != trainer.state.global_step or not trainer.meter.outcomes:
-        found = trainer.evaluate()
-    num_correct, num_pairs = int(found["eval_num_correct"]), int(found["eval_num_pairs"])
-    accuracy = trainer.meter.accuracy()
-    if accuracy.high < 0.5:
-        log.warning(
-            "%d of %d held-out pairs are ranked as they were labelled (95 %% interval %.3f to %.3f), fewer than a coin "
-            "would: the sign may be turned. Check that `chosen` is the better answer in the data",
-            *(num_correct, num_pairs, accuracy.low, accuracy.high),
-        )
+def evaluation(trainer: PairTrainer) -> Facts:
+    """What the evaluation of the last step says, which is made now where it has not been made yet."""
+    lines = reversed(trainer.state.log_history)
+    line = next((line for line in lines if "eval_num_correct" in line), None)
+    if line is None or line["step"] != trainer.state.global_step or not trainer.is_evaluated:
+        line = trainer.evaluate()
+    accuracy = trainer.accuracy()
     return {
         "eval_accuracy": accuracy.value,
         "eval_accuracy_low": accuracy.low,
         "eval_accuracy_high": accuracy.high,
-        "num_eval_pairs": num_pairs,
-        "num_eval_prompts": len(set(trainer.meter.prompts)),
-        "eval_loss": found["eval_loss"],
-        "eval_margin": found["eval_margin"],
+        "num_eval_pairs": int(line["eval_num_pairs"]),
+        "num_eval_prompts": trainer.num_held_prompts,
+        "eval_loss": line["eval_loss"],
+        "eval_margin": line["eval_margin"],
     }
+
+
+def _evaluation_with_warning(trainer: PairTrainer) -> Facts:
+    facts = evaluation(trainer)
+    if facts["eval_accuracy_high"] < 0.5:
+        log.warning(
+            "%d of %d held-out pairs are ranked as they were labelled (95 %% interval %.3f to %.3f), fewer than a coin "
+            "would: the sign may be turned. Check that `chosen` is the better answer in the data",
+            *(sum(trainer.meter.outcomes), facts["num_eval_pairs"]),
+            *(facts["eval_accuracy_low"], facts["eval_accuracy_high"]),
+        )
+    return facts

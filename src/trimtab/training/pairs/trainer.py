@@ -12,6 +12,7 @@ from trimtab.training.pairs.batches import evaluation_order, training_order
 from trimtab.training.pairs.tokens import TokenPair
 
 if TYPE_CHECKING:
+    from trimtab.statistics import Interval
     from trimtab.training.pairs.meter import PairMeter
     from trimtab.training.run.settings import PairSettings
 
@@ -26,6 +27,20 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers carries no typ
     """
 
     meter: PairMeter
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether this process has evaluated the held-out pairs."""
+        return bool(self.meter.outcomes)
+
+    @property
+    def num_held_prompts(self) -> int:
+        """How many different prompts the held-out pairs have."""
+        return len(set(self.meter.prompts))
+
+    def accuracy(self) -> Interval:
+        """The last evaluation's accuracy, with its interval over prompts."""
+        return self.meter.accuracy()
 
     def open_window(self) -> dict[str, object]:
         """What was measured since the last report."""

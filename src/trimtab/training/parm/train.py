@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING
 
 from trimtab.errors import OptionError
 from trimtab.storage.files import text_digest
-from trimtab.training.pairs.run import PairMethod, PairResult, Pairs, PairSplit, tokens_of, train_on_pairs
+from trimtab.training.pairs.run import (
+    PairMethod,
+    PairResult,
+    Pairs,
+    PairSplit,
+    evaluation,
+    pair_metrics,
+    tokens_of,
+    train_on_pairs,
+)
 from trimtab.training.parm.settings import MIDDLE, ParmSettings, check_objectives
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About, few_prompts
@@ -86,6 +95,8 @@ class ObjectiveSplits:
             name: PairSplit(given, None if eval_pairs is None else eval_pairs[name], settings)
             for name, given in pairs.items()
         }
+        self.num_skipped = sum(split.num_skipped for split in self.by_name.values())
+        self.num_stock = sum(split.num_stock for split in self.by_name.values())
         self.card = _data_card({name: split.card for name, split in self.by_name.items()})
 
 
@@ -114,7 +125,7 @@ def _job(host: HFModel, splits: ObjectiveSplits, settings: ParmSettings, argumen
     return Job(
         config=config,
         parts=lambda: parm_parts(host, train, held, settings, config.world_size),
-        measure=lambda trainer, seconds: {"metrics": _metrics(trainer, by_name, counts, seconds)},
+        measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, splits, counts, seconds, _evaluated)},
         write=lambda directory, trainer, _: _write(directory, trainer, settings),
         about=_about(tuple(by_name)),
         facts={"form": "bilinear", "parm": {"objectives": list(by_name), "scale": scale}},
@@ -132,44 +143,17 @@ def _write(directory: Path, trainer: ParmTrainer, settings: ParmSettings) -> Non
     write(directory, trainer.cores.tensors(), dtype=getattr(torch, settings.save_dtype))
 
 
-def _metrics(trainer: ParmTrainer, splits: Mapping[str, PairSplit], counts: Mapping[str, int], seconds: float) -> Facts:
-    line: Facts = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
-    return {
-        **_evaluated(trainer),
-        **{f"train_{key}": line[key] for key in ("loss", "accuracy", "margin") if key in line},
-        "num_steps": trainer.state.global_step,
-        "seconds": round(seconds, 1),
-        **counts,
-        "num_skipped": sum(split.num_skipped for split in splits.values()),
-        "num_stock": sum(split.num_stock for split in splits.values()),
-    }
-
-
 def _evaluated(trainer: ParmTrainer) -> Facts:
-    if trainer.eval_dataset is None:
-        return {"num_eval_pairs": 0}
-    found = next((line for line in reversed(trainer.state.log_history) if "eval_num_correct" in line), None)
-    if found is None or found["step"] != trainer.state.global_step or not trainer.accuracies:
-        found = trainer.evaluate()
-    accuracy = trainer.accuracy()
-    return {
-        "eval_accuracy": accuracy.value,
-        "eval_accuracy_low": accuracy.low,
-        "eval_accuracy_high": accuracy.high,
-        "num_eval_pairs": int(found["eval_num_pairs"]),
-        "num_eval_prompts": len({prompt for own in trainer.held_prompts.values() for prompt in own}),
-        "eval_loss": found["eval_loss"],
-        "eval_margin": found["eval_margin"],
-        "objectives": {name: _at_vectors(trainer, name) for name in trainer.eval_dataset},
-    }
+    facts = evaluation(trainer)
+    return {**facts, "objectives": {name: _at_vectors(trainer, name) for name in trainer.eval_dataset}}
 
 
 def _at_vectors(trainer: ParmTrainer, name: str) -> Facts:
     """The accuracy of one objective's held-out pairs at each corner and in the middle, with its interval."""
-    found = {probe: trainer.accuracies[name, probe] for probe in (*trainer.names, MIDDLE)}
+    accuracies = {probe: trainer.accuracies[name, probe] for probe in (*trainer.names, MIDDLE)}
     return {
         "num_eval_pairs": len(trainer.held_prompts[name]),
-        "accuracy_at": {probe: [one.value, one.low, one.high] for probe, one in found.items()},
+        "accuracy_at": {probe: [one.value, one.low, one.high] for probe, one in accuracies.items()},
     }
 
 
@@ -196,10 +180,10 @@ def _measured_lines(metrics: Facts) -> list[str]:
     rows = [
         [
             name,
-            str(own["num_eval_pairs"]),
-            *("{:.3f} [{:.3f}, {:.3f}]".format(*own["accuracy_at"][probe]) for probe in (*names, MIDDLE)),
+            str(objective["num_eval_pairs"]),
+            *("{:.3f} [{:.3f}, {:.3f}]".format(*objective["accuracy_at"][probe]) for probe in (*names, MIDDLE)),
         ]
-        for name, own in metrics["objectives"].items()
+        for name, objective in metrics["objectives"].items()
     ]
     few = few_prompts(metrics)
     return [

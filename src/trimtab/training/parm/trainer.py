@@ -73,6 +73,16 @@ class ParmTrainer(ArmTrainer):
         self._outcomes: dict[str, list[bool]] = {}
         """Objective -> whether each of its held-out pairs is ranked as it was labelled, at its own corner."""
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether this process has evaluated the held-out pairs."""
+        return bool(self.accuracies)
+
+    @property
+    def num_held_prompts(self) -> int:
+        """How many different prompts the held-out pairs of all objectives have."""
+        return len({prompt for prompts in self.held_prompts.values() for prompt in prompts})
+
     def accuracy(self) -> Interval:
         """Over all held-out pairs, each at its own objective's corner; the interval is over prompts."""
         prompts = [prompt for name in self._outcomes for prompt in self.held_prompts[name]]
@@ -132,9 +142,9 @@ class ParmTrainer(ArmTrainer):
             return
         if not any(key.startswith("eval_") for key in logs):
             for name, meter in self._meters.items():
-                own: dict[str, float] = {}
-                meter.report(self, own)
-                logs.update({f"{key}_{name}": own[key] for key in ("loss", "accuracy") if key in own})
+                line: dict[str, float] = {}
+                meter.report(self, line)
+                logs.update({f"{key}_{name}": line[key] for key in ("loss", "accuracy") if key in line})
         super().log(logs, start_time)
 
     def evaluate(
@@ -147,25 +157,25 @@ class ParmTrainer(ArmTrainer):
         """
         num = len(self.names)
         probes = {**{name: corner(index, num) for index, name in enumerate(self.names)}, MIDDLE: middle(num)}
-        found = {
+        lines = {
             (name, probe): self._measured(name, probe, vector, ignore_keys)
             for probe, vector in probes.items()
             for name in self.names
             if name in (self.eval_dataset or {})
         }
         self._outcomes = {name: self._outcomes[name] for name in self.names if name in self._outcomes}
-        own = [measured for (name, probe), measured in found.items() if name == probe]
-        pairs = sum(measured["eval_num_pairs"] for measured in own)
+        corners = [line for (name, probe), line in lines.items() if name == probe]
+        pairs = sum(line["eval_num_pairs"] for line in corners)
         logs = {
-            f"eval_{key}": sum(measured[f"eval_{key}"] * measured["eval_num_pairs"] for measured in own) / pairs
+            f"eval_{key}": sum(line[f"eval_{key}"] * line["eval_num_pairs"] for line in corners) / pairs
             for key in ("loss", "accuracy", "margin")
         }
         for key in ("num_correct", "num_pairs", "pairs_per_s", "tokens_per_s"):
-            total = sum(measured[f"eval_{key}"] for measured in own)
-            logs[f"eval_{key}"] = total / len(own) if key.endswith("_per_s") else total
-        for (name, probe), measured in found.items():
-            logs[f"eval_accuracy_{name}_at_{probe}"] = measured["eval_accuracy"]
-            logs[f"eval_num_pairs_{name}"] = measured["eval_num_pairs"]
+            total = sum(line[f"eval_{key}"] for line in corners)
+            logs[f"eval_{key}"] = total / len(corners) if key.endswith("_per_s") else total
+        for (name, probe), line in lines.items():
+            logs[f"eval_accuracy_{name}_at_{probe}"] = line["eval_accuracy"]
+            logs[f"eval_num_pairs_{name}"] = line["eval_num_pairs"]
         self.log(logs)
         return logs
 
@@ -217,17 +227,17 @@ def interleaved(
     """
     turn = settings.batch_size * world_size
     step_size = turn * settings.gradient_accumulation
-    num_steps = math.ceil(max(1, max(round(settings.epochs * len(own)) for own in pairs)) / step_size)
+    num_steps = math.ceil(max(1, max(round(settings.epochs * len(of_one)) for of_one in pairs)) / step_size)
     orders = [
         training_order(
-            own,
+            of_one,
             num_pairs=num_steps * step_size,
             step_size=step_size,
             micro_size=settings.batch_size,
             seed=settings.seed,
             share_rows=settings.share_rows,
         )
-        for own in pairs
+        for of_one in pairs
     ]
     return [
         (objective, pairs[objective][index])

@@ -64,19 +64,19 @@ def reward_rows(model: RewardModel, pairs: Sequence[PreferencePair]) -> RewardRo
     chosen = model.token_ids(prompts, [pair.chosen for pair in pairs])
     rejected = model.token_ids(prompts, [pair.rejected for pair in pairs])
     rows = zip(chosen, rejected, strict=True)
-    found = [
+    differing = [
         (str(prompt), TokenPair((), tuple(better), tuple(worse)))
         for prompt, (better, worse) in zip(prompts, rows, strict=True)
         if better != worse
     ]
-    kept = tuple(pair for _, pair in found)
+    kept = tuple(pair for _, pair in differing)
     if pairs and not kept:
         raise naming(
             DataError,
             "In {max_length} {0} the two texts of every pair became the same. Give a larger {max_length}.",
             model.max_length,
         )
-    return RewardRows(kept, tuple(prompt for prompt, _ in found), model.num_cut - before, len(pairs) - len(kept))
+    return RewardRows(kept, tuple(prompt for prompt, _ in differing), model.num_cut - before, len(pairs) - len(kept))
 
 
 class PairRewardTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carries no types

@@ -27,7 +27,7 @@ from trimtab.training.run import run
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About
 from trimtab.training.run.identity import Facts
-from trimtab.training.run.prompt_data import PromptIds, check_prompts, prompt_card, templated
+from trimtab.training.run.prompt_data import PromptIds, TrainingPrompts
 from trimtab.training.run.rating import Rater, reward_contents, rewards_card
 from trimtab.training.run.rewards import AgentReward, check_rewards
 from trimtab.training.run.run import Job, Training
@@ -100,35 +100,35 @@ def train_rl(
         push_to_hub=push_to_hub,
         progress=progress,
     )
+    prompt_data = TrainingPrompts(prompts, template, template_options, prompt_files)
     run.require_extra()
-    check_prompts(prompts, template)
+    prompt_data.check()
     check_rewards(rewards)
     arguments.check()
     training = Training(
         kind="policy",
         model=model,
-        data=prompt_card(prompts, template, prompt_files, template_options),
+        data=prompt_data.card,
         settings=settings,
         arguments=arguments,
         facts={"rewards": rewards_card(rewards), "contents": reward_contents(rewards)},
     )
 
-    def prepare() -> Callable[[HFModel], Job]:
-        rater = Rater(rewards)  # without a baseline: RLOO has one of its own
+    facts = run.train(training, lambda: _job_maker(prompt_data, rewards, settings, arguments))
+    return _result(arguments.out, facts)
 
-        def job(host: HFModel) -> Job:
-            kept, num_long = _tokens(host, prompts, template, template_options or {}, settings)
-            return _job(host, kept, num_long, rater, rewards, settings, arguments)
 
-        return job
-
-    return _result(arguments.out, run.train(training, prepare))
+def _job_maker(
+    data: TrainingPrompts, rewards: Sequence[AgentReward], settings: RLSettings, arguments: RunArguments
+) -> Callable[[HFModel], Job]:
+    """Load what rates, before the model; what makes the job of the model."""
+    rater = Rater(rewards)  # without a baseline: RLOO has one of its own
+    return lambda host: _job(host, data, rater, rewards, settings, arguments)
 
 
 def _job(
     host: HFModel,
-    prompts: Sequence[PromptIds],
-    num_long: int,
+    data: TrainingPrompts,
     rater: Rater,
     rewards: Sequence[AgentReward],
     settings: RLSettings,
@@ -136,6 +136,7 @@ def _job(
 ) -> Job:
     from trimtab.training.rl.trainer import Panel, rl_config, rl_parts
 
+    prompts, num_long = _tokens(host, data, settings)
     config = rl_config(settings, arguments.workspace, [reward.multiplier for reward in rewards])
     counts = {"num_prompts": len(prompts), "num_long": num_long}
 
@@ -152,15 +153,13 @@ def _job(
     )
 
 
-def _tokens(
-    host: HFModel, prompts: Sequence[Prompt], template: str, options: Facts, settings: RLSettings
-) -> tuple[list[PromptIds], int]:
+def _tokens(host: HFModel, data: TrainingPrompts, settings: RLSettings) -> tuple[list[PromptIds], int]:
     """The prompts to train on, and how many were left out because they are too long.
 
     Raises DataError where none is left, OptionError where prompt and answer are more than the model can hold.
     """
     assert host.tokenizer is not None
-    ready = templated(prompts, template, has_chat_template=host.tokenizer.has_chat_template, options=options)
+    ready = data.templated(has_chat_template=host.tokenizer.has_chat_template)
     encoded = [PromptIds(prompt, tuple(encode_prompt(host, prompt))) for prompt in ready]
     kept = [prompt for prompt in encoded if len(prompt.token_ids) <= settings.max_prompt_length]
     num_long = len(encoded) - len(kept)

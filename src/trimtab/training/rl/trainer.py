@@ -93,7 +93,7 @@ class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
         super().__init__(reward_funcs=panel.columns(), **options)
         self.panel, self.reaches = panel, reaches
         self._losses: list[float] = []
-        """Of the forward passes since the last line of the curve; transformers' own sum is not in its checkpoints."""
+        """Losses since the last line of the curve; transformers' own sum of them is not in its checkpoints."""
 
     def open_window(self) -> dict[str, object]:
         """What was measured since the last line of the curve."""

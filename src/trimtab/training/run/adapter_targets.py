@@ -152,8 +152,8 @@ def _check_layers(
             if asked.match(name) and isinstance(part, nn.Linear | Conv1D) and name not in adapted
         },
         **{name: f"is {kind} and no linear layer" for name, kind in adapted.items() if kind is not None},
-        **{name: "is never reached by text" for name, found in verdicts.items() if found is Placement.NOWHERE},
-        **{name: found for name, found in verdicts.items() if isinstance(found, str)},
+        **{name: "is never reached by text" for name, verdict in verdicts.items() if verdict is Placement.NOWHERE},
+        **{name: verdict for name, verdict in verdicts.items() if isinstance(verdict, str)},
     }
     for name, reason in reasons.items():
         raise naming(

@@ -122,9 +122,11 @@ def is_whole(checkpoint: Path) -> bool:
 
 def last_good(workspace: Path, *, clean: bool = False) -> Path | None:
     """The newest whole checkpoint; `clean` removes those that are not whole."""
-    found = [(int(match[1]), path) for path in workspace.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    numbered = [
+        (int(match[1]), path) for path in workspace.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
+    ]
     good = None
-    for _, path in sorted(found):
+    for _, path in sorted(numbered):
         if is_whole(path):
             good = path
             continue

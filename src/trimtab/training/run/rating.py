@@ -142,9 +142,9 @@ def reward_contents(rewards: Sequence[AgentReward]) -> dict[str, str]:
 
     A run to be continued must share them, so that no guide learns from two versions of a reward.
     """
-    found: dict[str, str] = {}
+    contents: dict[str, str] = {}
     for reward in rewards:
         source = reward.source
         digests = scorer_contents(source) if isinstance(source, str) else callable_contents(source)
-        found.update({f"reward {reward.name} ({name})": digest for name, digest in digests.items()})
-    return found
+        contents.update({f"reward {reward.name} ({name})": digest for name, digest in digests.items()})
+    return contents

@@ -55,15 +55,15 @@ def whole_weights(trainer: Trainer) -> dict[str, Tensor]:
     own copies in float32 where it keeps some.
     """
     state = trainer.accelerator.unwrap_model(trainer.model).state_dict(keep_vars=True)
-    found: dict[int, Tensor] = {}
+    gathered: dict[int, Tensor] = {}
     for value in state.values():
         trained = value.requires_grad or not isinstance(value, nn.Parameter | DTensor)
-        if trained and id(value) not in found:
+        if trained and id(value) not in gathered:
             whole = _whole(value, zero=trainer.is_deepspeed_enabled)  # all processes take part
-            found[id(value)] = whole.detach().to("cpu") if trainer.accelerator.is_main_process else torch.empty(0)
+            gathered[id(value)] = whole.detach().to("cpu") if trainer.accelerator.is_main_process else torch.empty(0)
     if not trainer.accelerator.is_main_process:
         return {}
-    return {name: found[id(value)] for name, value in state.items() if id(value) in found}
+    return {name: gathered[id(value)] for name, value in state.items() if id(value) in gathered}
 
 
 def _whole(value: Tensor, *, zero: bool) -> Tensor:
