@@ -21,7 +21,7 @@ import trimtab
 from tests.tiny_rewards import write_reward_model
 from trimtab.core import Prompt
 from trimtab.errors import CheckpointError, MissingExtraError, ModelError, OptionError, PromptError, ScoreError
-from trimtab.models.rewards.whole import load_reward_model
+from trimtab.models.rewards.whole import load_whole_reward_model
 from trimtab.storage.scorers import SCORERS, Scorer, is_function_name, load_scorer
 
 
@@ -57,7 +57,7 @@ def test_a_directory_is_a_reward_model(tmp_path: Path) -> None:
     directory = write_reward_model(tmp_path / "reward")
     scorer = load_scorer(str(directory))
     prompts, texts = ["w1 w2", "w3"], ["w4", "w5 w6 w7"]
-    assert scorer(prompts, texts) == load_reward_model(directory).rewards(prompts, texts)
+    assert scorer(prompts, texts) == load_whole_reward_model(directory).rewards(prompts, texts)
     assert scorer.name == str(directory)
     assert str(directory) in scorer.description
     assert "LlamaForSequenceClassification" in scorer.description

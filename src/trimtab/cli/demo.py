@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.options import list_of, number, say, seed_number, whole
 from trimtab.errors import MissingExtraError, OptionError, OutputExistsError
-from trimtab.mixing.forms import FORMED_KINDS, PRODUCT, SHIFT
-from trimtab.storage.directories import guide_directory, kind_of, read_guide_card
+from trimtab.mixing.forms import PRODUCT, SHIFT
+from trimtab.storage.directories import guide_directory
 
 if TYPE_CHECKING:
     from trimtab.evaluation.report.frontier import Point, Sweep
@@ -261,10 +261,11 @@ _OWN_JUDGE = (
 def _guide_note(guide: str) -> str:
     from importlib.resources import files
 
-    from trimtab.storage.directories import read_guide_card
+    from trimtab.storage.cards import read_card
 
     name = guide.removeprefix("builtin:")
-    card = read_guide_card(Path(guide) if name == guide else Path(str(files("trimtab"))) / "shipped" / name)
+    directory = Path(guide) if name == guide else Path(str(files("trimtab"))) / "shipped" / name
+    card: dict[str, Any] = dict(read_card(directory).written)
     if not card:
         return guide
     text = f"{guide}, an autoregressive reward model ({card['form']})"
@@ -330,12 +331,10 @@ def _three(points: Sequence[Point]) -> list[Point]:
 
 def _forms(guide: str) -> list[str]:
     """The forms in which a guide is measured: both of a reward model, the one of a tuned policy, else none ("")."""
-    directory = guide_directory(guide, None)
-    card = read_guide_card(directory)
-    kind = str(card.get("kind", kind_of(directory)))
-    if kind in FORMED_KINDS:
-        return [SHIFT] if kind == "policy" else [SHIFT, PRODUCT]
-    return [""]
+    from trimtab.storage.cards import GUIDE_KINDS, read_card
+
+    forms = GUIDE_KINDS[read_card(guide_directory(guide, None)).kind].forms
+    return [form for form in (SHIFT, PRODUCT) if form in forms] or [""]
 
 
 def _listed(wanted: Sequence[tuple[str, float]]) -> str:

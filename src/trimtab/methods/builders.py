@@ -19,7 +19,8 @@ from trimtab.methods.segments import SegmentRejection
 from trimtab.mixing.forms import PRODUCT, SHIFT
 from trimtab.models.adapters.lora import LoRA, average
 from trimtab.models.hf import HFModel
-from trimtab.storage.directories import guide_directory, read_guide_card
+from trimtab.storage.cards import read_card
+from trimtab.storage.directories import guide_directory
 from trimtab.storage.loading import load_guide, load_model, load_own_base, load_policy, load_rewards
 from trimtab.storage.scorers import load_scorer
 
@@ -183,7 +184,7 @@ def as_product(guide: ARM | AdapterARM) -> ARM | AdapterARM:
 
 def is_policy(path: str) -> bool:
     """Whether a guide is a tuned policy, which is always a shift."""
-    return read_guide_card(guide_directory(path, None)).get("kind") == "policy"
+    return read_card(guide_directory(path, None)).kind == "policy"
 
 
 def _tuned(model: HFModel, path: str, options: Options) -> ARM | AdapterARM:

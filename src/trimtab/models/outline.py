@@ -21,6 +21,7 @@ from trimtab.models.forward.trunk import RowAdapter
 from trimtab.models.hf import HFTokenizer, end_ids
 from trimtab.models.networks.backbone import describe, norm_weights
 from trimtab.models.networks.kinds import longest
+from trimtab.models.trained_on import ModelFacts
 
 _INDEX = "model.safetensors.index.json"
 
@@ -49,7 +50,7 @@ class Outline:
         self.eos_ids = end_ids(_generation_config(directory), config, tokenizer)
         self.device = torch.device("cpu")
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelFacts:
         """What tells this model from another: its name, and `backbone.describe`."""
         return {"name": self.name, **describe(self._with_norms(), self.vocab_size)}
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trimtab.core import ModelSession
 from trimtab.engines.vllm.manifest import Manifest
 from trimtab.errors import CompatibilityError
+from trimtab.models.trained_on import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,6 @@ class ServedModel:
             "generate and answers, or load the model with load_model."
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelFacts:
         """What tells this model from another: its name, and `backbone.describe`."""
         return self._outline.describe()

@@ -250,7 +250,7 @@ class _Text:
         return [int(token_id) for token_id in token_ids]
 
 
-def load_reward_model(
+def load_whole_reward_model(
     directory: str | Path,
     *,
     name: str = "",

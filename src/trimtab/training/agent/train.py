@@ -34,6 +34,7 @@ from trimtab.core import LanguageModel, Prompt, Selection
 from trimtab.errors import MissingExtraError, OptionError, naming
 from trimtab.guides.agent import Agent
 from trimtab.mixing.rules import FirstAccepted
+from trimtab.storage.cards import write_card
 from trimtab.storage.files import new_directory
 from trimtab.training.agent.card import agent_card, versions
 from trimtab.training.agent.model_source import ModelSource
@@ -232,6 +233,7 @@ def _write(directory: Path, run: AgentRun, settings: AgentSettings, card: Mappin
     agent = Agent(run.learner.actor.eval(), selection=selection, trained_on=base, card=card)
     with torch.no_grad():
         agent.save_files(directory)
+    write_card(directory, agent.facts())
     (directory / "README.md").write_text(agent_card(card), encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.statistics import FEW
+from trimtab.storage.cards import write_card
 from trimtab.storage.files import write_text
 
 _PACKAGES = ("trimtab", "torch", "transformers", "trl", "peft")
@@ -71,7 +72,7 @@ _GUIDE_FORMS = {
 
 def write_cards(directory: Path, card: Mapping[str, Any], about: About = ARM) -> None:
     """Write `guide.json` and `README.md` into the guide's directory."""
-    write_text(directory / "guide.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
+    write_card(directory, card)
     write_text(directory / "README.md", model_card(card, about))
 
 
