@@ -77,7 +77,7 @@ def test_a_name_of_ours_is_never_a_directory(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_hub_id_that_the_hub_does_not_give() -> None:
-    with pytest.raises(OptionError, match=r"no directory here, and the hub did not give it .*module:function"):
+    with pytest.raises(OptionError, match=r"not a directory here, and the hub did not give it .*module:function"):
         load_scorer("nobody/no-such-reward-model")
 
 

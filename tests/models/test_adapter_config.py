@@ -123,7 +123,7 @@ KEYS = {
     "model.layers.0.mlp.up_proj.lora_magnitude_vector": "DoRA",
     "model.layers.0.mlp.up_proj.lora_B.bias": "a bias in B",
     "model.layers.0.mlp.experts.base_layer.lora_A.weight": "bare parameters",
-    "lm_head.weight": "no LoRA weight",
+    "lm_head.weight": "not a LoRA weight",
 }
 
 

@@ -27,7 +27,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 class Outline:
-    """What a directory says of its model. Raises CheckpointError for what is no causal language model."""
+    """What a directory says of its model. Raises CheckpointError for what is not a causal language model."""
 
     def __init__(self, directory: Path, *, name: str = "", trust_remote_code: bool = False) -> None:
         self.directory = directory

@@ -89,7 +89,7 @@ def _downloaded(name: str, revision: str | None, *, what: str) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"There is no {what} {name!r}: it is no directory here, and the hub did not give it ({error}). "
+            f"There is no {what} {name!r}: it is not a directory here, and the hub did not give it ({error}). "
             f"Accepted: a directory, a hub id{', a .gguf file, or demo' if what == 'model' else ', or builtin:NAME'}. "
             "Where the hub cannot be reached, give a directory that holds a copy."
         ) from error

@@ -151,7 +151,7 @@ def load_rewards(
 
     `name` is a directory or hub id: what `trimtab train reward` wrote, or a sequence-classification model of one label.
     An adapter that was trained on another model than `beside`, the steered one, runs on its own (see `load_guide`).
-    Raises CheckpointError for what is no reward model, CompatibilityError for one that cannot be read so.
+    Raises CheckpointError for what is not a reward model, CompatibilityError for one that cannot be read so.
     """
     directory = guide_directory(name, None)
     card = read_card(directory)

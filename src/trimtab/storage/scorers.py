@@ -76,7 +76,7 @@ class Scorer:
         """One reward for each text, finite and of a magnitude of at most `LARGEST`.
 
         Raises ScoreError, which names the first text at fault and carries the other rewards, where the function fails,
-        gives something that is no number (True and False among it) or too large a number, or not one for each text.
+        gives something that is not a number (True and False among it) or too large a number, or not one for each text.
         Errors of trimtab's own, those of a reward model, pass as they are.
         """
         values = self._numbers(prompts, texts)
@@ -198,7 +198,7 @@ def load_scorer(name: str) -> Scorer:
     module is imported, so it runs whatever it holds. What lies beside the file can be imported by it; nobody else finds
     it there, since `sys.path` is as before once it is imported, and changed again only while it is called. A name that
     is in `SCORERS` is never a directory: give `./sentiment` for one. Raises OptionError, CheckpointError for a
-    directory that is no reward model, or MissingExtraError where a package is not installed.
+    directory that is not a reward model, or MissingExtraError where a package is not installed.
     """
     if name in SCORERS:
         return SCORERS[name]()
@@ -223,7 +223,7 @@ def load_reward_model(
 
     An adapter's base is loaded too and must be the one it was trained on. `max_length` is what the model was trained
     with where it says so. Warns of one that ranked its held-out pairs worse than a coin. Raises CheckpointError for a
-    directory that is none, BaseMismatchError or VocabularyMismatchError for another base.
+    directory that holds none, BaseMismatchError or VocabularyMismatchError for another base.
     """
     from trimtab.storage.cards import is_adapter, read_card
     from trimtab.storage.directories import resolve_model
@@ -275,7 +275,7 @@ def _adapter_reward(
             f"{name} holds an adapter but no guide.json that names its base, so it cannot be scored with. Merge it "
             "into its base with peft, which trained it, and give the directory of the result."
         )
-    # Merged in float32 on the CPU, whatever it runs in: a sum of roundings is no reward.
+    # Merged in float32 on the CPU, whatever it runs in: a sum of roundings is not a reward.
     base = load_model(card.base_name, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
     module = merged_reward_module(base, directory, card.trained_on)
     assert base.tokenizer is not None
@@ -330,8 +330,8 @@ def _reward_model(name: str) -> Scorer:
         if Path(name).is_dir():
             raise
         raise OptionError(
-            f"There is no scorer {name!r}: it is no directory here, and the hub did not give it ({error.__cause__}). "
-            f"Accepted: {', '.join([*SCORERS, *_FORMS])}."
+            f"There is no scorer {name!r}: it is not a directory here, and the hub did not give it "
+            f"({error.__cause__}). Accepted: {', '.join([*SCORERS, *_FORMS])}."
         ) from error
     model = load_reward_model(name)
     return Scorer(name, f"the reward model {name} ({type(model.module).__name__})", model.rewards)

@@ -21,7 +21,11 @@ from trimtab.models.trained_on import ModelFacts
 
 
 class Backbone:
-    """Token ids to states, with a cache whose rows have their own length. A causal model adds the `head`."""
+    """Token ids to states, with a cache whose rows have their own length. A causal model adds the `head`.
+
+    It takes the module over: from here on the module is in evaluation mode (no dropout) and none of its weights ask for
+    a gradient, also for whoever else holds it. Weights, buffers and config stay as they were.
+    """
 
     def __init__(self, module: Any) -> None:
         module.eval().requires_grad_(False)
