@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import CheckpointError, OptionError, TrimtabError
-from trimtab.mixing.forms import PRODUCT, SHIFT, check_negative, form_of
+from trimtab.mixing.forms import PRODUCT, SHIFT, check_negative
+from trimtab.storage.cards import GuideCard
 
 READ: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
     "no card": ({}, "arm", None, PRODUCT),
@@ -22,10 +24,14 @@ READ: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
 }
 
 
+def read(card: dict[str, Any], kind: str) -> GuideCard:
+    return GuideCard.of_mapping({"format": 1, **card}, Path("guide.json"), kind=kind)
+
+
 @pytest.mark.parametrize("name", READ)
 def test_the_form_is_the_one_asked_for_else_the_card_s(name: str) -> None:
     card, kind, asked, wanted = READ[name]
-    assert form_of(card, kind, asked=asked) == wanted
+    assert read(card, kind).form(asked) == wanted
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str | None, type[TrimtabError], str]] = {
@@ -42,7 +48,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, type[TrimtabError], st
 def test_a_form_that_cannot_be_is_refused(name: str) -> None:
     card, kind, asked, error, sentence = REFUSED[name]
     with pytest.raises(error) as found:
-        form_of(card, kind, asked=asked)
+        read(card, kind).form(asked)
     assert sentence in str(found.value)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import softplus
 
 from tests.tiny import tiny_module, tiny_tokenizer
-from trimtab.models.rewards.whole import load_reward_model
+from trimtab.models.rewards.whole import load_whole_reward_model
 from trimtab.training.pairs.data import read_pairs
 
 
@@ -70,7 +70,7 @@ def test_the_recipe_learns_and_writes_what_it_measured(
     assert report["eval"]["num_pairs"] == 60
     assert report["eval"]["low"] > 0.7
     assert report["num_cut"] == 2 * (140 + 60)
-    model = load_reward_model(out)
+    model = load_whole_reward_model(out)
     assert model.max_length == 6
     pairs = read_pairs([held]).pairs
     chosen, rejected = (

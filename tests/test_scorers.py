@@ -21,7 +21,7 @@ import trimtab
 from tests.tiny_rewards import write_reward_model
 from trimtab.core import Prompt
 from trimtab.errors import CheckpointError, MissingExtraError, ModelError, OptionError, PromptError, ScoreError
-from trimtab.models.rewards.whole import load_reward_model
+from trimtab.models.rewards.whole import load_whole_reward_model
 from trimtab.storage.scorers import SCORERS, Scorer, is_function_name, load_scorer
 
 
@@ -57,7 +57,7 @@ def test_a_directory_is_a_reward_model(tmp_path: Path) -> None:
     directory = write_reward_model(tmp_path / "reward")
     scorer = load_scorer(str(directory))
     prompts, texts = ["w1 w2", "w3"], ["w4", "w5 w6 w7"]
-    assert scorer(prompts, texts) == load_reward_model(directory).rewards(prompts, texts)
+    assert scorer(prompts, texts) == load_whole_reward_model(directory).rewards(prompts, texts)
     assert scorer.name == str(directory)
     assert str(directory) in scorer.description
     assert "LlamaForSequenceClassification" in scorer.description
@@ -77,7 +77,7 @@ def test_a_name_of_ours_is_never_a_directory(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_hub_id_that_the_hub_does_not_give() -> None:
-    with pytest.raises(OptionError, match=r"no directory here, and the hub did not give it .*module:function"):
+    with pytest.raises(OptionError, match=r"not a directory here, and the hub did not give it .*module:function"):
         load_scorer("nobody/no-such-reward-model")
 
 

@@ -189,7 +189,7 @@ class GuideSession(Session, Protocol):
 
 
 @runtime_checkable
-class ModelFacts(Protocol):
+class KnownModel(Protocol):
     """What a model is, wherever it runs: a model inside another engine has this much and no sessions."""
 
     @property
@@ -216,7 +216,7 @@ class ModelFacts(Protocol):
 
 
 @runtime_checkable
-class LanguageModel(ModelFacts, Protocol):
+class LanguageModel(KnownModel, Protocol):
     """Something that predicts the next token. Frozen: nothing in trimtab writes to it."""
 
     def open(self, beside: ModelSession | None = None) -> ModelSession:

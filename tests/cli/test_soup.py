@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from trimtab.cli.soup import parse_part
 from trimtab.errors import OptionError
 from trimtab.models.adapters.lora import LoRA
-from trimtab.storage.directories import read_guide_card
+from trimtab.storage.cards import read_card
 from trimtab.storage.loading import load_model
 
 from .conftest import Run, Tiny
@@ -47,12 +47,12 @@ def test_a_soup_of_adapters_is_a_policy_of_its_own(run: Run, tiny: Tiny, tmp_pat
         "average": "deltas",
     }
     assert "the weights sum to 0.75, not to 1; they are taken as they are" in outcome.err
-    card = read_guide_card(out)
+    card = read_card(out).written
     assert (card["kind"], card["form"], card["hyperparameters"]) == ("policy", "lora", {"average": "deltas"})
-    assert card["base"] == read_guide_card(Path(a))["base"]
+    assert card["base"] == read_card(Path(a)).written["base"]
     assert [(part["weight"], part["data"]) for part in card["soup"]] == [(0.5, "abc"), (0.25, "")]
     assert f"| {a} | 0.5 |" in (out / "README.md").read_text()
-    one, mixed = LoRA.load(Path(a), {}), LoRA.load(out, card)
+    one, mixed = LoRA.load(Path(a)), LoRA.load(out, read_card(out).trained_on)
     for name, (down, up) in one.pairs.items():
         torch.testing.assert_close(mixed.pairs[name][1] @ mixed.pairs[name][0], 0.75 * up @ down)
 
@@ -62,8 +62,8 @@ def test_factors_are_averaged_when_asked_for(run: Run, tiny: Tiny, tmp_path: Pat
     outcome = run("soup", f"{tiny.lora}:0.5", f"{tiny.lora}:0.5", "--average", "factors", "--out", str(out))
     assert (outcome.code, outcome.out) == (0, ""), outcome.err
     assert "not to 1" not in outcome.err
-    assert read_guide_card(out)["hyperparameters"] == {"average": "factors"}
-    one, mixed = LoRA.load(Path(tiny.lora), {}), LoRA.load(out, {})
+    assert read_card(out).written["hyperparameters"] == {"average": "factors"}
+    one, mixed = LoRA.load(Path(tiny.lora)), LoRA.load(out)
     assert all(mixed.pairs[name][0].shape == down.shape for name, (down, _) in one.pairs.items())
 
 
@@ -75,7 +75,7 @@ def test_whole_models_are_averaged_tensor_by_tensor(run: Run, tiny: Tiny, tmp_pa
     assert mixed.keys() == first.keys()
     for name, weight in mixed.items():
         torch.testing.assert_close(weight, 0.25 * first[name] + 0.75 * second[name])
-    assert read_guide_card(out)["form"] == "full"
+    assert read_card(out).written["form"] == "full"
     mixed_model, start = load_model(out, device="cpu"), load_model(tiny.model, device="cpu")
     assert mixed_model.tokenizer is not None
     assert start.tokenizer is not None

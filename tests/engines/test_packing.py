@@ -208,7 +208,11 @@ def _manifest(directory: Path) -> Manifest:
 REFUSED: dict[str, tuple[str, type[TrimtabError], str]] = {
     "reward": ("reward", CompatibilityError, "trajectory reward model"),
     "parm": ("parm", CompatibilityError, "Save it at a vector first"),
-    "an unknown kind": ("odd", CompatibilityError, "is of kind 'oracle'. Accepted in vLLM: arm, policy, agent"),
+    "an unknown kind": (
+        "odd",
+        CheckpointError,
+        "of kind 'oracle', which this version does not know. Known: agent, arm",
+    ),
     "an adapter of another base": ("of another", BaseMismatchError, ""),
     "another vocabulary": ("words", VocabularyMismatchError, "differs from the base's"),
     "another chat template": ("spoken", CompatibilityError, "--base-prompts"),

@@ -64,7 +64,7 @@ def test_every_key_of_peft_is_either_harmless_or_tried_here() -> None:
 def test_what_is_set_is_refused_by_name(key: str, tmp_path: Path) -> None:
     directory = write_lora(tmp_path, tiny_module(), **{key: SET[key]})
     with pytest.raises(CheckpointError, match=rf"sets {key} to "):
-        LoRA.load(directory, {})
+        LoRA.load(directory)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_what_is_set_is_refused_by_name(key: str, tmp_path: Path) -> None:
 )
 def test_initialisations_that_change_the_base_are_refused(value: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="init_lora_weights"):
-        LoRA.load(write_lora(tmp_path, tiny_module(), init_lora_weights=value), {})
+        LoRA.load(write_lora(tmp_path, tiny_module(), init_lora_weights=value))
 
 
 @pytest.mark.parametrize("value", [None, False, "", [], {}])
 def test_a_later_key_that_is_empty_is_not_set(value: Any, tmp_path: Path) -> None:
-    assert LoRA.load(write_lora(tmp_path, tiny_module(), a_key_of_a_later_peft=value), {}).pairs
+    assert LoRA.load(write_lora(tmp_path, tiny_module(), a_key_of_a_later_peft=value)).pairs
 
 
 BROKEN: dict[str, Any] = {
@@ -92,20 +92,20 @@ BROKEN: dict[str, Any] = {
 @pytest.mark.parametrize("key", BROKEN)
 def test_values_that_mean_nothing_are_a_sentence(key: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not load as an adapter"):
-        LoRA.load(write_lora(tmp_path, tiny_module(), **{key: BROKEN[key]}), {})
+        LoRA.load(write_lora(tmp_path, tiny_module(), **{key: BROKEN[key]}))
 
 
 def test_a_configuration_that_is_no_mapping(tmp_path: Path) -> None:
     directory = write_lora(tmp_path, tiny_module())
     (directory / "adapter_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="holds no mapping"):
-        LoRA.load(directory, {})
+        LoRA.load(directory)
 
 
 def test_a_rank_that_the_configuration_does_not_have_is_refused(tmp_path: Path) -> None:
     """Its scale would be another one."""
     with pytest.raises(CheckpointError, match=r"has rank 2, and .* says 4"):
-        LoRA.load(write_lora(tmp_path, tiny_module(), rank=2, r=4), {})
+        LoRA.load(write_lora(tmp_path, tiny_module(), rank=2, r=4))
 
 
 def test_without_a_scale_it_is_pefts_default(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ KEYS = {
     "model.layers.0.mlp.up_proj.lora_magnitude_vector": "DoRA",
     "model.layers.0.mlp.up_proj.lora_B.bias": "a bias in B",
     "model.layers.0.mlp.experts.base_layer.lora_A.weight": "bare parameters",
-    "lm_head.weight": "no LoRA weight",
+    "lm_head.weight": "not a LoRA weight",
 }
 
 
@@ -133,7 +133,7 @@ def test_other_weights_in_the_file_are_refused(key: str, tmp_path: Path) -> None
     file = directory / "adapter_model.safetensors"
     save_file({**load_file(file), f"base_model.model.{key}": torch.ones(2, 3)}, file)
     with pytest.raises(CheckpointError, match=KEYS[key]):
-        LoRA.load(directory, {})
+        LoRA.load(directory)
 
 
 def test_one_pair_under_two_names_is_refused(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_one_pair_under_two_names_is_refused(tmp_path: Path) -> None:
     key = next(key for key in tensors if key.endswith("lora_A.weight"))
     save_file({**tensors, key.replace("lora_A.weight", "lora_A.other.weight"): tensors[key] + 1}, file)
     with pytest.raises(CheckpointError, match="twice"):
-        LoRA.load(directory, {})
+        LoRA.load(directory)
 
 
 def test_an_adapter_of_a_convolution_is_refused(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_an_adapter_of_a_convolution_is_refused(tmp_path: Path) -> None:
     file = directory / "adapter_model.safetensors"
     save_file({key: tensor[..., None] for key, tensor in load_file(file).items()}, file)
     with pytest.raises(CheckpointError, match="those of a linear layer"):
-        LoRA.load(directory, {})
+        LoRA.load(directory)
 
 
 TARGETS: dict[str, dict[str, Any]] = {

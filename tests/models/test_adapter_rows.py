@@ -51,7 +51,7 @@ def check_against_peft(base: Any, adapted: Any, directory: Path) -> None:
     """Guided and unguided rows of one batch are peft's and the base's own, step by step, peeks included."""
     model = HFModel(base)
     plain = model.open()
-    guided = LoRA.load(directory, {}).on(model).open(plain)
+    guided = LoRA.load(directory).on(model).open(plain)
     rows = [list(prompt) for prompt in PROMPTS]
     for session in (plain, guided):
         session.admit(rows)
@@ -78,7 +78,7 @@ def test_an_adapter_of_the_output_head_is_applied(family: str, tied: bool, tmp_p
     shape = {"tie_word_embeddings": tied}
     targets = ["lm_head", "c_fc" if family == "gpt2" else "up_proj"]
     adapted = tuned(tmp_path, tiny_module(family, **shape), target_modules=targets)
-    assert any("lm_head" in name for name in LoRA.load(tmp_path, {}).pairs)
+    assert any("lm_head" in name for name in LoRA.load(tmp_path).pairs)
     check_against_peft(tiny_module(family, **shape), adapted, tmp_path)
 
 
@@ -109,8 +109,8 @@ def test_the_laws_hold_where_layers_see_flattened_tokens(family: str, tmp_path: 
 
     tuned(tmp_path, tiny_module(family))
     model = HFModel(tiny_module(family))
-    check_guide(AdapterARM(LoRA.load(tmp_path, {})), model, PROMPTS, num_steps=3)
-    check_model(LoRA.load(tmp_path, {}).on(model), PROMPTS, num_steps=3)
+    check_guide(AdapterARM(LoRA.load(tmp_path)), model, PROMPTS, num_steps=3)
+    check_model(LoRA.load(tmp_path).on(model), PROMPTS, num_steps=3)
 
 
 class Regrouped(nn.Module):
@@ -225,7 +225,7 @@ def test_a_layer_in_which_rows_cannot_be_told_apart_is_refused_by_name(name: str
     make, layer = MISLEADING[name]
     tuned(tmp_path, with_feed_forward(make), target_modules=["q_proj", f"layers.1.{layer}"])
     with pytest.raises(CompatibilityError, match=rf"model\.layers\.1\.{layer} of LlamaForCausalLM is called on"):
-        LoRA.load(tmp_path, {}).on(HFModel(with_feed_forward(make)))
+        LoRA.load(tmp_path).on(HFModel(with_feed_forward(make)))
 
 
 def test_as_many_tokens_as_rows_are_not_the_rows() -> None:
@@ -254,7 +254,7 @@ def test_an_expert_that_happens_to_get_every_token_is_no_exception() -> None:
 def test_a_layer_that_text_never_reaches_changes_nothing_as_in_peft(tmp_path: Path) -> None:
     adapted = tuned(tmp_path, with_feed_forward(lambda: Unreached(32)))
     base = with_feed_forward(lambda: Unreached(32))
-    assert any("picture" in name for name in LoRA.load(tmp_path, {}).pairs)
+    assert any("picture" in name for name in LoRA.load(tmp_path).pairs)
     found = row_layers(HFModel(base), ["model.layers.0.mlp.inner", "model.layers.0.mlp.picture"])
     assert list(found.values()) == [Placement.ROWS, Placement.NOWHERE]
     check_against_peft(base, adapted, tmp_path)
@@ -263,7 +263,7 @@ def test_a_layer_that_text_never_reaches_changes_nothing_as_in_peft(tmp_path: Pa
 def test_a_pass_of_another_shape_than_was_measured_is_no_guess(tmp_path: Path) -> None:
     tuned(tmp_path, tiny_module("qwen2_moe"))
     model = HFModel(tiny_module("qwen2_moe"))
-    rows = LoRA.load(tmp_path, {}).on(model)._rows
+    rows = LoRA.load(tmp_path).on(model)._rows
     gate = model.module.model.layers[0].mlp.shared_expert_gate
     with routed([(rows, [0])], (2, 4)), pytest.raises(CompatibilityError, match=r"_gate was given \[7, 32"):
         gate(torch.zeros(7, 32))
@@ -283,7 +283,7 @@ def test_half_precision_is_placed_as_well(family: str, dtype: torch.dtype) -> No
 def test_what_is_no_linear_layer_of_the_base_is_refused(tmp_path: Path) -> None:
     """Its name is a layer's of an older transformers; here it is a router whose weight is a bare parameter."""
     tuned(tmp_path, tiny_module("qwen2_moe"), target_modules=["q_proj"])
-    adapter = LoRA.load(tmp_path, {})
+    adapter = LoRA.load(tmp_path)
     adapter.pairs["model.layers.0.mlp.gate"] = (torch.ones(2, 32), torch.ones(4, 2))
     with pytest.raises(BaseMismatchError, match=r"mlp\.gate, which is a Qwen2MoeTopKRouter here and no linear layer"):
         adapter.on(HFModel(tiny_module("qwen2_moe")))
@@ -292,12 +292,12 @@ def test_what_is_no_linear_layer_of_the_base_is_refused(tmp_path: Path) -> None:
 def test_an_adapter_of_fused_experts_is_refused(tmp_path: Path) -> None:
     tuned(tmp_path, tiny_module("qwen3_moe"))
     with pytest.raises(CheckpointError, match="target_parameters"):
-        LoRA.load(tmp_path, {})
+        LoRA.load(tmp_path)
 
 
 def test_layers_without_weights_are_refused(tmp_path: Path) -> None:
     tuned(tmp_path, tiny_module(), target_modules=["q_proj", "v_proj"])
-    adapter = LoRA.load(tmp_path, {})
+    adapter = LoRA.load(tmp_path)
     del adapter.pairs["model.layers.2.self_attn.v_proj"]
     with pytest.raises(BaseMismatchError, match=r"1 layers .*layers\.2\.self_attn\.v_proj"):
         adapter.on(HFModel(tiny_module()))
@@ -307,4 +307,4 @@ def test_a_deeper_model_is_not_the_base(tmp_path: Path) -> None:
     """Every layer of the adapter is there, with the right shape; those that it says nothing of tell."""
     tuned(tmp_path, tiny_module())
     with pytest.raises(BaseMismatchError, match="7 layers"):
-        LoRA.load(tmp_path, {}).on(HFModel(tiny_module(num_hidden_layers=4)))
+        LoRA.load(tmp_path).on(HFModel(tiny_module(num_hidden_layers=4)))

@@ -27,7 +27,7 @@ def adapters(root: Path, module: Any) -> list[LoRA]:
     """Two adapters that differ in rank, scale and layers."""
     first = write_lora(root / "first", module, rank=2, seed=1)
     second = write_lora(root / "second", module, rank=3, seed=2, lora_alpha=9)
-    loaded = [LoRA.load(path, {}) for path in (first, second)]
+    loaded = [LoRA.load(path) for path in (first, second)]
     loaded[1].pairs = {name: pair for name, pair in loaded[1].pairs.items() if "v_proj" not in name}
     return loaded
 
@@ -50,7 +50,7 @@ def test_the_average_is_of_what_adapters_change_and_peft_reads_it(family: str, t
     out.mkdir()
     mixed.save(out)
     base = HFModel(tiny_module(family), tiny_tokenizer())
-    session = LoRA.load(out, {}).on(base).open()
+    session = LoRA.load(out).on(base).open()
     session.admit([IDS])
     wrapped = peft.PeftModel.from_pretrained(tiny_module(family), str(out)).eval()
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_part_of_weight_nought_adds_no_rank(tmp_path: Path) -> None:
 
 def test_averaging_the_factors_is_something_else(tmp_path: Path) -> None:
     module = tiny_module()
-    parts = [LoRA.load(write_lora(tmp_path / str(seed), module, seed=seed), {}) for seed in (1, 2)]
+    parts = [LoRA.load(write_lora(tmp_path / str(seed), module, seed=seed)) for seed in (1, 2)]
     factors, exact = average_factors(parts, [0.5, 0.5]), average(parts, [0.5, 0.5])
     for name, (down, up) in factors.pairs.items():
         torch.testing.assert_close(down, (parts[0].pairs[name][0] + parts[1].pairs[name][0]) / 2)
@@ -117,8 +117,8 @@ def test_adapters_of_other_bases_are_refused(tmp_path: Path) -> None:
 
 
 def test_adapters_of_other_shapes_are_refused_without_a_card(tmp_path: Path) -> None:
-    first = LoRA.load(write_lora(tmp_path / "a", tiny_module()), {})
-    second = LoRA.load(write_lora(tmp_path / "b", tiny_module(intermediate_size=40)), {})
+    first = LoRA.load(write_lora(tmp_path / "a", tiny_module()))
+    second = LoRA.load(write_lora(tmp_path / "b", tiny_module(intermediate_size=40)))
     with pytest.raises(BaseMismatchError, match=r"to map (40 to 32 and 48 to 32|32 to 40 and 32 to 48)"):
         average([first, second], [0.5, 0.5])
 

@@ -198,7 +198,7 @@ DAMAGE = {
     "a tensor is missing": ("part", "accepted for 2 objectives"),
     "ranks that do not fit": ("rank", "accepted for 2 objectives"),
     "NaN": ("nan", "not finite"),
-    "a scale that is none": ("scale", "the scale is nan"),
+    "a scale that is none": ("scale", "parm.scale is nan; accepted: a finite number"),
     "nothing in it": ("empty", "holds no tensors"),
 }
 

@@ -16,7 +16,7 @@ from tests.tiny import tiny_module, tiny_tokenizer
 from tests.tiny_rewards import tiny_encoder_tokenizer, tiny_reward_model, tiny_reward_module, write_reward_model
 from trimtab.core import Prompt
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, OptionError, PromptError
-from trimtab.models.rewards.whole import RewardModel, load_reward_model
+from trimtab.models.rewards.whole import RewardModel, load_whole_reward_model
 
 FAMILIES = ("llama", "qwen2", "bert")
 PROMPTS: list[Prompt] = ["w1 w2", "w3", [{"role": "user", "content": "w4 w5 w6"}], "w7 w8 w9 w10 w11 w12", ""]
@@ -342,7 +342,7 @@ class TestLoading:
         "family", ["llama", "bert"]
     )  # transformers reads every qwen2's words with its own tokenizer
     def test_what_was_saved_is_what_is_loaded(self, family: str, tmp_path: Path) -> None:
-        model = load_reward_model(write_reward_model(tmp_path / "reward", family))
+        model = load_whole_reward_model(write_reward_model(tmp_path / "reward", family))
         assert model.rewards(PROMPTS, ANSWERS) == pytest.approx(
             tiny_reward_model(family).rewards(PROMPTS, ANSWERS), abs=1e-5
         )
@@ -351,15 +351,15 @@ class TestLoading:
         directory = tmp_path / "reward"
         tiny_reward_module().bfloat16().save_pretrained(directory)
         tiny_tokenizer().save_pretrained(directory)
-        assert load_reward_model(directory, device="cpu").module.dtype == torch.float32
-        half = load_reward_model(directory, device="cpu", dtype="bfloat16")
+        assert load_whole_reward_model(directory, device="cpu").module.dtype == torch.float32
+        half = load_whole_reward_model(directory, device="cpu", dtype="bfloat16")
         assert half.module.dtype == torch.bfloat16
         assert half.rewards(["w1"], ["w2"]) == pytest.approx(
-            load_reward_model(directory, device="cpu").rewards(["w1"], ["w2"]), rel=0.1, abs=0.1
+            load_whole_reward_model(directory, device="cpu").rewards(["w1"], ["w2"]), rel=0.1, abs=0.1
         )
 
     def test_its_length_can_be_given(self, tmp_path: Path) -> None:
-        assert load_reward_model(write_reward_model(tmp_path / "reward"), max_length=9).max_length == 9
+        assert load_whole_reward_model(write_reward_model(tmp_path / "reward"), max_length=9).max_length == 9
 
     def test_a_directory_without_safetensors(self, tmp_path: Path) -> None:
         directory = write_reward_model(tmp_path / "reward")
@@ -367,7 +367,7 @@ class TestLoading:
         (directory / "model.safetensors").unlink()
         torch.save(weights, directory / "pytorch_model.bin")
         with pytest.raises(CheckpointError, match="no safetensors"):
-            load_reward_model(directory)
+            load_whole_reward_model(directory)
 
     def test_a_head_that_is_not_in_the_file(self, tmp_path: Path) -> None:
         directory = write_reward_model(tmp_path / "reward")
@@ -375,12 +375,12 @@ class TestLoading:
         del weights["score.weight"]
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match=r"lacks 1 weights \(first: score.weight\)"):
-            load_reward_model(directory)
+            load_whole_reward_model(directory)
 
     @pytest.mark.parametrize("num_labels", [2, 3])
     def test_another_number_of_labels(self, num_labels: int, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=f"has {num_labels} labels"):
-            load_reward_model(write_reward_model(tmp_path / "reward", num_labels=num_labels))
+            load_whole_reward_model(write_reward_model(tmp_path / "reward", num_labels=num_labels))
         with pytest.raises(CheckpointError, match=f"has {num_labels} labels"):
             RewardModel(tiny_reward_module(num_labels=num_labels), tiny_tokenizer())
 
@@ -388,13 +388,13 @@ class TestLoading:
         tiny_module().save_pretrained(tmp_path)
         tiny_tokenizer().save_pretrained(tmp_path)
         with pytest.raises(CheckpointError, match="language model without a score head"):
-            load_reward_model(tmp_path)
+            load_whole_reward_model(tmp_path)
 
     def test_a_damaged_file(self, tmp_path: Path) -> None:
         directory = write_reward_model(tmp_path / "reward")
         (directory / "model.safetensors").write_bytes(b"\x00" * 100)
         with pytest.raises(CheckpointError, match="does not load"):
-            load_reward_model(directory)
+            load_whole_reward_model(directory)
 
     def test_code_of_a_checkpoint_does_not_run(self, tmp_path: Path) -> None:
         directory = write_reward_model(tmp_path / "reward")
@@ -403,5 +403,5 @@ class TestLoading:
         (directory / "config.json").write_text(config.replace('"model_type": "llama",', "").replace("{", auto, 1))
         (directory / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
         with pytest.raises(CheckpointError, match="does not load"):
-            load_reward_model(directory)
+            load_whole_reward_model(directory)
         assert not (tmp_path / "ran").exists()

@@ -41,7 +41,7 @@ def test_merged_is_what_peft_gives(family: str, tmp_path: Path) -> None:
     directory = write_adapter(tmp_path / "adapter", family)
     plain = with_score_head(tiny_module(family), torch.zeros(1, 32))
     theirs = peft.PeftModel.from_pretrained(plain, str(directory)).eval()
-    ours = merged_reward_module(HFModel(tiny_module(family), tiny_tokenizer()), directory, {})
+    ours = merged_reward_module(HFModel(tiny_module(family), tiny_tokenizer()), directory)
     with torch.no_grad():
         expected, found = theirs(input_ids=IDS).logits, ours(input_ids=IDS).logits
         bare = with_score_head(tiny_module(family), HEAD)(input_ids=IDS).logits
@@ -54,11 +54,11 @@ def test_as_rows_beside_the_base_s_it_gives_the_same(family: str, tmp_path: Path
     directory = write_adapter(tmp_path / "adapter", family)
     model = HFModel(tiny_module(family), tiny_tokenizer())
     plain, alone = model.open(), model.open()
-    rewards = load_adapter_rewards(directory, {}).on(model).open(plain)
+    rewards = load_adapter_rewards(directory).on(model).open(plain)
     prompts = [IDS[0].tolist(), [7, 8], [9, 5, 4]]
     for session in (plain, alone, rewards):
         session.admit(prompts)
-    merged = merged_reward_module(HFModel(tiny_module(family), tiny_tokenizer()), directory, {})
+    merged = merged_reward_module(HFModel(tiny_module(family), tiny_tokenizer()), directory)
     with torch.no_grad():
         expected = torch.cat([merged(input_ids=torch.tensor([ids])).logits[0] for ids in prompts])
     torch.testing.assert_close(rewards.rewards(), expected, atol=1e-4, rtol=1e-4)
@@ -71,7 +71,7 @@ def test_nothing_is_merged_into_quantised_weights(tmp_path: Path) -> None:
     layer = base.module.model.layers[0].self_attn.q_proj
     layer.weight = torch.nn.Parameter(torch.zeros(32, 32, dtype=torch.int8), requires_grad=False)
     with pytest.raises(CompatibilityError, match="is quantised"):
-        merged_reward_module(base, directory, {})
+        merged_reward_module(base, directory)
 
 
 @pytest.mark.parametrize("key", ["use_dora", "init_lora_weights", "a_key_of_a_later_peft"])
@@ -80,7 +80,7 @@ def test_its_configuration_is_read_as_any_adapters(key: str, tmp_path: Path) -> 
     path = directory / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: "pissa"}))
     with pytest.raises(CheckpointError, match=f"sets {key} to"):
-        merged_reward_module(HFModel(tiny_module(), tiny_tokenizer()), directory, {})
+        merged_reward_module(HFModel(tiny_module(), tiny_tokenizer()), directory)
 
 
 def test_whole_modules_beside_the_head_are_refused(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_whole_modules_beside_the_head_are_refused(tmp_path: Path) -> None:
     path = directory / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "modules_to_save": ["score", "embed_tokens"]}))
     with pytest.raises(CheckpointError, match="embed_tokens"):
-        merged_reward_module(HFModel(tiny_module(), tiny_tokenizer()), directory, {})
+        merged_reward_module(HFModel(tiny_module(), tiny_tokenizer()), directory)
 
 
 def test_a_head_of_another_width_is_refused() -> None:
@@ -111,7 +111,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     directory = write_adapter(tmp_path / "adapter", "llama")
     base = HFModel(tiny_module("llama", intermediate_size=64), tiny_tokenizer())
     with pytest.raises(BaseMismatchError, match=r"expects .* to map"):
-        merged_reward_module(base, directory, {})
+        merged_reward_module(base, directory)
 
 
 def test_an_adapter_whose_head_was_never_saved_is_refused(tmp_path: Path) -> None:
@@ -119,4 +119,4 @@ def test_an_adapter_whose_head_was_never_saved_is_refused(tmp_path: Path) -> Non
     config = json.loads((directory / "adapter_config.json").read_text())
     (directory / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": None}))
     with pytest.raises(CheckpointError, match="without a trained 'score'"):
-        merged_reward_module(HFModel(tiny_module(), tiny_tokenizer()), directory, {})
+        merged_reward_module(HFModel(tiny_module(), tiny_tokenizer()), directory)

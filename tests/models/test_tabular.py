@@ -96,7 +96,7 @@ def test_letters() -> None:
     assert tokenizer.decode([1, 2, 0, 3, 0]) == "abc"
     assert [tokenizer.token_text(token) for token in range(4)] == ["<0>", "a", "b", "c"]
     assert tokenizer.tokens == {"<0>": 0, "a": 1, "b": 2, "c": 3}
-    with pytest.raises(PromptError, match="'x' is no token of this vocabulary"):
+    with pytest.raises(PromptError, match="'x' is not a token of this vocabulary"):
         tokenizer.encode("ax")
 
 

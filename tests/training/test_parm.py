@@ -226,9 +226,8 @@ def test_the_guide_at_a_vector_is_the_trained_model_at_it(
     shake(trainer)
     trainer.model.eval()
     write(tmp_path, trainer.cores.tensors(), dtype=torch.float32)
-    card = {"parm": {"objectives": ["a", "b"], "scale": trainer.cores.scale}}
     base = host(name)
-    adapted = PreferenceLoRA.load(tmp_path, card)[1].at(vector).on(base)
+    adapted = PreferenceLoRA.load(tmp_path, 2, trainer.cores.scale).at(vector).on(base)
     ids = [1, 40, 41, 50, 51, 3]
     with trainer.cores.inserted(), trainer.cores.at(vector):
         expected = logits(trainer.model, ids).log_softmax(-1)

@@ -326,7 +326,7 @@ def test_a_guide_of_another_kind_is_refused(copied: Path) -> None:
 
 
 def test_the_reader_of_whole_models_sends_an_adapter_to_the_right_door(finished: Path) -> None:
-    from trimtab.models.rewards.whole import load_reward_model as load_whole
+    from trimtab.models.rewards.whole import load_whole_reward_model as load_whole
 
     with pytest.raises(CheckpointError, match=r"trimtab\.load_reward_model"):
         load_whole(finished)

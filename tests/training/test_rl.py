@@ -23,6 +23,7 @@ from trimtab.core import Prompt
 from trimtab.errors import DataError, ModelError, OptionError, OutputExistsError
 from trimtab.models.adapters.lora import LoRA
 from trimtab.models.hf import HFModel
+from trimtab.storage.cards import read_card
 from trimtab.storage.loading import load_model
 from trimtab.training.rl.train import AgentReward, RLSettings, train_rl
 from trimtab.training.rl.trainer import Panel
@@ -148,7 +149,7 @@ def test_the_adapter_changes_and_the_base_does_not(finished: Path, tiny: str) ->
     from transformers import AutoModelForCausalLM
 
     base = load_model(tiny)
-    ours = LoRA.load(finished, json.loads((finished / "guide.json").read_text())).on(base).open()
+    ours = LoRA.load(finished, read_card(finished).trained_on).on(base).open()
     plain = base.open()
     for session in (ours, plain):
         session.admit([[1, 40, 41]])

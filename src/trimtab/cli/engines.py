@@ -135,13 +135,11 @@ class GuideFlags:
 
 def _kind(path: str) -> tuple[str, str | None]:
     """The kind of a guide, and the form that its card gives it (None: it has none)."""
-    from trimtab.mixing.forms import FORMED_KINDS, form_of
-    from trimtab.storage.directories import guide_directory, kind_of, read_guide_card
+    from trimtab.storage.cards import GUIDE_KINDS
+    from trimtab.storage.loading import locate_guide
 
-    directory = guide_directory(path, None)
-    card = read_guide_card(directory)
-    kind = str(card.get("kind", kind_of(directory)))
-    return kind, form_of(card, kind) if kind in FORMED_KINDS else None
+    card = locate_guide(path).card
+    return card.kind, card.form() if GUIDE_KINDS[card.kind].forms else None
 
 
 def load(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from trimtab.answers import Answer, Step
-from trimtab.core import ModelFacts, Prompt, SamplingParams, Selection
+from trimtab.core import KnownModel, Prompt, SamplingParams, Selection
 from trimtab.errors import OptionError, unknown_name
 from trimtab.mixing.forms import check_negative, forms_of
 from trimtab.prompts import as_prompts, with_options
@@ -32,7 +32,7 @@ class KnownGuide(Protocol):
 class GenerationEngine(ABC):
     """Decodes any number of requests in one batch, each with its own weights, filters and seed."""
 
-    model: ModelFacts
+    model: KnownModel
     guides: Mapping[str, KnownGuide]
     max_rows: int
     has_plausibility = True

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.answers import Answer, Step, TokenTrace
-from trimtab.core import ModelFacts, Prompt, SamplingParams
+from trimtab.core import KnownModel, Prompt, SamplingParams
 from trimtab.decoding.text import TextStream
 from trimtab.errors import OptionError, PromptError
 
@@ -29,7 +29,7 @@ class Request:
         params: SamplingParams,
         weights: Mapping[str, float],
         max_new_tokens: int,
-        model: ModelFacts,
+        model: KnownModel,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt

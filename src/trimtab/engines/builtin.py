@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from trimtab.core import Guide, LanguageModel, ModelFacts
+from trimtab.core import Guide, KnownModel, LanguageModel
 from trimtab.decoding.decoder import Decoder
 from trimtab.engines.maker import EngineMaker, Guides, GuideSource, ModelSource, no_options
 from trimtab.engines.registry import BUILTIN
@@ -35,7 +35,7 @@ class BuiltinMaker(EngineMaker):
         no_options(cls.name, list(options))
 
     @property
-    def facts(self) -> ModelFacts:
+    def facts(self) -> KnownModel:
         return self.model
 
     @cached_property

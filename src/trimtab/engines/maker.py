@@ -13,7 +13,7 @@ from typing import ClassVar, TypeAlias
 
 import torch
 
-from trimtab.core import Guide, LanguageModel, ModelFacts, SamplingParams
+from trimtab.core import Guide, KnownModel, LanguageModel, SamplingParams
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.errors import OptionError
 
@@ -103,7 +103,7 @@ class EngineMaker(ABC):
 
     @property
     @abstractmethod
-    def facts(self) -> ModelFacts:
+    def facts(self) -> KnownModel:
         """What the base is: its tokenizer, sizes and name."""
 
     @property

@@ -12,7 +12,6 @@ checkpoint gives the same verdicts.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -145,9 +144,17 @@ class Agent:
         return replace(self, selection=replace(self.selection, looks=looks))
 
     def save_files(self, directory: Path) -> None:
-        """Write the agent's files into an existing directory (see `loading.save_guide`)."""
+        """Write the agent's weights into an existing directory (see `loading.save_guide`)."""
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()},
+            directory / WEIGHTS_FILE,
+            metadata={"format": "pt"},
+        )
+
+    def facts(self) -> dict[str, object]:
+        """What the agent's card (`guide.json`) says of it."""
         rule = next((name for name, kind in ACCEPTING_RULES.items() if isinstance(self.selection.rule, kind)), None)
-        card = {
+        return {
             "format": 1,
             "kind": "agent",
             "base": {"name": self.trained_on},
@@ -162,28 +169,22 @@ class Agent:
                 "temperature": self.selection.temperature,
             },
         }
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()},
-            directory / WEIGHTS_FILE,
-            metadata={"format": "pt"},
-        )
-        (directory / "guide.json").write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     @staticmethod
-    def of_directory(directory: Path, card: Mapping[str, Any]) -> Agent:
-        """The agent that `save_files` wrote, from its card and weights. Raises CheckpointError."""
+    def of_directory(directory: Path, facts: Mapping[str, Any]) -> Agent:
+        """The agent whose weights `save_files` wrote, with the `facts` of its card. Raises CheckpointError."""
         path = directory / WEIGHTS_FILE
         if not path.exists():
             raise CheckpointError(f"{directory} holds no {WEIGHTS_FILE}. Train or convert the agent again.")
         try:
             weights = load_file(path)
-            how = dict(card["selection"])
+            how = dict(facts["selection"])
             rule, threshold = ACCEPTING_RULES[how.pop("rule")](), float(how.pop("threshold"))
             selection = Selection(rule, **how)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{directory} is a damaged agent: {error!r}. Train or convert it again.") from error
         network = AgentNetwork.of_weights(weights, str(path))
-        return Agent(network, threshold, selection, str(card.get("base", {}).get("name", "")), card)
+        return Agent(network, threshold, selection, str(facts.get("base", {}).get("name", "")), facts)
 
     def ruled_by(self, rule: str) -> Agent:
         """The same agent under another rule: `first`, `random` or `most` (accepted). Raises OptionError."""

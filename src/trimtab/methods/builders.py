@@ -16,10 +16,10 @@ from trimtab.methods.best_of_n import BestOfN
 from trimtab.methods.method import Guided, PerStrength, Policy, Strength, number, numbers
 from trimtab.methods.rewriting import TEMPLATE, Rewriting
 from trimtab.methods.segments import SegmentRejection
-from trimtab.mixing.forms import FORMED_KINDS, PRODUCT, SHIFT
+from trimtab.mixing.forms import PRODUCT, SHIFT
 from trimtab.models.adapters.lora import LoRA, average
-from trimtab.storage.directories import is_policy, kind_of_guide
-from trimtab.storage.loading import load_own_base, load_policy, load_rewards
+from trimtab.storage.cards import FORMED_KINDS
+from trimtab.storage.loading import is_policy, load_own_base, load_policy, load_rewards, locate_guide
 from trimtab.storage.scorers import load_scorer
 
 Options = Mapping[str, Any]
@@ -177,7 +177,7 @@ def guide_base_of(options: Options, name: str) -> str | None:
 
 def _tuned(path: str, options: Options) -> GuideSource:
     """A policy, or any guide that is a language model, as a shift."""
-    if kind_of_guide(path) not in FORMED_KINDS:
+    if locate_guide(path).card.kind not in FORMED_KINDS:
         raise OptionError(
             f"{path} is a guide of another kind; give what `trimtab train dpo`, `train rl` or `soup` wrote."
         )

@@ -10,47 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from trimtab.errors import CheckpointError, OptionError, naming, unknown_name
+from trimtab.errors import OptionError, naming
 
 PRODUCT = "product"
 SHIFT = "shift"
 FORMS = (PRODUCT, SHIFT)
-CARD_KEY = "guide_form"
-"""The key of guide.json that holds the form; where it is absent, a guide is a product, and a tuned policy a shift."""
-
-FORMED_KINDS = ("arm", "parm", "policy")
-"""Kinds of guides that are language models, and so have a form."""
 _SLACK = 1e-6
 """Weights that add up to 0 in decimals do so in floats up to rounding."""
-
-
-def form_of(card: Mapping[str, Any], kind: str, *, asked: str | None = None) -> str:
-    """The form of a guide of kind `arm`, `parm` or `policy`: the one that is asked for, else its card's.
-
-    Raises CheckpointError for a card with another form, OptionError where another form is asked for than there is, or
-    one of a guide that has none: a tuned policy (`policy`) is a shift, and other kinds are no language models.
-    """
-    if asked is not None and asked not in FORMS:
-        raise unknown_name("form of a guide", asked, FORMS)
-    if kind not in FORMED_KINDS:
-        raise OptionError(
-            f"A guide of kind {kind!r} has no form, since it is no language model; name no form for it. Kinds that "
-            f"have one: {', '.join(FORMED_KINDS)}."
-        )
-    written = card.get(CARD_KEY, SHIFT if kind == "policy" else PRODUCT)
-    if written not in FORMS or (kind == "policy" and written != SHIFT):
-        accepted = f"a tuned policy is a {SHIFT}" if kind == "policy" else f"accepted: {', '.join(FORMS)}"
-        raise CheckpointError(
-            f"The guide's card (guide.json) has {CARD_KEY} {written!r}; {accepted}. Mend the card, or update trimtab."
-        )
-    if kind == "policy" and asked == PRODUCT:
-        raise OptionError(
-            f"A tuned policy (kind {kind!r}) is always a {SHIFT}: at weight 1 it is the policy itself. Leave its form "
-            "out; to use the same weights as a product, load them without their guide.json."
-        )
-    return asked or str(written)
 
 
 @runtime_checkable

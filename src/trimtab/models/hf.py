@@ -30,6 +30,7 @@ from trimtab.models.tokenizing.conversations import Conversations
 from trimtab.models.tokenizing.decoders import Decoding
 from trimtab.models.tokenizing.spelling import Spelling, shown
 from trimtab.models.tokenizing.templates import reads_key
+from trimtab.models.trained_on import ModelFacts
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class HFModel(Backbone):
             logits[:, self._nameless] = -torch.inf
         return torch.log_softmax(logits, dim=-1)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelFacts:
         """What tells this base from another: its name, and `Backbone.describe`."""
         return {"name": self.name, **super().describe()}
 

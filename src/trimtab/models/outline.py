@@ -21,12 +21,13 @@ from trimtab.models.forward.trunk import RowAdapter
 from trimtab.models.hf import HFTokenizer, end_ids
 from trimtab.models.networks.backbone import describe, norm_weights
 from trimtab.models.networks.kinds import longest
+from trimtab.models.trained_on import ModelFacts
 
 _INDEX = "model.safetensors.index.json"
 
 
 class Outline:
-    """What a directory says of its model. Raises CheckpointError for what is no causal language model."""
+    """What a directory says of its model. Raises CheckpointError for what is not a causal language model."""
 
     def __init__(self, directory: Path, *, name: str = "", trust_remote_code: bool = False) -> None:
         self.directory = directory
@@ -49,7 +50,7 @@ class Outline:
         self.eos_ids = end_ids(_generation_config(directory), config, tokenizer)
         self.device = torch.device("cpu")
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelFacts:
         """What tells this model from another: its name, and `backbone.describe`."""
         return {"name": self.name, **describe(self._with_norms(), self.vocab_size)}
 

@@ -53,11 +53,11 @@ class LetterTokenizer:
         return hashlib.sha256(repr(sorted(self._texts.items())).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """One id for each character. Raises PromptError for a character that is no token."""
+        """One id for each character. Raises PromptError for a character that is not a token."""
         known = self.tokens
         unknown = sorted(set(text) - set(known))
         if unknown:
-            raise PromptError(f"{unknown[0]!r} is no token of this vocabulary. Accepted: {''.join(sorted(known))}.")
+            raise PromptError(f"{unknown[0]!r} is not a token of this vocabulary. Accepted: {''.join(sorted(known))}.")
         return [known[letter] for letter in text]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:

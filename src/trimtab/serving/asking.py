@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.core import Chat, ModelFacts, Prompt, SamplingParams
+from trimtab.core import Chat, KnownModel, Prompt, SamplingParams
 from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_name
 from trimtab.prompts import encode_prompt, reads_key
 from trimtab.serving.limits import Limits
@@ -24,7 +24,7 @@ seconds."""
 class Catalogue:
     """What a server offers: the base, its guides at their own weights, and presets of weights."""
 
-    model: ModelFacts
+    model: KnownModel
     name: str
     guides: Mapping[str, float]
     """Guide -> its weight in a request that does not say (0: off)."""
@@ -132,7 +132,7 @@ def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int |
         raise PromptError("There is no prompt. Give at least one.")
 
 
-def _length(prompt: Prompt, model: ModelFacts, limits: Limits) -> int:
+def _length(prompt: Prompt, model: KnownModel, limits: Limits) -> int:
     """Tokens of a prompt. Raises PromptError for one that cannot be read or is too long."""
     num_characters = len(prompt) if isinstance(prompt, str) else sum(_size(item) for item in prompt)
     if num_characters > limits.max_prompt_tokens * _MOST_CHARACTERS:

@@ -7,14 +7,13 @@ What cannot be seen from here: whether a model behind an endpoint changed, and w
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from trimtab.errors import CheckpointError, OptionError
+from trimtab.storage.cards import named_base, read_card
 from trimtab.storage.directories import guide_directory
 from trimtab.storage.files import path_digest
 from trimtab.storage.scorer_functions import code_digests, function_file, is_function_name
@@ -53,7 +52,7 @@ def scorer_contents(name: str) -> dict[str, str]:
     return model_contents(name)
 
 
-def callable_contents(function: Callable[..., Any]) -> dict[str, str]:
+def callable_contents(function: Callable[..., object]) -> dict[str, str]:
     """The digests of a Python function's code; nothing where it has no source file (typed into an interpreter)."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(function))
@@ -81,17 +80,11 @@ def _directory(name: str) -> Path | None:
 
 
 def _base_of(directory: Path) -> str | None:
-    """The base that a card or an adapter names."""
-    for name, keys in (("guide.json", ("base", "name")), ("adapter_config.json", ("base_model_name_or_path",))):
-        try:
-            value: Any = json.loads((directory / name).read_text(encoding="utf-8"))
-            for key in keys:
-                value = value[key]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if value:
-            return str(value)
-    return None
+    """The base that a card or an adapter names; None for a card that cannot be read."""
+    try:
+        return named_base(directory, read_card(directory))
+    except CheckpointError:
+        return None
 
 
 def _versions(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:

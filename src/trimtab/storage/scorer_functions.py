@@ -214,7 +214,7 @@ def _files_of(module: str, root: Path) -> Iterator[Path]:
 
 
 def _imports_of(content: bytes, path: Path, root: Path) -> Iterator[str]:
-    """The absolute names of modules that a source may import; nothing for what is no Python source."""
+    """The absolute names of modules that a source may import; nothing for what is not Python source."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import torch
 
     from trimtab.models.rewards.whole import RewardModel
+    from trimtab.storage.cards import GuideCard
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Scorer:
         """One reward for each text, finite and of a magnitude of at most `LARGEST`.
 
         Raises ScoreError, which names the first text at fault and carries the other rewards, where the function fails,
-        gives something that is no number (True and False among it) or too large a number, or not one for each text.
+        gives something that is not a number (True and False among it) or too large a number, or not one for each text.
         Errors of trimtab's own, those of a reward model, pass as they are.
         """
         values = self._numbers(prompts, texts)
@@ -197,7 +198,7 @@ def load_scorer(name: str) -> Scorer:
     module is imported, so it runs whatever it holds. What lies beside the file can be imported by it; nobody else finds
     it there, since `sys.path` is as before once it is imported, and changed again only while it is called. A name that
     is in `SCORERS` is never a directory: give `./sentiment` for one. Raises OptionError, CheckpointError for a
-    directory that is no reward model, or MissingExtraError where a package is not installed.
+    directory that is not a reward model, or MissingExtraError where a package is not installed.
     """
     if name in SCORERS:
         return SCORERS[name]()
@@ -222,26 +223,25 @@ def load_reward_model(
 
     An adapter's base is loaded too and must be the one it was trained on. `max_length` is what the model was trained
     with where it says so. Warns of one that ranked its held-out pairs worse than a coin. Raises CheckpointError for a
-    directory that is none, BaseMismatchError or VocabularyMismatchError for another base.
+    directory that holds none, BaseMismatchError or VocabularyMismatchError for another base.
     """
-    from trimtab.storage.directories import read_guide_card, resolve_model
+    from trimtab.storage.cards import is_adapter, read_card
+    from trimtab.storage.directories import resolve_model
 
     directory = resolve_model(name)
-    card = read_guide_card(directory)
-    kind = card.get("kind", "reward")
-    if kind != "reward":
+    card = read_card(directory)
+    if not card.guessed and card.kind != "reward":
         raise CheckpointError(
-            f"{name} holds a guide of kind {kind!r}, which has no score head. Accepted: what `trimtab train reward` "
-            "wrote, and sequence-classification models of one label."
+            f"{name} holds a guide of kind {card.kind!r}, which has no score head. Accepted: what `trimtab train "
+            "reward` wrote, and sequence-classification models of one label."
         )
-    recorded = card.get("reward", {})
-    limit = max_length or recorded.get("max_length")
-    if (directory / "adapter_config.json").exists():
+    limit = max_length or card.max_length
+    if is_adapter(directory):
         model = _adapter_reward(str(name), directory, card, dtype, device, limit, trust_remote_code)
     else:
-        from trimtab.models.rewards.whole import load_reward_model as load_whole
+        from trimtab.models.rewards.whole import load_whole_reward_model
 
-        model = load_whole(
+        model = load_whole_reward_model(
             directory,
             name=str(name),
             dtype=dtype,
@@ -249,8 +249,8 @@ def load_reward_model(
             max_length=limit,
             trust_remote_code=trust_remote_code,
         )
-    _check_template(str(name), model, recorded)
-    if card.get("metrics", {}).get("eval_accuracy_high", 1.0) < 0.5:
+    _check_template(str(name), model, card.written.get("reward"))
+    if card.eval_accuracy_high is not None and card.eval_accuracy_high < 0.5:
         log.warning("%s ranked its own held-out pairs worse than a coin: the sign may be turned", name)
     return model
 
@@ -258,7 +258,7 @@ def load_reward_model(
 def _adapter_reward(
     name: str,
     directory: Path,
-    card: Mapping[str, Any],
+    card: GuideCard,
     dtype: str | torch.dtype,
     device: str | torch.device | None,
     max_length: int | None,
@@ -270,15 +270,14 @@ def _adapter_reward(
     from trimtab.models.rewards.whole import RewardModel
     from trimtab.storage.loading import load_model
 
-    base_name = card.get("base", {}).get("name")
-    if not base_name:
+    if not card.base_name:
         raise CheckpointError(
-            f"{name} holds an adapter and no guide.json that names its base, so it cannot be scored with. Merge it "
+            f"{name} holds an adapter but no guide.json that names its base, so it cannot be scored with. Merge it "
             "into its base with peft, which trained it, and give the directory of the result."
         )
-    # Merged in float32 on the CPU, whatever it runs in: a sum of roundings is no reward.
-    base = load_model(base_name, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
-    module = merged_reward_module(base, directory, card)
+    # Merged in float32 on the CPU, whatever it runs in: a sum of roundings is not a reward.
+    base = load_model(card.base_name, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
+    module = merged_reward_module(base, directory, card.trained_on)
     assert base.tokenizer is not None
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype == "auto":
@@ -287,9 +286,9 @@ def _adapter_reward(
     return RewardModel(module.to(device, wanted), base.tokenizer.hf, name=name, max_length=max_length)
 
 
-def _check_template(name: str, model: RewardModel, recorded: Mapping[str, Any]) -> None:
+def _check_template(name: str, model: RewardModel, recorded: object) -> None:
     """Raise CompatibilityError where prompts would be written otherwise than in training."""
-    if "template" in recorded and recorded["template"] != model.template:
+    if isinstance(recorded, Mapping) and "template" in recorded and recorded["template"] != model.template:
         raise CompatibilityError(
             f"{name} was trained with another chat template than its tokenizer has now, so it would read other text "
             "than it learnt from. Put the tokenizer's files of the base it was trained on back, or train it again."
@@ -331,8 +330,8 @@ def _reward_model(name: str) -> Scorer:
         if Path(name).is_dir():
             raise
         raise OptionError(
-            f"There is no scorer {name!r}: it is no directory here, and the hub did not give it ({error.__cause__}). "
-            f"Accepted: {', '.join([*SCORERS, *_FORMS])}."
+            f"There is no scorer {name!r}: it is not a directory here, and the hub did not give it "
+            f"({error.__cause__}). Accepted: {', '.join([*SCORERS, *_FORMS])}."
         ) from error
     model = load_reward_model(name)
     return Scorer(name, f"the reward model {name} ({type(model.module).__name__})", model.rewards)

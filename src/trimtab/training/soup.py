@@ -10,20 +10,21 @@ average of the policies' weights; averaging A and B instead is not, and has a na
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from trimtab.errors import BaseMismatchError, CheckpointError, VocabularyMismatchError, unknown_name
 from trimtab.models.adapters.lora import LoRA, average, average_factors, check_weights
 from trimtab.models.hf import HFModel
-from trimtab.storage.directories import read_guide_card
+from trimtab.models.trained_on import TrainedOn, VocabularyFacts
+from trimtab.storage.cards import GuideCard, read_card, write_card
 from trimtab.storage.files import new_directory, write_text
 from trimtab.storage.loading import load_model
 from trimtab.training.run.card import settings_and_versions, versions
-from trimtab.training.run.identity import Facts
 
 AVERAGES = {"deltas": average, "factors": average_factors}
 """Name -> what averages LoRA adapters so."""
@@ -58,42 +59,42 @@ def soup(parts: Sequence[SoupPart], out: str | Path, *, averaged: str = "deltas"
         )
     with new_directory(Path(out), overwrite=overwrite) as temporary:
         if forms == {"lora"}:
-            base, vocabulary = _average_adapters(parts, cards, averaged, temporary)
+            trained_on = _average_adapters(parts, cards, averaged, temporary)
         else:
-            base, vocabulary = _average_models(parts, cards, temporary)
-        card = _card(parts, cards, forms.pop(), averaged, base, vocabulary)
-        write_text(temporary / "guide.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
+            trained_on = _average_models(parts, cards, temporary)
+        card = _card(parts, cards, forms.pop(), averaged, trained_on)
+        write_card(temporary, card)
         write_text(temporary / "README.md", _readme(card))
     return Path(out)
 
 
-def _policy_card(directory: Path) -> Facts:
-    """`guide.json` of a policy, empty for a plain adapter or model."""
+def _policy_card(directory: Path) -> GuideCard:
+    """`guide.json` of a policy; one that was guessed for a plain adapter or model."""
     if not any((directory / name).exists() for name in ("adapter_config.json", "config.json")):
         raise CheckpointError(
             f"{directory} holds no policy: there is no adapter_config.json or config.json in it. Give directories "
             "written by trimtab train dpo or trimtab train rl, peft adapters, or causal language models."
         )
-    card = read_guide_card(directory)
-    if card.get("kind", "policy") != "policy":
+    card = read_card(directory)
+    if not card.guessed and card.kind != "policy":
         raise CheckpointError(
-            f"{directory} holds a guide of kind {card['kind']!r}; a soup averages policies. Guides are mixed while "
+            f"{directory} holds a guide of kind {card.kind!r}; a soup averages policies. Guides are mixed while "
             "decoding, each at a weight of its own: `trimtab generate --guide NAME=PATH:WEIGHT`."
         )
     return card
 
 
 def _average_adapters(
-    parts: Sequence[SoupPart], cards: Sequence[Facts], averaged: str, directory: Path
-) -> tuple[Facts, Facts]:
+    parts: Sequence[SoupPart], cards: Sequence[GuideCard], averaged: str, directory: Path
+) -> TrainedOn:
     """Write the averaged adapter; the base and the vocabulary that it belongs to."""
-    adapters = [LoRA.load(Path(part.path), card) for part, card in zip(parts, cards, strict=True)]
+    adapters = [LoRA.load(Path(part.path), card.trained_on) for part, card in zip(parts, cards, strict=True)]
     mixed = AVERAGES[averaged](adapters, [part.weight for part in parts])
     mixed.save(directory)
-    return mixed.base, mixed.vocabulary
+    return TrainedOn(mixed.base, mixed.vocabulary)
 
 
-def _average_models(parts: Sequence[SoupPart], cards: Sequence[Facts], directory: Path) -> tuple[Facts, Facts]:
+def _average_models(parts: Sequence[SoupPart], cards: Sequence[GuideCard], directory: Path) -> TrainedOn:
     """Write the averaged model: float32 sums, one tensor at a time, in the first one's dtype."""
     first = load_model(parts[0].path, device="cpu")
     weights = {name: parts[0].weight * tensor.float() for name, tensor in first.module.named_parameters()}
@@ -106,11 +107,11 @@ def _average_models(parts: Sequence[SoupPart], cards: Sequence[Facts], directory
         for name, tensor in first.module.named_parameters():
             tensor.copy_(weights[name])
     first.module.save_pretrained(directory)
-    vocabulary = {}
+    vocabulary = VocabularyFacts()
     if first.tokenizer is not None:
         first.tokenizer.hf.save_pretrained(directory)
         vocabulary = {"fingerprint": first.tokenizer.fingerprint, "size": len(first.tokenizer.tokens)}
-    return dict(cards[0].get("base") or first.describe()), vocabulary
+    return TrainedOn(cards[0].trained_on.base or first.describe(), vocabulary)
 
 
 def _check_same_shape(first: HFModel, other: HFModel, path: str) -> None:
@@ -130,22 +131,21 @@ def _check_same_shape(first: HFModel, other: HFModel, path: str) -> None:
 
 def _card(
     parts: Sequence[SoupPart],
-    cards: Sequence[Facts],
+    cards: Sequence[GuideCard],
     form: str,
     averaged: str,
-    base: Facts,
-    vocabulary: Facts,
-) -> Facts:
+    trained_on: TrainedOn,
+) -> dict[str, Any]:
     sources = [
-        {"path": part.path, "weight": part.weight, "data": card.get("data", {}).get("fingerprint", "")}
+        {"path": part.path, "weight": part.weight, "data": _fingerprint(card)}
         for part, card in zip(parts, cards, strict=True)
     ]
     return {
         "format": 1,
         "kind": "policy",
         "form": form,
-        "base": dict(base),
-        "vocabulary": dict(vocabulary),
+        "base": trained_on.base,
+        "vocabulary": trained_on.vocabulary,
         "hyperparameters": {"average": averaged if form == "lora" else "weights"},
         "data": {"fingerprint": "", "files": [], "num_pairs": 0},
         "soup": sources,
@@ -154,7 +154,13 @@ def _card(
     }
 
 
-def _readme(card: Facts) -> str:
+def _fingerprint(card: GuideCard) -> str:
+    """The digest of the data that a policy was trained on; empty where its card does not say."""
+    data = card.written.get("data")
+    return str(data.get("fingerprint", "")) if isinstance(data, Mapping) else ""
+
+
+def _readme(card: Mapping[str, Any]) -> str:
     """The model card, from the same facts as `guide.json`."""
     front = {
         "library_name": "peft" if card["form"] == "lora" else "transformers",

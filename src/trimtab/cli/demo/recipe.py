@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trimtab.mixing.forms import FORMED_KINDS, PRODUCT, SHIFT
-from trimtab.storage.directories import guide_directory, kind_of_guide, read_guide_card
+from trimtab.mixing.forms import PRODUCT, SHIFT
+from trimtab.storage.cards import FORMED_KINDS, read_card
+from trimtab.storage.directories import guide_directory
 
 if TYPE_CHECKING:
     from trimtab.evaluation.comparison.recipe import Recipe
@@ -37,7 +38,7 @@ def demo_recipe(args: argparse.Namespace, guide: str, reward: str) -> Recipe:
     from trimtab.evaluation.comparison.recipe_reader import parse_recipe
     from trimtab.methods.catalogue import check_method
 
-    kind = "arm" if args.train else kind_of_guide(guide)
+    kind = "arm" if args.train else read_card(guide_directory(guide, None)).kind
     role = "trained_on" if _trained_on(args) else "measured"
     source = {
         "title": _title(args, guide),
@@ -90,7 +91,7 @@ def notes_of(args: argparse.Namespace, guide: str) -> dict[str, str]:
 
 
 def _guide_note(guide: str) -> str:
-    card = read_guide_card(guide_directory(guide, None))
+    card: dict[str, Any] = dict(read_card(guide_directory(guide, None)).written)
     if card.get("kind", "arm") != "arm" or "form" not in card:
         return guide
     text = f"{guide}, an autoregressive reward model ({card['form']})"

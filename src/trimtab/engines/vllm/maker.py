@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 
-from trimtab.core import Guide, ModelFacts, SamplingParams
+from trimtab.core import Guide, KnownModel, SamplingParams
 from trimtab.documents import read_json
 from trimtab.engines import maker
 from trimtab.engines.maker import EngineMaker, Guides, GuideSource, ModelSource
@@ -78,7 +78,7 @@ class VLLMMaker(EngineMaker):
         return None if manifest is None else manifest.weights
 
     @property
-    def facts(self) -> ModelFacts:
+    def facts(self) -> KnownModel:
         return self._outline
 
     @property

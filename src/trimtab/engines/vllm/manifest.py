@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trimtab.errors import CheckpointError
-from trimtab.mixing.forms import FORMED_KINDS, form_of
+from trimtab.storage.cards import FORMED_KINDS, form_of
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -99,4 +99,4 @@ class Manifest:
 
 
 def _form_of_kind(kind: str) -> str | None:
-    return form_of({}, kind) if kind in FORMED_KINDS else None
+    return form_of(kind, None) if kind in FORMED_KINDS else None

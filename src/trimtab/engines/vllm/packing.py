@@ -17,22 +17,19 @@ from trimtab.engines.vllm.agent.settings import EngineBase, agent_overrides, rea
 from trimtab.engines.vllm.manifest import ARCHITECTURE, KEY, LORA_WAYS, Manifest, ServedGuide
 from trimtab.errors import CompatibilityError, OptionError, unknown_name
 from trimtab.guides.agent import Agent
-from trimtab.mixing.forms import check_negative, form_of
+from trimtab.mixing.forms import check_negative
 from trimtab.models.adapters.lora import LoRA
 from trimtab.models.adapters.row_lora import output_head
 from trimtab.models.outline import Outline
 from trimtab.prompts import check_same_vocabulary
+from trimtab.storage.cards import GUIDE_KINDS, KINDS_IN_VLLM, GuideCard, is_adapter, read_card
 from trimtab.storage.directories import (
     guide_directory,
-    is_adapter,
-    kind_of,
-    read_guide_card,
     resolve_model,
 )
 from trimtab.storage.files import new_directory
 from trimtab.storage.guide_bases import own_base
 
-_KINDS = ("arm", "policy", "agent")
 _CONVERSATION = [{"role": "user", "content": "a"}]
 
 
@@ -121,26 +118,26 @@ class _Asked:
 
 
 def _guide(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGuide:
-    card = read_guide_card(directory)
-    kind = str(card.get("kind", kind_of(directory)))
-    if kind not in _KINDS:
-        raise CompatibilityError(_refusal(name, kind))
-    if kind == "agent":
-        return _agent(name, directory, base, asked)
-    form = form_of(card, kind, asked=asked.form)
+    card = read_card(directory)
+    refused = GUIDE_KINDS[card.kind].not_in_vllm
+    if refused:
+        raise CompatibilityError(f"Guide {name} {refused.format(accepted=', '.join(KINDS_IN_VLLM))}")
+    if card.kind == "agent":
+        return _agent(name, directory, card, base, asked)
+    form = card.form(asked.form)
     adapter = is_adapter(directory)
-    guide_base = _own_base(directory, card, kind, form, base, asked)
+    guide_base = _own_base(directory, card, form, base, asked)
     if guide_base is not None:
         _check_prompts(name, base, guide_base, asked.base_prompts)
     if adapter:
-        _check_adapter(name, LoRA.load(directory, card), guide_base or base, asked.lora)
+        _check_adapter(name, LoRA.load(directory, card.trained_on), guide_base or base, asked.lora)
     else:
         whole = Outline(directory, name=name, trust_remote_code=asked.trust_remote_code)
         check_same_vocabulary(base, whole)
         _check_prompts(name, base, whole, asked.base_prompts)
     way = asked.lora if adapter else "model"
     beside = None if guide_base is None else str(guide_base.directory)
-    return ServedGuide(name, kind, str(directory), way, asked.weight or 0.0, form, beside)
+    return ServedGuide(name, card.kind, str(directory), way, asked.weight or 0.0, form, beside)
 
 
 def _check_adapter(name: str, adapter: LoRA, base: Outline, way: str) -> None:
@@ -165,24 +162,22 @@ def _check_adapter(name: str, adapter: LoRA, base: Outline, way: str) -> None:
         )
 
 
-def _own_base(
-    directory: Path, card: Mapping[str, Any], kind: str, form: str, base: Outline, asked: _Asked
-) -> Outline | None:
+def _own_base(directory: Path, card: GuideCard, form: str, base: Outline, asked: _Asked) -> Outline | None:
     """The model that a guide runs on or is measured from, where that is not `base` (`guide_bases.own_base`)."""
 
     def outline(name: str) -> Outline:
         return Outline(resolve_model(name).resolve(), name=name, trust_remote_code=asked.trust_remote_code)
 
-    guide_base = own_base(directory, card, kind, base, outline, guide_base=asked.base, form=form)
+    guide_base = own_base(directory, card, base, outline, guide_base=asked.base, form=form)
     return None if guide_base is None or guide_base.directory == base.directory else guide_base
 
 
-def _agent(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGuide:
+def _agent(name: str, directory: Path, card: GuideCard, base: Outline, asked: _Asked) -> ServedGuide:
     """Raises CompatibilityError for an agent under a rule that vLLM cannot keep (`agent_settings.read_agent`)."""
     if asked.form is not None or asked.base is not None:
         what, flag = ("form", "--form") if asked.form is not None else ("base of its own", "--guide-base")
         raise OptionError(f"Guide {name} is an accept-reject agent, which has no {what}; leave {flag} out.")
-    agent = Agent.of_directory(directory, read_guide_card(directory))
+    agent = Agent.of_directory(directory, card.written)
     guide = ServedGuide(name, "agent", str(directory), "head", agent.weight if asked.weight is None else asked.weight)
     read_agent(
         Manifest(str(base.directory), tuple(base.architectures), (guide,)),
@@ -201,20 +196,6 @@ def _check_prompts(name: str, base: Outline, guide_model: Outline, base_prompts:
             f"Guide {name} has another chat template than the base; in vLLM both read the same tokens. Pack it with "
             "--base-prompts to let it read the base's, or use the built-in engine, where each reads its own."
         )
-
-
-def _refusal(name: str, kind: str) -> str:
-    if kind == "reward":
-        return (
-            f"Guide {name} is a trajectory reward model, which scores candidates one by one or after roll-outs; vLLM "
-            f"has no place for that. Accepted in vLLM: {', '.join(_KINDS)}. Use the built-in engine."
-        )
-    if kind == "parm":
-        return (
-            f"Guide {name} is made for every preference vector; vLLM runs one. Save it at a vector first "
-            "(docs/serving/vllm.md says how) and pack that, or use the built-in engine (--preference)."
-        )
-    return f"Guide {name} is of kind {kind!r}. Accepted in vLLM: {', '.join(_KINDS)}."
 
 
 def _nameless(base: Outline) -> tuple[tuple[int, int], ...]:

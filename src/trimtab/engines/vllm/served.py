@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trimtab.engines.vllm.manifest import Manifest
+from trimtab.models.trained_on import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,6 @@ class ServedModel:
         self.max_length = max_length
         self.device = torch.device(device)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelFacts:
         """What tells this model from another: its name, and `backbone.describe`."""
         return self._outline.describe()

@@ -6,12 +6,10 @@ B = [B₁, B₂] are kept together and the two bilinear forms are one block matr
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from trimtab.errors import CheckpointError
 from trimtab.models.adapters.lora import LoRA
+from trimtab.models.trained_on import UNKNOWN, ModelFacts, TrainedOn, VocabularyFacts
 
 PARM_FILE = "parm.safetensors"
 _PARTS = ("A", "B", "W1", "W2")
@@ -57,13 +56,13 @@ class PreferenceLoRA:
         self,
         modules: Mapping[str, Bilinear],
         *,
-        base: Mapping[str, Any],
-        vocabulary: Mapping[str, Any],
+        base: ModelFacts,
+        vocabulary: VocabularyFacts,
         source: Path | None = None,
     ) -> None:
         self.modules = dict(modules)
-        self.base = dict(base)
-        self.vocabulary = dict(vocabulary)
+        self.base = base
+        self.vocabulary = vocabulary
         self.source = source
 
     def at(self, preference: Sequence[float]) -> LoRA:
@@ -81,22 +80,21 @@ class PreferenceLoRA:
                 shutil.copy2(path, directory / path.name)
 
     @staticmethod
-    def load(directory: Path, card: Mapping[str, Any]) -> tuple[tuple[str, ...], PreferenceLoRA]:
-        """The objectives' names and the adapter, from `guide.json` and what `write` wrote. Raises CheckpointError."""
+    def load(
+        directory: Path, num_objectives: int, scale: float | None, trained_on: TrainedOn = UNKNOWN
+    ) -> PreferenceLoRA:
+        """The adapter that `write` wrote, with what `guide.json` says of it. Raises CheckpointError."""
         try:
-            facts = card["parm"]
-            objectives, scale = tuple(map(str, facts["objectives"])), float(facts["scale"])
-            if not math.isfinite(scale):
-                raise ValueError(f"the scale is {scale}")
+            if not num_objectives or scale is None:
+                raise ValueError("guide.json names no objectives (parm.objectives) or no scale (parm.scale)")
             tensors = safetensors.torch.load_file(directory / PARM_FILE)
-        except (KeyError, TypeError, ValueError, OSError, safetensors.SafetensorError) as error:
+        except (ValueError, OSError, safetensors.SafetensorError) as error:
             raise CheckpointError(
                 f"{directory} does not load as a preference-aware guide ({type(error).__name__}: {error}). It needs "
                 f"guide.json and {PARM_FILE}, both whole. Train or download it again."
             ) from error
-        modules = _modules(tensors, scale, len(objectives), directory)
-        base, vocabulary = card.get("base", {}), card.get("vocabulary", {})
-        return objectives, PreferenceLoRA(modules, base=base, vocabulary=vocabulary, source=directory)
+        modules = _modules(tensors, scale, num_objectives, directory)
+        return PreferenceLoRA(modules, base=trained_on.base, vocabulary=trained_on.vocabulary, source=directory)
 
 
 def write(directory: Path, modules: Mapping[str, Mapping[str, Tensor]], *, dtype: torch.dtype) -> None:
@@ -118,9 +116,10 @@ def _modules(tensors: Mapping[str, Tensor], scale: float, num_objectives: int, d
         parts.setdefault(module, {})[part] = tensor.float()
     if not parts:
         raise CheckpointError(f"{directory}: {PARM_FILE} holds no tensors. Train the guide again.")
-    for name, found in parts.items():
-        _check_shapes(name, {part: tuple(tensor.shape) for part, tensor in found.items()}, num_objectives, directory)
-    return {name: Bilinear(own["A"], own["B"] * scale, own["W1"], own["W2"]) for name, own in parts.items()}
+    for name, tensors_of in parts.items():
+        shapes = {part: tuple(tensor.shape) for part, tensor in tensors_of.items()}
+        _check_shapes(name, shapes, num_objectives, directory)
+    return {name: Bilinear(part["A"], part["B"] * scale, part["W1"], part["W2"]) for name, part in parts.items()}
 
 
 def _check_shapes(name: str, shapes: Mapping[str, tuple[int, ...]], num_objectives: int, directory: Path) -> None:

@@ -118,7 +118,8 @@ def _pairs(tensors: Mapping[str, Tensor], config: AdapterConfig, directory: Path
 
 def _what(key: str) -> str:
     """Which kind of weight a key of no pair is of."""
-    return next((what for pattern, what in _OTHERS.items() if re.search(pattern, f"{key}")), "which is no LoRA weight")
+    kinds = (what for pattern, what in _OTHERS.items() if re.search(pattern, key))
+    return next(kinds, "which is not a LoRA weight")
 
 
 def _pair(name: str, down: Tensor, up: Tensor, config: AdapterConfig, directory: Path) -> tuple[Tensor, Tensor]:

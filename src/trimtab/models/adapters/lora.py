@@ -25,6 +25,7 @@ from trimtab.models.adapters import files as adapter_files
 from trimtab.models.adapters.config import Targets
 from trimtab.models.adapters.row_lora import RowLoRA
 from trimtab.models.forward.trunk import RowAdapter
+from trimtab.models.trained_on import UNKNOWN, ModelFacts, TrainedOn, VocabularyFacts
 
 
 @runtime_checkable
@@ -35,7 +36,7 @@ class AdaptableModel(LanguageModel, Protocol):
     def module(self) -> Any:
         """The network, an `nn.Module` whose modules' names adapters refer to."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelFacts:
         """What tells this base from another."""
 
     def open_rows(self, beside: ModelSession | None, adapter: RowAdapter | None) -> ModelSession:
@@ -49,26 +50,26 @@ class LoRA:
         self,
         pairs: Mapping[str, tuple[Tensor, Tensor]],
         *,
-        base: Mapping[str, Any],
-        vocabulary: Mapping[str, Any],
+        base: ModelFacts,
+        vocabulary: VocabularyFacts,
         source: Path | None = None,
         targets: Targets | None = None,
     ) -> None:
         self.pairs = dict(pairs)
-        self.base = dict(base)
-        self.vocabulary = dict(vocabulary)
+        self.base = base
+        self.vocabulary = vocabulary
         self.source = source
         self.targets = targets
 
     @staticmethod
-    def load(directory: Path, card: Mapping[str, Any]) -> LoRA:
+    def load(directory: Path, trained_on: TrainedOn = UNKNOWN) -> LoRA:
         """Read peft's format (`adapter_config.json`, `adapter_model.safetensors`). Raises CheckpointError."""
-        return LoRA.of_files(adapter_files.read_files(directory), card, directory)
+        return LoRA.of_files(adapter_files.read_files(directory), directory, trained_on)
 
     @staticmethod
-    def of_files(files: adapter_files.AdapterFiles, card: Mapping[str, Any], directory: Path) -> LoRA:
-        """The adapter in a directory whose `guide.json` is `card` ({} where there is none)."""
-        base, vocabulary = card.get("base", {}), card.get("vocabulary", {})
+    def of_files(files: adapter_files.AdapterFiles, directory: Path, trained_on: TrainedOn) -> LoRA:
+        """The adapter that was read from a directory."""
+        base, vocabulary = trained_on.base, trained_on.vocabulary
         return LoRA(files.pairs, base=base, vocabulary=vocabulary, source=directory, targets=files.targets)
 
     def save(self, directory: Path) -> None:
@@ -150,15 +151,16 @@ class LoRA:
 OTHER_WEIGHTS = "the same shape but other weights"
 
 
-def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+def difference(base: ModelFacts, other: ModelFacts) -> str | None:
     """What another model has that the base of an adapter has not; None where nothing that is known tells them apart.
 
-    `own` is the `base` of the adapter's card, `other` what `Backbone.describe` says of the other model.
+    `other` is what `Backbone.describe` says of the other model.
     """
+    known, here = dict[str, object](base), dict[str, object](other)
     for key in ("architecture", "num_layers", "hidden_size"):
-        if key in own and own[key] != other[key]:
-            return f"{key} {other[key]} and not {own[key]}"
-    return None if _same_norms(own.get("norms", []), other["norms"]) else OTHER_WEIGHTS
+        if key in known and known[key] != here[key]:
+            return f"{key} {here[key]} and not {known[key]}"
+    return None if _same_norms(base.get("norms", []), other["norms"]) else OTHER_WEIGHTS
 
 
 def average(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
@@ -217,8 +219,8 @@ def check_weights(weights: Sequence[float], num_parts: int) -> None:
 
 def _mixed(pairs: Mapping[str, tuple[Tensor, Tensor]], adapters: Sequence[LoRA]) -> LoRA:
     """The adapter with these pairs and what is known of the adapters' base; plain peft adapters know nothing of it."""
-    base = next((adapter.base for adapter in adapters if adapter.base), {})
-    vocabulary = next((adapter.vocabulary for adapter in adapters if adapter.vocabulary), {})
+    base = next((adapter.base for adapter in adapters if adapter.base), ModelFacts())
+    vocabulary = next((adapter.vocabulary for adapter in adapters if adapter.vocabulary), VocabularyFacts())
     return LoRA(pairs, base=base, vocabulary=vocabulary)
 
 
@@ -234,21 +236,20 @@ def _check_alike(first: LoRA, other: LoRA, number: int) -> None:
     way_out = "Average adapters that were trained on the same base."
     whose = [adapter.base.get("name", adapter.source) for adapter in (other, first)]
     names = f"Adapter {number} (of {whose[0]}) and the first (of {whose[1]})"
+    known, here = dict[str, object](first.base), dict[str, object](other.base)
     for key in ("architecture", "num_layers", "hidden_size"):
-        if key in first.base and key in other.base and first.base[key] != other.base[key]:
-            raise BaseMismatchError(
-                f"{names} have other bases: {key} {other.base[key]} and {first.base[key]}. {way_out}"
-            )
+        if key in known and key in here and known[key] != here[key]:
+            raise BaseMismatchError(f"{names} have different bases: {key} {here[key]} and {known[key]}. {way_out}")
     if not _same_norms(first.base.get("norms", []), other.base.get("norms", [])):
         raise BaseMismatchError(f"{names} have bases of the same shape but of other weights. {way_out}")
     fingerprints = {adapter.vocabulary.get("fingerprint") for adapter in (first, other)} - {None}
     if len(fingerprints) > 1:
         raise VocabularyMismatchError(f"{names} were trained with other vocabularies. {way_out}")
     for name in first.pairs.keys() & other.pairs.keys():
-        (mine, theirs) = ((pair[0].shape[1], pair[1].shape[0]) for pair in (first.pairs[name], other.pairs[name]))
-        if mine != theirs:
+        one, another = ((pair[0].shape[1], pair[1].shape[0]) for pair in (first.pairs[name], other.pairs[name]))
+        if one != another:
             raise BaseMismatchError(
-                f"{names} expect {name} to map {theirs[0]} to {theirs[1]} and {mine[0]} to {mine[1]} features. "
+                f"{names} expect {name} to map {another[0]} to {another[1]} and {one[0]} to {one[1]} features. "
                 f"{way_out}"
             )
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from trimtab.core import ModelSession
 from trimtab.models.forward.trunk import RowAdapter
+from trimtab.models.hooks import ForwardHook, hooked
 
 
 class Placement(enum.Enum):
@@ -127,7 +128,7 @@ def _recorded(watched: dict[str, nn.Module]) -> Iterator[dict[str, list[_Call]]]
     """Inside, the calls of some layers are kept."""
     calls: dict[str, list[_Call]] = {name: [] for name in watched}
 
-    def keep(name: str, args: tuple[Any, ...], output: Any) -> None:
+    def keep(name: str, args: tuple[object, ...], output: object) -> None:
         x = args[0] if args and isinstance(args[0], Tensor) else None
         if x is None or x.ndim < 2:
             calls[name].append(((), torch.zeros(0, 0), False))
@@ -137,15 +138,11 @@ def _recorded(watched: dict[str, nn.Module]) -> Iterator[dict[str, list[_Call]]]
         seen = x.detach().float().reshape(-1, x.shape[-1]) @ _directions(x.shape[-1]).to(x.device)
         calls[name].append((lead, seen.cpu(), alike))
 
-    handles = [
-        module.register_forward_hook(lambda _, args, output, name=name: keep(name, args, output))
-        for name, module in watched.items()
-    ]
-    try:
+    def keeping(name: str) -> ForwardHook:
+        return lambda _, args, output: keep(name, args, output)
+
+    with hooked((module, keeping(name)) for name, module in watched.items()):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 _SCATTERED = "is called on tokens that are not the rows' in their order, so an adapter of it cannot run row by row"
@@ -161,7 +158,7 @@ def _placed(together: list[list[_Call]], alone: list[list[list[_Call]]], exact: 
         width = _NUM_TOKENS if index == 0 else 1
         for number, (lead, seen, alike) in enumerate(batch):
             if not alike:
-                return "is no layer of one input [..., width] and one output"
+                return "is not a layer of one input [..., width] and one output"
             placement = _by_shape(lead, width)
             rows = seen.reshape(_NUM_ROWS, -1, _NUM_DIRECTIONS) if placement is not None else None
             ones = [calls[number][1] for calls in singles]
@@ -194,8 +191,11 @@ def _same(rows: Tensor, ones: list[Tensor], exact: bool) -> bool:
 
 @torch.inference_mode()
 def _unreached(base: RowModel, names: Sequence[str], prompt: Sequence[int]) -> dict[str, Verdict]:
-    """Of layers that no row has reached: text has nothing to do with one that the model's own forward does not reach
-    either, it nor any of its kind in other blocks. Else which tokens reach it depends on what they are."""
+    """The verdicts on layers that no row has reached.
+
+    Text has nothing to do with one that the model's own forward does not reach either, it nor any of its kind in other
+    blocks. Else which tokens reach it depends on what they are.
+    """
     kinds = {_kind(name) for name in names}
     watched = {name: module for name, module in base.module.named_modules() if _kind(name) in kinds}
     ids = torch.tensor([list(prompt)], device=base.module.get_input_embeddings().weight.device)

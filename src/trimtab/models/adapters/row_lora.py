@@ -1,8 +1,9 @@
 """LoRA on some rows of a batch: hooks on the adapted layers, which add B(A x) to the rows that asked for it.
 
 Which rows run which adapter is local to the thread and lasts one pass (`routed`): nothing global is switched, and an
-exception leaves nothing switched on. Where a row's tokens stand in a layer's input is no guess: `row_layers` measures
-it once for every layer, and a layer whose input does not hold the rows in order is refused.
+exception leaves nothing switched on. A layer has one hook however many adapters it has, and none once the last of them
+is gone: then the caller's module is as it was. Where a row's tokens stand in a layer's input is not guessed:
+`row_layers` measures it once for every layer, and a layer whose input does not hold the rows in order is refused.
 """
 
 from __future__ import annotations
@@ -16,13 +17,24 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from trimtab.errors import CompatibilityError
 from trimtab.models.adapters.row_layers import Placement, RowModel, row_layers
 from trimtab.models.forward.trunk import RowAdapter
 
 _active = threading.local()
-_hooked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_hooks: weakref.WeakKeyDictionary[nn.Module, _Hook] = weakref.WeakKeyDictionary()
+_hooks_lock = threading.RLock()
+"""A thread that drops an adapter may be another than the one that makes one."""
+
+
+@dataclass(slots=True)
+class _Hook:
+    """The hook of an adapted layer, and how many adapters need it."""
+
+    handle: RemovableHandle
+    num_adapters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,7 @@ class RowLoRA:
             down, up = (side.to(weight.device, kind).t().contiguous() for side in (down, up))
             self._sites[module] = _Site(name, down, up, placements[name])
             _hook(module)
+            weakref.finalize(self, _unhook, module).atexit = False
 
     def add(self, module: nn.Module, x: Tensor, output: Tensor, rows: list[int], shape: tuple[int, int]) -> Tensor:
         """`output` with B A x added to its rows, in place where its memory allows it. `shape`: rows, tokens of each."""
@@ -126,10 +139,22 @@ def routed(adapters: Sequence[tuple[RowAdapter, list[int]]], shape: tuple[int, i
 
 
 def _hook(module: nn.Module) -> None:
-    if module in _hooked:
-        return
-    _hooked.add(module)
-    module.register_forward_hook(_add_rows)
+    """Count one more adapter of a layer; the first brings the hook."""
+    with _hooks_lock:
+        hook = _hooks.get(module)
+        if hook is None:
+            hook = _hooks[module] = _Hook(module.register_forward_hook(_add_rows))
+        hook.num_adapters += 1
+
+
+def _unhook(module: nn.Module) -> None:
+    """Count one adapter of a layer less; the last takes the hook away."""
+    with _hooks_lock:
+        hook = _hooks[module]
+        hook.num_adapters -= 1
+        if not hook.num_adapters:
+            hook.handle.remove()
+            del _hooks[module]
 
 
 def _add_rows(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

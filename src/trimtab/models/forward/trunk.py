@@ -316,9 +316,9 @@ class TrunkSession:
 
         What the other session's rows saw is kept, so that the one that is accepted costs them no pass of their own.
         """
-        mine, theirs = self._some(rows), other._some(other_rows)
-        both = self.trunk.peek([*mine, *theirs], torch.cat([token_ids, token_ids]))
-        return both[: len(mine)].clone()
+        these, others = self._some(rows), other._some(other_rows)
+        both = self.trunk.peek([*these, *others], torch.cat([token_ids, token_ids]))
+        return both[: len(these)].clone()
 
     def context(self, rows: Tensor | None = None) -> Tensor:
         """[N, D], of some rows or of all."""

@@ -17,10 +17,15 @@ from trimtab.models.adapters.row_lora import routed
 from trimtab.models.forward.row_cache import Layout, RowCache
 from trimtab.models.forward.trunk import RowAdapter, Trunk, TrunkSession
 from trimtab.models.networks.kinds import cache_argument, decoder_of, longest, reaches, refusing
+from trimtab.models.trained_on import ModelFacts
 
 
 class Backbone:
-    """Token ids to states, with a cache whose rows have their own length. A causal model adds the `head`."""
+    """Token ids to states, with a cache whose rows have their own length. A causal model adds the `head`.
+
+    It takes the module over: from here on the module is in evaluation mode (no dropout) and none of its weights ask for
+    a gradient, also for whoever else holds it. Weights, buffers and config stay as they were.
+    """
 
     def __init__(self, module: Any) -> None:
         module.eval().requires_grad_(False)
@@ -86,7 +91,7 @@ class Backbone:
         """[N, D] states -> [N, V] float32 log-probabilities. Raises CompatibilityError for a model without any."""
         raise CompatibilityError(f"A {type(self.module).__name__} gives states and no log-probabilities.")
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelFacts:
         """What tells these weights from others: see `describe`."""
         return describe(self.module, self.vocab_size)
 
@@ -152,7 +157,7 @@ class _SeeminglyFull(DynamicCache):  # type: ignore[misc]  # transformers is not
         return self._length
 
 
-def describe(module: Any, vocab_size: int) -> dict[str, Any]:
+def describe(module: Any, vocab_size: int) -> ModelFacts:
     """What tells a network's weights from others: shapes, and the mean of some norm weights (the same in any dtype)."""
     config = module.config.get_text_config()
     norms = [round(float(weight.float().mean()), 6) for _, weight in norm_weights(module)]

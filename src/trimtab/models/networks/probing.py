@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import NotFiniteError
+from trimtab.models.hooks import hooked
 from trimtab.models.networks.backbone import Backbone
 from trimtab.models.networks.kinds import refusal, refusing
 
@@ -256,12 +257,8 @@ def disturbed(module: Any, seed: int = 0) -> Iterator[None]:
         return (output * (1 + _step(module, output) * noise)).to(output.dtype)
 
     parts = [part for part in module.modules() if not any(True for _ in part.children())]
-    hooks = [part.register_forward_hook(disturb) for part in parts]
-    try:
+    with hooked((part, disturb) for part in parts):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _step(module: Any, output: Tensor) -> float:

@@ -7,7 +7,6 @@ on. No head is ever made up here: it is trained, or it is read.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from trimtab.errors import CheckpointError, CompatibilityError
 from trimtab.models.adapters import files as adapter_files
 from trimtab.models.adapters.lora import LoRA
 from trimtab.models.hf import HFModel
+from trimtab.models.trained_on import UNKNOWN, TrainedOn
 
 SCORE = "score"
 """The name of the head in a reward model's checkpoint."""
@@ -59,8 +59,8 @@ def with_score_head(causal: Any, weight: Tensor) -> Any:
     return module
 
 
-def read_reward_adapter(directory: Path, card: Mapping[str, Any]) -> tuple[LoRA, Tensor]:
-    """The adapter and the head [1, D] in `directory`, whose `guide.json` is `card`.
+def read_reward_adapter(directory: Path, trained_on: TrainedOn = UNKNOWN) -> tuple[LoRA, Tensor]:
+    """The adapter and the head [1, D] in `directory`.
 
     Raises CheckpointError for files that do not load or lack the head.
     """
@@ -70,16 +70,16 @@ def read_reward_adapter(directory: Path, card: Mapping[str, Any]) -> tuple[LoRA,
             f"{directory} has a score head of shape {list(weight.shape)}; a reward model's has one row, for one number "
             "an answer. Train it with `trimtab train reward`."
         )
-    return LoRA.of_files(files, card, directory), weight
+    return LoRA.of_files(files, directory, trained_on), weight
 
 
-def merged_reward_module(base: HFModel, directory: Path, card: Mapping[str, Any]) -> Any:
-    """The adapter and the head in `directory`, merged into `base`, which is used up. `card` is its `guide.json`.
+def merged_reward_module(base: HFModel, directory: Path, trained_on: TrainedOn = UNKNOWN) -> Any:
+    """The adapter and the head in `directory`, merged into `base`, which is used up.
 
     Raises CheckpointError for files that do not load or lack the head, BaseMismatchError and VocabularyMismatchError
     for another base than the one it was trained on, CompatibilityError for one whose weights are quantised.
     """
-    adapter, weight = read_reward_adapter(directory, card)
+    adapter, weight = read_reward_adapter(directory, trained_on)
     adapter.check(base)
     with torch.no_grad():
         for name, (down, up) in adapter.pairs.items():

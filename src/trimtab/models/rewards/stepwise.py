@@ -9,9 +9,7 @@ Two forms: a model of its own, and an adapter with a head, which runs as rows of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +24,7 @@ from trimtab.models.networks.backbone import Backbone
 from trimtab.models.networks.probing import Numbers, probe
 from trimtab.models.rewards.adapter import read_reward_adapter
 from trimtab.models.rewards.whole import RewardModel
+from trimtab.models.trained_on import UNKNOWN, TrainedOn
 from trimtab.sessions import SessionView
 
 
@@ -129,7 +128,7 @@ def token_rewards(model: RewardModel) -> TokenRewards:
     return TokenRewards(_RewardBackbone(model), head[0], tokenizer=HFTokenizer(model.tokenizer))
 
 
-def load_adapter_rewards(directory: Path, card: Mapping[str, Any]) -> AdapterRewards:
+def load_adapter_rewards(directory: Path, trained_on: TrainedOn = UNKNOWN) -> AdapterRewards:
     """The adapter and the head that `trimtab train reward` wrote. Raises CheckpointError."""
-    adapter, head = read_reward_adapter(directory, card)
+    adapter, head = read_reward_adapter(directory, trained_on)
     return AdapterRewards(adapter, head[0])

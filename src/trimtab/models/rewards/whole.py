@@ -24,6 +24,7 @@ from trimtab.core import Chat, Message, Prompt
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, OptionError, PromptError
 from trimtab.models.networks.kinds import longest
 from trimtab.models.networks.probing import RATIO, company_length, disturbed
+from trimtab.models.tokenizing.beginning import begun_once
 from trimtab.models.tokenizing.conversations import Conversations
 from trimtab.models.tokenizing.templates import check_messages, readable, render
 
@@ -181,16 +182,16 @@ class RewardModel:
         token_ids = [token_id for token_id in range(1, min(size, 9)) if token_id != self._text.pad_id]
         rows = [token_ids[:4], token_ids, token_ids[-1:]]
         try:
-            theirs = self._own_rewards(rows)
+            expected = self._own_rewards(rows)
             ours = self._rewards_of(*self._padded(rows, filler=token_ids[0])).float()
         except Exception as error:  # each architecture has its own for what it cannot do
             raise CompatibilityError(
                 f"{type(self.module).__name__} does not take a batch of plain token ids ({error}). {_ACCEPTED}"
             ) from error
-        if bool(torch.isnan(ours - theirs).any()):
+        if bool(torch.isnan(ours - expected).any()):
             raise NotFiniteError(f"{self.name} gives NaN. Its weights are damaged, or need another dtype.")
-        gap = float((ours - theirs).abs().max())
-        if gap > _EXACT * (1 + float(theirs.abs().max())) and gap > RATIO * self._rounding(rows, theirs):
+        gap = float((ours - expected).abs().max())
+        if gap > _EXACT * (1 + float(expected.abs().max())) and gap > RATIO * self._rounding(rows, expected):
             raise CompatibilityError(
                 f"{type(self.module).__name__} gives a text in a batch a reward that is {gap:.2g} from what it gives "
                 f"the text alone: it looks at the padding. {_ACCEPTED}"
@@ -233,16 +234,9 @@ class _Text:
                 f"The reward model does not read a conversation of {len(messages)} messages. {error} "
                 "Give prompts in the shape that it accepts."
             ) from error
-        return self._with_one_bos(self._plain(text))
-
-    def _with_one_bos(self, token_ids: list[int]) -> tuple[list[int], list[int], list[int]]:
-        """One beginning-of-sequence token where the template writes it or the tokenizer has the habit, else none."""
         bos = self._hf.bos_token_id
-        if bos is None:
-            return [], token_ids, []
-        num_written = next((n for n, token_id in enumerate(token_ids) if token_id != bos), len(token_ids))
-        start = [int(bos)] if num_written or bos in self._start else []
-        return start, token_ids[num_written:], []
+        habit = [int(bos)] if bos in self._start else []
+        return *begun_once(self._plain(text), bos, habit, as_written=True), []
 
     def _plain(self, text: str) -> list[int]:
         # Not verbose: a text that is too long is cut and counted here.
@@ -250,7 +244,7 @@ class _Text:
         return [int(token_id) for token_id in token_ids]
 
 
-def load_reward_model(
+def load_whole_reward_model(
     directory: str | Path,
     *,
     name: str = "",

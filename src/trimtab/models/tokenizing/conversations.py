@@ -15,6 +15,7 @@ from typing import Any
 
 from trimtab.core import Chat, Message
 from trimtab.errors import CheckpointError, PromptError
+from trimtab.models.tokenizing.beginning import begun_once
 from trimtab.models.tokenizing.templates import MARK, THOUGHTS, readable, render
 
 _NEXT = "TheNextTurnIsHere"
@@ -238,18 +239,8 @@ class Conversations:
 
     def _begun(self, token_ids: list[int], *, chat: bool = False) -> list[int]:
         """With what the tokenizer puts before a text, once, wherever a template or the text itself writes it too."""
-        bos, start = self._hf.bos_token_id, self.habits[0]
-        if chat and not start and bos is not None and token_ids[:1] == [bos]:
-            start = [bos]
-        written = 0
-        while start:
-            if bos in start and token_ids[written : written + 1] == [bos]:
-                written += 1
-            elif token_ids[written : written + len(start)] == start:
-                written += len(start)
-            else:
-                break
-        return [*start, *token_ids[written:]]
+        start, following = begun_once(token_ids, self._hf.bos_token_id, self.habits[0], as_written=chat)
+        return [*start, *following]
 
     @cached_property
     def habits(self) -> tuple[list[int], list[int]]:

@@ -32,7 +32,7 @@ MARK = "TheAnswerEndsHere"
 _LONGEST_REASON = 300
 
 _ALWAYS = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"})
-"""What a template is told in any case, so that it is no option."""
+"""What a template is told in any case, so that it is not an option."""
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -53,20 +53,22 @@ def render(hf: Any, messages: Sequence[Message], *, options: Mapping[str, Any] |
     Keys of messages and options that the template does not read are passed on all the same (`readable` takes them
     out or refuses them). Raises PromptError for whatever the template raises.
     """
-    told = dict(options or {})
-    template = _template_of(hf, told)
+    chosen = dict(options or {})
+    template = _template_of(hf, chosen)
     shaped = _in_parts if _reads(template).loops_over_content and _wants_parts(hf, template) else dict
-    return _rendered(hf, template, [shaped(_named_as_read(message, template)) for message in messages], told, opened)
+    return _rendered(hf, template, [shaped(_named_as_read(message, template)) for message in messages], chosen, opened)
 
 
-def _rendered(hf: Any, template: str, messages: Sequence[dict[str, Any]], told: Mapping[str, Any], opened: bool) -> str:
+def _rendered(
+    hf: Any, template: str, messages: Sequence[dict[str, Any]], chosen: Mapping[str, Any], opened: bool
+) -> str:
     try:
         text: str = hf.apply_chat_template(
             messages,
             chat_template=template,
             tokenize=False,
             add_generation_prompt=opened,
-            **told,
+            **chosen,
         )
     except Exception as error:  # a template is somebody's program, and may raise anything
         raise PromptError(f"The model's chat template refuses these messages: {_reason(error)}.") from None
@@ -214,7 +216,7 @@ class _Generation(jinja2.ext.Extension):
 
 @functools.lru_cache(maxsize=64)
 def _reads(template: str) -> _Reads:
-    """What a template reads, off its syntax tree. Raises PromptError for one that is no template."""
+    """What a template reads, off its syntax tree. Raises PromptError for one that is not a template."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=[_Generation, jinja2.ext.loopcontrols])
     try:
         tree = environment.parse(template)

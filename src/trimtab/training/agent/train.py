@@ -32,6 +32,7 @@ from trimtab.core import LanguageModel, Prompt, Selection
 from trimtab.errors import MissingExtraError
 from trimtab.guides.agent import Agent
 from trimtab.mixing.rules import FirstAccepted
+from trimtab.storage.cards import write_card
 from trimtab.training.agent.card import agent_card, versions
 from trimtab.training.agent.model_source import ModelSource
 from trimtab.training.agent.settings import AgentSettings
@@ -203,6 +204,7 @@ def _write(directory: Path, rounds: AgentRun, settings: AgentSettings, card: Fac
     agent = Agent(rounds.learner.actor.eval(), selection=selection, trained_on=base, card=card)
     with torch.no_grad():
         agent.save_files(directory)
+    write_card(directory, agent.facts())
     (directory / "README.md").write_text(agent_card(card), encoding="utf-8")
 
 

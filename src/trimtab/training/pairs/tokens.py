@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trimtab.errors import DataError, OptionError, PromptError, naming
+from trimtab.models.tokenizing.beginning import begun_once
 from trimtab.training.pairs.formats import PreferencePair
 
 if TYPE_CHECKING:
@@ -140,9 +141,9 @@ class _Cutter:
         if len(prompt) > self._max_prompt_length:
             self.num_prompts += 1
             # The beginning-of-sequence token survives.
-            start = [self._bos] if self._bos is not None and prompt[0] == self._bos else []
+            start, following = begun_once(prompt, self._bos, [], as_written=True)
             tail = self._max_prompt_length - len(start)
-            prompt = [*start, *(prompt[-tail:] if tail else [])]
+            prompt = [*start, *(following[-tail:] if tail else [])]
         room = self._max_length - len(prompt)
         self.num_responses += (len(chosen) > room) + (len(rejected) > room)
         return TokenPair(tuple(prompt), tuple(chosen[:room]), tuple(rejected[:room]))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.statistics import FEW
+from trimtab.storage.cards import write_card
 from trimtab.storage.files import write_text
 from trimtab.training.run.identity import Facts
 
@@ -58,7 +59,7 @@ _GUIDE_FORMS = {
 
 def write_cards(directory: Path, card: Facts, about: About) -> None:
     """Write `guide.json` and `README.md` into the guide's directory."""
-    write_text(directory / "guide.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
+    write_card(directory, card)
     write_text(directory / "README.md", model_card(card, about))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import CheckpointError, OptionError, OutputExistsError
-from trimtab.storage.directories import read_guide_card
+from trimtab.storage.cards import read_card
 from trimtab.storage.files import sync, write_text
 from trimtab.training.run.identity import check_same_training
 
@@ -89,7 +89,7 @@ def finished(out: Path, known: Mapping[str, object]) -> dict[str, Any]:
 
     `known` are the parts of `guide.json` that are known without the model.
     """
-    facts = read_guide_card(out)
+    facts = dict(read_card(out).written)
     check_same_training(
         known,
         {key: facts.get(key) for key in known},

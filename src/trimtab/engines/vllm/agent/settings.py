@@ -16,7 +16,7 @@ from trimtab.engines.vllm.manifest import AGENT_ARCHITECTURE, Manifest
 from trimtab.errors import CompatibilityError
 from trimtab.guides.agent import Agent
 from trimtab.mixing.rules import FirstAccepted
-from trimtab.storage.directories import read_guide_card
+from trimtab.storage.cards import read_card
 
 MOST_CANDIDATES = 1024
 """The most candidates of one token; each costs a step of the engine."""
@@ -78,7 +78,7 @@ def read_agent(manifest: Manifest, base: EngineBase) -> Agent:
         )
     guide = manifest.guides[0]
     directory = Path(guide.path)
-    agent = Agent.of_directory(directory, read_guide_card(directory))
+    agent = Agent.of_directory(directory, read_card(directory).written)
     rule, top_k = agent.selection.rule, agent.selection.top_k
     if not isinstance(rule, FirstAccepted):
         raise CompatibilityError(

@@ -1,0 +1,296 @@
+"""The card of a guide, `guide.json`: what the guide is, what it runs on and what is known of its training.
+
+A card keeps all that was written, also what this version does not know, so that writing it again loses nothing. The
+table of the kinds of guides stands here: loading, packing for vLLM, commands and messages ask it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeGuard, TypeVar, cast
+
+from trimtab.documents import read_json
+from trimtab.errors import CheckpointError, OptionError, unknown_name
+from trimtab.mixing.forms import FORMS, PRODUCT, SHIFT
+from trimtab.models.trained_on import ModelFacts, TrainedOn, VocabularyFacts
+from trimtab.storage.files import write_text
+
+T = TypeVar("T")
+
+GUIDE_FILE = "guide.json"
+GUIDE_FORMAT = 1
+ADAPTER_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuideKind:
+    """What holds of every guide of one kind."""
+
+    what: str
+    forms: tuple[str, ...] = ()
+    """The forms that a guide which is a language model may have, first the one of a card that names none."""
+    adapter: bool = False
+    """It is an adapter of a base, though not in peft's format."""
+    not_in_vllm: str = ""
+    """Why vLLM does not run it and what to do, after "Guide NAME"; empty where it runs there."""
+
+
+GUIDE_KINDS: Mapping[str, GuideKind] = {
+    "agent": GuideKind(what="an accept-reject agent"),
+    "arm": GuideKind(what="a language model that scores by its log-probabilities", forms=(PRODUCT, SHIFT)),
+    "parm": GuideKind(
+        what="a preference-aware language model",
+        forms=(PRODUCT, SHIFT),
+        adapter=True,
+        not_in_vllm="is made for every preference vector; vLLM runs one. Save it at a vector first "
+        "(docs/serving/vllm.md says how) and pack that, or use the built-in engine (--preference).",
+    ),
+    "policy": GuideKind(what="a tuned policy", forms=(SHIFT,)),
+    "reward": GuideKind(
+        what="a trajectory reward model",
+        not_in_vllm="is a trajectory reward model, which scores candidates one by one or after roll-outs; vLLM has no "
+        "place for that. Accepted in vLLM: {accepted}. Use the built-in engine.",
+    ),
+}
+"""The one table of the kinds of guides, by the name that a card gives."""
+
+FORMED_KINDS = tuple(name for name, kind in GUIDE_KINDS.items() if kind.forms)
+"""Kinds of guides that are language models, and so have a form."""
+KINDS_IN_VLLM = tuple(name for name, kind in GUIDE_KINDS.items() if not kind.not_in_vllm)
+
+
+@dataclass(frozen=True, slots=True)
+class GuideCard:
+    """What a guide's directory says of the guide. What is not known is None or empty."""
+
+    kind: str
+    """A key of `GUIDE_KINDS`: what the card says, else what the files look like."""
+    guessed: bool = False
+    """No card names the kind."""
+    guide_form: str | None = None
+    """The form that the card names, `product` or `shift`."""
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
+    objectives: tuple[str, ...] = ()
+    """The names of what a preference-aware guide weighs."""
+    scale: float | None = None
+    """The scale of its bilinear adapter."""
+    selection: Mapping[str, object] = field(default_factory=dict)
+    """An agent's rule, threshold and candidates."""
+    max_length: int | None = None
+    """Tokens of a prompt and an answer together that a reward model was trained with."""
+    eval_accuracy_high: float | None = None
+    """Upper end of the interval of its accuracy on held-out pairs."""
+    written: Mapping[str, object] = field(default_factory=dict)
+    """All of the card; empty where there is none."""
+
+    @property
+    def base_name(self) -> str | None:
+        """The name of the model that the guide was trained on."""
+        return self.trained_on.base.get("name") or None
+
+    def form(self, asked: str | None = None) -> str:
+        """The form of a guide that is a language model: the one that is asked for, else the card's.
+
+        Raises CheckpointError for a card with another form than there is, OptionError where one is asked for that does
+        not exist, or of a guide that has none.
+        """
+        return form_of(self.kind, self.guide_form, asked=asked)
+
+    def with_form(self, form: str) -> GuideCard:
+        """The same card with this form written into it, and its kind."""
+        head = {"format": GUIDE_FORMAT, "kind": self.kind}
+        written = {**head, **self.written, "guide_form": form}
+        return replace(self, guide_form=form, guessed=False, written=written)
+
+    @staticmethod
+    def of_mapping(written: Mapping[str, object], path: Path, *, kind: str) -> GuideCard:
+        """The card in what was read from `path`; `kind` is that of a card which names none.
+
+        Raises CheckpointError, which names the file, the key and the value, and what is accepted.
+        """
+        if written.get("format") != GUIDE_FORMAT:
+            raise CheckpointError(
+                f"{path} is of format {written.get('format')!r}; this version reads format {GUIDE_FORMAT}. "
+                "Update trimtab, or train the guide again."
+            )
+        section = _Section(written, path)
+        named = section.text("kind") or kind
+        if named not in GUIDE_KINDS:
+            raise CheckpointError(
+                f"{path.parent} holds a guide of kind {named!r}, which this version does not know. "
+                f"Known: {', '.join(GUIDE_KINDS)}. Update trimtab."
+            )
+        base, vocabulary = section.part("base"), section.part("vocabulary")
+        parm, reward, metrics = section.part("parm"), section.part("reward"), section.part("metrics")
+        return GuideCard(
+            kind=named,
+            guessed="kind" not in written,
+            guide_form=_form(written.get("guide_form"), named),
+            trained_on=TrainedOn(base.model_facts(), vocabulary.vocabulary_facts()),
+            objectives=parm.texts("objectives"),
+            scale=parm.number("scale"),
+            selection=section.part("selection").values,
+            max_length=reward.count("max_length"),
+            eval_accuracy_high=metrics.number("eval_accuracy_high"),
+            written=dict(written),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """Values under one key of a card, read with checks."""
+
+    values: Mapping[str, object]
+    path: Path
+    place: str = ""
+
+    def part(self, key: str) -> _Section:
+        value = self._get(key, _is_mapping, "an object")
+        return _Section(value or {}, self.path, f"{self.place}{key}.")
+
+    def text(self, key: str) -> str | None:
+        return self._get(key, _is_text, "a text")
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        return tuple(self._get(key, _are_texts, "a list of texts") or ())
+
+    def count(self, key: str) -> int | None:
+        return self._get(key, _is_count, "a whole number of at least 0")
+
+    def number(self, key: str) -> float | None:
+        return self._get(key, _is_number, "a finite number")
+
+    def model_facts(self) -> ModelFacts:
+        """A model's description; other facts about it are kept as they are."""
+        self.text("name")
+        self.text("architecture")
+        for key in ("num_layers", "hidden_size", "vocab_size"):
+            self.count(key)
+        self._get("norms", _are_numbers, "a list of finite numbers")
+        return cast(ModelFacts, {key: value for key, value in self.values.items() if value is not None})
+
+    def vocabulary_facts(self) -> VocabularyFacts:
+        self.text("fingerprint")
+        self.count("size")
+        return cast(VocabularyFacts, {key: value for key, value in self.values.items() if value is not None})
+
+    def _get(self, key: str, accepts: Callable[[object], TypeGuard[T]], accepted: str) -> T | None:
+        value = self.values.get(key)
+        if value is None or accepts(value):
+            return value
+        raise CheckpointError(
+            f"{self.path}: {self.place}{key} is {value!r}; accepted: {accepted}. Mend the card, or train the "
+            "guide again."
+        )
+
+
+def _is_mapping(value: object) -> TypeGuard[Mapping[str, object]]:
+    return isinstance(value, Mapping)
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str)
+
+
+def _are_texts(value: object) -> TypeGuard[Sequence[str]]:
+    return isinstance(value, list | tuple) and all(map(_is_text, value))
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(value: object) -> TypeGuard[Sequence[float]]:
+    return isinstance(value, list | tuple) and all(map(_is_number, value))
+
+
+def read_card(directory: Path) -> GuideCard:
+    """The card of a guide's directory; where there is none, one that knows the kind from the files alone.
+
+    Raises CheckpointError for a card that cannot be read.
+    """
+    path = directory / GUIDE_FILE
+    if not path.exists():
+        return GuideCard(_kind_of_files(directory), guessed=True)
+    try:
+        written = read_json(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}). Train or download the guide again.") from error
+    return GuideCard.of_mapping(written if isinstance(written, Mapping) else {}, path, kind=_kind_of_files(directory))
+
+
+def write_card(directory: Path, card: GuideCard | Mapping[str, object]) -> None:
+    """Write `guide.json`, whole or not at all. Raises CheckpointError for a card that could not be read again."""
+    path = directory / GUIDE_FILE
+    if not isinstance(card, GuideCard):
+        card = GuideCard.of_mapping(card, path, kind=_kind_of_files(directory))
+    write_text(path, json.dumps(card.written, indent=2, allow_nan=False) + "\n")
+
+
+def form_of(kind: str, written: str | None, *, asked: str | None = None) -> str:
+    """The form of a guide of a kind: the one that is asked for, else the one its card names, else the kind's own.
+
+    Raises CheckpointError and OptionError as `GuideCard.form` does.
+    """
+    if asked is not None and asked not in FORMS:
+        raise unknown_name("form of a guide", asked, FORMS)
+    forms = GUIDE_KINDS[kind].forms
+    if not forms:
+        raise OptionError(
+            f"A guide of kind {kind!r} has no form, since it is not a language model; name no form for it. Kinds that "
+            f"have one: {', '.join(FORMED_KINDS)}."
+        )
+    _form(written, kind)
+    if asked is not None and asked not in forms:
+        raise OptionError(
+            f"A tuned policy (kind {kind!r}) is always a {forms[0]}: at weight 1 it is the policy itself. Leave its "
+            "form out; to use the same weights as a product, load them without their guide.json."
+        )
+    return asked or written or forms[0]
+
+
+def _form(written: object, kind: str) -> str | None:
+    """The form that a card names, checked where a guide of its kind has one."""
+    forms = GUIDE_KINDS[kind].forms
+    if written is None or (isinstance(written, str) and written in forms):
+        return written
+    if not forms:
+        return None
+    accepted = f"accepted: {', '.join(forms)}" if len(forms) > 1 else f"{GUIDE_KINDS[kind].what} is a {forms[0]}"
+    raise CheckpointError(
+        f"The guide's card ({GUIDE_FILE}) has guide_form {written!r}; {accepted}. Mend the card, or update trimtab."
+    )
+
+
+def named_base(directory: Path, card: GuideCard) -> str | None:
+    """What the card, or else peft's configuration, calls the model that a guide was trained on."""
+    if card.base_name:
+        return card.base_name
+    try:
+        config = read_json((directory / ADAPTER_FILE).read_text(encoding="utf-8"))
+        name = config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(name) if name else None
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter of another model, in peft's format."""
+    return (directory / ADAPTER_FILE).exists()
+
+
+def _kind_of_files(directory: Path) -> str:
+    """The kind of a directory without a card: a model of one label is a reward model."""
+    try:
+        config = read_json((directory / "config.json").read_text(encoding="utf-8"))
+        return "reward" if str(config["architectures"][0]).endswith("ForSequenceClassification") else "arm"
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return "arm"

@@ -1,0 +1,114 @@
+"""The card of a guide: what is read from it, what is refused, and that writing it again loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.errors import CheckpointError, OptionError
+from trimtab.storage import loading
+from trimtab.storage.cards import FORMED_KINDS, GUIDE_KINDS, KINDS_IN_VLLM, named_base, read_card, write_card
+
+BASE = {"name": "small", "architecture": "LlamaForCausalLM", "num_layers": 2, "hidden_size": 8, "norms": [0.5, 1]}
+VOCABULARY = {"fingerprint": "ab" * 32, "size": 60}
+
+OLD: dict[str, dict[str, Any]] = {
+    "a reward model without a form": {"kind": "arm", "form": "lora", "base": BASE, "vocabulary": VOCABULARY},
+    "a policy without a form": {"kind": "policy", "method": "dpo", "base": BASE, "vocabulary": VOCABULARY},
+    "an agent without a vocabulary": {
+        "kind": "agent",
+        "base": {"name": ""},
+        "selection": {"rule": "first", "top_k": 4},
+    },
+    "a preference-aware guide": {"kind": "parm", "form": "bilinear", "parm": {"objectives": ["a", "b"], "scale": 2.0}},
+    "a reward model without a record": {"kind": "reward", "form": "full", "base": BASE},
+    "a card without a kind": {"base": BASE},
+    "a card of a later version": {"kind": "arm", "base": {**BASE, "colour": "ü"}, "later": [1, {"x": None}]},
+}
+
+
+def card_at(directory: Path, **content: Any) -> Path:
+    (directory / "guide.json").write_text(json.dumps({"format": 1, **content}))
+    return directory
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_what_is_read_and_written_again_is_the_same(name: str, tmp_path: Path) -> None:
+    card = read_card(card_at(tmp_path, **OLD[name]))
+    assert card.kind == OLD[name].get("kind", "arm")
+    assert card.guessed == ("kind" not in OLD[name])
+    (tmp_path / "copy").mkdir()
+    write_card(tmp_path / "copy", card)
+    assert json.loads((tmp_path / "copy" / "guide.json").read_text()) == {"format": 1, **OLD[name]}
+    assert dataclasses.replace(read_card(tmp_path / "copy")) == card
+
+
+def test_what_a_card_says_is_typed(tmp_path: Path) -> None:
+    card = read_card(card_at(tmp_path, **OLD["a reward model without a form"]))
+    assert (card.base_name, card.trained_on.base["num_layers"]) == ("small", 2)
+    assert card.trained_on.vocabulary["size"] == 60
+    parm = read_card(card_at(tmp_path, **OLD["a preference-aware guide"]))
+    assert (parm.objectives, parm.scale, parm.base_name) == (("a", "b"), 2.0, None)
+    reward = read_card(card_at(tmp_path, kind="reward", reward={"max_length": 9}, metrics={"eval_accuracy_high": 0.4}))
+    assert (reward.max_length, reward.eval_accuracy_high) == (9, 0.4)
+
+
+def test_a_form_is_written_with_the_kind_that_it_is_of(tmp_path: Path) -> None:
+    write_card(tmp_path, read_card(tmp_path).with_form("shift"))
+    assert json.loads((tmp_path / "guide.json").read_text()) == {"format": 1, "kind": "arm", "guide_form": "shift"}
+    assert read_card(tmp_path).form() == "shift"
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a kind that nobody knows": ({"kind": "oracle"}, r"kind 'oracle', which this version does not know\. Known: agent"),
+    "a kind that is not a text": ({"kind": 3}, r"guide\.json: kind is 3; accepted: a text"),
+    "a base that is a text": ({"base": "small"}, r"guide\.json: base is 'small'; accepted: an object"),
+    "a base's name": ({"base": {"name": ["a"]}}, r"guide\.json: base\.name is \['a'\]; accepted: a text"),
+    "a base's size": ({"base": {"hidden_size": "8"}}, r"base\.hidden_size is '8'; accepted: a whole number"),
+    "a base's norms": ({"base": {"norms": ["x"]}}, r"base\.norms is \['x'\]; accepted: a list of finite numbers"),
+    "a vocabulary's size": ({"vocabulary": {"size": -1}}, r"vocabulary\.size is -1; accepted: a whole number"),
+    "objectives": (
+        {"kind": "parm", "parm": {"objectives": "a"}},
+        r"parm\.objectives is 'a'; accepted: a list",
+    ),
+    "a scale": ({"kind": "parm", "parm": {"scale": "2"}}, r"parm\.scale is '2'; accepted: a finite number"),
+    "a selection": ({"kind": "agent", "selection": []}, r"selection is \[\]; accepted: an object"),
+    "a form": ({"kind": "arm", "guide_form": "sum"}, r"guide_form 'sum'; accepted: product, shift"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_named_with_its_place_and_value(name: str, tmp_path: Path) -> None:
+    content, sentence = WRONG[name]
+    with pytest.raises(CheckpointError, match=sentence):
+        read_card(card_at(tmp_path, **content))
+    with pytest.raises(CheckpointError, match=sentence):
+        write_card(tmp_path, {"format": 1, **content})
+
+
+def test_every_kind_can_be_loaded_and_is_packed_or_refused() -> None:
+    assert set(loading._BUILDERS) == set(GUIDE_KINDS)
+    assert set(FORMED_KINDS) == {"arm", "parm", "policy"}
+    assert {*KINDS_IN_VLLM, *(name for name, kind in GUIDE_KINDS.items() if kind.not_in_vllm)} == set(GUIDE_KINDS)
+
+
+def test_a_guide_is_located_before_any_model_is_loaded(tmp_path: Path) -> None:
+    located = loading.locate_guide(card_at(tmp_path, **OLD["a policy without a form"]))
+    assert (located.directory, located.card.kind, located.form()) == (tmp_path, "policy", "shift")
+    agent = loading.locate_guide(card_at(tmp_path, **OLD["an agent without a vocabulary"]))
+    assert agent.form() is None
+    with pytest.raises(OptionError, match="has no form"):
+        agent.form("shift")
+    with pytest.raises(CheckpointError, match="is a file"):
+        loading.locate_guide(tmp_path / "guide.json")
+
+
+def test_a_plain_adapter_says_its_base_in_pefts_words(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "there"}))
+    card = read_card(tmp_path)
+    assert (card.guessed, card.written, named_base(tmp_path, card)) == (True, {}, "there")
+    assert named_base(tmp_path, read_card(card_at(tmp_path, base=BASE))) == "small"
