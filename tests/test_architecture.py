@@ -77,8 +77,13 @@ OPTIONAL = (
 )
 """What `import trimtab` must not import: each belongs to an extra."""
 
-SIGNED_BY_OTHERS = {("models/forward/row_cache.py", "update")}
-"""Methods whose signature is the contract of a library's class, open end included: transformers' `Cache`."""
+SIGNED_BY_OTHERS = {
+    ("models/forward/row_cache.py", "update"),
+    *((f"training/{method}/trainer.py", "__init__") for method in ("arm", "dpo", "parm", "reward", "rl")),
+    *((f"training/{method}/trainer.py", "train") for method in ("parm", "rl")),
+}
+"""Methods whose signature is the contract of a library's class, open end included, which refuses a typo itself:
+transformers' `Cache`, TRL's trainers."""
 
 BANNED_NAMES = {"base", "helpers", "manager", "utils"}
 MAX_FILE_LINES = 400
