@@ -63,6 +63,13 @@ def test_a_form_is_written_with_the_kind_that_it_is_of(tmp_path: Path) -> None:
     assert read_card(tmp_path).form() == "shift"
 
 
+@pytest.mark.parametrize("name", OLD)
+def test_a_form_that_is_written_loses_nothing_else(name: str, tmp_path: Path) -> None:
+    write_card(tmp_path, read_card(card_at(tmp_path, **OLD[name])).with_form("shift"))
+    written = json.loads((tmp_path / "guide.json").read_text())
+    assert written == {"kind": "arm", "format": 1, **OLD[name], "guide_form": "shift"}
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a kind that nobody knows": ({"kind": "oracle"}, r"kind 'oracle', which this version does not know\. Known: agent"),
     "a kind that is not a text": ({"kind": 3}, r"guide\.json: kind is 3; accepted: a text"),
