@@ -1,4 +1,4 @@
-"""The tables of reference/flags.md that are made from the fields of dataclasses: `python docs/field_tables.py` writes them.
+"""Writes the tables of reference/flags.md that are made from the fields of dataclasses: `python docs/field_tables.py`.
 
 A table stands below a comment that names it, `<!-- fields: NAME -->`, and ends at the first empty line.
 """
@@ -36,15 +36,17 @@ def written(page: str) -> str:
 def tables() -> dict[str, str]:
     """Name -> the table in Markdown."""
     heading = ("flag", "default", "meaning")
+    by_method = settings()
+    agent = by_method.pop("agent")
     return {
         "sampling": _markdown(heading, flags.rows(SamplingParams(), but=NOT_SAMPLING_FLAGS)),
-        "training": _markdown((*heading, "only"), _by_method(_training())),
-        "agent": _markdown(heading, flags.rows(AgentSettings())),
+        "training": _markdown((*heading, "only"), _by_method(by_method)),
+        "agent": _markdown(heading, agent),
         "limits": _markdown(heading, flags.rows(Limits())),
     }
 
 
-def _training() -> dict[str, list[Row]]:
+def settings() -> dict[str, list[Row]]:
     """Method -> its settings."""
     meaning = f"{table(ParmSettings)['beta'].sentence()}; repeat for several"
     beta = ("`--beta [NAME=]X`", shown(ParmSettings().beta), meaning)
@@ -54,18 +56,19 @@ def _training() -> dict[str, list[Row]]:
         "reward": list(flags.rows(RewardSettings(), but=NOT_SETTINGS)),
         "dpo": list(flags.rows(DpoSettings(), but=NOT_SETTINGS)),
         "rl": list(flags.rows(RLSettings(), but=NOT_SETTINGS)),
+        "agent": list(flags.rows(AgentSettings())),
     }
 
 
-def _by_method(settings: Mapping[str, Iterable[Row]]) -> Iterator[tuple[str, ...]]:
+def _by_method(methods: Mapping[str, Iterable[Row]]) -> Iterator[tuple[str, ...]]:
     """A row for each flag; what is another in some methods than in the first one is given with their names."""
     of_flag: dict[str, dict[str, tuple[str, str]]] = {}
-    for method, rows in settings.items():
+    for method, rows in methods.items():
         for flag, default, meaning in rows:
             of_flag.setdefault(flag, {})[method] = (default, meaning)
     # What nearly all methods have comes last, so that what a method is about is read first.
-    for flag, said in sorted(of_flag.items(), key=lambda one: len(one[1]) >= len(settings) - 1):
-        only = "" if len(said) == len(settings) else ", ".join(f"`{method}`" for method in said)
+    for flag, said in sorted(of_flag.items(), key=lambda one: len(one[1]) >= len(methods) - 1):
+        only = "" if len(said) == len(methods) else ", ".join(f"`{method}`" for method in said)
         defaults = _variants({method: default for method, (default, _) in said.items()})
         yield flag, defaults, _variants({method: meaning for method, (_, meaning) in said.items()}), only
 

@@ -20,11 +20,11 @@ import torch
 
 from trimtab import ArmSettings, load_model, read_pairs
 from trimtab.statistics import proportion_interval
-from trimtab.training.arm.trainer import head_at
 from trimtab.training.pairs.batches import PairCollator, evaluation_order
 from trimtab.training.pairs.data import without_stock
 from trimtab.training.pairs.losses import sequence_logprobs, token_logprobs
 from trimtab.training.pairs.tokens import TokenPair, tokenise
+from trimtab.training.run.output_head import head_at
 
 
 @torch.inference_mode()

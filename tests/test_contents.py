@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.storage.digests import callable_contents, model_contents, path_digest, scorer_contents
+from trimtab.storage.digests import callable_contents, model_contents, scorer_contents
+from trimtab.storage.files import path_digest
 
 FILES = {
     "mine.py": "from helper import share\nfrom package.inner import part\ndef score(prompts, texts):\n"

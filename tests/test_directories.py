@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from trimtab.errors import CheckpointError, MissingExtraError
-from trimtab.storage.directories import DEMO_PACKAGE, file_digest, resolve_model
+from trimtab.storage.directories import DEMO_PACKAGE, resolve_model
+from trimtab.storage.files import file_digest
 
 
 def hide(package: str, monkeypatch: pytest.MonkeyPatch) -> None:

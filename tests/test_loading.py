@@ -21,7 +21,8 @@ from trimtab.errors import (
 )
 from trimtab.guides.arm import ARM
 from trimtab.models.hf import HFModel
-from trimtab.storage.directories import new_directory, resolve_model
+from trimtab.storage.directories import resolve_model
+from trimtab.storage.files import new_directory
 from trimtab.storage.loading import load_guide, load_model, save_guide
 
 

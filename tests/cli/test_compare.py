@@ -236,10 +236,11 @@ def test_a_missing_package_is_said_before_the_model_is_loaded(
 
 
 def test_the_recipe_that_ships_is_sound(repository: Path) -> None:
-    from trimtab.cli.compare import _known_methods, _read_all
+    from trimtab.cli.compare import _read_all
+    from trimtab.evaluation.comparison.catalogued import known_methods
     from trimtab.evaluation.comparison.recipe_reader import path_problems, read_recipe
     from trimtab.methods.catalogue import check_method
 
-    found = read_recipe(repository / "recipes" / "smoke.yaml", _known_methods(), check_method)
+    found = read_recipe(repository / "recipes" / "smoke.yaml", known_methods(), check_method)
     assert path_problems(found) == []
     assert {split: len(items) for split, items in _read_all(found).items()} == {"validation": 10, "test": 10}

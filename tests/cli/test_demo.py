@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Run, Tiny
-from trimtab.cli import demo
+from trimtab.cli.demo import training
 from trimtab.training.run.interruption import Interrupted
 
 FAST = ("--prompts", "4", "--max-new-tokens", "3", "--batch-size", "4")
@@ -40,12 +41,44 @@ def test_json_is_what_the_manual_says(run: Run, tiny: Tiny) -> None:
     assert [(row["form"], row["weight"]) for row in summary["strengths"]] == BOTH
     for row in summary["strengths"]:
         assert list(row) == ["form", "weight", "reward", "reward_low", "reward_high", "kl", "tokens_per_s"]
-        assert row["reward_low"] <= row["reward"] <= row["reward_high"]
+        assert row["reward_low"] is row["reward_high"] is None  # 4 prompts are too few for an interval
         assert row["tokens_per_s"] > 0
     kls = [row["kl"] for row in summary["strengths"]]
     assert [kl == 0.0 for kl in kls] == [weight == 0 for _, weight in BOTH]
     assert summary["base_tokens_per_s"] > 0
     assert Path(summary["report"]).is_file()
+
+
+def test_ten_prompts_have_an_interval(run: Run, tiny: Tiny) -> None:
+    outcome = run(*_demo(tiny, "--json", "--prompts", "10", "--strengths", "0,1"))
+    assert outcome.code == 0, outcome.err
+    for row in json.loads(outcome.out)["strengths"]:
+        assert row["reward_low"] <= row["reward"] <= row["reward_high"]
+
+
+def test_the_demo_is_a_run_of_compare(run: Run, tiny: Tiny) -> None:
+    """Its report can be drawn again, and holds the numbers that the demo gave; base, one guide, one reward."""
+    shown = json.loads(run(*_demo(tiny, "--json", "--strengths", "0,1")).out)
+    again = run("compare", "runs/demo", "--report-only", "--json")
+    assert again.code == 0, again.err
+    methods = json.loads(again.out)["methods"]
+    named = [(row["method"], row["strength"]) for row in methods]
+    assert named == [("base", "0"), ("shift", "0"), ("shift", "1"), ("product", "1")]
+    for row, before in zip(methods[1:], shown["strengths"], strict=True):
+        assert row["kl"] == before["kl"]
+        assert row["reward_sentiment"] == before["reward"]
+
+
+def test_a_strength_that_means_nothing_is_refused_before_anything_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("trimtab.storage.loading.load_model", lambda *_, **__: pytest.fail("loaded a model"))
+    agent = tmp_path / "agent"
+    agent.mkdir()
+    (agent / "guide.json").write_text(json.dumps({"format": 1, "kind": "agent"}))
+    outcome = run("demo", "--guide", str(agent), "--strengths=-1,0.5")
+    assert outcome.code == 2
+    assert "a strength of mara is -1" in outcome.err
 
 
 def test_the_table_and_the_answers_are_shown(run: Run, tiny: Tiny) -> None:
@@ -62,21 +95,34 @@ def test_the_table_and_the_answers_are_shown(run: Run, tiny: Tiny) -> None:
     ):
         assert wanted in outcome.out
     assert "loading" in outcome.err
-    assert "at shift 0, 1; product 1" in outcome.err
+    assert "4 answers of the base, then at shift 0, 1; product 1" in outcome.err
+    assert re.findall(r"^  (\d+) of 16$", outcome.err, re.MULTILINE) == [
+        "2",
+        "4",
+        "5",
+        "7",
+        "8",
+        "10",
+        "12",
+        "13",
+        "15",
+        "16",
+    ]
     assert "loading" not in outcome.out
 
 
 def test_the_report_lies_in_a_new_directory_each_time(run: Run, tiny: Tiny) -> None:
     reports = [json.loads(run(*_demo(tiny, "--json", "--strengths", "1")).out)["report"] for _ in range(2)]
     assert reports == ["runs/demo/report.html", "runs/demo-2/report.html"]
-    names = ["answers.jsonl", "frontier.csv", "frontier.png", "report.html"]
-    assert [path.name for path in sorted(Path("runs/demo").iterdir())] == names
+    names = {"answers.jsonl", "frontier.csv", "frontier.png", "report.html"}
+    run_files = {"run.json", "costs.jsonl", "methods.csv", "costs.csv"}
+    assert {path.name for path in Path("runs/demo").iterdir()} == names | run_files
 
 
 def test_the_page_says_how_it_was_done(run: Run, tiny: Tiny) -> None:
     run(*_demo(tiny, "--out", "here", "--seed", "5", "--strengths", "1"))
     page = Path("here/report.html").read_text(encoding="utf-8")
-    for wanted in ("at most 3 new tokens", "seed 5 + i", "VADER", "4 of our own", "its own card says", "BCa"):
+    for wanted in ("max new tokens 3", "<dt>Seeds</dt><dd>5;", "VADER", "4 of our own", "its own card says", "BCa"):
         assert wanted in page
     assert "labelled the pairs" not in page  # nobody knows what this guide was trained on
 
@@ -160,7 +206,7 @@ def test_training_goes_the_whole_road_and_can_be_resumed(run: Run, tiny: Tiny, m
     monkeypatch.delitem(sys.modules, "spread", raising=False)
     chats = prompts.training_prompts()[:8]
     monkeypatch.setattr(prompts, "training_prompts", lambda: chats)
-    monkeypatch.setattr(demo, "NUM_HELD_OUT_PROMPTS", 3)
+    monkeypatch.setattr(training, "NUM_HELD_OUT_PROMPTS", 3)
     monkeypatch.setattr(preferences, "whole_sentences", lambda text: text)
     argv = (
         "demo",
@@ -200,10 +246,10 @@ def test_training_goes_the_whole_road_and_can_be_resumed(run: Run, tiny: Tiny, m
 
 
 def test_an_interrupted_training_says_how_to_go_on(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> str:
+    def interrupted(*_: object) -> None:
         raise Interrupted(3, 10, Path("runs/demo-train/guide.work"))
 
-    monkeypatch.setattr(demo, "_train", interrupted)
+    monkeypatch.setattr(training, "_train", interrupted)
     outcome = run("demo", "--train", "--model", tiny.model, "--seed", "4")
     assert outcome.code == 130
     assert "after step 3 of 10" in outcome.err

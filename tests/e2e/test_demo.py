@@ -68,9 +68,9 @@ def test_the_report_names_model_judge_and_size(summary: dict[str, Path]) -> None
     for wanted in ("SmolLM2-135M-Instruct", "64 of our own", "labelled the pairs", "VADER", "held-out pairs"):
         assert wanted in page
     answers = [json.loads(line) for line in summary["report"].with_name("answers.jsonl").read_text().splitlines()]
-    assert len(answers) == 8 * 64
-    shift = [row for row in answers if row["form"] == "shift"]
-    by_strength = {weight: [row["text"] for row in shift if row["weight"] == weight] for weight in (0, 1)}
+    assert len(answers) == (1 + 8) * 64
+    shift = [row for row in answers if row["method"] == "shift"]
+    by_strength = {weight: [row["text"] for row in shift if row["strength"] == weight] for weight in (0, 1)}
     assert sum(one != other for one, other in zip(by_strength[0], by_strength[1], strict=True)) > 60
 
 

@@ -18,10 +18,11 @@ import torch
 
 from tests.evaluation import comparison_fakes as fakes
 from trimtab.errors import DataError, NotFiniteError, OptionError, OutputExistsError, ScoreError
-from trimtab.evaluation.comparison.fingerprints import content_digests, differences, run_settings
+from trimtab.evaluation.comparison.fingerprints import content_digests, run_settings
 from trimtab.evaluation.comparison.recipe import MethodSpec, Recipe
 from trimtab.evaluation.comparison.records import read_answers, read_costs
 from trimtab.evaluation.comparison.run import RunFiles, draw_seed, keys_of, open_run, read_run, run_comparison
+from trimtab.storage.same_run import differences
 from trimtab.storage.scorers import Scorer
 
 MODEL = {"architecture": "Tiny", "norms": [1.0]}

@@ -24,8 +24,8 @@ from trimtab.evaluation.comparison.recipe import Recipe
 from trimtab.evaluation.comparison.recipe_reader import parse_recipe, role_problems
 from trimtab.evaluation.comparison.records import Key, Row
 from trimtab.evaluation.comparison.summary import MIN_PROMPTS, cells_of, choose, estimate, headline, measured, reward_of
-from trimtab.evaluation.report.comparison_figure import _MARKERS, SERIES_DARK, SERIES_LIGHT
-from trimtab.evaluation.report.comparison_report import write_comparison_report
+from trimtab.evaluation.report.curves import _MARKERS, SERIES_DARK, SERIES_LIGHT
+from trimtab.evaluation.report.files import write_report
 from trimtab.evaluation.report.findings import findings
 from trimtab.evaluation.report.results import Results, read_results, summary_of
 from trimtab.evaluation.report.win_rates import win_rate_sections
@@ -39,7 +39,7 @@ HOSTILE = '<script>alert("x")</script> {{title}} & </p>'
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("comparison") / "run"
     run(path, fakes.recipe())
-    write_comparison_report(path, read_results(path, fakes.METHODS))
+    write_report(path, read_results(path, fakes.METHODS))
     return path
 
 
@@ -58,7 +58,7 @@ def pareto(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("moarchiving")
     path = tmp_path_factory.mktemp("pareto") / "run"
     run(path, parse_recipe(fakes.pareto_source(), Path(), fakes.METHODS, fakes.check))
-    write_comparison_report(path, read_results(path, fakes.METHODS))
+    write_report(path, read_results(path, fakes.METHODS))
     return path
 
 
@@ -304,7 +304,7 @@ def test_a_reward_is_trained_on_only_where_something_was(case: str, tmp_path: Pa
     role, changes, wanted = ROLES[case]
     rewards = {"good": {"scorer": "sentiment", **role}, "brief": {"scorer": "offence", "role": "judged_by"}}
     run(tmp_path, fakes.recipe(rewards=rewards, **changes))
-    text = plain(write_comparison_report(tmp_path, read_results(tmp_path, fakes.METHODS)).read_text(encoding="utf-8"))
+    text = plain(write_report(tmp_path, read_results(tmp_path, fakes.METHODS)).read_text(encoding="utf-8"))
     assert wanted in text
     assert ("trained on" in text) == ("trained on" in wanted)
     assert "best-of-n: chooses among answers by this very reward" in text
@@ -368,7 +368,7 @@ def test_what_is_missing_is_said(directory: Path, tmp_path: Path) -> None:
     answers = tmp_path / "run" / "answers.jsonl"
     answers.write_bytes(b"".join(answers.read_bytes().splitlines(keepends=True)[:150]))
     results = read_results(tmp_path / "run", fakes.METHODS)
-    page = write_comparison_report(tmp_path / "run", results).read_text(encoding="utf-8")
+    page = write_report(tmp_path / "run", results).read_text(encoding="utf-8")
     assert "This run is not finished: 190 of 340 answers are missing." in page
     answers.write_bytes(b"")
     with pytest.raises(DataError, match="no test prompt has an answer"):
@@ -378,7 +378,7 @@ def test_what_is_missing_is_said(directory: Path, tmp_path: Path) -> None:
 def test_too_few_prompts_are_said(tmp_path: Path) -> None:
     methods = [{**one, "max_prompts": 4} for one in fakes.source()["methods"]]
     run(tmp_path, fakes.recipe(methods=methods))
-    page = write_comparison_report(tmp_path, read_results(tmp_path, fakes.METHODS)).read_text(encoding="utf-8")
+    page = write_report(tmp_path, read_results(tmp_path, fakes.METHODS)).read_text(encoding="utf-8")
     text = " ".join(read(page).text.split())
     assert "Fewer than 10 prompts are too few for an interval; these have none: aligner, arm, base, best-of-n" in text
     assert "(no interval: 4 prompts are too few)" in text
@@ -391,7 +391,7 @@ def test_without_validation_prompts_every_strength_is_shown(tmp_path: Path) -> N
     (tmp_path / "answers.jsonl").write_text("".join(line + "\n" for line in kept))
     results = read_results(tmp_path, fakes.METHODS)
     assert len(results.shown) == 7
-    page = write_comparison_report(tmp_path, results).read_text(encoding="utf-8")
+    page = write_report(tmp_path, results).read_text(encoding="utf-8")
     assert "The recipe has no validation prompts, so no strength is chosen" in page
     assert "Of 6 methods" not in page
     assert results.lead.count(" gains ") == 6
@@ -406,7 +406,7 @@ def test_what_an_answer_says_is_text(tmp_path: Path) -> None:
 
     methods = [{"method": "base"}, {"name": HOSTILE, "method": "aligner", "model": HOSTILE}]
     run(tmp_path, fakes.recipe(title=HOSTILE, methods=methods), lambda spec: Hostile(spec.method))
-    page = write_comparison_report(tmp_path, read_results(tmp_path, fakes.METHODS)).read_text(encoding="utf-8")
+    page = write_report(tmp_path, read_results(tmp_path, fakes.METHODS)).read_text(encoding="utf-8")
     assert outside(page) == []
     assert "<script" not in page
     assert read(page).text.count('alert("x")') > 10

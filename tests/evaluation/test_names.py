@@ -21,10 +21,10 @@ from trimtab.evaluation.comparison.recipe import file_part
 from trimtab.evaluation.comparison.summary import Estimate
 from trimtab.evaluation.judging.alpaca_export import export_alpaca_eval
 from trimtab.evaluation.judging.run import Contender
-from trimtab.evaluation.report.comparison_figure import PALETTE, Series, Spot, plot
-from trimtab.evaluation.report.comparison_report import write_comparison_report
 from trimtab.evaluation.report.csv_files import as_text, write_csv
+from trimtab.evaluation.report.curves import PALETTE, Series, Spot, plot
 from trimtab.evaluation.report.figure import COLOURS, as_svg
+from trimtab.evaluation.report.files import write_report
 from trimtab.evaluation.report.results import read_results, summary_of
 from trimtab.storage.scorers import Scorer
 
@@ -95,7 +95,7 @@ def test_a_page_shows_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     scorers = dict(zip(rewards, fakes.SCORERS.values(), strict=True))
     monkeypatch.setattr(fakes, "SCORERS", scorers)
     run(tmp_path, recipe)
-    write_comparison_report(tmp_path, read_results(tmp_path, fakes.METHODS))
+    write_report(tmp_path, read_results(tmp_path, fakes.METHODS))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     figures = page.count("<svg")
     texts = _texts(page)
@@ -126,7 +126,7 @@ def test_the_largest_rewards_make_a_report(
     run(tmp_path, fakes.recipe(methods=methods, rewards={"r": {"scorer": "sentiment"}}, seeds=[0]))
     results = read_results(tmp_path, fakes.METHODS)
     json.dumps(summary_of(results), allow_nan=False)
-    assert "inf" not in write_comparison_report(tmp_path, results).read_text().replace("information", "").lower()
+    assert "inf" not in write_report(tmp_path, results).read_text().replace("information", "").lower()
 
 
 @given(names=st.lists(NAME, min_size=1, max_size=5))

@@ -1,9 +1,7 @@
-"""The report: a page that stands alone and tells the truth, and the figures beside it."""
+"""The report of a sweep, one method at several strengths beside the base: what is said where nothing is chosen."""
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,57 +9,62 @@ from xml.etree import ElementTree
 
 import pytest
 
-from trimtab.answers import Alternative, Answer, TokenTrace
-from trimtab.evaluation.report.figure import frontier_svg
-from trimtab.evaluation.report.frontier import Point
-from trimtab.evaluation.report.frontier_report import Study, write_report
-from trimtab.evaluation.report.page import prompt_text, signed
+from tests.evaluation import comparison_fakes as fakes
+from trimtab.evaluation.comparison.recipe import Recipe
+from trimtab.evaluation.comparison.records import Cost
+from trimtab.evaluation.comparison.run import RunFiles, open_run, run_comparison
+from trimtab.evaluation.comparison.summary import Estimate
+from trimtab.evaluation.report.curves import Series, Spot, plot
+from trimtab.evaluation.report.document import filled, html_document
+from trimtab.evaluation.report.figure import COLOURS, as_svg
+from trimtab.evaluation.report.files import write_report
+from trimtab.evaluation.report.results import Results, read_results, sample_rows
+from trimtab.evaluation.report.wording import gained, in_brackets, in_sentence, listed, prompt_text, signed
+from trimtab.storage.json_lines import append, open_to_append
 
-HOSTILE = '</p><script>alert(1)</script>{{notes}}<img src="https://example.org/x.png">&amp; "quoted"'
-CHOSEN = Alternative(1, -1.0, {}, -1.0, 0, 0)
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 
 
-def point(weight: float, rewards: list[float], kl: float, *, text: str = "It is fine.", seconds: float = 2.0) -> Point:
-    answers = [
-        Answer(
-            [{"role": "user", "content": f"Prompt {index}?"}],
-            (1,),
-            (1, 2),
-            f"{text} At {weight:g}.",
-            "length" if index == 0 else "eos",
-            {},
-            index,
-            (TokenTrace(CHOSEN, (), kl * (1 + index)),),
-        )
-        for index in range(len(rewards))
-    ]
-    return Point(weight, tuple(answers), tuple(rewards), seconds)
-
-
-def study(**changes: object) -> Study:
-    base = [-0.2, 0.1, 0.0, 0.3, -0.4, 0.2]
-    points = [point(w, [value + 0.3 * w for value in base], 3 * w, seconds=1 + w) for w in (0.0, 0.5, 2.0)]
-    fields = {
-        "title": "A model, steered",
-        "points": points,
-        "reference": point(0.0, base, 0.0, seconds=1.0),
-        "reward_name": "sentiment reward",
-        "notes": {"Judge": "the same & only", "Seeds": "0 + i"},
-    }
-    return Study(**{**fields, **changes})  # type: ignore[arg-type]
+def sweep() -> Recipe:
+    """No validation prompts, so no strength is chosen."""
+    arm = {"name": "arm", "method": "genarm", "guides": {"good": "builtin:sentiment"}, "strengths": [0, 0.5, 2]}
+    return fakes.recipe(
+        prompts={"test": {"builtin": "demo", "num": 14}},
+        seeds=[0],
+        rewards={"good": {"scorer": "sentiment"}},
+        methods=[{"method": "base"}, arm],
+    )
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("report")
-    write_report(study(), path / "new")
-    return path / "new"
+    """A run whose costs are known: a batch of the base took 1 second, of the guide 2, 4 and 8 at rising strengths."""
+    pytest.importorskip("matplotlib")
+    path, recipe = tmp_path_factory.mktemp("sweep") / "run", sweep()
+    prompts = {"test": fakes.PROMPTS["test"]}
+    settings = {"methods": {}, "prompts": {"test": {"num": 14}}}
+    about = {"notes": {"Judge": "the same & only"}, "scorers": {"good": "share of good words"}}
+    files = open_run(path, recipe, settings, about, resume=False)
+    from tests.evaluation.test_comparison import CPU
+
+    run_comparison(recipe, prompts, {"good": fakes.SCORERS["good"]}, fakes.build, files, device=CPU)
+    files.costs.unlink()
+    seconds = {("base", 0.0): 1.0, ("arm", 0.0): 2.0, ("arm", 0.5): 4.0, ("arm", 2.0): 8.0}
+    with open_to_append(files.costs) as costs:
+        for (method, strength), took in seconds.items():
+            append(costs, [Cost(method, strength, 14, 168, 168, took, 1.0, 14).as_json()])
+    write_report(path, read_results(path, fakes.METHODS, measure_coherence=False))
+    return path
 
 
 @pytest.fixture(scope="module")
 def page(directory: Path) -> str:
     return (directory / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def results(directory: Path) -> Results:
+    return read_results(directory, fakes.METHODS, measure_coherence=False)
 
 
 class Reader(HTMLParser):
@@ -108,14 +111,6 @@ def outside(page: str) -> list[str]:
     return loads + re.findall(r"@import[^;]*|url\((?!#)[^)]*\)", page)
 
 
-def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
-    assert outside(page) == []
-    assert "<script" not in page
-    assert "default-src 'none'" in page
-    assert page.lower().count("<!doctype") == 1
-    assert "<?xml" not in page
-
-
 @pytest.mark.parametrize(
     "planted",
     ['<img src="https://example.org/x.png">', "<style>@import 'x.css';</style>", "<p style='background:url(x)'></p>"],
@@ -129,86 +124,86 @@ def test_an_element_left_open_is_found(page: str) -> None:
         read(page.replace("</section>", "", 1))
 
 
-def test_what_an_answer_says_is_text(tmp_path: Path) -> None:
-    rewards = [0.1, 0.2, 0.4]
-    hostile = study(
-        title=HOSTILE,
-        points=[point(1.0, rewards, 1.0, text=HOSTILE)],
-        reference=point(0.0, rewards, 0.0),
-        notes={HOSTILE: HOSTILE},
-    )
-    page = write_report(hostile, tmp_path).read_text(encoding="utf-8")
-    assert outside(page) == []
-    assert "<script" not in page
-    assert read(page).text.count(HOSTILE) == 2 + 3 + 2
+def test_a_field_that_an_answer_names_is_text() -> None:
+    assert filled("<p>{{one}}, {{two}}</p>", {"one": "{{two}}", "two": "2"}) == "<p>{{two}}, 2</p>"
 
 
-def test_the_figures_on_the_page_are_the_studys(page: str) -> None:
-    text = " ".join(read(page).text.split())
-    # Base mean 0; strength 2 adds 0.6 to every reward, so its gain has no width.
-    assert "Without guidance the mean reward is 0.00. The guide changes it at strength " in text
-    assert "at strength 2 by +0.60 (0.60 to 0.60) for 21.0 nats" in text  # 6 nats times the mean of 1 to 6
-    assert "decodes 12 tokens/s" in text
-    assert "The same" not in text
-    assert "the same & only" in text
+def test_a_document_runs_scripts_only_where_it_says_so() -> None:
+    plain, scripted = html_document("<b>", "", ""), html_document("t", "", "", scripted=True)
+    assert "<title>&lt;b&gt; - trimtab</title>" in plain
+    assert "script-src" not in plain
+    assert "default-src 'none'" in plain
+    assert "script-src 'unsafe-inline'" in scripted
+    assert "default-src 'none'" in scripted
 
 
-def test_three_prompts_are_shown_at_every_strength(page: str) -> None:
-    assert re.findall(r"<h3>(.*?)</h3>", page) == ["Prompt 0?", "Prompt 2?", "Prompt 4?"]
-    assert page.count("<article>") == 9
-    assert "Prompts 1, 3 and 5 of 6" in page
-    assert page.count("At 0.5.&nbsp;…") == 1  # prompt 0 ran into the limit, the others did not
-    assert page.count("At 0.5.") == 3
+def test_every_strength_has_its_own_cost(results: Results) -> None:
+    costs = {(cost.label, cost.strength): cost.ratio_to_base for cost in results.cost_summaries}
+    assert costs == pytest.approx({("base", 0.0): 1.0, ("arm", 0.0): 0.5, ("arm", 0.5): 0.25, ("arm", 2.0): 0.125})
+    for one in results.measured:
+        cost = results.cost_of(one)
+        assert cost is not None
+        assert cost.ratio_to_base == pytest.approx(costs[one.label, one.strength])
 
 
-def test_no_gain_is_said_to_be_none(tmp_path: Path) -> None:
-    rewards = [0.1, 0.2, 0.4]
-    flat = study(points=[point(w, rewards, w) for w in (0.0, 1.0)], reference=point(0.0, rewards, 0.0))
-    page = write_report(flat, tmp_path).read_text(encoding="utf-8")
-    assert "at strength 1 by <b>0.00</b> (0.00 to 0.00)" in page
-    assert "a gain of" not in page
+def test_a_strength_that_was_not_timed_has_no_cost(directory: Path, results: Results) -> None:
+    from dataclasses import replace
+
+    untimed = replace(results, costs=[cost for cost in results.costs if cost.strength != 2.0])
+    assert untimed.cost_of(untimed.measured[-1]) is None
+    assert untimed.cost_of(untimed.measured[0]) is not None
 
 
-def test_the_figure_takes_its_colours_from_the_page(page: str) -> None:
+def test_three_prompts_are_shown_at_every_strength(page: str, results: Results) -> None:
+    assert re.findall(r"<h3>(.*?)</h3>", page) == ["Test prompt 0?", "Test prompt 4?", "Test prompt 9?"]
+    assert page.count("<article>") == 3 * 4
+    rows = sample_rows(results, 3)
+    assert [[(row.key.prompt_index, row.key.strength) for row in same] for same in rows][1] == [
+        (4, 0.0),
+        (4, 0.0),
+        (4, 0.5),
+        (4, 2.0),
+    ]
+
+
+def test_a_run_s_notes_stand_on_its_page(page: str) -> None:
+    assert "<dt>Judge</dt><dd>the same &amp; only</dd>" in page
+
+
+def test_points_carry_their_strengths_where_few_methods_are_drawn(page: str) -> None:
     svg = page[page.index("<svg") : page.index("</svg>") + 6]
     ElementTree.fromstring(svg)
-    assert ">0.5</text>" in svg
-    assert "strength 2" in svg
-    assert "var(--accent)" in svg
-    assert re.findall(r"(?:stroke|fill): #[0-9a-fA-F]+", svg) == []
+    labels = re.findall(r">([^<>]*)</text>", svg)
+    assert "2" in labels
+    assert "0.5" in labels
     for name in set(re.findall(r"var\(--(\w+)\)", svg)):
-        assert len(re.findall(rf"--{name}: #", page)) == 2, f"--{name} is not defined for light and dark"
+        assert len(re.findall(rf"--{name}: #", page)) >= 2, f"--{name} is not defined for light and dark"
 
 
-def test_the_figure_is_the_same_each_time() -> None:
-    points = study().points
-    assert frontier_svg(points, reward_label="r") == frontier_svg(points, reward_label="r")
+def test_a_figure_is_the_same_each_time_and_says_labels() -> None:
+    pytest.importorskip("matplotlib")
+    spots = [Spot(Estimate(x, x - 0.1, x + 0.1, 12), Estimate(x, None, None, 12), f"dial {x:g}") for x in (1.0, 2.0)]
+    draw = plot([Series("one", spots, 0)], "x", "y", root_x=True)
+    first, again = (as_svg(draw, label="a figure", colours=COLOURS) for _ in range(2))
+    assert first == again
+    assert ">dial 1</text>" in first
+    assert ">dial 2</text>" in first
 
 
 def test_the_png_is_one(directory: Path) -> None:
-    content = (directory / "frontier.png").read_bytes()
+    content = (directory / "frontier-good.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
-    assert (width, height) == (1600, 880)
+    assert (width, height) == (1680, 1040)
 
 
-def test_the_table_of_figures(directory: Path) -> None:
-    with (directory / "frontier.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [float(row["weight"]) for row in rows] == [0.0, 0.5, 2.0]
-    last = {key: float(value) for key, value in rows[-1].items() if key != "form"}
-    assert last["reward"] == pytest.approx(0.6)
-    assert last["reward_low"] < 0.6 < last["reward_high"]
-    assert (last["kl"], last["num_prompts"], last["num_tokens"]) == (21.0, 6, 12)
-    assert last["tokens_per_s"] == pytest.approx(4.0)
-    assert last["ratio_to_base"] == pytest.approx(1 / 3, abs=1e-5)
-
-
-def test_every_answer_is_kept(directory: Path) -> None:
-    rows = [json.loads(line) for line in (directory / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == 18
-    assert rows[6]["text"] == "It is fine. At 0.5."
-    assert (rows[6]["weight"], rows[6]["seed"], rows[6]["kl"]) == (0.5, 0, 1.5)
+def test_the_files_of_a_run_are_removed_and_no_others(tmp_path: Path) -> None:
+    names = ("run.json", "answers.jsonl", "unscored.jsonl", "costs.jsonl", "judgements.jsonl", "win_rates.json")
+    for name in (*names, "notes.txt"):
+        (tmp_path / name).write_text("x")
+    RunFiles(tmp_path).remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    RunFiles(tmp_path).remove()
 
 
 @pytest.mark.parametrize(
@@ -225,3 +220,14 @@ def test_a_prompt_for_readers(prompt: str | list[int], text: str) -> None:
 
 def test_signs() -> None:
     assert [signed(value) for value in (0.126, -0.126, -0.001, 0.0)] == ["0.13", "−0.13", "0.00", "0.00"]
+    assert [signed(value, 1) for value in (-0.04, 2.25, -3.0)] == ["0.0", "2.2", "−3.0"]
+    assert [gained(value, 3) for value in (0.0004, 0.0006, -0.5)] == ["0.000", "+0.001", "−0.500"]
+
+
+def test_a_mean_with_its_interval_in_words() -> None:
+    sure, unsure = Estimate(-0.5, -1.0, 0.25, 12), Estimate(0.5, None, None, 3)
+    assert in_brackets(sure, digits=3) == "−0.500 [−1.000, 0.250]"
+    assert in_brackets(unsure) == "0.50"
+    assert in_sentence(sure) == "−0.50 (95 % interval −1.00 to 0.25)"
+    assert in_sentence(unsure) == "0.50 (no interval: 3 prompts are too few)"
+    assert [listed([1]), listed([1, 2]), listed(["a", "b", "c"])] == ["1", "1 and 2", "a, b and c"]

@@ -55,6 +55,13 @@ def guides(tiny_model: HFModel, tmp_path_factory: pytest.TempPathFactory) -> dic
 Start = Callable[..., Any]
 
 
+def apart(server: Running) -> Decoder:
+    """A decoder of a server's model and guides for this thread: the server's own belongs to another."""
+    engine = server.service.engine
+    assert isinstance(engine, Decoder)
+    return Decoder(engine.model, engine.guides)
+
+
 @pytest.fixture(scope="session")
 def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
     """`with start(limits=..., keys=...) as server:` a server of its own."""
@@ -63,14 +70,14 @@ def start(tiny_model: HFModel, guides: dict[str, Any]) -> Start:
     def running(
         limits: Limits | None = None,
         *,
-        decoder: Decoder | None = None,
+        engine: Decoder | None = None,
         catalogue: Catalogue | None = None,
         **options: Any,
     ) -> Iterator[Running]:
         limits = limits or Limits(max_rows=8, default_new_tokens=24)
-        own = decoder or Decoder(tiny_model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
+        engine = engine or Decoder(tiny_model, guides, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk)
         service = Service(
-            engine=own,
+            engine=engine,
             catalogue=catalogue or Catalogue(tiny_model, "tiny", dict.fromkeys(GUIDES, 0.0), PRESETS),
             limits=limits,
             **options,

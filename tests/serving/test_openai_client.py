@@ -7,7 +7,7 @@ from dataclasses import replace
 import openai
 import pytest
 
-from tests.serving.conftest import PRESETS, Running
+from tests.serving.conftest import PRESETS, Running, apart
 
 HELLO = [{"role": "user", "content": "Say something."}]
 
@@ -19,7 +19,7 @@ def client(server: Running) -> openai.OpenAI:
 
 def test_a_chat(client: openai.OpenAI, server: Running) -> None:
     reply = client.chat.completions.create(model="tiny", messages=HELLO, seed=3, max_tokens=12)
-    [answer] = server.service.engine.generate([HELLO], seed=3, max_new_tokens=12, weights={"up": 0, "down": 0})
+    [answer] = apart(server).generate([HELLO], seed=3, max_new_tokens=12, weights={"up": 0, "down": 0})
     assert reply.choices[0].message.content == answer.text
     assert reply.choices[0].finish_reason == ("stop" if answer.finish_reason == "eos" else "length")
     assert reply.usage.completion_tokens == len(answer.token_ids)
@@ -43,7 +43,7 @@ def test_guidance_and_presets(client: openai.OpenAI, server: Running) -> None:
         model="tiny", messages=HELLO, seed=3, max_tokens=12, extra_body={"guidance": {"weights": weights}}
     )
     preset = client.chat.completions.create(model="kinder", messages=HELLO, seed=3, max_tokens=12)
-    [answer] = server.service.engine.generate([HELLO], seed=3, max_new_tokens=12, weights={"up": 1.5, "down": 0})
+    [answer] = apart(server).generate([HELLO], seed=3, max_new_tokens=12, weights={"up": 1.5, "down": 0})
     assert asked.choices[0].message.content == preset.choices[0].message.content == answer.text
     assert {model.id for model in client.models.list()} == {"tiny", *PRESETS}
 
@@ -59,7 +59,7 @@ def test_logprobs_say_whose_they_are(client: openai.OpenAI, server: Running, pol
         top_logprobs=3,
         extra_body={"guidance": {"logprobs": policy}},
     )
-    [answer] = server.service.engine.generate(
+    [answer] = apart(server).generate(
         [HELLO], seed=3, max_new_tokens=6, weights={"up": 1.5, "down": 0}, trace=True, num_alternatives=3
     )
     told = reply.choices[0].logprobs
@@ -102,7 +102,7 @@ def test_completions(client: openai.OpenAI, server: Running) -> None:
     assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
     weights = {"up": 1.0, "down": -0.5}
     for index, prompt in enumerate(("One", "One", "Two", "Two")):
-        [answer] = server.service.engine.generate(prompt, seed=9 + index, max_new_tokens=8, weights=weights, trace=True)
+        [answer] = apart(server).generate(prompt, seed=9 + index, max_new_tokens=8, weights=weights, trace=True)
         choice = reply.choices[index]
         assert choice.text == answer.text
         told = [step.chosen.mixed_logprob for step in answer.trace if step.chosen.token_id != 2]
@@ -138,7 +138,7 @@ def test_explanations_are_the_traces(client: openai.OpenAI, server: Running) -> 
     )
     told = reply.choices[0].model_extra["guidance"]
     assert (told["weights"], told["seed"]) == ({"up": 2.0, "down": 0.0}, 1)
-    [answer] = server.service.engine.generate(
+    [answer] = apart(server).generate(
         [HELLO], seed=1, max_new_tokens=5, weights=told["weights"], trace=True, num_alternatives=4
     )
     for token, step in zip(told["tokens"], answer.trace, strict=True):

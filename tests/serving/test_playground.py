@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from tests.serving.conftest import Running, Start
+from tests.serving.conftest import Running, Start, apart
 from tests.tiny import BYTE_TEMPLATE, byte_llama, byte_tokenizer
 from trimtab.answers import Alternative, Choice, TokenTrace, Trial
 from trimtab.core import Chat
@@ -96,7 +96,7 @@ def answers_of(server: Running, weights: dict[str, float], **how: Any) -> Any:
     """What the decoder says to the page's question."""
     prompt = [{"role": "user", "content": PROMPT}]
     how = {"seed": 3, "max_new_tokens": 20, "trace": True, "num_alternatives": 10, **how}
-    return next(server.service.engine.generate([prompt], weights=weights, **how))
+    return next(apart(server).generate([prompt], weights=weights, **how))
 
 
 def test_both_answers_are_the_servers(visit: Visit, server: Running) -> None:
@@ -525,6 +525,6 @@ def test_template_options_are_sent_and_kept_in_the_address(visit: Visit, start: 
         page = visit(own.url)
         ask(page, **{"Template options": "enable_thinking=False depth=3"})
         prompt = Chat([{"role": "user", "content": PROMPT}], options)
-        answer = next(own.service.engine.generate([prompt], seed=3, max_new_tokens=20))
+        answer = next(apart(own).generate([prompt], seed=3, max_new_tokens=20))
         assert text_of(page, "unguided") == answer.text
         assert ("options", "enable_thinking=False depth=3") in parse_qsl(urlsplit(page.url).fragment)

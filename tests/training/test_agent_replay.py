@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import logging.handlers
 from pathlib import Path
 
 import pytest
@@ -142,3 +144,18 @@ def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
 def test_torchrl_keeps_silent(capfd: pytest.CaptureFixture[str]) -> None:
     filled(16, 2).sample(4, rng())
     assert capfd.readouterr() == ("", "")
+
+
+def test_torchrls_logger_is_left_as_it_was_and_says_nothing() -> None:
+    """It logs of its storage on standard output, which is the command line's."""
+    logger = logging.getLogger("torchrl")
+    level, heard = logger.level, logging.handlers.BufferingHandler(10**6)
+    logger.addHandler(heard)
+    logger.setLevel(logging.DEBUG)
+    try:
+        filled(16, 10).sample(8, rng())
+        assert logger.level == logging.DEBUG
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(heard)
+    assert [record.getMessage() for record in heard.buffer] == []

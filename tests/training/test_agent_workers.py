@@ -27,6 +27,7 @@ from trimtab.training.agent import workers
 from trimtab.training.agent.rollouts import LocalRollouts, Plan, Rollout
 from trimtab.training.agent.sac import Learner
 from trimtab.training.agent.train import AgentReward, AgentSettings, ModelSource, train_agent
+from trimtab.training.agent.worker_options import WorkerOptions
 from trimtab.training.agent.workers import RayRollouts
 
 SETTINGS = AgentSettings(
@@ -57,7 +58,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture
 def two(cluster: None, tiny: str) -> Iterator[RayRollouts]:
-    rollouts = RayRollouts(source(tiny), SETTINGS, 2)
+    rollouts = RayRollouts(source(tiny), SETTINGS, WorkerOptions(count=2))
     yield rollouts
     rollouts.close()
 
@@ -100,7 +101,7 @@ def test_two_workers_give_the_very_transitions_of_this_process(
     # A worker that finds no room is not waited for forever.
     monkeypatch.setattr(workers, "START_TIMEOUT_S", 1.0)
     with pytest.raises(ModelError, match=r"1 of 1 workers have not started within 1 seconds.*fewer workers"):
-        RayRollouts(source(tiny), SETTINGS, 1)
+        RayRollouts(source(tiny), SETTINGS, WorkerOptions(count=1))
 
 
 @slow
@@ -129,13 +130,13 @@ def test_when_all_are_dead_the_way_out_is_named(two: RayRollouts, tiny: str) -> 
 @slow
 def test_a_model_that_is_not_there_is_said(cluster: None, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"^There is no model"):
-        RayRollouts(source(str(tmp_path / "nothing")), SETTINGS, 1)
+        RayRollouts(source(str(tmp_path / "nothing")), SETTINGS, WorkerOptions(count=1))
 
 
 @slow
 def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster: None, tiny: str) -> None:
     with pytest.raises(OptionError, match="have room for 2 workers of 1 CPUs and 0 GPUs, not for 3"):
-        RayRollouts(source(tiny), SETTINGS, 3)
+        RayRollouts(source(tiny), SETTINGS, WorkerOptions(count=3))
 
 
 def free_port() -> int:
@@ -151,7 +152,7 @@ def test_a_cluster_that_cannot_be_reached_is_said_at_once(scheme: str, tiny: str
     address = f"{scheme}127.0.0.1:{free_port()}"
     with pytest.raises(OptionError, match=rf"no Ray cluster to reach at {address}.*ray start --head"):
         train(tiny, tmp_path / "a", workers=2, ray_address=address)
-    with pytest.raises(OptionError, match=r"'somewhere' is no address of a Ray cluster"):
+    with pytest.raises(OptionError, match=r"'somewhere' is not an address of a Ray cluster"):
         train(tiny, tmp_path / "a", workers=2, ray_address="somewhere")
     assert not list(tmp_path.iterdir())
 

@@ -18,7 +18,6 @@ from trimtab.training.run.checkpoints import (
     seal,
     step_of,
     workspace_of,
-    write_text,
 )
 
 
@@ -117,18 +116,3 @@ def test_the_curve_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     cut_curve(tmp_path / "none.jsonl", 2)
     assert not (tmp_path / "none.jsonl").exists()
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "guide.json"
-    path.write_text("old")
-
-    def full(self: Path, text: str, encoding: str) -> int:
-        self.write_bytes(b"ne")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_text(path, "new")
-    assert path.read_bytes() == b"old"
-    assert [item.name for item in tmp_path.iterdir()] == ["guide.json"]

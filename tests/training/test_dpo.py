@@ -19,10 +19,12 @@ import safetensors.torch
 from trimtab.errors import OptionError
 from trimtab.storage.loading import load_guide, load_model
 from trimtab.training.dpo.train import DpoSettings, train_dpo
-from trimtab.training.dpo.trainer import PairDpoTrainer, build_dpo_trainer, dpo_config
+from trimtab.training.dpo.trainer import PairDpoTrainer, dpo_config, dpo_parts
 from trimtab.training.pairs.data import PairData
 from trimtab.training.pairs.tokens import TokenData, TokenPair
 from trimtab.training.run import checkpoints, run
+from trimtab.training.run.arguments import RunArguments
+from trimtab.training.run.trainer import build_trainer
 
 from .conftest import vowel_pairs
 from .interrupted import curve_of, kill_at
@@ -81,7 +83,8 @@ def trained(host: Callable[[str], Any], tmp_path: Path) -> Callable[[str, bool],
             settings = dataclasses.replace(settings, learning_rate=1e-3)
         data = TokenData(TOKEN_PAIRS, 0, 0, 0)
         config = dpo_config(settings, tmp_path / "work")
-        trainer = build_dpo_trainer(host(model), data, data, settings, config, None)
+        parts = dpo_parts(host(model), data, data, settings, config.world_size)
+        trainer = build_trainer(parts, settings, config, RunArguments(out=tmp_path))
         trainer.train()
         trainer.model.eval()
         return trainer
@@ -124,7 +127,9 @@ def test_before_the_first_step_the_policy_is_the_reference(
     host: Callable[[str], Any], tiny: str, tmp_path: Path
 ) -> None:
     data = TokenData(TOKEN_PAIRS, 0, 0, 0)
-    trainer = build_dpo_trainer(host(tiny), data, data, SHORT, dpo_config(SHORT, tmp_path / "work"), None)
+    config = dpo_config(SHORT, tmp_path / "work")
+    parts = dpo_parts(host(tiny), data, data, SHORT, config.world_size)
+    trainer = build_trainer(parts, SHORT, config, RunArguments(out=tmp_path))
     line = trainer.evaluate()
     assert line["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert line["eval_margin"] == pytest.approx(0, abs=1e-5)

@@ -27,9 +27,11 @@ from trimtab.training.pairs.formats import PreferencePair
 from trimtab.training.pairs.losses import arm_loss
 from trimtab.training.pairs.tokens import TokenData, TokenPair
 from trimtab.training.parm.train import ParmSettings, train_parm
-from trimtab.training.parm.trainer import ParmTrainer, build_trainer, interleaved, parm_config
+from trimtab.training.parm.trainer import ParmTrainer, interleaved, parm_config, parm_parts
 from trimtab.training.run import checkpoints
+from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.settings import TrainProgress
+from trimtab.training.run.trainer import build_trainer
 
 
 def vowel_pairs(count: int, *, seed: int = 0) -> list[PreferencePair]:
@@ -174,7 +176,8 @@ SMALL = ParmSettings(
 def make(host: Callable[[str], Any], tmp_path: Path) -> Callable[..., ParmTrainer]:
     def build(model: str, settings: ParmSettings = SMALL) -> ParmTrainer:
         config = parm_config(settings, 2, tmp_path / "work")
-        return build_trainer(host(model), IDS, IDS, settings, config, None)
+        parts = parm_parts(host(model), IDS, IDS, settings, config.world_size)
+        return build_trainer(parts, settings, config, RunArguments(out=tmp_path))
 
     return build
 
@@ -202,7 +205,7 @@ def test_nothing_is_changed_before_training(tiny: str, make: Callable[..., ParmT
     with trainer.model.disable_adapter():
         base = logits(trainer.model, ids)
     for vector in (corner(0, 2), corner(1, 2)):
-        with trainer.cores.at(vector):
+        with trainer.cores.inserted(), trainer.cores.at(vector):
             assert torch.equal(logits(trainer.model, ids), base)
 
 
@@ -227,7 +230,7 @@ def test_the_guide_at_a_vector_is_the_trained_model_at_it(
     base = host(name)
     adapted = PreferenceLoRA.load(tmp_path, card)[1].at(vector).on(base)
     ids = [1, 40, 41, 50, 51, 3]
-    with trainer.cores.at(vector):
+    with trainer.cores.inserted(), trainer.cores.at(vector):
         expected = logits(trainer.model, ids).log_softmax(-1)
     session = adapted.open()
     session.admit([ids[: end + 1] for end in range(len(ids))])
@@ -252,14 +255,15 @@ def test_a_steps_loss_and_gradient_are_those_of_the_formula(tiny: str, make: Cal
     trainer.state.global_step = 5
     vector = trainer.preference(5)
     model.train()
-    total = sum(trainer.compute_loss(model, batch(trainer, name)) for name in ("a", "b")) / 2
-    total.backward()
+    with trainer.cores.inserted():
+        total = sum(trainer.compute_loss(model, batch(trainer, name)) for name in ("a", "b")) / 2
+        total.backward()
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]
     found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     assert found.keys() == set(names)
     model.zero_grad()
     expected = torch.zeros(())
-    with trainer.cores.at(vector):
+    with trainer.cores.inserted(), trainer.cores.at(vector):
         for share, beta, name in zip(vector, (0.5, 0.2), ("a", "b"), strict=True):
             pairs = IDS[name].pairs
             chosen = torch.stack([sum_of_logprobs(model, pair.prompt_ids, pair.chosen_ids) for pair in pairs])
@@ -277,6 +281,29 @@ def test_only_the_adapter_learns_its_inner_matrices_too(tiny: str, make: Callabl
     assert any("preference_cores.shared" in name for name in learns)
     assert any("preference_cores.per_objective" in name for name in learns)
     assert all("lora_" in name or "preference_cores" in name for name in learns)
+
+
+def test_the_inner_matrices_are_in_the_model_while_it_trains_and_no_longer(
+    tiny: str, make: Callable[..., ParmTrainer]
+) -> None:
+    def hooks(trainer: ParmTrainer) -> list[int]:
+        return [len(part._forward_hooks) for part in trainer.model.modules()]
+
+    trainer = make(tiny)
+    before, during = hooks(trainer), []
+    compute_loss = trainer.compute_loss
+    trainer.compute_loss = lambda *given, **options: (
+        during.append(sum(hooks(trainer))),
+        compute_loss(*given, **options),
+    )[1]
+    trainer.train()
+    trainer.evaluate()
+    layers = len(trainer.cores.tensors())
+    assert set(during) == {sum(before) + layers}, "once, in training and in evaluation"
+    assert hooks(trainer) == before
+    with pytest.raises(ZeroDivisionError), trainer.cores.inserted():
+        raise ZeroDivisionError
+    assert hooks(trainer) == before
 
 
 def test_preferences_are_drawn_evenly_and_the_same_again(tiny: str, make: Callable[..., ParmTrainer]) -> None:

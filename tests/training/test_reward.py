@@ -33,6 +33,8 @@ from trimtab.training.pairs.formats import PreferencePair
 from trimtab.training.reward import trainer as reward_trainer
 from trimtab.training.reward.train import RewardSettings, train_reward, untrained_reward_model
 from trimtab.training.run import checkpoints, run
+from trimtab.training.run.arguments import RunArguments
+from trimtab.training.run.trainer import build_trainer
 
 from .conftest import save_model, vowel_pairs
 from .interrupted import curve_of, kill_at
@@ -147,7 +149,8 @@ def build(tiny: str, tmp_path: Path, settings: RewardSettings, *, pad: str = "<p
     model = untrained_reward_model(host, settings)
     rows = reward_trainer.reward_rows(model, PAIRS[:4])
     config = reward_trainer.reward_config(settings, tmp_path / "work")
-    return reward_trainer.build_reward_trainer(model, rows, rows, settings, config, None), model
+    parts = reward_trainer.reward_parts(model, rows, rows, settings, config.world_size)
+    return build_trainer(parts, settings, config, RunArguments(out=tmp_path)), model
 
 
 @pytest.mark.parametrize("center", [0.0, 0.01])

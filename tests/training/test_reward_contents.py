@@ -9,7 +9,7 @@ import pytest
 
 from trimtab.core import Prompt
 from trimtab.errors import ModelError, OptionError, ScoreError
-from trimtab.training.run.identity import check_same
+from trimtab.training.run.identity import check_same_training
 from trimtab.training.run.rating import PATIENCE, Rater, reward_contents
 from trimtab.training.run.rewards import AgentReward
 
@@ -28,11 +28,11 @@ def _written(root: Path) -> list[AgentReward]:
 def test_every_change_of_a_reward_is_refused_by_name(tmp_path: Path, file: str) -> None:
     rewards = _written(tmp_path)
     before = {"contents": reward_contents(rewards)}
-    check_same({"contents": reward_contents(rewards)}, before, problem="refused", way_out="")
+    check_same_training({"contents": reward_contents(rewards)}, before, problem="refused", way_out="")
     (tmp_path / file).write_text((tmp_path / file).read_text() + "# edited")
     named = "reward model \\(files\\)" if "model/" in file else f"reward mine \\({file}\\)"
     with pytest.raises(OptionError, match=f"refused: the content of {named} is .* here and .* in the run"):
-        check_same({"contents": reward_contents(rewards)}, before, problem="refused", way_out="")
+        check_same_training({"contents": reward_contents(rewards)}, before, problem="refused", way_out="")
 
 
 def letters(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:

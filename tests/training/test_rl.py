@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,15 +164,15 @@ def test_the_kl_of_the_curve_is_to_the_base_with_the_adapter_off(tiny: str, tmp_
     from trimtab.training.rl import trainer as rl_trainer
 
     seen: dict[str, Any] = {}
-    build = rl_trainer.build_rl_trainer
+    parts = rl_trainer.rl_parts
 
     def spy(host: Any, *rest: Any) -> Any:
         seen["before"] = {name: weight.clone() for name, weight in host.module.named_parameters()}
         seen["module"] = host.module
-        return build(host, *rest)
+        return parts(host, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl_trainer, "build_rl_trainer", spy)
+        patch.setattr(rl_trainer, "rl_parts", spy)
         train(tiny, tmp_path / "out")
     after = {name.replace(".base_layer", ""): weight for name, weight in seen["module"].named_parameters()}
     assert all(torch.equal(after[name], weight) for name, weight in seen["before"].items())
@@ -203,19 +204,19 @@ def test_the_prompts_are_what_decoding_sees(tiny: str, tmp_path: Path) -> None:
 
 def test_every_end_of_sequence_id_ends_an_answer(tmp_path: Path) -> None:
     """The generation configuration names two of them, of which the tokenizer has one."""
-    from trimtab.training.rl import trainer as rl_trainer
+    from trimtab.training.run import trainer as run_trainer
 
     model = save_model(tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
     seen = []
-    build = rl_trainer.build_rl_trainer
+    build = run_trainer.build_trainer
 
     def spy(*given: Any) -> Any:
         seen.append(build(*given))
         return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl_trainer, "build_rl_trainer", spy)
+        patch.setattr(run_trainer, "build_trainer", spy)
         train(model, tmp_path / "out", settings=dataclasses.replace(SETTINGS, epochs=0.5))
     assert set(seen[0].eos_token_ids) == {2, 3}
 
@@ -228,6 +229,19 @@ def test_an_answer_without_a_finite_reward_is_left_out_and_counted(tiny: str, tm
     for line in curve(tmp_path / "out"):
         assert line["reward_odd"] == 1.0
         assert line["reward"] == pytest.approx(1 + line["reward_vowels"])
+
+
+def test_trls_logger_is_left_as_it_was_and_says_nothing_of_answers_without_a_reward(
+    tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("trl.trainer.rloo_trainer")
+    filters = list(logger.filters)
+    settings = dataclasses.replace(SETTINGS, epochs=0.5, save_steps=0)
+    with caplog.at_level(logging.WARNING):
+        result = train(tiny, tmp_path / "out", [AgentReward("odd", sometimes)], settings=settings)
+    assert result.num_dropped > 0
+    assert "returned None" not in caplog.text
+    assert logger.filters == filters
 
 
 def test_rewards_that_are_never_finite_end_the_run_with_a_sentence(tiny: str, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from trl import RLOOTrainer
 
 from trimtab.training.rl.packing import pack
 from trimtab.training.rl.train import RLSettings
-from trimtab.training.rl.trainer import Panel, PolicyTrainer, build_rl_trainer, rl_config, together
+from trimtab.training.rl.trainer import Panel, PolicyTrainer, rl_config, rl_parts, together
+from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.prompt_data import PromptIds
 from trimtab.training.run.rating import Rater
 from trimtab.training.run.rewards import AgentReward
+from trimtab.training.run.trainer import build_trainer
 
 SETTINGS = RLSettings(temperature=0.7, batch_size=4, gradient_accumulation=2, num_generations=2, lora_rank=2)
 
@@ -28,7 +30,8 @@ def trainer_of(host: Any, workspace: Path) -> PolicyTrainer:
     config = rl_config(SETTINGS, workspace, [1.0])
     rater = Rater([AgentReward("a", lambda prompts, texts: [0.0] * len(texts))])
     panel = Panel(host, [PromptIds("a", (1, 40)), PromptIds("b", (1, 41))], rater, ["a"])
-    trainer = build_rl_trainer(host, panel, SETTINGS, config, None)
+    parts = rl_parts(host, panel, SETTINGS, config.generation_batch_size)
+    trainer = build_trainer(parts, SETTINGS, config, RunArguments(out=workspace))
     for name, weight in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2)

@@ -13,11 +13,14 @@ from torch import Tensor
 pytest.importorskip("trl")
 
 from trimtab.errors import OptionError
-from trimtab.training.arm.trainer import ArmTrainer, build_trainer, head_at, trainer_config
+from trimtab.training.arm.trainer import ArmTrainer, arm_config, arm_parts
 from trimtab.training.pairs.batches import training_order
 from trimtab.training.pairs.losses import arm_loss
 from trimtab.training.pairs.tokens import TokenData, TokenPair
+from trimtab.training.run.arguments import RunArguments
+from trimtab.training.run.output_head import head_at
 from trimtab.training.run.settings import ArmSettings
+from trimtab.training.run.trainer import build_trainer
 
 PAIRS = (
     TokenPair((1, 40, 41), (50, 51, 3), (60, 61, 62, 63, 3)),
@@ -32,8 +35,9 @@ SETTINGS = ArmSettings(batch_size=4, gradient_accumulation=1, beta=0.5, gamma=0.
 def make(host: Callable[[str], Any], tmp_path: Path) -> Callable[..., ArmTrainer]:
     def build(model: str, settings: ArmSettings = SETTINGS, pairs: tuple[TokenPair, ...] = PAIRS) -> ArmTrainer:
         data = TokenData(pairs, 0, 0, 0)
-        config = trainer_config(settings, tmp_path / "work")
-        return build_trainer(host(model), data, data, settings, config, None)
+        config = arm_config(settings, tmp_path / "work")
+        parts = arm_parts(host(model), data, data, settings, config.world_size)
+        return build_trainer(parts, settings, config, RunArguments(out=tmp_path))
 
     return build
 

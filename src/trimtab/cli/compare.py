@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,14 @@ from trimtab.cli.prompts import as_asked, read_prompts, use_template
 from trimtab.errors import DataError, MissingExtraError, OptionError, OutputExistsError
 
 if TYPE_CHECKING:
-    import torch
-
     from trimtab.cli.engines import EngineChoice
+    from trimtab.cli.progress import Progress
     from trimtab.core import Prompt
     from trimtab.engines.maker import EngineMaker
     from trimtab.evaluation.comparison.recipe import PromptSource, Recipe
-    from trimtab.evaluation.comparison.recipe_reader import KnownMethod
+    from trimtab.evaluation.comparison.run import Progress as Made
     from trimtab.evaluation.report.results import Results
     from trimtab.storage.scorers import Scorer
-
-_RUN_FILES = ("run.json", "answers.jsonl", "unscored.jsonl", "costs.jsonl", "judgements.jsonl", "win_rates.json")
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -70,11 +68,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
     from trimtab.engines.maker import ModelSource
+    from trimtab.evaluation.comparison.catalogued import known_methods
     from trimtab.evaluation.comparison.recipe import resolved
     from trimtab.evaluation.comparison.recipe_reader import path_problems, read_recipe, role_problems
+    from trimtab.evaluation.comparison.run import RunFiles
     from trimtab.methods.catalogue import check_engine, check_method
 
-    recipe = read_recipe(Path(args.recipe), _known_methods(), check_method)
+    recipe = read_recipe(Path(args.recipe), known_methods(), check_method)
     if problems := path_problems(recipe):
         raise OptionError(f"{args.recipe} names what is not there:\n" + "\n".join(problems))
     if problems := _weight_problems(recipe):
@@ -97,10 +97,13 @@ def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
     base = engine.open(source)
     try:
         chat = use_template(recipe.template, engines.tokenizer_of(base, recipe.model))
-        told = recipe.template_options
-        ready = {split: [as_asked(item, chat=chat, options=told) for item in items] for split, items in prompts.items()}
+        template_options = recipe.template_options
+        ready = {
+            split: [as_asked(item, chat=chat, options=template_options) for item in items]
+            for split, items in prompts.items()
+        }
         if args.overwrite:
-            _remove(out)
+            RunFiles(out).remove()
         _answer_all(out, recipe, base, ready, scorers, resume=args.resume)
     finally:
         base.close()
@@ -133,14 +136,15 @@ def _answer_all(
     *,
     resume: bool,
 ) -> None:
-    from trimtab.cli.compare_progress import AnswerBar
+    from trimtab.cli.progress import Progress
+    from trimtab.evaluation.comparison.catalogued import about_run
     from trimtab.evaluation.comparison.fingerprints import run_settings
     from trimtab.evaluation.comparison.run import open_run, run_comparison
     from trimtab.methods.catalogue import build_policy
 
     settings = {**run_settings(recipe, prompts, base.describe()), **base.settings}
-    files = open_run(out, recipe, settings, _about(recipe, base.device, scorers), resume=resume)
-    with AnswerBar() as bar:
+    files = open_run(out, recipe, settings, about_run(recipe, base.device, scorers), resume=resume)
+    with Progress("answers") as bar:
         num_made = run_comparison(
             recipe,
             prompts,
@@ -148,19 +152,27 @@ def _answer_all(
             lambda spec: build_policy(base, spec.method, recipe.options_of(spec)),
             files,
             device=base.device,
-            progress=bar.show,
+            progress=partial(_show, bar),
         )
     options.say(f"{num_made} answers made, in {files.answers}")
 
 
+def _show(bar: Progress, state: Made) -> None:
+    """One answer more, or another method."""
+    bar.move(state.num_done, state.num_answers)
+    if state.message:
+        bar.say(f"{state.message} ({state.num_done} of {state.num_answers} answers are there)")
+
+
 def _report(args: argparse.Namespace, directory: Path) -> int:
-    from trimtab.evaluation.report.comparison_report import write_comparison_report
+    from trimtab.evaluation.comparison.catalogued import known_methods
+    from trimtab.evaluation.report.files import write_report
     from trimtab.evaluation.report.results import read_results, summary_of
     from trimtab.evaluation.report.win_rates import win_rate_sections
 
     options.say("measuring")
-    results = read_results(directory, _known_methods())
-    path = write_comparison_report(directory, results, more=win_rate_sections(directory))
+    results = read_results(directory, known_methods())
+    path = write_report(directory, results, more=win_rate_sections(directory))
     if args.json:
         print(json.dumps({**summary_of(results), "report": str(path)}))
     else:
@@ -173,13 +185,6 @@ def _print(results: Results, path: Path) -> None:
     if results.num_missing:
         print(f"{results.num_missing} of {results.num_wanted} answers are missing.")
     print(f"Report: {path}")
-
-
-def _known_methods() -> dict[str, KnownMethod]:
-    from trimtab.evaluation.comparison.recipe_reader import KnownMethod
-    from trimtab.methods.catalogue import METHODS
-
-    return {name: KnownMethod(tuple(method.options), method.default_strengths) for name, method in METHODS.items()}
 
 
 def _read_all(recipe: Recipe) -> dict[str, list[Prompt]]:
@@ -231,36 +236,9 @@ def _check_packages(recipe: Recipe) -> None:
             raise MissingExtraError(package, "compare", purpose)
 
 
-def _remove(out: Path) -> None:
-    """The files of an earlier run and of verdicts on it; what else is there stays."""
-    for name in _RUN_FILES:
-        (out / name).unlink(missing_ok=True)
-
-
 def _load_scorers(recipe: Recipe) -> dict[str, Scorer]:
     from trimtab.storage.scorers import load_scorer
 
     for name in recipe.own_scorers:  # those of methods too: better now than when the method's turn comes
         load_scorer(name)
     return {reward.name: load_scorer(recipe.scorer_of(reward)) for reward in recipe.rewards}
-
-
-def _about(recipe: Recipe, device: torch.device, scorers: Mapping[str, Scorer]) -> dict[str, Any]:
-    """What a reader should know beside the settings."""
-    from trimtab.evaluation.throughput import commit, machine
-    from trimtab.methods.catalogue import METHODS
-
-    methods = {spec.name: METHODS[spec.method] for spec in recipe.methods}
-    return {
-        "machine": machine(device),
-        "commit": commit(),
-        "scorers": {name: scorer.description for name, scorer in scorers.items()},
-        "methods": {
-            label: {
-                "summary": method.summary,
-                "paper": f"arXiv {method.paper}" if method.paper else "",
-                "dial": method.dial,
-            }
-            for label, method in methods.items()
-        },
-    }

@@ -137,6 +137,9 @@ def _export(args: argparse.Namespace, rows: Sequence[Row], contenders: Sequence[
 def _judge(
     args: argparse.Namespace, directory: Path, rows: Sequence[Row], baseline: Contender, others: Sequence[Contender]
 ) -> Judgement:
+    from rich.markup import escape
+
+    from trimtab.cli.progress import Progress
     from trimtab.evaluation.judging.run import check_any_verdict, cost_on_file, judge_pairs, pairs_against
     from trimtab.evaluation.judging.win_rates import Judgement, write_win_rates
 
@@ -148,9 +151,9 @@ def _judge(
     sizes = ", ".join(f"{other}: {len(pairs)}" for other, pairs in zip(others, groups, strict=True))
     options.say(f"{judge.name} compares with {baseline}: pairs of {sizes}")
     judged: list[list[Judged]] = []
-    with _Counter() as counter:
-        for other, pairs in zip(others, groups, strict=True):
-            judged.append(judge_pairs(directory, pairs, judge, progress=counter.of(str(other))))
+    for other, pairs in zip(others, groups, strict=True):
+        with Progress(escape(str(other))) as bar:
+            judged.append(judge_pairs(directory, pairs, judge, progress=bar.move))
     check_any_verdict(judge, judged)
     judgement = Judgement.of(judge, baseline, args.split, judged, cost_on_file(directory, judge))
     options.say(f"wrote {write_win_rates(directory, judgement)}")
@@ -192,27 +195,6 @@ def _api_key(base_url: str | None) -> str | None:
     if key is None and base_url is None:
         raise OptionError(f"OpenAI's endpoint wants a key: set {KEY} in the environment, or give --base-url.")
     return key
-
-
-class _Counter:
-    """A bar on standard error where that is a terminal."""
-
-    def __enter__(self) -> _Counter:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def of(self, what: str) -> Any:
-        task = self._bar.add_task(what, total=None)
-        return lambda done, total: self._bar.update(task, completed=done, total=total)
 
 
 def _result(directory: Path, judgement: Judgement) -> Mapping[str, Any]:

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, compare, convert, demo, judge, serve, soup, vllm
+from trimtab.cli import bench, compare, convert, judge, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
+from trimtab.cli.demo import command as demo
 from trimtab.cli.train import command as train
 from trimtab.cli.train.run_options import flags_of, is_main, naming_flags
 from trimtab.errors import OptionError, TrimtabError, unknown_name

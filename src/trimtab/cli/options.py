@@ -46,7 +46,7 @@ def parse_guide(text: str) -> GuideSpec:
         raise OptionError(f"{text!r} is not a guide. Accepted: {_GUIDE_FORM}.")
     if not _NAME.fullmatch(name):
         raise OptionError(
-            f"{name!r} is no name for a guide; use letters, digits, '.', '_' and '-'. Form: {_GUIDE_FORM}."
+            f"{name!r} is not a name for a guide; use letters, digits, '.', '_' and '-'. Form: {_GUIDE_FORM}."
         )
     path, weight = _split_weight(target)
     if not path:
@@ -104,7 +104,7 @@ def parse_preference(text: str) -> tuple[str, tuple[float, ...]]:
     except ValueError:
         vector = ()
     if not (name and equals and vector):
-        raise OptionError(f"{text!r} is no preference. Accepted: NAME=P,P,..., for example both=0.7,0.3.")
+        raise OptionError(f"{text!r} is not a preference. Accepted: NAME=P,P,..., for example both=0.7,0.3.")
     return name, vector
 
 

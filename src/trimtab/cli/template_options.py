@@ -62,7 +62,9 @@ def template_options(args: argparse.Namespace) -> dict[str, Any]:
 def _pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no option; give NAME=VALUE, for example enable_thinking=false")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an option; give NAME=VALUE, for example enable_thinking=false"
+        )
     if value.lower() in _WORDS:
         return name, _WORDS[value.lower()]
     try:

@@ -81,6 +81,8 @@ class Decoder(GenerationEngine):
         self._batch: Batch | None = None  # made when it is needed
         self._waiting: deque[Request] = deque()
         self._joining: list[Request] = []  # neither waiting nor running yet
+        self._private: set[int] = set()  # requests of `answers`, whose steps nobody else gets
+        self._held: list[Step] = []  # of other requests, made while `answers` stepped
         self._next_id = 0
         self._room = max_rows  # how many requests may run now
         self._num_faults = 0  # lately, with nobody to blame
@@ -89,7 +91,8 @@ class Decoder(GenerationEngine):
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        running = {request.request_id for request in self._running}
+        return len(running | {step.request_id for step in self._held})
 
     @property
     def num_waiting(self) -> int:
@@ -108,14 +111,13 @@ class Decoder(GenerationEngine):
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
         request = self._request(prompt, params or SamplingParams())
-        if self.max_cached_tokens is not None:
-            self.capacity.check(request, self.max_cached_tokens)
-        self._next_id += 1
         self._waiting.append(request)
         return request.request_id
 
     def cancel(self, request_id: int) -> None:
         """Forget a request and free its row. Unknown or finished ids are ignored."""
+        self._private.discard(request_id)
+        self._held = [step for step in self._held if step.request_id != request_id]
         self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
         if self._batch is None or all(request.request_id != request_id for request in self._running):
             return
@@ -126,14 +128,39 @@ class Decoder(GenerationEngine):
             self._report(error, rest)
             self._requeue(rest)
 
-    @torch.inference_mode()
     def step(self) -> list[Step]:
         """One token for each running request, new ones admitted first; none for one whose prompt is not fed yet.
 
         A request that fails ends with `finish_reason` "error": NaN, every token forbidden, or any other error in the
         model, a guide or elsewhere that it causes. The others go on, with the same tokens, in the next step if not in
-        this one. Raises only where the device computes nothing any more, and what is no `Exception`.
+        this one. Raises only where the device computes nothing any more, and what is not an `Exception`.
         """
+        held, self._held = self._held, []
+        return [*held, *(step for step in self._step() if step.request_id not in self._private)]
+
+    def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
+        """Answer prompts, each in its own way, in their order; see `generate`.
+
+        They share the batch with what `add` has queued, whose steps the next call of `step` returns.
+        """
+        return self._answers([self._request(prompt, params) for prompt, params in requests])
+
+    def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        mine = {request.request_id for request in requests}
+        self._private |= mine
+        self._waiting.extend(requests)
+        try:
+            for request in requests:
+                while request.finish_reason is None:
+                    self._held += [step for step in self._step() if step.request_id not in self._private]
+                yield request.answer()
+        finally:
+            for request_id in mine:
+                self.cancel(request_id)
+
+    @torch.inference_mode()
+    def _step(self) -> list[Step]:
+        """The steps of all requests, in a step of the batch."""
         steps: list[Step] = []
         fault: Exception | None = None
         try:
@@ -150,28 +177,6 @@ class Decoder(GenerationEngine):
         # Outside of the handler, where nothing holds the frames of the step any more.
         return steps if fault is None else [*steps, *self._contain(fault, grown=bool(steps))]
 
-    def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
-        """Answer prompts, each in its own way, in their order; see `generate`."""
-        fresh = Decoder(
-            self.model,
-            self.guides,
-            rule=self.rule,
-            max_rows=self.max_rows,
-            prefill_chunk=self.prefill_chunk,
-            max_cached_tokens=self.max_cached_tokens,
-        )
-        return fresh._answers([fresh._enqueue(prompt, params) for prompt, params in requests])
-
-    def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
-        for request in requests:
-            while request.finish_reason is None:
-                self.step()
-            yield request.answer()
-
-    def _enqueue(self, prompt: Prompt, params: SamplingParams) -> Request:
-        self.add(prompt, params)
-        return self._waiting[-1]
-
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         weights = self.weights_of(params)
         params = self._resolved(params, weights)
@@ -187,7 +192,11 @@ class Decoder(GenerationEngine):
                     check_forced(params.forced, limit, whose=f"guide {name}")
                 room = min(room, room_for(len(guide_ids[name]), guide.max_length, f"guide {name}"))
         longest = int(min(params.max_new_tokens, room))
-        return Request(self._next_id, prompt, prompt_ids, guide_ids, params, weights, longest, self.model)
+        request = Request(self._next_id, prompt, prompt_ids, guide_ids, params, weights, longest, self.model)
+        if self.max_cached_tokens is not None:
+            self.capacity.check(request, self.max_cached_tokens)
+        self._next_id += 1
+        return request
 
     def _resolved(self, params: SamplingParams, weights: Mapping[str, float]) -> SamplingParams:
         """The parameters with what the guide that selects asks for, or the usual defaults, where they say nothing."""

@@ -41,7 +41,7 @@ class GenerationEngine(ABC):
     @property
     @abstractmethod
     def num_running(self) -> int:
-        """Requests that get tokens."""
+        """Requests that get tokens, and those that have ended with steps that nobody has taken yet."""
 
     @property
     @abstractmethod
@@ -62,7 +62,10 @@ class GenerationEngine(ABC):
 
     @abstractmethod
     def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
-        """Answer prompts, each in its own way, in their order; see `generate`."""
+        """Answer prompts, each in its own way, in their order; see `generate`.
+
+        They share the batch with what `add` has queued, whose steps the next call of `step` returns.
+        """
 
     def generate(
         self,

@@ -33,9 +33,9 @@ from trimtab.engines.maker import FORCED, IN_PROCESS, GuideSource, ModelSource
 from trimtab.engines.registry import BUILTIN, maker_of
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError, PromptError
 from trimtab.evaluation import lm_eval_arguments as arguments
-from trimtab.evaluation.comparison.fingerprints import differences
 from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.storage.digests import model_contents
+from trimtab.storage.same_run import check_same
 
 try:
     import lm_eval.models  # noqa: F401  # fills the registry, which stays empty once something else is in it
@@ -185,16 +185,12 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         """
         kept = cache_hook.dbdict
         if kept is not None:
-            now = json.loads(json.dumps(self._settings))
-            before = json.loads(kept[CACHE_KEY]) if CACHE_KEY in kept else None
-            changed = [] if before is None else differences(before, now)
-            if before is None and len(kept):
-                changed = ["it does not say which model and guides answered"]
-            if changed:
-                raise OptionError(
-                    f"The cache {kept.filename} cannot be used: {'; '.join(changed)}. Give another, or none."
-                )
-            kept[CACHE_KEY] = json.dumps(now)
+            problem, way_out = f"The cache {kept.filename} cannot be used", "Give another, or none."
+            if CACHE_KEY in kept:
+                check_same(json.loads(kept[CACHE_KEY]), self._settings, problem=problem, way_out=way_out)
+            elif len(kept):
+                raise OptionError(f"{problem}: it does not say which model and guides answered. {way_out}")
+            kept[CACHE_KEY] = json.dumps(self._settings)
         super().set_cache_hook(cache_hook)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
@@ -204,9 +200,9 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
             options = {"add_special_tokens": False} if starts else {}
         else:
             options = {"add_special_tokens": add_special_tokens}
-        found = [int(token) for token in self.tokenizer.encode(string, **options)]
+        token_ids = [int(token) for token in self.tokenizer.encode(string, **options)]
         end = self._conversations.habits[1] if options.get("add_special_tokens", True) else []
-        return found[: -len(end)] if end and found[-len(end) :] == end else found
+        return token_ids[: -len(end)] if end and token_ids[-len(end) :] == end else token_ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Chat messages as the text that the model's template makes of them."""
@@ -216,13 +212,13 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         """The log-likelihood of whole texts, each in windows of the context's length that do not overlap."""
         windows: list[tuple[int, list[int], list[int]]] = []
         for index, request in enumerate(requests):
-            found = utils.get_rolling_token_windows(
+            pieces = utils.get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length - 1,
                 context_len=1,
             )
-            windows += [(index, *utils.make_disjoint_window(window)) for window in found]
+            windows += [(index, *utils.make_disjoint_window(window)) for window in pieces]
         scores = self._scored([(context, continuation) for _, context, continuation in windows])
         totals = [0.0] * len(requests)
         for (index, _, _), (logprob, _) in zip(windows, scores, strict=True):
@@ -271,10 +267,10 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
                 seed=0,
             )
             wanted.append((context[-room:], params))
-        found = [(0.0, True)] * len(pairs)
+        scores = [(0.0, True)] * len(pairs)
         for index, decoded in zip(filled, self._decoded(wanted), strict=True):
-            found[index] = (decoded.logprob, decoded.greedy)
-        return found
+            scores[index] = (decoded.logprob, decoded.greedy)
+        return scores
 
     def _generation(self, context: str, options: Mapping[str, Any]) -> tuple[list[int], SamplingParams]:
         """Ids and parameters of one request. Raises OptionError for what we cannot honour."""
@@ -307,21 +303,21 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
 
     def _decoded(self, wanted: Sequence[tuple[list[int], SamplingParams]]) -> list[_Decoded]:
         """Decode requests in one batch, long prompts first; raises the error of one that fails."""
-        found = [_Decoded() for _ in wanted]
+        results = [_Decoded() for _ in wanted]
         order = sorted(range(len(wanted)), key=lambda index: -len(wanted[index][0]))
         places = {self._engine.add(wanted[index][0], wanted[index][1]): index for index in order}
         while self._engine.num_running or self._engine.num_waiting:
             for step in self._engine.step():
-                one = found[places[step.request_id]]
+                one = results[places[step.request_id]]
                 one.text += step.text
                 one.error = step.error or one.error
                 if step.trace is not None:
                     one.logprob += step.trace.chosen.mixed_logprob
                     one.greedy = one.greedy and step.trace.chosen.mixed_rank == 0
-        for one in found:
+        for one in results:
             if one.error is not None:
                 raise one.error
-        return found
+        return results
 
 
 def _is_here(model: object) -> TypeGuard[HFModel]:

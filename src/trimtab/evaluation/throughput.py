@@ -254,7 +254,7 @@ def peak_memory_mb(device: torch.device) -> float:
     return int(line.split()[1]) / 1024
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, object]:
     """What the figures were measured on."""
     return {
         "processor": _processor(),
@@ -301,7 +301,7 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
-def write_report(report: Mapping[str, Any], path: Path | None) -> str:
+def write_report(report: Mapping[str, object], path: Path | None) -> str:
     """A benchmark's report with what it ran on, as JSON; written to a file too where one is named."""
     told = {**report, "machine": machine(torch.device("cpu")), "versions": versions()}
     text = json.dumps(told, indent=1)

@@ -37,13 +37,13 @@ class BestOfN:
     ) -> Iterator[Answer]:
         count = int(number(strength, what="give the number of drafts", low=1, whole=True))
         repeated = [prompt for prompt in prompts for _ in range(count)]
-        own = [seed if draft == 0 else derived_seed(seed, draft) for seed in seeds for draft in range(count)]
-        drafts = answers(self._decoder, repeated, params, own)
+        draft_seeds = [seed if draft == 0 else derived_seed(seed, draft) for seed in seeds for draft in range(count)]
+        drafts = answers(self._decoder, repeated, params, draft_seeds)
         for index, prompt in enumerate(prompts):
-            found = [next(drafts) for _ in range(count)]
-            self.num_tokens_read += sum(len(draft.token_ids) for draft in found)
-            rewards = self._rewards(index, prompt, [draft.text for draft in found]) if count > 1 else [0.0]
-            yield found[max(range(count), key=lambda draft: self._sign * rewards[draft])]
+            candidates = [next(drafts) for _ in range(count)]
+            self.num_tokens_read += sum(len(draft.token_ids) for draft in candidates)
+            rewards = self._rewards(index, prompt, [draft.text for draft in candidates]) if count > 1 else [0.0]
+            yield candidates[max(range(count), key=lambda draft: self._sign * rewards[draft])]
 
     def _rewards(self, index: int, prompt: Prompt, texts: Sequence[str]) -> list[float]:
         try:

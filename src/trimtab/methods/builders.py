@@ -134,12 +134,12 @@ def soup(engines: EngineMaker, options: Options) -> Policy:
     """Averaged when a strength is asked for; the sum of changes is exact, so nothing is written."""
     paths: Sequence[str] = options["paths"]
     parts = [_adapter(path) for path in paths]
-    own = load_own_base(paths[0], beside=engines.model, guide_base=options["guide_base"])
+    own_base = load_own_base(paths[0], beside=engines.model, guide_base=options["guide_base"])
 
     def at(strength: Strength) -> Policy:
         weights = list(numbers(strength, list(paths)).values())
         policy = AdapterARM(average(parts, weights), form=SHIFT)
-        return _fixed(engines, policy if own is None else policy.on(own), 1.0)
+        return _fixed(engines, policy if own_base is None else policy.on(own_base), 1.0)
 
     return PerStrength(at)
 
@@ -170,8 +170,8 @@ def guide_base_of(options: Options, name: str) -> str | None:
     """What `guide_base` says of one guide: one model for all of them, or a mapping of guides to models."""
     given = options["guide_base"]
     if isinstance(given, Mapping):
-        found = given.get(name)
-        return None if found is None else str(found)
+        base_name = given.get(name)
+        return None if base_name is None else str(base_name)
     return None if given is None else str(given)
 
 

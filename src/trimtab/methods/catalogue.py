@@ -340,5 +340,5 @@ def _strength_problem(method: Method, strength: Strength) -> str | None:
 
 def _nearest(name: str, accepted: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, accepted, n=1)
-    told = f"; accepted: {', '.join(accepted)}" if accepted else "; it takes none"
-    return f" (did you mean {near[0]!r}?){told}" if near else told
+    ending = f"; accepted: {', '.join(accepted)}" if accepted else "; it takes none"
+    return f" (did you mean {near[0]!r}?){ending}" if near else ending

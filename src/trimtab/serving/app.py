@@ -194,7 +194,7 @@ def _add_lists(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/guides", response_model=schema.NamedList)
     async def guides() -> dict[str, Any]:
-        found = []
+        listed = []
         for name, weight in catalogue.guides.items():
             selection = service.engine.guides[name].selection
             kind = {
@@ -203,8 +203,8 @@ def _add_lists(app: FastAPI, service: Service) -> None:
                 "form": forms[name],  # product or shift, of a guide that is a language model
             }
             entry = {"id": name, "object": "guide", "weight": weight, "max_weight": service.limits.max_weight}
-            found.append({**entry, **kind})
-        return {"object": "list", "data": found}
+            listed.append({**entry, **kind})
+        return {"object": "list", "data": listed}
 
 
 def _add_status(app: FastAPI, metrics: Metrics) -> None:

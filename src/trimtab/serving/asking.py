@@ -16,7 +16,8 @@ from trimtab.serving.problems import cut
 from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest, Guidance
 
 _MOST_CHARACTERS = 64
-"""Of a token, as prompts go: a text beyond that is refused before it is made tokens of, which takes seconds."""
+"""The most characters of a token, as prompts go: a longer text is refused before it is made tokens of, which takes
+seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,13 @@ def _chat(body: ChatRequest, catalogue: Catalogue) -> Chat:
 
     Clients send histories whole; what the template has no place for (a call of a tool, a thought) is left out.
     """
-    told = {**catalogue.template_options, **(body.chat_template_kwargs or {})}
+    template_options = {**catalogue.template_options, **(body.chat_template_kwargs or {})}
     read = {key for message in body.messages for key in message.keys if reads_key(catalogue.model, key)}
     messages = [
         {"role": message.role, "content": message.text, **{k: v for k, v in message.keys.items() if k in read}}
         for message in body.messages
     ]
-    return Chat(messages, told)
+    return Chat(messages, template_options)
 
 
 def wanted_completion(body: CompletionRequest, catalogue: Catalogue, limits: Limits) -> list[Wanted]:
@@ -108,14 +109,14 @@ def _wanted(
     weights = catalogue.weights(body.model, guidance.weights, limits)
     _check(body, len(prompts), num_new, num_rivals, limits)
     each = body.n or 1
-    found: list[Wanted] = []
+    wanted: list[Wanted] = []
     for place, prompt in enumerate(prompts):
         num_prompt = _length(prompt, catalogue.model, limits)
         for _ in range(each):
-            params = _params(body, guidance, weights, num_new or limits.default_new_tokens, num_rivals, len(found))
+            params = _params(body, guidance, weights, num_new or limits.default_new_tokens, num_rivals, len(wanted))
             guides = tuple(name for name, weight in weights.items() if weight)
-            found.append(Wanted(prompt, params, guides, num_prompt, place))
-    return found
+            wanted.append(Wanted(prompt, params, guides, num_prompt, place))
+    return wanted
 
 
 def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int | None, limits: Limits) -> None:

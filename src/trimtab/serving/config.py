@@ -144,7 +144,7 @@ class _Reader:
     def _check_name(self, place: str) -> None:
         name = place.partition(".")[2]
         if not _NAME.fullmatch(name):
-            self.problems.append(f"{place} is no name for a guide; use letters, digits, '.', '_' and '-'")
+            self.problems.append(f"{place} is not a name for a guide; use letters, digits, '.', '_' and '-'")
 
     def _mapping(self, value: Any, place: str, accepted: list[str] | None = None) -> dict[str, Any]:
         if not isinstance(value, Mapping):

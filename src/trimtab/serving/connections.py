@@ -44,9 +44,11 @@ _RECEIVED_AT_ONCE = 1 << 14
 _TINY = re.compile(rb"\r\n0*[0-9a-fA-F]{1,2}[ \t]*(?:;[^\r\n]*)?(?=\r\n)")
 """The head of a chunk of less than 256 bytes."""
 _MOST_TINY = 256
-"""Of a request. A chunk takes 0.01 ms, however little it holds: some megabytes of tiny ones would stop the server."""
+"""The most tiny chunks of a request. Each takes 0.01 ms, however little it holds: some megabytes of them would stop the
+server."""
 _MOST_LINES = 100
-"""Of a head, as other servers have it. Each line is taken apart by itself, and a head of 64 KiB may have thousands."""
+"""The most lines of a head, as other servers have it. Each is taken apart by itself, and a head of 64 KiB may have
+thousands."""
 _HEAD_ENDS = re.compile(rb"\n\r?\n")
 
 

@@ -61,7 +61,7 @@ class Guard:
         self._metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.num_bytes = 0
-        """Of the bodies of all requests that have no reply yet."""
+        """Bytes that the bodies of all requests without a reply take together."""
 
     async def __call__(self, scope: MutableScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -130,8 +130,8 @@ class _Exchange:
 
 def header_of(scope: MutableScope, name: bytes) -> str | None:
     """A header's value, the first of several."""
-    found = next((value for key, value in scope["headers"] if key == name), None)
-    return None if found is None else found.decode("latin-1")
+    value = next((value for key, value in scope["headers"] if key == name), None)
+    return None if value is None else value.decode("latin-1")
 
 
 async def send_error(send: Send, status: int, text: str, code: str) -> None:

@@ -61,10 +61,10 @@ def memory_of(device: torch.device) -> Memory:
         free, total = torch.cuda.mem_get_info(device)
         return Memory(total, total - free, f"the GPU {torch.cuda.get_device_name(device)}")
     resident, virtual = _held()
-    found = [Memory(total, resident, what) for total, what in _totals()]
+    memories = [Memory(total, resident, what) for total, what in _totals()]
     if (space := _address_space()) is not None:
-        found.append(Memory(space, virtual, "this process (its limit of address space)"))
-    return min(found, key=lambda memory: memory.room)
+        memories.append(Memory(space, virtual, "this process (its limit of address space)"))
+    return min(memories, key=lambda memory: memory.room)
 
 
 def plan(decoder: Decoder, limits: Limits, asked: Collection[str], memory: Memory) -> Plan | None:
@@ -89,7 +89,7 @@ def plan(decoder: Decoder, limits: Limits, asked: Collection[str], memory: Memor
     if fitting < _LEAST and "max_rows" in larger:
         raise naming(
             OptionError,
-            "{max_rows} is {4}, and so many answers take {5} GiB to work in, whatever they hold. Of the {0} GiB of "
+            "{max_rows} is {4}, and that many answers take {5} GiB to work in, whatever they hold. Of the {0} GiB of "
             "{1}, {2} are in use. Lower {max_rows}.",
             *there,
             f"{limits.max_rows:,}",
@@ -104,7 +104,7 @@ def plan(decoder: Decoder, limits: Limits, asked: Collection[str], memory: Memor
         raise naming(
             OptionError,
             "{max_cached_tokens} is {0}, which may take {1} GiB with what is loaded. Of the {2} GiB of {3}, {4} are in "
-            "use, and {5} cached tokens fit. Give at most so many.",
+            "use, and {5} cached tokens fit. Give at most that many.",
             *(f"{tokens:,}", _gib(taken(tokens)), *there),
         )
     if tokens > fitting and larger:
@@ -112,7 +112,7 @@ def plan(decoder: Decoder, limits: Limits, asked: Collection[str], memory: Memor
             OptionError,
             "{max_rows} answers of {max_prompt_tokens} and {max_new_tokens} may come to {0} cached tokens, the guides' "
             "included, which may take {1} GiB with what is loaded. Of the {2} GiB of {3}, {4} are in use, and {5} "
-            "cached tokens fit. Lower one of the three, or give {max_cached_tokens}, at most so many: answers then "
+            "cached tokens fit. Lower one of the three, or give {max_cached_tokens}, at most that many: answers then "
             "wait where there is no room for them.",
             *(f"{tokens:,}", _gib(taken(tokens)), *there),
         )

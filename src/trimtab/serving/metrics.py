@@ -14,25 +14,25 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = self.registry
-        self.answers = Counter("trimtab_answers", "Answers that ended, by why.", ["finish_reason"], registry=own)
+        registry = self.registry
+        self.answers = Counter("trimtab_answers", "Answers that ended, by why.", ["finish_reason"], registry=registry)
         self.requests = Counter(
-            "trimtab_http_requests", "HTTP requests, by route and status.", ["route", "status"], registry=own
+            "trimtab_http_requests", "HTTP requests, by route and status.", ["route", "status"], registry=registry
         )
-        self.prompt_tokens = Counter("trimtab_prompt_tokens", "Tokens of prompts that began.", registry=own)
-        self.tokens = Counter("trimtab_generated_tokens", "Tokens generated.", registry=own)
-        self.steps = Counter("trimtab_decoding_steps", "Steps of the decoding loop.", registry=own)
-        self.guide_rows = Counter("trimtab_guide_forwards", "Tokens that a guide scored.", ["guide"], registry=own)
-        self.queue = Gauge("trimtab_queue_length", "Answers that wait for a row.", registry=own)
-        self.batch = Gauge("trimtab_batch_size", "Answers that are being decoded.", registry=own)
+        self.prompt_tokens = Counter("trimtab_prompt_tokens", "Tokens of prompts that began.", registry=registry)
+        self.tokens = Counter("trimtab_generated_tokens", "Tokens generated.", registry=registry)
+        self.steps = Counter("trimtab_decoding_steps", "Steps of the decoding loop.", registry=registry)
+        self.guide_rows = Counter("trimtab_guide_forwards", "Tokens that a guide scored.", ["guide"], registry=registry)
+        self.queue = Gauge("trimtab_queue_length", "Answers that wait for a row.", registry=registry)
+        self.batch = Gauge("trimtab_batch_size", "Answers that are being decoded.", registry=registry)
         self.first_token = Histogram(
             "trimtab_time_to_first_token_seconds",
             "From request to first token.",
             buckets=_SECONDS,
-            registry=own,
+            registry=registry,
         )
         self.between_tokens = Histogram(
-            "trimtab_time_between_tokens_seconds", "From a token to the next one.", buckets=_SECONDS, registry=own
+            "trimtab_time_between_tokens_seconds", "From a token to the next one.", buckets=_SECONDS, registry=registry
         )
 
     def watch(self, num_running: Callable[[], int], num_waiting: Callable[[], int]) -> None:

@@ -51,8 +51,8 @@ _KINDS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
 
 def problem(error: Exception) -> tuple[int, dict[str, Any]]:
     """Status and body of an error, in OpenAI's shape."""
-    found = (entry for entry in _KINDS if isinstance(error, entry[0]))
-    _, status, kind, code = next(found, (None, 500, "server_error", None))
+    matching = (entry for entry in _KINDS if isinstance(error, entry[0]))
+    _, status, kind, code = next(matching, (None, 500, "server_error", None))
     message = str(error) if isinstance(error, TrimtabError) else "An unexpected error; the log says more."
     return status, error_body(message, kind, getattr(error, "param", None), code)
 

@@ -140,11 +140,11 @@ def usage(num_prompt_tokens: int, num_tokens: int) -> Json:
 def explained(trace: TokenTrace, tokenizer: Tokenizer, weights: Mapping[str, float]) -> Json:
     """Why a token was chosen, by guides at these weights."""
     shares = shares_of(trace, weights)
-    told = {**_placed(trace.chosen, tokenizer, shares), "kl": _finite(trace.kl)}
-    told["alternatives"] = [_placed(rival, tokenizer, shares) for rival in trace.alternatives]
+    placed = {**_placed(trace.chosen, tokenizer, shares), "kl": _finite(trace.kl)}
+    placed["alternatives"] = [_placed(rival, tokenizer, shares) for rival in trace.alternatives]
     if trace.choice is not None:
-        told["choice"] = _chosen(trace.choice, tokenizer)
-    return told
+        placed["choice"] = _chosen(trace.choice, tokenizer)
+    return placed
 
 
 def _placed(one: Alternative, tokenizer: Tokenizer, shares: Mapping[int, Mapping[str, float]]) -> Json:
@@ -219,17 +219,17 @@ def _by_text(trace: TokenTrace, style: Style) -> dict[str, float]:
 
     The drawn token has its own text; of others that read alike, all but the best are told apart by their ids.
     """
-    read, found = _reader(style.policy), {}
+    read, others = _reader(style.policy), {}
     for one in _top(trace, style):
         if one.token_id != trace.chosen.token_id:
-            found[one.token_id] = one
+            others[one.token_id] = one
     texts = {trace.chosen.token_id: style.tokenizer.token_text(trace.chosen.token_id)}
-    for token_id in found:
+    for token_id in others:
         text = style.tokenizer.token_text(token_id)
         while text in texts.values():
             text += f" (token {token_id})"
         texts[token_id] = text
-    best = sorted([trace.chosen, *found.values()], key=read, reverse=True)
+    best = sorted([trace.chosen, *others.values()], key=read, reverse=True)
     return {texts[one.token_id]: _finite(read(one)) for one in best}
 
 

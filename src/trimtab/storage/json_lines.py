@@ -60,25 +60,6 @@ def _line(item: Mapping[str, Any]) -> str:
     return text
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def short(value: Any) -> str:
-    """A value as it stands in a line, cut to 60 characters, for a message."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
         item = json.loads(line)

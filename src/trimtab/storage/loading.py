@@ -27,10 +27,10 @@ from trimtab.storage.directories import (
     guide_directory,
     is_adapter,
     kind_of,
-    new_directory,
     read_guide_card,
     resolve_model,
 )
+from trimtab.storage.files import new_directory
 from trimtab.storage.guide_bases import own_base
 
 if TYPE_CHECKING:

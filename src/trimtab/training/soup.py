@@ -10,20 +10,20 @@ average of the policies' weights; averaging A and B instead is not, and has a na
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trimtab.errors import BaseMismatchError, CheckpointError, VocabularyMismatchError, unknown_name
 from trimtab.models.adapters.lora import LoRA, average, average_factors, check_weights
 from trimtab.models.hf import HFModel
-from trimtab.storage.directories import new_directory, read_guide_card
+from trimtab.storage.directories import read_guide_card
+from trimtab.storage.files import new_directory, write_text
 from trimtab.storage.loading import load_model
 from trimtab.training.run.card import settings_and_versions, versions
-from trimtab.training.run.checkpoints import write_text
+from trimtab.training.run.identity import Facts
 
 AVERAGES = {"deltas": average, "factors": average_factors}
 """Name -> what averages LoRA adapters so."""
@@ -67,7 +67,7 @@ def soup(parts: Sequence[SoupPart], out: str | Path, *, averaged: str = "deltas"
     return Path(out)
 
 
-def _policy_card(directory: Path) -> dict[str, Any]:
+def _policy_card(directory: Path) -> Facts:
     """`guide.json` of a policy, empty for a plain adapter or model."""
     if not any((directory / name).exists() for name in ("adapter_config.json", "config.json")):
         raise CheckpointError(
@@ -84,8 +84,8 @@ def _policy_card(directory: Path) -> dict[str, Any]:
 
 
 def _average_adapters(
-    parts: Sequence[SoupPart], cards: Sequence[Mapping[str, Any]], averaged: str, directory: Path
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    parts: Sequence[SoupPart], cards: Sequence[Facts], averaged: str, directory: Path
+) -> tuple[Facts, Facts]:
     """Write the averaged adapter; the base and the vocabulary that it belongs to."""
     adapters = [LoRA.load(Path(part.path), card) for part, card in zip(parts, cards, strict=True)]
     mixed = AVERAGES[averaged](adapters, [part.weight for part in parts])
@@ -93,9 +93,7 @@ def _average_adapters(
     return mixed.base, mixed.vocabulary
 
 
-def _average_models(
-    parts: Sequence[SoupPart], cards: Sequence[Mapping[str, Any]], directory: Path
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _average_models(parts: Sequence[SoupPart], cards: Sequence[Facts], directory: Path) -> tuple[Facts, Facts]:
     """Write the averaged model: float32 sums, one tensor at a time, in the first one's dtype."""
     first = load_model(parts[0].path, device="cpu")
     weights = {name: parts[0].weight * tensor.float() for name, tensor in first.module.named_parameters()}
@@ -116,9 +114,9 @@ def _average_models(
 
 
 def _check_same_shape(first: HFModel, other: HFModel, path: str) -> None:
-    mine, theirs = ({name: p.shape for name, p in model.module.named_parameters()} for model in (first, other))
-    if mine != theirs:
-        name = next(key for key in [*mine, *theirs] if mine.get(key) != theirs.get(key))
+    shapes, others = ({name: p.shape for name, p in model.module.named_parameters()} for model in (first, other))
+    if shapes != others:
+        name = next(key for key in [*shapes, *others] if shapes.get(key) != others.get(key))
         raise BaseMismatchError(
             f"{path} is a model of another shape than {first.name} (first: {name}). Average models that were trained "
             "from the same start."
@@ -132,12 +130,12 @@ def _check_same_shape(first: HFModel, other: HFModel, path: str) -> None:
 
 def _card(
     parts: Sequence[SoupPart],
-    cards: Sequence[Mapping[str, Any]],
+    cards: Sequence[Facts],
     form: str,
     averaged: str,
-    base: Mapping[str, Any],
-    vocabulary: Mapping[str, Any],
-) -> dict[str, Any]:
+    base: Facts,
+    vocabulary: Facts,
+) -> Facts:
     sources = [
         {"path": part.path, "weight": part.weight, "data": card.get("data", {}).get("fingerprint", "")}
         for part, card in zip(parts, cards, strict=True)
@@ -156,7 +154,7 @@ def _card(
     }
 
 
-def _readme(card: Mapping[str, Any]) -> str:
+def _readme(card: Facts) -> str:
     """The model card, from the same facts as `guide.json`."""
     front = {
         "library_name": "peft" if card["form"] == "lora" else "transformers",

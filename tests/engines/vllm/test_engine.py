@@ -251,7 +251,7 @@ def test_a_wrong_option_is_refused_before_anything_starts(house: Path, name: str
 def test_a_directory_that_was_not_packed_is_refused(house: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="trimtab vllm pack"):
         VLLMEngine(house / "base")
-    with pytest.raises(CheckpointError, match="no packed directory"):
+    with pytest.raises(CheckpointError, match="not a packed directory"):
         VLLMEngine(tmp_path)
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trimtab.errors import DataError, OptionError, OutputExistsError
-from trimtab.storage.json_lines import open_to_append, read_lines, write_whole
+from trimtab.storage.files import write_text
+from trimtab.storage.json_lines import open_to_append, read_lines
+from trimtab.storage.same_run import check_same
 
 
 def settings_path(path: Path) -> Path:
@@ -34,14 +36,12 @@ class Plan:
         """Raise OptionError unless today's settings and prompts are those of the file to be continued."""
         if self.settings is None:
             return
-        from trimtab.evaluation.comparison.fingerprints import differences
-
-        before = self.settings
-        changed = "; ".join(differences(before, json.loads(json.dumps(settings))))
-        if changed:
-            raise OptionError(
-                f"Cannot resume {self.path}: {changed}. Give what it was begun with, --overwrite, or another path."
-            )
+        check_same(
+            self.settings,
+            settings,
+            problem=f"Cannot resume {self.path}",
+            way_out="Give what it was begun with, --overwrite, or another path.",
+        )
         if self.num_done > len(prompts):
             raise OptionError(f"Cannot resume {self.path}: it holds {self.num_done} answers to {len(prompts)} prompts.")
 
@@ -50,7 +50,7 @@ class Plan:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.settings is None:
             self.path.unlink(missing_ok=True)  # first: an old file must never stand beside new settings
-            write_whole(settings_path(self.path), json.dumps(settings, indent=1, sort_keys=True) + "\n")
+            write_text(settings_path(self.path), json.dumps(settings, indent=1, sort_keys=True) + "\n")
         return open_to_append(self.path)
 
 

@@ -110,8 +110,8 @@ def answered(
 
     policy = build_policy(engines, choice.name, choice.options)
     for part, prompts in parts:
-        found = policy.answer(prompts, choice.strength, params, [request.seed for request in part])
-        for request, answer in zip(part, found, strict=True):
+        answers = policy.answer(prompts, choice.strength, params, [request.seed for request in part])
+        for request, answer in zip(part, answers, strict=True):
             request.take_answer(answer, {choice.name: choice.strength})
             yield request
 
@@ -133,12 +133,12 @@ def _read(args: argparse.Namespace, reads: str) -> dict[str, Any]:
 def _about_guides(args: argparse.Namespace) -> dict[str, Any]:
     """The options that --form and --guide-base are; a method that has no such option refuses it."""
     forms, bases = guide_options.read(args)
-    found: dict[str, Any] = {}
+    options_given: dict[str, Any] = {}
     if forms:
-        found["form"] = next(iter(forms.values())) if len(forms) == 1 else forms
+        options_given["form"] = next(iter(forms.values())) if len(forms) == 1 else forms
     if bases:
-        found["guide_base"] = next(iter(bases.values())) if len(args.guides) == 1 else bases
-    return found
+        options_given["guide_base"] = next(iter(bases.values())) if len(args.guides) == 1 else bases
+    return options_given
 
 
 def _strength(args: argparse.Namespace) -> Strength | None:
@@ -156,7 +156,7 @@ def _strength(args: argparse.Namespace) -> Strength | None:
 def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is no option; give KEY=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an option; give KEY=VALUE")
     for kind in (int, float):
         try:
             return key, kind(value)

@@ -213,7 +213,7 @@ class Conversation:
         """/seed [NUMBER]"""
         if argument and not (argument.isdecimal() and int(argument) <= options.MAX_SEED):
             raise OptionError(
-                f"{argument!r} is no seed; give a whole number of at least 0, or none for a new one each time."
+                f"{argument!r} is not a seed; give a whole number of at least 0, or none for a new one each time."
             )
         self.params = dataclasses.replace(self.params, seed=int(argument) if argument else None)
         options.say(f"seed: {argument or 'a new one for each answer'}")

@@ -25,7 +25,7 @@ from trimtab.cli.answering.requests import plain
 from trimtab.cli.prompts import as_asked, use_template
 from trimtab.cli.template_options import add_template_options, template_options
 from trimtab.errors import OptionError
-from trimtab.storage.json_lines import write_whole
+from trimtab.storage.files import write_text
 
 if TYPE_CHECKING:
     from trimtab.answers import Answer
@@ -99,7 +99,7 @@ def _write_page(path: Path, prompt: str, model: str, answer: Answer, tokens: lis
 
     page = trace_page(tokens, prompt=prompt, model=model, weights=answer.weights, seed=answer.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, page)
+    write_text(path, page)
     options.say(f"page: {path}")
 
 

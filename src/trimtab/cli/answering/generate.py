@@ -28,6 +28,7 @@ from trimtab.cli.answering.by_method import (
     method_choice,
 )
 from trimtab.cli.answering.requests import Request, in_order, located
+from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import PromptRow, as_asked, prompts_of, read_prompts, use_template
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.errors import ModelError, OptionError, PromptError
@@ -274,11 +275,11 @@ def _and_then(found: Iterator[Request], close: Callable[[], None]) -> Iterator[R
 
 def _write_all(job: _Job, found: Iterator[Request], total: int, stream: TextIO) -> int:
     num_tokens = 0
-    with _Progress(total, shown=job.out is not None) as progress:
-        for request in found:
+    with Progress("answers", active=job.out is not None) as bar:
+        for num_done, request in enumerate(found, start=1):
             num_tokens += len(request.token_ids)
             _write(stream, request, job)
-            progress.advance()
+            bar.move(num_done, total)
     return num_tokens
 
 
@@ -303,28 +304,6 @@ def _write(stream: TextIO, request: Request, job: _Job) -> None:
     row = request.as_row(trace=job.params.trace)
     stream.write(f"{row['text']}\n" if job.as_text else json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     stream.flush()
-
-
-class _Progress:
-    """A bar on standard error, where that is a terminal and answers do not go there too."""
-
-    def __init__(self, total: int, *, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._bar = Progress(console=Console(stderr=True), disable=not (shown and sys.stderr.isatty()), transient=True)
-        self._task = self._bar.add_task("answers", total=total)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self) -> None:
-        """One more answer."""
-        self._bar.advance(self._task)
 
 
 def _summarise(job: _Job, num_answers: int, num_resumed: int, num_tokens: int, seconds: float) -> None:

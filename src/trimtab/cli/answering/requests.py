@@ -74,8 +74,8 @@ class Request:
         }
         from trimtab.prompts import options_of
 
-        if told := options_of(self.row.prompt):
-            row["chat_template_kwargs"] = dict(told)
+        if template_options := options_of(self.row.prompt):
+            row["chat_template_kwargs"] = dict(template_options)
         if self.problem is not None:
             row["error"] = self.problem
         if trace:

@@ -23,7 +23,7 @@ _FORM = """give JSON in a text, such as "vllm_xargs": {"guidance": "{\\"helpful\
 def read_weights(extra_args: Mapping[str, Any] | None, defaults: Mapping[str, float]) -> dict[str, float]:
     """Guide -> weight: the request's, and the defaults of the guides that it does not name.
 
-    Raises OptionError for an unknown key or guide, and for what is no finite number.
+    Raises OptionError for an unknown key or guide, and for what is not a finite number.
     """
     extra_args = extra_args or {}
     for key in extra_args:

@@ -118,7 +118,7 @@ class VLLMEngine(GenerationEngine):
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._running.keys() | {step.request_id for step in self._held})
 
     @property
     def num_waiting(self) -> int:
@@ -154,7 +154,7 @@ class VLLMEngine(GenerationEngine):
         return self._answers([self._request(prompt, params) for prompt, params in requests])
 
     def close(self) -> None:
-        """End vLLM and free its memory; the engine is of no more use. Twice is as good as once."""
+        """End vLLM and free its memory; the engine is of no more use afterwards. Idempotent."""
         if self not in _living:
             return
         _living.discard(self)
@@ -207,11 +207,11 @@ class VLLMEngine(GenerationEngine):
             request = self._waiting.popleft()
             try:
                 prompt = tokens_input(list(request.prompt_ids))
-                own = self._engine.add_request(str(request.request_id), prompt, self._params(request))
+                vllm_id = self._engine.add_request(str(request.request_id), prompt, self._params(request))
             except Exception as error:
                 refused.append(_failed(request, error))
             else:
-                self._running[request.request_id] = request, own
+                self._running[request.request_id] = request, vllm_id
         return refused
 
     def _params(self, request: Request) -> Any:
@@ -264,8 +264,8 @@ class VLLMEngine(GenerationEngine):
             self._abort(request.request_id)
 
     def _abort(self, request_id: int) -> None:
-        _, own = self._running.pop(request_id)
-        self._engine.abort_request([own], internal=True)
+        _, vllm_id = self._running.pop(request_id)
+        self._engine.abort_request([vllm_id], internal=True)
 
     def _watch(self) -> None:
         """Have tables kept while a request with a trace runs, and no longer."""
@@ -278,18 +278,18 @@ class VLLMEngine(GenerationEngine):
         """Request id -> the trace of its token."""
         asked, ids = [], []
         for output in outputs:
-            request, own = self._running[int(output.request_id)]
+            request, vllm_id = self._running[int(output.request_id)]
             if request.params.trace and output.outputs[0].token_ids:
                 how = request.params
                 token_id = int(output.outputs[0].token_ids[0])
                 filters = (how.temperature, how.top_k, how.top_p, how.min_p)
-                asked.append((own, token_id, filters, how.num_alternatives))
+                asked.append((vllm_id, token_id, filters, how.num_alternatives))
                 ids.append(request.request_id)
         if not asked:
             return {}
         answers = self._engine.collective_rpc("explain_step", args=(asked,))
-        found = next(answer for answer in answers if answer is not None)
-        return dict(zip(ids, found, strict=True))
+        traces = next(answer for answer in answers if answer is not None)
+        return dict(zip(ids, traces, strict=True))
 
 
 def _failed(request: Request, error: Exception) -> Step:
@@ -304,7 +304,7 @@ def _manifest(directory: Path) -> Manifest:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{directory} is no packed directory ({error}). Write one with `trimtab vllm pack`."
+            f"{directory} is not a packed directory ({error}). Write one with `trimtab vllm pack`."
         ) from error
     manifest = Manifest.of(config)
     if ARCHITECTURE not in config.get("architectures", ()):
@@ -352,9 +352,9 @@ def _device() -> str:
 
 def check_params(params: SamplingParams) -> None:
     """Raise OptionError for what vLLM cannot honour as the built-in engine does."""
-    heat = params.temperature
-    if heat is not None and heat != 0 and not LOWEST <= heat <= HIGHEST:
-        raise OptionError(f"The temperature is {heat:g}; vLLM takes 0 and {LOWEST:g} to {HIGHEST:g}.{_BUILT_IN}")
+    temperature = params.temperature
+    if temperature is not None and temperature != 0 and not LOWEST <= temperature <= HIGHEST:
+        raise OptionError(f"The temperature is {temperature:g}; vLLM takes 0 and {LOWEST:g} to {HIGHEST:g}.{_BUILT_IN}")
     if params.plausibility:
         raise naming(
             OptionError, f"{{plausibility}} masks the base before guides, which vLLM does not do; give 0.{_BUILT_IN}"

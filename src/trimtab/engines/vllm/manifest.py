@@ -37,7 +37,7 @@ class ServedGuide:
     weight: float = 0.0
     """In a request that does not name it."""
     form: str | None = None
-    """`product` or `shift` (`trimtab.mixing.forms`); None for what is no language model."""
+    """`product` or `shift` (`trimtab.mixing.forms`); None for what is not a language model."""
     base: str | None = None
     """The directory of the model that it was trained on, where that is not the served base: an adapter runs on it, and
     a shift is measured from it."""
@@ -67,9 +67,9 @@ class Manifest:
 
     def base_config(self, config: Any) -> Any:
         """The base's own config: a copy of a packed directory's under the base's architectures."""
-        own = copy.deepcopy(config)
-        own.architectures = list(self.architectures)
-        return own
+        plain = copy.deepcopy(config)
+        plain.architectures = list(self.architectures)
+        return plain
 
     def as_config(self) -> dict[str, Any]:
         """The entry of config.json."""
@@ -82,7 +82,7 @@ class Manifest:
         entry = config.get(KEY) if isinstance(config, Mapping) else getattr(config, KEY, None)
         if not isinstance(entry, Mapping):
             raise CheckpointError(
-                "This is no packed directory: config.json has no `trimtab`. Write one with `trimtab vllm pack`."
+                "This is not a packed directory: config.json has no `trimtab`. Write one with `trimtab vllm pack`."
             )
         if entry.get("format") not in READABLE:
             raise CheckpointError(

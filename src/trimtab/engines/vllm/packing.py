@@ -26,10 +26,10 @@ from trimtab.storage.directories import (
     guide_directory,
     is_adapter,
     kind_of,
-    new_directory,
     read_guide_card,
     resolve_model,
 )
+from trimtab.storage.files import new_directory
 from trimtab.storage.guide_bases import own_base
 
 _KINDS = ("arm", "policy", "agent")
@@ -67,7 +67,7 @@ def pack(
             raise unknown_name("guide", name, guides)
     directory = resolve_model(model, revision=revision).resolve()
     base = Outline(directory, name=str(model), trust_remote_code=trust_remote_code)
-    found = []
+    served_guides = []
     for name, path in guides.items():
         asked = _Asked(
             weight=(weights or {}).get(name),
@@ -77,8 +77,8 @@ def pack(
             base_prompts=base_prompts,
             trust_remote_code=trust_remote_code,
         )
-        found.append(_guide(name, guide_directory(path, None).resolve(), base, asked))
-    manifest = Manifest(str(directory), tuple(base.architectures), tuple(found), _nameless(base))
+        served_guides.append(_guide(name, guide_directory(path, None).resolve(), base, asked))
+    manifest = Manifest(str(directory), tuple(base.architectures), tuple(served_guides), _nameless(base))
     check_negative(manifest.weights, manifest.forms, temperature=None, plausibility=None)
     write(manifest, Path(out), overwrite=overwrite)
     return manifest
@@ -129,17 +129,17 @@ def _guide(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGu
         return _agent(name, directory, base, asked)
     form = form_of(card, kind, asked=asked.form)
     adapter = is_adapter(directory)
-    own = _own_base(directory, card, kind, form, base, asked)
-    if own is not None:
-        _check_prompts(name, base, own, asked.base_prompts)
+    guide_base = _own_base(directory, card, kind, form, base, asked)
+    if guide_base is not None:
+        _check_prompts(name, base, guide_base, asked.base_prompts)
     if adapter:
-        _check_adapter(name, LoRA.load(directory, card), own or base, asked.lora)
+        _check_adapter(name, LoRA.load(directory, card), guide_base or base, asked.lora)
     else:
         whole = Outline(directory, name=name, trust_remote_code=asked.trust_remote_code)
         check_same_vocabulary(base, whole)
         _check_prompts(name, base, whole, asked.base_prompts)
     way = asked.lora if adapter else "model"
-    beside = None if own is None else str(own.directory)
+    beside = None if guide_base is None else str(guide_base.directory)
     return ServedGuide(name, kind, str(directory), way, asked.weight or 0.0, form, beside)
 
 
@@ -173,8 +173,8 @@ def _own_base(
     def outline(name: str) -> Outline:
         return Outline(resolve_model(name).resolve(), name=name, trust_remote_code=asked.trust_remote_code)
 
-    own = own_base(directory, card, kind, base, outline, guide_base=asked.base, form=form)
-    return None if own is None or own.directory == base.directory else own
+    guide_base = own_base(directory, card, kind, base, outline, guide_base=asked.base, form=form)
+    return None if guide_base is None or guide_base.directory == base.directory else guide_base
 
 
 def _agent(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGuide:
@@ -191,12 +191,12 @@ def _agent(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGu
     return guide
 
 
-def _check_prompts(name: str, base: Outline, own: Outline, base_prompts: bool) -> None:
+def _check_prompts(name: str, base: Outline, guide_model: Outline, base_prompts: bool) -> None:
     """Raise CompatibilityError for a guide that would read chat messages through a template of its own."""
-    ours, theirs = base.tokenizer, own.tokenizer
-    if base_prompts or not (ours.has_chat_template and theirs.has_chat_template):
+    base_tokenizer, guide_tokenizer = base.tokenizer, guide_model.tokenizer
+    if base_prompts or not (base_tokenizer.has_chat_template and guide_tokenizer.has_chat_template):
         return
-    if ours.encode_chat(_CONVERSATION) != theirs.encode_chat(_CONVERSATION):
+    if base_tokenizer.encode_chat(_CONVERSATION) != guide_tokenizer.encode_chat(_CONVERSATION):
         raise CompatibilityError(
             f"Guide {name} has another chat template than the base; in vLLM both read the same tokens. Pack it with "
             "--base-prompts to let it read the base's, or use the built-in engine, where each reads its own."

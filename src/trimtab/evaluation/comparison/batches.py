@@ -23,7 +23,8 @@ from trimtab.evaluation.comparison.recipe import REDRAWN, MethodSpec, Recipe, Re
 from trimtab.evaluation.comparison.records import Cost, Key, Row, read_answers
 from trimtab.evaluation.throughput import peak_memory_mb, reset_peak_memory
 from trimtab.methods.method import Policy, Strength
-from trimtab.storage.json_lines import append, write_whole
+from trimtab.storage.files import write_text
+from trimtab.storage.json_lines import append
 from trimtab.storage.scorers import LARGEST, Scorer
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Scoring:
         """Put rows without rewards on the disk, in the place of those before; they are removed by `score`."""
         if rows:
             text = "".join(json.dumps(row.as_json(), ensure_ascii=True, allow_nan=False) + "\n" for row in rows)
-            write_whole(self._unscored, text)
+            write_text(self._unscored, text)
         else:
             self._unscored.unlink(missing_ok=True)
 
@@ -125,8 +126,13 @@ class Maker:
         params = replace(self._recipe.params, max_new_tokens=WARM_UP_TOKENS)
         list(self._policy.answer([self._prompts["test"][0]], self._spec.strengths[0], params, [0]))
 
-    def make(self, strength: Strength, keys: Sequence[Key]) -> tuple[list[Row], Cost, BaseException | None]:
-        """The rows of a batch without rewards, what they took, and what ended it where not all of them are there."""
+    def make(
+        self, strength: Strength, keys: Sequence[Key], on_answer: Callable[[int], None]
+    ) -> tuple[list[Row], Cost, BaseException | None]:
+        """The rows of a batch without rewards, what they took, and what ended it where not all of them are there.
+
+        `on_answer` is called after each answer with how many of the batch there are.
+        """
         prompts = [self._prompts[key.split][key.prompt_index] for key in keys]
         seeds = [draw_seed(key.seed, key.prompt_index) for key in keys]
         answers: list[Answer] = []
@@ -137,6 +143,7 @@ class Maker:
         try:
             for answer in self._policy.answer(prompts, strength, self._recipe.params, seeds):
                 answers.append(answer)
+                on_answer(len(answers))
             if len(answers) != len(keys):
                 raise RuntimeError(f"{self._spec.name} gave {len(answers)} answers to {len(keys)} prompts.")
         except BaseException as error:

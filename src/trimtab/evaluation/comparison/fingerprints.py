@@ -1,10 +1,8 @@
-"""What a run depends on, and where two runs differ in it."""
+"""What a run depends on."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +11,7 @@ from trimtab.evaluation.comparison.recipe import SCORER, TEMPLATE, MethodSpec, R
 from trimtab.evaluation.throughput import versions
 from trimtab.prompts import as_json
 from trimtab.storage.digests import model_contents, scorer_contents
-from trimtab.storage.json_lines import short
-
-_DIGEST = re.compile("[0-9a-f]{64}")
+from trimtab.storage.files import text_digest
 
 
 def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,29 +50,12 @@ def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model:
     }
 
 
-def fingerprint(settings: Mapping[str, Any]) -> str:
+def fingerprint(settings: Mapping[str, object]) -> str:
     """One number for all of it."""
     return text_digest(json.dumps(settings, sort_keys=True))
 
 
-def differences(before: Any, after: Any, place: str = "") -> list[str]:
-    """Where two settings differ, as sentences. Methods that only one of them has are no difference."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        names = {*before, *after} if place != "methods" else {*before} & {*after}
-        return [
-            sentence
-            for name in sorted(names)
-            for sentence in differences(before.get(name), after.get(name), f"{place}.{name}" if place else str(name))
-        ]
-    return [] if before == after else [f"{place} was {_said(before)}, is {_said(after)}"]
-
-
-def _said(value: Any) -> str:
-    """A value for a message; of a digest only its beginning."""
-    return f"{value[:12]}…" if isinstance(value, str) and _DIGEST.fullmatch(value) else short(value)
-
-
-def content_digests(value: Any, place: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+def content_digests(value: object, place: str = "") -> Iterator[tuple[str, dict[str, str]]]:
     """(place, digests) of every model, guide or reward model that an option names; a weight may stand behind a colon.
 
     The place is that of the name in the option (`guides.kind`, `paths.0`), so that a run that is moved stays the same
@@ -95,11 +74,6 @@ def content_digests(value: Any, place: str = "") -> Iterator[tuple[str, dict[str
                 return
 
 
-def text_digest(text: str) -> str:
-    """SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _method(recipe: Recipe, spec: MethodSpec) -> dict[str, Any]:
     return {
         "method": spec.method,
@@ -108,7 +82,7 @@ def _method(recipe: Recipe, spec: MethodSpec) -> dict[str, Any]:
     }
 
 
-def option_contents(options: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def option_contents(options: Mapping[str, object]) -> dict[str, dict[str, str]]:
     """The digests of all that the options of a method name: models, guides, reward models, a scorer."""
     found = dict(content_digests({key: value for key, value in options.items() if key not in (SCORER, TEMPLATE)}))
     if SCORER in options:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from trimtab.core import Prompt
 from trimtab.errors import DataError
@@ -14,6 +14,42 @@ from trimtab.methods.method import Strength
 from trimtab.storage.json_lines import read_lines
 
 KL_KINDS = ("exact", "bound", "unknown")
+
+
+class SplitRecord(TypedDict):
+    """The prompts of a split."""
+
+    num: int
+    sha256: str
+
+
+class RunSettings(TypedDict, total=False):
+    """What the answers of a run depend on; `fingerprints.run_settings` writes more keys than are read by name."""
+
+    model: Mapping[str, object]
+    decoding: Mapping[str, object]
+    prompts: Mapping[str, SplitRecord]
+    rewards: Mapping[str, Mapping[str, object]]
+    methods: Mapping[str, Mapping[str, object]]
+    versions: Mapping[str, object]
+
+
+class RunRecord(TypedDict, total=False):
+    """`run.json`: what a run is, and what a reader of its report should know."""
+
+    format: int
+    fingerprint: str
+    recipe: Mapping[str, object]
+    """As it was written."""
+    settings: RunSettings
+    machine: Mapping[str, object]
+    commit: str | None
+    scorers: Mapping[str, str]
+    """Reward -> what its scorer is."""
+    methods: Mapping[str, Mapping[str, str]]
+    """Method -> summary, paper and dial."""
+    notes: Mapping[str, str]
+    """Term -> what the report says of it."""
 
 
 class Key(NamedTuple):
@@ -47,7 +83,7 @@ class Row:
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The row as its line has it."""
         return {
             **self.key._asdict(),
@@ -100,7 +136,7 @@ class Cost:
     peak_memory_mb: float
     batch_size: int
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return asdict(self)
 
 

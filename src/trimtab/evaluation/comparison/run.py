@@ -23,13 +23,15 @@ from typing import Any
 import torch
 
 from trimtab.core import Prompt
-from trimtab.errors import DataError, OptionError, OutputExistsError
+from trimtab.errors import DataError, OutputExistsError
 from trimtab.evaluation.comparison.batches import Build, Maker, Scoring, draw_seed
-from trimtab.evaluation.comparison.fingerprints import differences, fingerprint
+from trimtab.evaluation.comparison.fingerprints import fingerprint
 from trimtab.evaluation.comparison.recipe import REDRAWN, SPLITS, MethodSpec, Recipe
-from trimtab.evaluation.comparison.records import Key, read_answers
+from trimtab.evaluation.comparison.records import Key, RunRecord, RunSettings, read_answers
 from trimtab.methods.method import Strength
-from trimtab.storage.json_lines import append, open_to_append, write_whole
+from trimtab.storage.files import write_text
+from trimtab.storage.json_lines import append, open_to_append
+from trimtab.storage.same_run import check_same
 from trimtab.storage.scorers import Scorer
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,12 @@ class RunFiles:
     @property
     def costs(self) -> Path:
         return self.directory / "costs.jsonl"
+
+    def remove(self) -> None:
+        """Remove what an earlier run wrote here, and verdicts on it; what else is in the directory stays."""
+        judged = (self.directory / "judgements.jsonl", self.directory / "win_rates.json")
+        for path in (self.run, self.answers, self.unscored, self.costs, *judged):
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +105,18 @@ def open_run(
     OptionError where it was made with other settings, saying what differs.
     """
     files = RunFiles(directory)
-    kept: dict[str, Any] = {}
+    kept: RunSettings = {}
     if files.run.exists():
         if not resume:
             raise OutputExistsError(directory)
         kept = read_run(directory)["settings"]
-        changed = differences(kept, settings)
-        if changed:
-            raise OptionError(
-                f"Cannot continue {directory}: {'; '.join(changed)}. Give what it was begun with, or another --out; "
-                "--overwrite begins anew."
-            )
+        check_same(
+            kept,
+            settings,
+            partial=("methods",),
+            problem=f"Cannot continue {directory}",
+            way_out="Give what it was begun with, or another --out; --overwrite begins anew.",
+        )
     elif files.answers.exists():
         raise DataError("there are answers here, but no run.json that says how they were made.", path=directory)
     settings = {**settings, "methods": {**kept.get("methods", {}), **settings["methods"]}}
@@ -119,15 +128,15 @@ def open_run(
         **about,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(files.run, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+    write_text(files.run, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
     return files
 
 
-def read_run(directory: Path) -> dict[str, Any]:
+def read_run(directory: Path) -> RunRecord:
     """`run.json` of a run. Raises DataError where there is none, or another program's."""
     path = RunFiles(directory).run
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run: RunRecord = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError("no run of `trimtab compare` is here: there is no run.json.", path=directory) from None
     except ValueError as error:
@@ -165,12 +174,16 @@ def run_comparison(
         done |= {row.key for row in left_over}
         missing = [key for key in wanted if key not in done]
         num_done = len(wanted) - len(missing)
+
+        def answered(num_of_batch: int) -> None:
+            _say(progress, Progress(num_done + num_of_batch, len(wanted)))
+
         for label, keys in groupby(missing, key=lambda key: key.method):
             maker = Maker(recipe, prompts, specs[label], device)
             _say(progress, Progress(num_done, len(wanted), f"{label}: loading"))
             maker.begin(build)
             for strength, batch in _batches(keys, recipe.batch_size):
-                rows, cost, failure = maker.make(strength, batch)
+                rows, cost, failure = maker.make(strength, batch, answered)
                 if rows:
                     scoring.keep(rows)
                     append(costs, [cost.as_json()])
@@ -179,7 +192,6 @@ def run_comparison(
                 if failure is not None:
                     raise failure
                 num_done += len(rows)
-                _say(progress, Progress(num_done, len(wanted)))
             del maker
             gc.collect()
     return num_missing

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rich.style import Style
 from rich.table import Table
@@ -155,7 +154,7 @@ def difference(left: float, right: float) -> float:
     return 0.0 if left == right else left - right
 
 
-def as_rows(tokens: Sequence[ExplainedToken]) -> list[dict[str, Any]]:
+def as_rows(tokens: Sequence[ExplainedToken]) -> list[dict[str, object]]:
     """The explanation as plain values: one row for each token, its rivals under `alternatives`."""
     return [
         {

@@ -10,10 +10,10 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from trimtab.core import Prompt
 from trimtab.evaluation.explaining.trace import ExplainedToken, as_rows, percent, visible
+from trimtab.evaluation.report.document import filled, html_document
 from trimtab.mixing.tracing import FULL_COLOUR, SHARE
 
 LEAST_SHIFT = 0.005
@@ -38,15 +38,12 @@ def trace_page(
         "tokens": "".join(_button(index, token) for index, token in enumerate(tokens)),
         "rows": "\n".join(_row(token, tilting) for token in tokens),
         "headings": "".join(f"<th scope=col>{html.escape(name)}</th>" for name in tilting),
-        "data": _script_json({"full": FULL_COLOUR, "least": LEAST_SHIFT, "guides": tilting, "tokens": as_rows(tokens)}),
         "full": f"{math.exp(FULL_COLOUR):.0f}",
         "share": html.escape(SHARE, quote=False),
-        "style": STYLE,
-        "script": SCRIPT,
     }
-    page = PAGE
-    parts = page.split("{{")
-    return parts[0] + "".join(fields[name] + after for name, after in (part.split("}}", 1) for part in parts[1:]))
+    data = _script_json({"full": FULL_COLOUR, "least": LEAST_SHIFT, "guides": tilting, "tokens": as_rows(tokens)})
+    scripts = f'<script type="application/json" id="data">{data}</script>\n<script>{SCRIPT}</script>\n'
+    return html_document("Why these tokens", STYLE, filled(BODY, fields), after=scripts, scripted=True)
 
 
 def _choices(guides: Sequence[str]) -> str:
@@ -83,13 +80,13 @@ def _row(token: ExplainedToken, guides: Sequence[str]) -> str:
     return f"<tr><th scope=row><code>{name}</code></th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def _script_json(value: Any) -> str:
+def _script_json(value: object) -> str:
     """JSON that cannot end the script element it stands in; numbers that are not finite are null."""
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -214,16 +211,7 @@ document.querySelectorAll("input[name=by]").forEach(r => r.addEventListener("cha
 if (buttons.length) { document.getElementById("panel").hidden = false; select(0); }
 """
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Why these tokens - trimtab</title>
-<style>{{style}}</style>
-<main>
-<h1>Why these tokens</h1>
+BODY = """<h1>Why these tokens</h1>
 <dl>
 <dt>Model</dt><dd>{{model}}</dd>
 <dt>Guides</dt><dd>{{guides}}</dd>
@@ -267,8 +255,4 @@ is the most probable.</p>
 <tbody>
 {{rows}}
 </tbody></table></div></details>
-</main>
-<script type="application/json" id="data">{{data}}</script>
-<script>{{script}}</script>
-</html>
 """

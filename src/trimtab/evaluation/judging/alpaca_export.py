@@ -15,7 +15,7 @@ from trimtab.evaluation.comparison.recipe import file_part, strength_text
 from trimtab.evaluation.comparison.records import Row
 from trimtab.evaluation.judging.judges import conversation
 from trimtab.evaluation.judging.run import Contender
-from trimtab.storage.json_lines import write_whole
+from trimtab.storage.files import write_text
 
 
 def export_alpaca_eval(
@@ -40,7 +40,7 @@ def export_alpaca_eval(
             }
             for row in chosen
         ]
-        write_whole(path, json.dumps(items, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(items, indent=1, ensure_ascii=False) + "\n")
     return paths
 
 

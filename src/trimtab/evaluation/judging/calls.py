@@ -42,7 +42,7 @@ class TimedCalls:
         self._thread.join()
         self._loop.close()
 
-    def complete(self, request: Mapping[str, Any]) -> Any:
+    def complete(self, request: Mapping[str, object]) -> Any:
         """One chat completion of these arguments. Raises what the client raises, and TimeoutError."""
         call = asyncio.run_coroutine_threadsafe(self._complete(dict(request)), self._loop)
         self._running.add(call)
@@ -56,7 +56,7 @@ class TimedCalls:
         for call in list(self._running):
             call.cancel()
 
-    async def _complete(self, request: dict[str, Any]) -> Any:
+    async def _complete(self, request: dict[str, object]) -> Any:
         async with asyncio.timeout(self._timeout_s):
             return await self._client.chat.completions.create(**request)
 

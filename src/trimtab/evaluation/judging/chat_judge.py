@@ -120,7 +120,7 @@ class ChatJudge:
         self._random = random.Random()
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What its verdicts depend on: where it is, what it is asked, and how its reply is drawn."""
         example = json.dumps(_messages(Question("prompt", "first", "second")), sort_keys=True)
         address = self._address
@@ -228,7 +228,7 @@ class ChatJudge:
     def _call(self, calls: TimedCalls, question: Question) -> _Trial:
         openai, endpoint = self._openai, self._endpoint
         try:
-            request: dict[str, Any] = {"model": endpoint.model, "messages": _messages(question)}
+            request: dict[str, object] = {"model": endpoint.model, "messages": _messages(question)}
         except PromptError as error:
             return _Trial(Verdict(None, str(error)), hopeless=True)
         if endpoint.temperature is not None:

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from trimtab.core import Message, Prompt
 from trimtab.errors import OptionError, PromptError, ScoreError
@@ -59,7 +59,7 @@ class Judge(Protocol):
         """What its verdicts are kept under."""
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         """What its verdicts depend on beside the texts, as JSON has it: with other settings it is another judge."""
 
     @property

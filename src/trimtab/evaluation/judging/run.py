@@ -8,22 +8,22 @@ that was cut asks only for what is missing, verdicts that did not come included.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trimtab.errors import InputError, ModelError, ScoreError, unknown_name
-from trimtab.evaluation.comparison.fingerprints import differences
 from trimtab.evaluation.comparison.recipe import strength_text
 from trimtab.evaluation.comparison.records import Row
 from trimtab.evaluation.judging.judges import FIRST, SECOND, TIE, Judge, Question, Verdict
 from trimtab.methods.method import Strength
+from trimtab.storage.files import text_digest
 from trimtab.storage.json_lines import append, open_to_append, read_lines
+from trimtab.storage.same_run import differences
 
 log = logging.getLogger(__name__)
 
@@ -253,12 +253,12 @@ def _key(pair: Pair, order: str) -> str:
     return json.dumps(
         [
             *(pair.contender, pair.baseline, pair.seed, pair.answer.key.split, pair.prompt_index, order),
-            hashlib.sha256(texts.encode()).hexdigest()[:16],
+            text_digest(texts)[:16],
         ]
     )
 
 
-def _line(pair: Pair, order: str, judge: Judge, verdict: Verdict) -> dict[str, Any]:
+def _line(pair: Pair, order: str, judge: Judge, verdict: Verdict) -> dict[str, object]:
     key = pair.answer.key
     return {
         "method": key.method,
@@ -276,7 +276,7 @@ def _line(pair: Pair, order: str, judge: Judge, verdict: Verdict) -> dict[str, A
     }
 
 
-def _is_by(fields: Mapping[str, Any], judge: Judge) -> bool:
+def _is_by(fields: Mapping[str, object], judge: Judge) -> bool:
     return fields.get("judge") == judge.name and fields.get("settings") == judge.settings
 
 
@@ -298,7 +298,7 @@ def _say_what_is_not_taken(path: Path, judge: Judge, wanted: Collection[str]) ->
         if fields.get("judge") == judge.name and not _is_by(fields, judge) and fields.get("key") in wanted
     }
     if others:
-        changed = dict.fromkeys(sentence for one in others.values() for sentence in differences(one, judge.settings))
+        changed = dict.fromkeys(str(one) for other in others.values() for one in differences(other, judge.settings))
         log.warning(
             "%d verdicts of %s on file are not taken, since it is another now: %s",
             *(len(others), judge.name, "; ".join(changed)),

@@ -19,7 +19,7 @@ from trimtab.evaluation.judging.judges import FIRST, TIE, Judge
 from trimtab.evaluation.judging.length_control import LengthControlled, length_controlled_win_rate
 from trimtab.evaluation.judging.run import ORDERS, Contender, Cost, Judged, reasons_of
 from trimtab.statistics import FEW, Interval, mean_interval, proportion_interval, wilson_interval
-from trimtab.storage.json_lines import write_whole
+from trimtab.storage.files import write_text
 
 WIN_RATES = "win_rates.json"
 FORMAT = 1
@@ -169,7 +169,7 @@ class Judgement:
     methods: tuple[WinRate, ...]
     cost: Cost
     """Of all verdicts of this judge on file."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     """What the judge was: see `judges.Judge.settings`."""
     reasons: tuple[str, ...] = ()
     """Why verdicts are missing, each with how many."""
@@ -197,7 +197,7 @@ def write_win_rates(directory: Path, judgement: Judgement) -> Path:
     kept = [one for one in read_win_rates(directory) if _same_place(one) != _same_place(judgement)]
     items = [as_json(one) for one in (*kept, judgement)]
     text = json.dumps({"format": FORMAT, "judgements": items}, indent=1, ensure_ascii=False)
-    write_whole(path, text + "\n")
+    write_text(path, text + "\n")
     return path
 
 
@@ -219,7 +219,7 @@ def read_win_rates(directory: Path) -> list[Judgement]:
         raise InputError(f"{path} is not what `trimtab judge` writes ({error}). Remove it and judge again.") from None
 
 
-def as_json(judgement: Judgement) -> dict[str, Any]:
+def as_json(judgement: Judgement) -> dict[str, object]:
     """A judgement as `win_rates.json` has it."""
     fields = asdict(judgement)
     fields["baseline"] = judgement.baseline._asdict()

@@ -11,18 +11,19 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from trimtab.storage.files import whole_file
 
 _MEANT_FOR_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "＝", "＋", "－", "＠")
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows of one set of columns; numbers that are not whole have six digits."""
     lines = [[_cell(name) for name in (rows[0] if rows else [])]]
     lines += [[_cell(value) for value in row.values()] for row in rows]
     # A carriage return alone is no line's end to the writer, and one to many readers.
     quoted = any("\r" in str(cell) for line in lines for cell in line)
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
         writer.writerows(lines)
 
@@ -32,7 +33,7 @@ def as_text(cell: str) -> str:
     return cell.removeprefix("'")
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.6g}"
     if not isinstance(value, str) or _is_number(value):

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from trimtab.evaluation.comparison.cost_summary import CostSummary
 from trimtab.evaluation.comparison.pareto_summary import Front
-from trimtab.evaluation.comparison.recipe import Recipe, strength_text
-from trimtab.evaluation.comparison.summary import Estimate, Measured, paired, reward_of
-from trimtab.evaluation.report.page import signed
+from trimtab.evaluation.comparison.recipe import Recipe
+from trimtab.evaluation.comparison.summary import Measured, paired, reward_of
+from trimtab.evaluation.report.wording import in_sentence, listed, signed, strength_shown
 
 MAX_NAMED = 6
 """So many strengths a sentence names; more are counted."""
@@ -40,16 +40,16 @@ def _of_one(
     sentences = [
         f"On the validation prompts {_named(best)} gained the most {name} reward. On the test prompts, which had no "
         f"say in that, it has {signed(best.rewards[name].value)} against {signed(base.rewards[name].value)} without "
-        f"guidance: {'a gain' if gain.value > 0 else 'a difference'} of {written(gain)}{_price(best, costs)}."
+        f"guidance: {'a gain' if gain.value > 0 else 'a difference'} of {in_sentence(gain)}{_price(best, costs)}."
     ]
     if gain.low is not None and not gain.clear_of_zero:
         sentences.append("That interval holds 0, so it may be chance.")
     differences = [(one, paired(one.cell, best.cell, reward_of(name))) for one in others if one is not best]
     alike = [one.label for one, difference in differences if difference is None or not difference.clear_of_zero]
     if alike:
-        sentences.append(f"On these prompts {_listed(alike)} cannot be told apart from it.")
+        sentences.append(f"On these prompts {listed(alike)} cannot be told apart from it.")
     sentences += [
-        f"{_named(one)} is ahead of it there, by {written(difference)}."
+        f"{_named(one)} is ahead of it there, by {in_sentence(difference)}."
         for one, difference in differences
         if difference is not None and difference.clear_of_zero and difference.value > 0
     ]
@@ -59,12 +59,11 @@ def _of_one(
 def _of_all(recipe: Recipe, base: Measured, others: Sequence[Measured]) -> str:
     name = recipe.main_reward.name
     gains = [(one, one.gains[name]) for one in others]
-    begin = f"Without guidance the mean {name} reward on the test prompts is {written(base.rewards[name])}. "
+    begin = f"Without guidance the mean {name} reward on the test prompts is {in_sentence(base.rewards[name])}. "
     end = " None is picked out, since nothing was chosen on other prompts than these (the recipe's `validation`)."
     if len(gains) <= MAX_NAMED:
-        return (
-            f"{begin}Paired with it, {'; '.join(f'{_named(one)} gains {written(gain)}' for one, gain in gains)}.{end}"
-        )
+        each = "; ".join(f"{_named(one)} gains {in_sentence(gain)}{_nats(one)}" for one, gain in gains)
+        return f"{begin}Paired with it, {each}.{end}"
     above = sum(gain.clear_of_zero and gain.value > 0 for _, gain in gains)
     below = sum(gain.clear_of_zero and gain.value < 0 for _, gain in gains)
     return (
@@ -78,9 +77,9 @@ def pareto_findings(recipe: Recipe, fronts: Sequence[Front]) -> str:
     """The first sentence of a report with two objectives: the hypervolume of every front."""
     if not fronts:
         return "Nothing can be compared yet: no method has answered the test prompts at all of its strengths."
-    volumes = "; ".join(f"{one.label} {written(one.hypervolume, digits=3)}{_beside_noise(one)}" for one in fronts)
+    volumes = "; ".join(f"{one.label} {in_sentence(one.hypervolume, digits=3)}{_beside_noise(one)}" for one in fronts)
     return (
-        f"What each method covers of {_listed(list(recipe.objectives))} together, as a hypervolume over the reference "
+        f"What each method covers of {listed(list(recipe.objectives))} together, as a hypervolume over the reference "
         f"point ({_point(recipe)}), all of its strengths taken: {volumes}. None is picked out, since nothing was "
         "chosen on other prompts than these. A hypervolume grows with the number of points by noise alone, so it "
         "compares methods of as many points, and the base redrawn under as many seeds."
@@ -94,22 +93,17 @@ def _beside_noise(one: Front) -> str:
     gap = one.over_redrawn
     more = "more" if gap.value > 0 else "less"
     told = f"{more} than" if gap.clear_of_zero else "not told apart from"
-    return f", {told} {one.num_strengths} points of the base redrawn: a difference of {written(gap, digits=3)}"
-
-
-def written(estimate: Estimate, *, digits: int = 2) -> str:
-    """A mean with its interval, in a sentence."""
-
-    def write(value: float) -> str:
-        return signed(value) if digits == 2 else f"{value:.{digits}f}".replace("-", "−")
-
-    if estimate.low is None or estimate.high is None:
-        return f"{write(estimate.value)} (no interval: {estimate.num_prompts} prompts are too few)"
-    return f"{write(estimate.value)} (95 % interval {write(estimate.low)} to {write(estimate.high)})"
+    return f", {told} {one.num_strengths} points of the base redrawn: a difference of {in_sentence(gap, digits=3)}"
 
 
 def _named(one: Measured) -> str:
-    return f"{one.label} at strength {strength_text(one.strength)}"
+    return f"{one.label} at strength {strength_shown(one.strength)}"
+
+
+def _nats(one: Measured) -> str:
+    """What a method pays in KL, where it is known."""
+    bound = "at most " if one.cell.kl_kind == "bound" else ""
+    return "" if one.kl is None else f" for {bound}{signed(one.kl.value, 1)} nats of KL an answer"
 
 
 def _price(best: Measured, costs: Mapping[str, CostSummary]) -> str:
@@ -123,8 +117,3 @@ def _price(best: Measured, costs: Mapping[str, CostSummary]) -> str:
 
 def _point(recipe: Recipe) -> str:
     return ", ".join(f"{name} {recipe.reference[name]:g}".replace("-", "−") for name in recipe.objectives)
-
-
-def _listed(names: Sequence[str]) -> str:
-    *firsts, last = names
-    return f"{', '.join(firsts)} and {last}" if firsts else last

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from trimtab.evaluation.comparison.recipe import (
     JUDGED_BY,
@@ -13,10 +12,11 @@ from trimtab.evaluation.comparison.recipe import (
     PromptSource,
     Recipe,
     Reward,
-    strength_text,
 )
+from trimtab.evaluation.comparison.records import RunRecord
 from trimtab.evaluation.comparison.summary import MIN_PROMPTS, Cell, Chosen
 from trimtab.evaluation.comparison.text_metrics import COHERENCE
+from trimtab.evaluation.report.wording import strength_shown
 from trimtab.statistics import NUM_RESAMPLES
 
 _KL = {
@@ -28,9 +28,10 @@ _KL = {
 }
 
 
-def notes_of(recipe: Recipe, run: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, str]:
-    """How it was done: term -> plain text."""
-    found = {
+def notes_of(recipe: Recipe, run: RunRecord, cells: Sequence[Cell]) -> dict[str, str]:
+    """How it was done: term -> plain text. What the run itself says of it (`notes` of run.json) comes first."""
+    notes = {
+        **run.get("notes", {}),
         "Model": f"{recipe.model}, frozen, dtype {recipe.dtype}",
         "Prompts": "; ".join(f"{split}: {_prompts(source, run, split)}" for split, source in recipe.prompts.items()),
         "Decoding": _decoding(recipe),
@@ -47,7 +48,7 @@ def notes_of(recipe: Recipe, run: Mapping[str, Any], cells: Sequence[Cell]) -> d
         "Commit": str(run.get("commit") or "not from a checkout"),
         "Fingerprint": str(run.get("fingerprint", "")),
     }
-    return {**found, **_methods(recipe, run)}
+    return {**notes, **_methods(recipe, run)}
 
 
 def warnings_of(recipe: Recipe, num_missing: int, num_wanted: int, cells: Sequence[Cell]) -> list[str]:
@@ -83,8 +84,9 @@ def choices_note(recipe: Recipe, chosen: Mapping[str, Chosen]) -> str:
     )
 
 
-def _prompts(source: PromptSource, run: Mapping[str, Any], split: str) -> str:
-    num = run.get("settings", {}).get("prompts", {}).get(split, {}).get("num", source.num)
+def _prompts(source: PromptSource, run: RunRecord, split: str) -> str:
+    splits = run["settings"].get("prompts", {}) if "settings" in run else {}
+    num = splits[split]["num"] if split in splits else source.num
     where = f"trimtab's own list {source.builtin!r}" if source.builtin else str(source.path)
     return f"{num} of {where}, from number {source.start + 1} on"
 
@@ -101,7 +103,7 @@ _ROLES = {
 }
 
 
-def _rewards(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:
+def _rewards(recipe: Recipe, run: RunRecord) -> dict[str, str]:
     """What each reward is, by the role that may be said of it. Without a judge, that is said."""
     found = {
         heading: "; ".join(_reward(recipe, run, reward) for reward in recipe.rewards if recipe.role_of(reward) == role)
@@ -112,7 +114,7 @@ def _rewards(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:
     return {heading: text for heading, text in found.items() if text}
 
 
-def _reward(recipe: Recipe, run: Mapping[str, Any], reward: Reward) -> str:
+def _reward(recipe: Recipe, run: RunRecord, reward: Reward) -> str:
     text = f"{reward.name}: {run.get('scorers', {}).get(reward.name, reward.scorer)}"
     if reward.weight != 1:
         text += f", times {reward.weight:g} so that higher is better"
@@ -120,13 +122,13 @@ def _reward(recipe: Recipe, run: Mapping[str, Any], reward: Reward) -> str:
     return text + (f"; {', '.join(choosing)}: chooses among answers by this very reward" if choosing else "")
 
 
-def _methods(recipe: Recipe, run: Mapping[str, Any]) -> dict[str, str]:
+def _methods(recipe: Recipe, run: RunRecord) -> dict[str, str]:
     about = run.get("methods", {})
     found = {}
     for spec in recipe.methods:
         known = about.get(spec.name, {})
         options = ", ".join(f"{name} {_short(value)}" for name, value in spec.options.items())
-        strengths = " | ".join(map(strength_text, spec.strengths))
+        strengths = " | ".join(map(strength_shown, spec.strengths))
         parts = [known.get("summary", spec.method), known.get("paper", ""), options]
         parts.append(f"strengths {strengths}{' (' + known['dial'] + ')' if known.get('dial') else ''}")
         found[f"Method {spec.name}"] = "; ".join(part.rstrip(".") for part in parts if part)
@@ -142,9 +144,9 @@ def _by_kind(cells: Sequence[Cell]) -> dict[str, list[str]]:
     return found
 
 
-def _flat(value: Mapping[str, Any]) -> str:
+def _flat(value: Mapping[str, object]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {item}" for name, item in value.items() if item) or "unknown"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

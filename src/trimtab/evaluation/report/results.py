@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from trimtab.errors import DataError, MissingExtraError
 from trimtab.evaluation.comparison.cost_summary import CostSummary, summarise_cost, was_timed
@@ -17,9 +16,9 @@ from trimtab.evaluation.comparison.pareto_summary import (
     fronts_of,
     redrawn_cells,
 )
-from trimtab.evaluation.comparison.recipe import Recipe, strength_text
+from trimtab.evaluation.comparison.recipe import MethodSpec, Recipe, strength_text
 from trimtab.evaluation.comparison.recipe_reader import KnownMethod, parse_recipe
-from trimtab.evaluation.comparison.records import Cost, Key, read_answers, read_costs
+from trimtab.evaluation.comparison.records import Cost, Key, Row, RunRecord, read_answers, read_costs
 from trimtab.evaluation.comparison.run import RunFiles, keys_of, read_run
 from trimtab.evaluation.comparison.summary import Cell, Chosen, Estimate, Measured, cells_of, choose, headline, measured
 from trimtab.evaluation.comparison.text_metrics import coherence
@@ -34,7 +33,7 @@ class Results:
     """What a run holds, measured."""
 
     recipe: Recipe
-    run: Mapping[str, Any]
+    run: RunRecord
     cells: Sequence[Cell]
     """Of the test split, all strengths."""
     measured: Sequence[Measured]
@@ -57,13 +56,23 @@ class Results:
 
     @property
     def cost_summaries(self) -> list[CostSummary]:
-        """One a method: at its chosen strength, or over all of them."""
-        pairs = [(spec, None if self.recipe.is_pareto else self._at(spec.name)) for spec in self.recipe.methods]
+        """One for each strength that the tables show; with two objectives one a method, over all of its strengths."""
         return [
             summarise_cost(self.recipe, self.costs, spec, strength)
-            for spec, strength in pairs
+            for spec in self.recipe.methods
+            for strength in self._timed(spec)
             if was_timed(self.costs, spec, strength)
         ]
+
+    def cost_of(self, one: Measured) -> CostSummary | None:
+        """What one method took at one strength; None where it was not timed."""
+        timed = was_timed(self.costs, one.cell.spec, one.strength)
+        return summarise_cost(self.recipe, self.costs, one.cell.spec, one.strength) if timed else None
+
+    def _timed(self, spec: MethodSpec) -> Sequence[Strength | None]:
+        if self.recipe.is_pareto:
+            return (None,)
+        return spec.strengths if "validation" not in self.recipe.prompts else (self._at(spec.name),)
 
     @property
     def lead(self) -> str:
@@ -77,7 +86,7 @@ class Results:
         return self.chosen[label].strength if label in self.chosen else None
 
 
-def read_results(directory: Path, methods: Mapping[str, KnownMethod]) -> Results:
+def read_results(directory: Path, methods: Mapping[str, KnownMethod], *, measure_coherence: bool = True) -> Results:
     """A run, measured. Raises DataError where there is no run, or no answer to a test prompt."""
     run = read_run(directory)
     files = RunFiles(directory)
@@ -93,7 +102,7 @@ def read_results(directory: Path, methods: Mapping[str, KnownMethod]) -> Results
         recipe,
         run,
         cells,
-        measured(recipe, cells, _coherences(cells)),
+        measured(recipe, cells, _coherences(cells) if measure_coherence else {}),
         chosen,
         headline(recipe, validation, chosen),
         read_costs(files.costs),
@@ -104,7 +113,19 @@ def read_results(directory: Path, methods: Mapping[str, KnownMethod]) -> Results
     )
 
 
-def summary_of(results: Results) -> dict[str, Any]:
+def sample_rows(results: Results, num: int) -> list[list[Row]]:
+    """What is said to at most `num` test prompts, a list for each: the row of every method and strength of `shown`.
+
+    The prompts are spread evenly over those that all of them answered under the first seed, so that nobody chose them.
+    """
+    seed = results.recipe.seeds[0]
+    answers = [{row.key.prompt_index: row for row in one.cell.rows if row.key.seed == seed} for one in results.shown]
+    shared = sorted(set.intersection(*map(set, answers))) if answers else []
+    picked = sorted({shared[number * len(shared) // num] for number in range(num)}) if shared else []
+    return [[by_prompt[index] for by_prompt in answers] for index in picked]
+
+
+def summary_of(results: Results) -> dict[str, object]:
     """The results as JSON: findings, and each method as its row of the table."""
     return {
         "findings": results.lead,
@@ -117,9 +138,9 @@ def summary_of(results: Results) -> dict[str, Any]:
     }
 
 
-def method_row(results: Results, one: Measured) -> dict[str, Any]:
+def method_row(results: Results, one: Measured) -> dict[str, object]:
     """A cell as one row of numbers."""
-    row: dict[str, Any] = {"method": one.label, "strength": strength_text(one.strength)}
+    row: dict[str, object] = {"method": one.label, "strength": strength_text(one.strength)}
     row["chosen"] = one.label in results.chosen and results.chosen[one.label].strength == one.strength
     row |= {"num_prompts": one.cell.num_prompts, "num_answers": len(one.cell.rows), "kl_kind": one.cell.kl_kind}
     for name, value in one.rewards.items():
@@ -134,12 +155,12 @@ def _columns(name: str, value: Estimate | None) -> dict[str, float | None]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), parts, strict=True))
 
 
-def cost_row(cost: CostSummary) -> dict[str, Any]:
+def cost_row(cost: CostSummary) -> dict[str, object]:
     """A method's cost as one row of numbers."""
     return {**asdict(cost), "strength": "all" if cost.strength is None else strength_text(cost.strength)}
 
 
-def front_row(one: Front) -> dict[str, Any]:
+def front_row(one: Front) -> dict[str, object]:
     """A front as one row of numbers."""
     return {
         "method": one.label,
@@ -152,7 +173,7 @@ def front_row(one: Front) -> dict[str, Any]:
     }
 
 
-def difference_row(one: FrontDifference) -> dict[str, Any]:
+def difference_row(one: FrontDifference) -> dict[str, object]:
     """Two fronts of as many points as one row of numbers."""
     return {
         "method": one.label,
@@ -163,7 +184,7 @@ def difference_row(one: FrontDifference) -> dict[str, Any]:
     }
 
 
-def _wanted(recipe: Recipe, run: Mapping[str, Any]) -> set[Key]:
+def _wanted(recipe: Recipe, run: RunRecord) -> set[Key]:
     prompts = {name: range(split["num"]) for name, split in run["settings"]["prompts"].items()}
     return set(keys_of(recipe, prompts))
 

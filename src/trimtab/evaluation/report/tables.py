@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from trimtab.evaluation.comparison.cost_summary import CostSummary
 from trimtab.evaluation.comparison.pareto_summary import Front, FrontDifference
-from trimtab.evaluation.comparison.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, strength_text
+from trimtab.evaluation.comparison.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe
 from trimtab.evaluation.comparison.summary import REPETITION_N, Estimate, Measured
-from trimtab.evaluation.report.page import gained, signed
+from trimtab.evaluation.report.wording import gained, signed, strength_shown
 
 Write = Callable[[float], str]
 ROLE_WORDS: Mapping[str, str] = {MEASURED: "", TRAINED_ON: "trained on", JUDGED_BY: "judge"}
@@ -74,7 +74,7 @@ def cost_table(costs: Sequence[CostSummary]) -> str:
     rows = [
         [
             html.escape(cost.label),
-            "all" if cost.strength is None else strength_text(cost.strength),
+            "all" if cost.strength is None else strength_shown(cost.strength),
             f"{cost.tokens_per_s:.1f}",
             "unknown" if cost.ratio_to_base is None else f"{cost.ratio_to_base:.2f}",
             f"{cost.decoded_per_token:.1f}",
@@ -96,7 +96,7 @@ def front_table(fronts: Sequence[Front]) -> str:
             str(len(one.on_front)),
             interval_cell(one.hypervolume, _three_digits),
             "–" if one.redrawn is None else interval_cell(one.redrawn, _three_digits),
-            "–" if one.over_redrawn is None else interval_cell(one.over_redrawn, _signed_digits),
+            "–" if one.over_redrawn is None else interval_cell(one.over_redrawn, _gained_digits),
             "none" if one.inner_product is None else interval_cell(one.inner_product, _three_digits),
             str(one.hypervolume.num_prompts),
         ]
@@ -112,7 +112,7 @@ def front_differences_table(differences: Sequence[FrontDifference]) -> str:
         [
             f"{html.escape(one.label)} less {html.escape(one.other)}",
             str(one.num_strengths),
-            interval_cell(one.hypervolume, _signed_digits),
+            interval_cell(one.hypervolume, _gained_digits),
             str(one.hypervolume.num_prompts),
         ]
         for one in differences
@@ -136,16 +136,16 @@ def _rewards_row(recipe: Recipe, one: Measured) -> list[str]:
 
 
 def _named(one: Measured) -> list[str]:
-    return [html.escape(one.label), strength_text(one.strength)]
+    return [html.escape(one.label), strength_shown(one.strength)]
 
 
 def _one_digit(value: float) -> str:
-    return f"{value:.1f}".replace("-", "−")
-
-
-def _signed_digits(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    return signed(value, 1)
 
 
 def _three_digits(value: float) -> str:
-    return f"{value:.3f}".replace("-", "−")
+    return signed(value, 3)
+
+
+def _gained_digits(value: float) -> str:
+    return gained(value, 3)

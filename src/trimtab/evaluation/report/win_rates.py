@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from trimtab.evaluation.comparison.recipe import strength_text
 from trimtab.evaluation.judging.win_rates import Judgement, WinRate, read_win_rates
-from trimtab.evaluation.report.comparison_page import Section, note
+from trimtab.evaluation.report.page import Section, note
 from trimtab.evaluation.report.tables import table
+from trimtab.evaluation.report.wording import strength_shown
 from trimtab.statistics import Interval
 
 
@@ -41,7 +41,7 @@ def _row(rate: WinRate) -> list[str]:
     controlled = rate.length_controlled
     return [
         html.escape(rate.contender.method),
-        strength_text(rate.contender.strength),
+        strength_shown(rate.contender.strength),
         _cell(rate.win_rate),
         "<span class=range>not known</span>" if controlled is None else _cell(controlled.win_rate),
         *(str(count) for count in (rate.win, rate.tie, rate.loss, rate.missing, rate.num_prompts)),

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-from collections.abc import Mapping
-from typing import Any
 
-from trimtab.training.run.card import settings_and_versions
+from trimtab.training.run import card as run_card
+from trimtab.training.run.identity import Facts
 
 _PACKAGES = ("trimtab", "torch", "transformers", "torchrl", "tensordict")
 
 
 def versions() -> dict[str, str]:
     """Versions of what trained the agent."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return run_card.versions(_PACKAGES)
 
 
-def agent_card(card: Mapping[str, Any]) -> str:
+def agent_card(card: Facts) -> str:
     """`README.md`."""
     base, data, metrics = card["base"], card["data"], card["metrics"]
     rewards = ", ".join(f"{term['multiplier']:g} × {term['name']} (`{term['source']}`)" for term in card["rewards"])
@@ -49,12 +47,12 @@ def agent_card(card: Mapping[str, Any]) -> str:
         "",
         *_measured(metrics),
         "",
-        *settings_and_versions(card),
+        *run_card.settings_and_versions(card),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _measured(metrics: Mapping[str, Any]) -> list[str]:
+def _measured(metrics: Facts) -> list[str]:
     if "reward" not in metrics:
         return ["No episode of the last window of training had a reward."]
     return [

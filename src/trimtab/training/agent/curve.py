@@ -20,7 +20,7 @@ class Window:
         self._num_episodes = 0
         self._num_rated = 0
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a resumed run needs to go on with the line."""
         return {
             "sums": self._sums,

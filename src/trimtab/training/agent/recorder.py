@@ -64,7 +64,7 @@ class Episode:
     kl: float
     """KL(π_agent ‖ π_base) over the candidates, summed over the steps that were asked about, in nats."""
     entropy: float
-    """Of the decisions, summed over the transitions, in nats."""
+    """The entropy of the decisions, summed over the transitions, in nats."""
 
     @property
     def num_asked(self) -> int:
@@ -319,14 +319,14 @@ def _side_by_side(rows: Sequence[Tensor], parts: Sequence[Tensor], *, fill: floa
 
 def _states(rows: Sequence[Tensor], parts: Sequence[Tensor], taken: Tensor) -> Tensor:
     """[M, D]: the taken [N, Σk] of parts [n, k, D] of the rows [n], row after row."""
-    found, owners, start = [], [], 0
+    states, owners, start = [], [], 0
     for at, part in zip(rows, parts, strict=True):
         wanted = taken[at, start : start + part.shape[1]]
-        found.append(part[wanted.to(part.device)])
+        states.append(part[wanted.to(part.device)])
         owners.append(at[:, None].expand_as(wanted)[wanted])
         start += part.shape[1]
     order = torch.cat(owners).argsort(stable=True)
-    return torch.cat(found)[order.to(found[0].device)]
+    return torch.cat(states)[order.to(states[0].device)]
 
 
 def _real(token_ids: Tensor) -> Tensor:

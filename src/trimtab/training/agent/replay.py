@@ -17,7 +17,6 @@ leaves once the ring has overwritten all of it. torchrl's own `dumps` writes eve
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +29,8 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from trimtab.errors import CheckpointError
+from trimtab.storage.files import whole_file
+from trimtab.training.run.logs import at_level
 
 _SHARD = re.compile(r"transitions-(\d+)-(\d+)\.safetensors")
 
@@ -38,8 +39,6 @@ class Replay:
     """Up to `capacity` transitions of states of D numbers, kept as `dtype`."""
 
     def __init__(self, capacity: int, dtype: torch.dtype = torch.float32) -> None:
-        # torchrl tells standard output of its storage; that stream is the command line's.
-        logging.getLogger("torchrl").setLevel(logging.ERROR)
         self._capacity = capacity
         self._dtype = dtype
         self._ring = ReplayBuffer(storage=LazyTensorStorage(capacity))
@@ -81,7 +80,8 @@ class Replay:
         if first < self.num_written:
             places = torch.arange(first, self.num_written) % self._capacity
             columns = {name: column.contiguous() for name, column in self._ring[places].items()}
-            _write(directory / f"transitions-{first:012d}-{self.num_written:012d}.safetensors", columns)
+            with whole_file(directory / f"transitions-{first:012d}-{self.num_written:012d}.safetensors") as path:
+                safetensors.torch.save_file(columns, path)
         return {path.name: path.stat().st_size for path, _, last in _shards(directory) if last > self._oldest}
 
     def drop(self, directory: Path) -> None:
@@ -116,22 +116,16 @@ class Replay:
 
     def _extend(self, columns: Mapping[str, Tensor]) -> None:
         length = len(columns["reward"])
-        self._ring.extend(TensorDict(dict(columns), batch_size=[length]))
+        # torchrl tells standard output of its storage; that stream is the command line's.
+        with at_level(logging.getLogger("torchrl"), logging.ERROR):
+            self._ring.extend(TensorDict(dict(columns), batch_size=[length]))
         self.num_written += length
 
 
 def _shards(directory: Path) -> list[tuple[Path, int, int]]:
     """Files with the numbers of their first transition and of the one after their last, in order."""
-    found = [(path, match) for path in directory.glob("*.safetensors") if (match := _SHARD.fullmatch(path.name))]
-    return sorted(((path, int(match[1]), int(match[2])) for path, match in found), key=lambda shard: shard[1])
-
-
-def _write(path: Path, columns: dict[str, Tensor]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    safetensors.torch.save_file(columns, temporary)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    shards = [(path, match) for path in directory.glob("*.safetensors") if (match := _SHARD.fullmatch(path.name))]
+    return sorted(((path, int(match[1]), int(match[2])) for path, match in shards), key=lambda shard: shard[1])
 
 
 def _read(directory: Path, start: int, stop: int) -> Iterator[dict[str, Tensor]]:

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class BaseFacts:
 
     hidden_size: int
     has_chat_template: bool
-    card: Mapping[str, Any]
+    card: Mapping[str, object]
     """`base` and `vocabulary` of `guide.json`."""
 
 

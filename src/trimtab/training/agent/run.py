@@ -9,12 +9,11 @@ it is sealed (`checkpoints`); the one before is removed after that.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import safetensors
 import torch
 
 from trimtab.core import Prompt
-from trimtab.errors import CheckpointError, ModelError, naming
+from trimtab.errors import ModelError, naming
 from trimtab.training.agent.curve import Window
 from trimtab.training.agent.outlook import waiting
 from trimtab.training.agent.recorder import Episode, seed_of
@@ -32,6 +31,7 @@ from trimtab.training.agent.rollouts import Plan, Rollout, Rollouts
 from trimtab.training.agent.sac import Learner
 from trimtab.training.agent.settings import AgentSettings
 from trimtab.training.run import cadence, checkpoints
+from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.interruption import Interrupted, Interruption
 from trimtab.training.run.pace import duration
 from trimtab.training.run.rating import Rater, Rating
@@ -49,17 +49,16 @@ class AgentRun:
         prompts: Sequence[Prompt],
         rater: Rater,
         settings: AgentSettings,
-        workspace: Path,
+        arguments: RunArguments,
         interruption: Interruption,
-        progress: Callable[[TrainProgress], None] | None = None,
     ) -> None:
         self._interruption = interruption
         self._rollouts = rollouts
         self._prompts = prompts
         self._rater = rater
         self._settings = settings
-        self._workspace = workspace
-        self._progress = progress
+        self._workspace = arguments.workspace
+        self._progress = arguments.progress
         self.learner = Learner(rollouts.facts.hidden_size, settings, rollouts.device)
         self._replay = Replay(settings.buffer_size, getattr(torch, settings.state_dtype))
         self.num_episodes = 0
@@ -205,7 +204,7 @@ class AgentRun:
         return True
 
     def _update(self, num_new: int, first: int) -> None:
-        """The updates that so many new episodes are worth, once there is enough to draw from."""
+        """The updates that `num_new` new episodes are worth, once there is enough to draw from."""
         if len(self._replay) < self._settings.warmup:
             return
         generator = torch.Generator().manual_seed(seed_of(self._settings.seed, "updates", first))
@@ -229,8 +228,7 @@ class AgentRun:
         }
         self._window = Window()
         self.last_line = line
-        with (self._workspace / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        checkpoints.add_line(self._workspace, line)
         log.debug("episode %d of %d: %s", self.num_episodes, self._settings.episodes, json.dumps(line))
         self._tell(line)
 
@@ -257,14 +255,9 @@ class AgentRun:
             checkpoints.seal(checkpoint)
         except (OSError, safetensors.SafetensorError) as error:  # safetensors has its own kind for a full disk
             shutil.rmtree(checkpoint, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and not checkpoints.is_full_disk(error):
                 raise
-            good = checkpoints.last_good(self._workspace)
-            raise CheckpointError(
-                f"A checkpoint could not be written to {self._workspace} ({error}). "
-                f"{f'{good.name} is whole' if good else 'There is none before it'}: make room, then continue with "
-                "--resume."
-            ) from error
+            raise checkpoints.not_written(self._workspace, error) from error
         self._num_saved, self._saved_at = self._replay.num_written, self.num_episodes
         for older in self._workspace.glob("checkpoint-*"):
             if older != checkpoint:
@@ -275,7 +268,7 @@ class AgentRun:
         """Go to the last whole checkpoint, or to the beginning; what came after it is removed."""
         good = checkpoints.last_good(self._workspace, clean=True)
         self._saved_at = checkpoints.step_of(good)
-        checkpoints.cut_curve(self._workspace / "metrics.jsonl", self._saved_at)
+        checkpoints.cut_curve(self._workspace / checkpoints.CURVE, self._saved_at)
         if good is None:
             self._replay.load(self._buffer, {}, 0)
             return

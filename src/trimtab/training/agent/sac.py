@@ -80,10 +80,10 @@ class Learner:
         loss_critic, _ = self._loss.qvalue_loss(batch)
         loss_critic = loss_critic / 2
         self._step("critic", loss_critic, self._critic_weights)
-        loss_actor, found = self._loss.actor_loss(batch)
+        loss_actor, details = self._loss.actor_loss(batch)
         self._step("actor", loss_actor, list(self.actor.parameters()))
-        self._step("alpha", self._loss.alpha_loss(found["log_prob"]).mean(), [])
-        losses = (loss_critic, loss_actor, -found["log_prob"].mean())
+        self._step("alpha", self._loss.alpha_loss(details["log_prob"]).mean(), [])
+        losses = (loss_critic, loss_actor, -details["log_prob"].mean())
         for name, value in zip(_LOSSES, losses, strict=True):
             self._sums[name] = self._sums[name] + value.detach()
         self._num_summed += 1

@@ -8,7 +8,7 @@ Where it differs from the released code, beside what `agent_rewards`, `sac` and 
 and the buffer:
 
 * Rounds: `rollout_batch` episodes are decoded together with one actor, then learnt from, each worth the same updates as
-  theirs. Theirs are decoded one at a time by workers whose actor may lag behind. `rollout_batch` 1 is theirs.
+  in the released code, which decodes one at a time on workers whose actor may lag behind, as `rollout_batch` 1 does.
 * Workers hand a round's episodes back in order, so a run does not depend on who was faster.
 * Every end-of-sequence token ends an answer; an episode in which nothing was asked is counted and leaves nothing.
 * A reward that is not finite drops its episode.
@@ -17,11 +17,9 @@ and the buffer:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
-import logging
-import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,16 +29,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trimtab.core import LanguageModel, Prompt, Selection
-from trimtab.errors import MissingExtraError, OptionError, naming
+from trimtab.errors import MissingExtraError
 from trimtab.guides.agent import Agent
 from trimtab.mixing.rules import FirstAccepted
-from trimtab.storage.directories import new_directory
 from trimtab.training.agent.card import agent_card, versions
 from trimtab.training.agent.model_source import ModelSource
 from trimtab.training.agent.settings import AgentSettings
-from trimtab.training.run import checkpoints
+from trimtab.training.agent.worker_options import WorkerOptions
+from trimtab.training.run import checkpoints, run
+from trimtab.training.run.arguments import RunArguments
+from trimtab.training.run.identity import Facts
 from trimtab.training.run.interruption import interruptible
-from trimtab.training.run.prompt_data import check_prompts, prompt_card, templated
+from trimtab.training.run.prompt_data import TrainingPrompts
 from trimtab.training.run.rating import Rater, reward_contents, rewards_card
 from trimtab.training.run.rewards import AgentReward, check_rewards
 from trimtab.training.run.settings import TrainProgress
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from trimtab.training.agent.run import AgentRun
 
 __all__ = ["AgentResult", "AgentReward", "AgentSettings", "TrainProgress", "train_agent"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def train_agent(
     out: str | Path,
     settings: AgentSettings | None = None,
     template: str = "raw",
-    template_options: Mapping[str, Any] | None = None,
+    template_options: Facts | None = None,
     prompt_files: Sequence[str] = (),
     workers: int = 0,
     ray_address: str | None = None,
@@ -110,81 +108,53 @@ def train_agent(
     died, NotFiniteError where the losses diverge. Interrupted (a KeyboardInterrupt) where SIGINT or SIGTERM asked the
     run to end: its round is finished and saved first, and a second signal ends it at once.
     """
-    out, settings = Path(out), settings or AgentSettings()
-    claims = (worker_cpus, worker_gpus)
-    _check(model, prompts, rewards, template, workers, ray_address, claims)
-    checkpoints.check_output(out, resume=resume, overwrite=overwrite)
-    told = _told(rewards, settings, prompt_card(prompts, template, prompt_files, template_options))
-    if resume and not checkpoints.workspace_of(out).exists() and out.exists():
-        return _finished(out, told)
-    rater = Rater(rewards, baseline=settings.baseline, reward_scale=settings.reward_scale)
-    source = ModelSource(str(model), dtype, device, trust_remote_code, revision)
-    rollouts = _rollouts(model, source, settings, workers, ray_address, claims)
-    try:
-        ready = templated(
-            prompts, template, has_chat_template=rollouts.facts.has_chat_template, options=template_options
-        )
-        rollouts.check(ready)
-        description = {"format": 1, "kind": "agent", **rollouts.facts.card, **told}
-        workspace = checkpoints.open_workspace(out, description, resume=resume)
-        return _run(rollouts, ready, rater, settings, workspace, out, description, progress)
-    finally:
-        rollouts.close()
+    settings = settings or AgentSettings()
+    arguments = RunArguments(
+        out=Path(out),
+        resume=resume,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        progress=progress,
+    )
+    data = TrainingPrompts(prompts, template, template_options, prompt_files)
+    options = WorkerOptions(count=workers, address=ray_address, cpus=worker_cpus, gpus=worker_gpus)
+    _require_extra()
+    data.check()
+    check_rewards(rewards)
+    options.check(is_loaded=not isinstance(model, str | Path))
+    arguments.check()
+    facts = _facts(rewards, settings, data.card)
+
+    def work() -> Facts:
+        rater = Rater(rewards, baseline=settings.baseline, reward_scale=settings.reward_scale)
+        source = ModelSource(str(model), dtype, device, trust_remote_code, revision)
+        with contextlib.closing(_rollouts(model, source, settings, options)) as rollouts:
+            return _carry_out(rollouts, data, rater, settings, arguments, facts)
+
+    return _result(arguments.out, run.once(arguments, {"kind": "agent", **facts}, work))
 
 
-def _check(
-    model: str | Path | LanguageModel,
-    prompts: Sequence[Prompt],
-    rewards: Sequence[AgentReward],
-    template: str,
-    workers: int,
-    ray_address: str | None,
-    claims: tuple[float, float | None],
-) -> None:
-    """Raise for what can be seen to be wrong before anything is loaded."""
+def _require_extra() -> None:
+    """Raise MissingExtraError where a package that training an agent needs is not installed."""
     for package in ("torchrl", "tensordict"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "agent", "Training an agent")
-    check_prompts(prompts, template)
-    check_rewards(rewards)
-    if workers < 0:
-        raise naming(
-            OptionError, "{workers} is {0}; give a whole number from 0 (0: roll out in this process).", workers
-        )
-    if ray_address is not None and not workers:
-        raise naming(OptionError, "{ray_address} is of no use without {workers}; give how many.")
-    if claims != (1.0, None) and not workers:
-        raise naming(OptionError, "{worker_cpus} and {worker_gpus} are of no use without {workers}; give how many.")
-    if not (math.isfinite(claims[0]) and claims[0] > 0) or (claims[1] is not None and not 0 <= claims[1] < math.inf):
-        raise naming(
-            OptionError,
-            "{worker_cpus} is {0} and {worker_gpus} {1}; give finite numbers, above 0 and at least 0.",
-            *claims,
-        )
-    if workers and not isinstance(model, str | Path):
-        raise OptionError("Workers load the model themselves; give its name or directory, not a loaded model.")
-    if workers and importlib.util.find_spec("ray") is None:
-        raise MissingExtraError("ray", "ray", "Rolling out on workers")
 
 
 def _rollouts(
-    model: str | Path | LanguageModel,
-    source: ModelSource,
-    settings: AgentSettings,
-    workers: int,
-    ray_address: str | None,
-    claims: tuple[float, float | None],
+    model: str | Path | LanguageModel, source: ModelSource, settings: AgentSettings, options: WorkerOptions
 ) -> Rollouts:
-    if workers:
+    if options.count:
         from trimtab.training.agent.workers import RayRollouts
 
-        return RayRollouts(source, settings, workers, address=ray_address, cpus=claims[0], gpus=claims[1])
+        return RayRollouts(source, settings, options)
     from trimtab.training.agent.rollouts import LocalRollouts
 
     return LocalRollouts(source.load() if isinstance(model, str | Path) else model, settings)
 
 
-def _told(rewards: Sequence[AgentReward], settings: AgentSettings, data: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(rewards: Sequence[AgentReward], settings: AgentSettings, data: Mapping[str, object]) -> Facts:
     """What the caller decides of a run, as in `guide.json`; a resumed run must share it."""
     return {
         "hyperparameters": dataclasses.asdict(settings),
@@ -194,54 +164,50 @@ def _told(rewards: Sequence[AgentReward], settings: AgentSettings, data: Mapping
     }
 
 
-def _run(
+def _carry_out(
     rollouts: Rollouts,
-    prompts: Sequence[Prompt],
+    data: TrainingPrompts,
     rater: Rater,
     settings: AgentSettings,
-    workspace: Path,
-    out: Path,
-    description: Mapping[str, Any],
-    progress: Callable[[TrainProgress], None] | None,
-) -> AgentResult:
+    arguments: RunArguments,
+    facts: Facts,
+) -> Facts:
+    """Train and write; the content of `guide.json`."""
     from trimtab.training.agent.run import AgentRun
 
+    prompts = data.templated(has_chat_template=rollouts.facts.has_chat_template)
+    rollouts.check(prompts)
+    description = {"format": 1, "kind": "agent", **rollouts.facts.card, **facts}
+    checkpoints.open_workspace(arguments.out, description, resume=arguments.resume)
     started = time.monotonic()
     with interruptible("round") as interruption:
-        run = AgentRun(rollouts, prompts, rater, settings, workspace, interruption, progress)
-        before = run.num_episodes
-        run.run()
+        rounds = AgentRun(rollouts, prompts, rater, settings, arguments, interruption)
+        before = rounds.num_episodes
+        rounds.run()
     metrics = {
-        **{name: value for name, value in run.last_line.items() if name != "step"},
-        "num_episodes": run.num_episodes,
+        **{name: value for name, value in rounds.last_line.items() if name != "step"},
+        "num_episodes": rounds.num_episodes,
         "last_window": settings.logging_episodes,
         "seconds": round(time.monotonic() - started, 1),
         "num_resumed": before,
     }
-    with new_directory(out, overwrite=True) as temporary:
-        _write(temporary, run, settings, {**description, "metrics": metrics, "versions": versions()})
-        shutil.copy2(workspace / "metrics.jsonl", temporary / "metrics.jsonl")
-    shutil.rmtree(workspace)
-    return _result(out, metrics)
+    card = {**description, "metrics": metrics, "versions": versions()}
+    run.publish(arguments, lambda directory: _write(directory, rounds, settings, card))
+    return card
 
 
-def _write(directory: Path, run: AgentRun, settings: AgentSettings, card: Mapping[str, Any]) -> None:
+def _write(directory: Path, rounds: AgentRun, settings: AgentSettings, card: Facts) -> None:
     """The guide's files into an empty directory."""
     selection = Selection(FirstAccepted(), settings.temperature, settings.top_k, settings.top_p)
     base = card["base"]["name"]
-    agent = Agent(run.learner.actor.eval(), selection=selection, trained_on=base, card=card)
+    agent = Agent(rounds.learner.actor.eval(), selection=selection, trained_on=base, card=card)
     with torch.no_grad():
         agent.save_files(directory)
     (directory / "README.md").write_text(agent_card(card), encoding="utf-8")
 
 
-def _finished(out: Path, told: Mapping[str, Any]) -> AgentResult:
-    """The result of a run that came to its end before."""
-    card = checkpoints.finished(out, {"kind": "agent", **told})
-    return _result(out, card["metrics"])
-
-
-def _result(out: Path, metrics: Mapping[str, Any]) -> AgentResult:
+def _result(out: Path, facts: Facts) -> AgentResult:
+    metrics = facts["metrics"]
     counts = ("num_episodes", "num_updates", "num_dropped", "num_empty", "num_lost_workers")
     return AgentResult(
         out=out,

@@ -29,6 +29,7 @@ from trimtab.errors import ModelError, OptionError, TrimtabError
 from trimtab.training.agent.model_source import ModelSource
 from trimtab.training.agent.rollouts import BaseFacts, Plan, Roller, Rollout, merged, split
 from trimtab.training.agent.settings import AgentSettings
+from trimtab.training.agent.worker_options import WorkerOptions
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class RolloutWorker:
         return self._roller.roll(plans, weights, base_for)
 
     def process_id(self) -> int:
-        """Of the actor."""
+        """The id of the actor's process."""
         return os.getpid()
 
     def node_id(self) -> str:
@@ -88,32 +89,23 @@ class RolloutWorker:
 
 
 class RayRollouts:
-    """Rollouts on `num_workers` Ray actors.
+    """Rollouts on Ray actors.
 
-    `address` is a cluster's, as in `ray.init`; None starts one on this machine, which ends with the run. A worker
-    claims `cpus` and `gpus` of one node; None: a GPU each, or an equal part of one where there are fewer. Raises
-    OptionError for a cluster that cannot be reached or is too small, ModelError where nodes differ in model or
-    versions.
+    A cluster that is started here ends with the run. Raises OptionError for a cluster that cannot be reached or is too
+    small, ModelError where nodes differ in model or versions.
     """
 
-    def __init__(
-        self,
-        source: ModelSource,
-        settings: AgentSettings,
-        num_workers: int,
-        *,
-        address: str | None = None,
-        cpus: float = 1.0,
-        gpus: float | None = None,
-    ) -> None:
-        self._num_parts = num_workers
+    def __init__(self, source: ModelSource, settings: AgentSettings, options: WorkerOptions) -> None:
+        self._num_parts = num_workers = options.count
         self._is_ours = not ray.is_initialized()
         self._workers: list[Any] = []
         self.num_lost = 0
         if self._is_ours:
-            _connect(math.ceil(num_workers * cpus), address)
+            _connect(math.ceil(num_workers * options.cpus), options.address)
         try:
-            gpus = part_of_gpu(num_workers, ray.cluster_resources().get("GPU", 0.0)) if gpus is None else gpus
+            cpus, gpus = options.cpus, options.gpus
+            if gpus is None:
+                gpus = part_of_gpu(num_workers, ray.cluster_resources().get("GPU", 0.0))
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             if (room := room_for(cpus, gpus, nodes)) < num_workers:
                 raise OptionError(
@@ -137,16 +129,18 @@ class RayRollouts:
     def collect(self, plans: Sequence[Plan], weights: Mapping[str, Tensor], base_for: Collection[int]) -> Rollout:
         parts = dict(enumerate(split(plans, self._num_parts)))
         shared = ray.put(dict(weights))
-        found: dict[int, Rollout] = {}
-        while len(found) < len(parts):
+        rolled: dict[int, Rollout] = {}
+        while len(rolled) < len(parts):
             if not self._workers:
                 raise self._all_dead()
-            missing = [number for number in parts if number not in found]
-            chosen = {number: self._workers[at % len(self._workers)] for at, number in enumerate(missing)}
-            told = {number: worker.roll.remote(parts[number], shared, base_for) for number, worker in chosen.items()}
-            answered = self._ask([(chosen[number], told[number]) for number in missing])
-            found.update({missing[at]: rollout for at, rollout in answered.items()})
-        return merged([found[number] for number in parts])
+            missing = [number for number in parts if number not in rolled]
+            asked = [self._workers[at % len(self._workers)] for at in range(len(missing))]
+            pending = [
+                (worker, worker.roll.remote(parts[number], shared, base_for))
+                for worker, number in zip(asked, missing, strict=True)
+            ]
+            rolled.update({missing[at]: rollout for at, rollout in self._ask(pending).items()})
+        return merged([rolled[number] for number in parts])
 
     def close(self) -> None:
         """End the workers, and the cluster if it is ours."""
@@ -172,13 +166,13 @@ class RayRollouts:
             raise self._all_dead()
         return agreed(list(answered.values()))
 
-    def _ask(self, told: Sequence[tuple[Any, Any]]) -> dict[int, Any]:
+    def _ask(self, pending: Sequence[tuple[Any, Any]]) -> dict[int, Any]:
         """Position -> answer of those workers that lived to give it; the others are left out from now on.
 
         An error that a worker raised is raised here.
         """
         answers: dict[int, Any] = {}
-        for at, (worker, reference) in enumerate(told):
+        for at, (worker, reference) in enumerate(pending):
             try:
                 answers[at] = ray.get(reference)
             except _DEATHS as error:
@@ -223,11 +217,13 @@ def room_for(cpus: float, gpus: float, nodes: Sequence[Mapping[str, float]]) -> 
 
 def agreed(loaded: Sequence[tuple[BaseFacts, Mapping[str, str]]]) -> BaseFacts:
     """What all workers say of the base. Raises ModelError where one stands on another base or other versions."""
-    facts, own = loaded[0]
-    for their_facts, theirs in loaded[1:]:
-        differing = [f"{name} {own[name]} and {theirs[name]}" for name in own if own[name] != theirs[name]]
-        if their_facts != facts:
-            differing.append(f"the base {facts} and {their_facts}")
+    facts, versions = loaded[0]
+    for other_facts, others in loaded[1:]:
+        differing = [
+            f"{name} {version} and {others[name]}" for name, version in versions.items() if version != others[name]
+        ]
+        if other_facts != facts:
+            differing.append(f"the base {facts} and {other_facts}")
         if differing:
             raise ModelError(
                 f"Workers do not stand on the same: {'; '.join(differing)}. Bring every node to the same versions and "
@@ -257,7 +253,9 @@ def _reach(address: str) -> None:
     """Raise OptionError at once where nobody listens; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise OptionError(f"{address!r} is no address of a Ray cluster. Accepted: host:port, ray://host:port, or auto.")
+        raise OptionError(
+            f"{address!r} is not an address of a Ray cluster. Accepted: host:port, ray://host:port, or auto."
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:

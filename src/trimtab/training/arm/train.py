@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimtab.training.pairs.run import PairResult, Pairs, PairSplit, pair_metrics, result_of, tokens_of
-from trimtab.training.run import checkpoints, run
-from trimtab.training.run.card import ARM
+from trimtab.training.pairs.run import PairMethod, PairResult, Pairs, PairSplit, token_job, train_on_pairs
+from trimtab.training.run.arguments import RunArguments
+from trimtab.training.run.card import About
+from trimtab.training.run.run import Job
 from trimtab.training.run.settings import ArmSettings, TrainProgress
 
 if TYPE_CHECKING:
@@ -53,46 +54,41 @@ def train_arm(
     KeyboardInterrupt) where SIGINT or SIGTERM asked the run to end: its step is finished and saved first, and a second
     signal ends it at once.
     """
-    out, settings = Path(out), settings or ArmSettings()
-    run.require_extra()
-    checkpoints.check_output(out, resume=resume, overwrite=overwrite)
-    split = PairSplit(pairs, eval_pairs, settings)
-    facts = run.train(
-        "arm",
-        split.card,
-        lambda host: _job(host, split, out, settings, progress),
-        model,
-        settings,
-        out=out,
+    arguments = RunArguments(
+        out=Path(out),
         resume=resume,
+        overwrite=overwrite,
         trust_remote_code=trust_remote_code,
         revision=revision,
         push_to_hub=push_to_hub,
+        progress=progress,
     )
-    return result_of(out, facts)
+    return train_on_pairs(_METHOD, model, pairs, eval_pairs, settings or ArmSettings(), arguments)
 
 
-def _job(
-    host: HFModel,
-    split: PairSplit,
-    out: Path,
-    settings: ArmSettings,
-    progress: Callable[[TrainProgress], None] | None,
-) -> run.Job:
-    from trimtab.training.arm.trainer import build_trainer, trainer_config
+def _job(host: HFModel, split: PairSplit, settings: ArmSettings, arguments: RunArguments) -> Job:
+    from trimtab.training.arm.trainer import arm_config, arm_parts
 
-    train, held = (tokens_of(host, pairs, settings) for pairs in (split.train, split.held))
-    description = {**run.describe("arm", host, settings, split.card), "guide_form": settings.form}
-    config = trainer_config(settings, checkpoints.workspace_of(out))
-
-    return run.Job(
-        out=out,
-        description=description,
-        config=config,
-        build=lambda: build_trainer(host, train, held, settings, config, progress),
-        measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, split, train.counts, seconds)},
-        write=lambda directory, trainer, weights: run.write_weights(directory, trainer, weights, host, settings),
-        about=ARM,
-        settings=settings,
+    return token_job(
+        *(host, split, settings, arguments),
+        config=arm_config,
+        parts=arm_parts,
+        about=_ABOUT,
+        facts={"guide_form": settings.form},
         in_shards=True,
     )
+
+
+_METHOD: PairMethod[Pairs, ArmSettings, PairSplit] = PairMethod("arm", PairSplit, _job)
+
+_ABOUT = About(
+    "trained as an autoregressive reward model (GenARM, arXiv 2410.08193): the log-probability it gives to a response "
+    "is that response's reward. It steers a frozen model with the same vocabulary, token by token.",
+    (
+        "import trimtab",
+        "",
+        "model = trimtab.load_model({base})",
+        'guide = trimtab.load_guide("path/to/this/directory")',
+        'decoder = trimtab.Decoder(model, guides={{"guide": guide}})',
+    ),
+)

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.training.dpo.settings import DpoSettings
-from trimtab.training.pairs.run import PairResult, Pairs, PairSplit, pair_metrics, result_of, tokens_of
-from trimtab.training.run import checkpoints, run
+from trimtab.training.pairs.run import PairMethod, PairResult, Pairs, PairSplit, token_job, train_on_pairs
+from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About
+from trimtab.training.run.run import Job
 from trimtab.training.run.settings import TrainProgress
 
 if TYPE_CHECKING:
@@ -46,49 +47,27 @@ def train_dpo(
     Arguments, resuming and errors are those of `arm.train_arm`; the accuracy is that of the implicit reward
     β·(log π − log π_ref).
     """
-    out, settings = Path(out), settings or DpoSettings()
-    run.require_extra()
-    checkpoints.check_output(out, resume=resume, overwrite=overwrite)
-    split = PairSplit(pairs, eval_pairs, settings)
-    facts = run.train(
-        "policy",
-        split.card,
-        lambda host: _job(host, split, out, settings, progress),
-        model,
-        settings,
-        out=out,
+    arguments = RunArguments(
+        out=Path(out),
         resume=resume,
+        overwrite=overwrite,
         trust_remote_code=trust_remote_code,
         revision=revision,
         push_to_hub=push_to_hub,
+        progress=progress,
     )
-    return result_of(out, facts)
+    return train_on_pairs(_METHOD, model, pairs, eval_pairs, settings or DpoSettings(), arguments)
 
 
-def _job(
-    host: HFModel,
-    split: PairSplit,
-    out: Path,
-    settings: DpoSettings,
-    progress: Callable[[TrainProgress], None] | None,
-) -> run.Job:
-    from trimtab.training.dpo.trainer import build_dpo_trainer, dpo_config
+def _job(host: HFModel, split: PairSplit, settings: DpoSettings, arguments: RunArguments) -> Job:
+    from trimtab.training.dpo.trainer import dpo_config, dpo_parts
 
-    train, held = (tokens_of(host, pairs, settings) for pairs in (split.train, split.held))
-    description = {**run.describe("policy", host, settings, split.card), "method": "dpo"}
-    config = dpo_config(settings, checkpoints.workspace_of(out))
-
-    return run.Job(
-        out=out,
-        description=description,
-        config=config,
-        build=lambda: build_dpo_trainer(host, train, held, settings, config, progress),
-        measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, split, train.counts, seconds)},
-        write=lambda directory, trainer, weights: run.write_weights(directory, trainer, weights, host, settings),
-        about=_ABOUT,
-        settings=settings,
+    return token_job(
+        *(host, split, settings, arguments), config=dpo_config, parts=dpo_parts, about=_ABOUT, facts={"method": "dpo"}
     )
 
+
+_METHOD: PairMethod[Pairs, DpoSettings, PairSplit] = PairMethod("policy", PairSplit, _job)
 
 _ABOUT = About(
     "trained as a policy by direct preference optimisation (DPO, arXiv 2305.18290). As a guide of its base it is the "

@@ -8,41 +8,48 @@ where all weights are trained, a frozen copy of the model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PrinterCallback
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
-from trimtab.training.arm.trainer import pair_dataset
 from trimtab.training.dpo.settings import DpoSettings
-from trimtab.training.pairs.batches import evaluation_order, prompts_in_order, training_order
+from trimtab.training.pairs.batches import prompts_in_order
 from trimtab.training.pairs.losses import dpo_loss
 from trimtab.training.pairs.meter import PairMeter
 from trimtab.training.pairs.tokens import TokenData
-from trimtab.training.run.adapter_targets import adapter_config, known_targets
-from trimtab.training.run.configs import made_trainable, pair_options, spared_renamings
-from trimtab.training.run.curve import curve
-from trimtab.training.run.settings import TrainProgress
+from trimtab.training.pairs.trainer import PairTrainer, pair_dataset, pairs_to_measure_on, pairs_to_train_on
+from trimtab.training.run.configs import pair_options, spared_renamings
+from trimtab.training.run.trainer import TrainerParts
 
 if TYPE_CHECKING:
     from trimtab.models.hf import HFModel
 
 
-class PairDpoTrainer(DPOTrainer):  # type: ignore[misc]  # TRL carries no types
-    """DPOTrainer on pairs of ids that reports on all of them; `begin` before training."""
+class PairDpoTrainer(PairTrainer, DPOTrainer):  # type: ignore[misc]  # TRL carries no types
+    """DPOTrainer on pairs of ids that reports on all of them.
 
-    def begin(self) -> None:
-        """Start to report. The rewards are DPO's implicit ones, β·(log π − log π_ref)."""
-        self.meter = PairMeter()
+    The rewards are DPO's implicit ones, β·(log π − log π_ref). `prompts` has the prompt of each held-out pair, in the
+    order of evaluation. Where all weights are trained, the reference is a frozen copy of the model. The other options
+    are TRL's.
+    """
+
+    def __init__(
+        self, *, model: PreTrainedModel, full: bool, prompts: Sequence[Hashable] = (), **options: object
+    ) -> None:
+        reference = copy.deepcopy(model).eval().requires_grad_(False) if full else None
+        super().__init__(model=model, ref_model=reference, **options)
+        self.meter = PairMeter(prompts=prompts)
         trained = self.accelerator.unwrap_model(self.model)
         self._policy = trained.get_base_model() if hasattr(trained, "peft_config") else trained
 
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+    def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         """The pairs are ids already."""
         return dataset
 
@@ -51,12 +58,13 @@ class PairDpoTrainer(DPOTrainer):  # type: ignore[misc]  # TRL carries no types
         model: nn.Module,
         inputs: Mapping[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
         """The mean loss of the batch's pairs, by TRL."""
         networks = [self._policy] if self.ref_model is None else [self._policy, self.ref_model]
         with sequence_sums(networks) as sums, spared_renamings():
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            given = (model, inputs, return_outputs, num_items_in_batch)
+            result: Tensor | tuple[Tensor, Mapping[str, Tensor]] = super().compute_loss(*given)
         self._metrics["train" if self.model.training else "eval"].clear()  # of batches; the meter's are of pairs
         policy, reference = sums[:2]
         chosen, rejected = (policy - reference).chunk(2)
@@ -64,19 +72,6 @@ class PairDpoTrainer(DPOTrainer):  # type: ignore[misc]  # TRL carries no types
         tokens = 2 * int(inputs["attention_mask"].sum())  # through the policy and the reference
         self.meter.add(self, self.beta * chosen, self.beta * rejected, loss, tokens)
         return result
-
-    def open_window(self) -> dict[str, Any]:
-        """What was measured since the last report."""
-        return {"pairs": self.meter.open_window()}
-
-    def reopen_window(self, window: Mapping[str, Any]) -> None:
-        """Continue from `open_window`."""
-        self.meter.reopen_window(window["pairs"])
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what was measured on all pairs since the last report. Raises NotFiniteError for a NaN loss."""
-        self.meter.report(self, logs)
-        super().log(logs, start_time)
 
 
 @contextmanager
@@ -87,7 +82,7 @@ def sequence_sums(networks: list[nn.Module]) -> Iterator[list[Tensor]]:
     """
     sums: list[Tensor] = []
 
-    def note(_: nn.Module, __: Any, output: Any) -> None:
+    def note(_: nn.Module, __: object, output: Any) -> None:
         sums.append(output.log_probs.detach().float().sum(1))
 
     handles = [network.register_forward_hook(note) for network in networks]
@@ -111,38 +106,19 @@ def dpo_config(settings: DpoSettings, workspace: Path) -> DPOConfig:
         )
 
 
-def build_dpo_trainer(
-    host: HFModel,
-    train: TokenData,
-    held: TokenData,
-    settings: DpoSettings,
-    config: DPOConfig,
-    progress: Callable[[TrainProgress], None] | None,
-) -> PairDpoTrainer:
-    """A trainer on a model that it takes over. Raises OptionError for layers to adapt that the model does not have."""
-    module = host.module
-    made_trainable(module, settings)
-    order = training_order(
-        train.pairs,
-        num_pairs=max(1, round(settings.epochs * len(train.pairs))),
-        step_size=settings.batch_size * settings.gradient_accumulation * config.world_size,
-        micro_size=settings.batch_size,
-        seed=settings.seed,
-        share_rows=False,
-    )
+def dpo_parts(
+    host: HFModel, train: TokenData, held: TokenData, settings: DpoSettings, world_size: int
+) -> TrainerParts[PairDpoTrainer]:
+    """What the trainer is built of (`build_trainer`)."""
     assert host.tokenizer is not None
-    with known_targets(settings), spared_renamings():
-        trainer = PairDpoTrainer(
-            model=module,
-            ref_model=copy.deepcopy(module).eval().requires_grad_(False) if settings.full else None,
-            args=config,
-            train_dataset=pair_dataset([train.pairs[i] for i in order]),
-            eval_dataset=pair_dataset([held.pairs[i] for i in evaluation_order(held.pairs)]) if held.pairs else None,
-            processing_class=host.tokenizer.hf,
-            peft_config=adapter_config(module, settings),
-            callbacks=[curve(progress)],
-        )
-    trainer.remove_callback(PrinterCallback)  # it prints on standard output
-    trainer.begin()
-    trainer.meter.prompts = prompts_in_order(held.pairs)
-    return trainer
+    return TrainerParts(
+        trainer=partial(
+            PairDpoTrainer,
+            full=settings.full,
+            prompts=prompts_in_order(held.pairs),
+            eval_dataset=pairs_to_measure_on(held.pairs),
+        ),
+        module=host.module,
+        tokenizer=host.tokenizer.hf,
+        dataset=pair_dataset(pairs_to_train_on(train.pairs, settings, world_size)),
+    )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,7 +113,7 @@ class PairCollator:
     def __init__(self, pad_id: int) -> None:
         self._pad_id = pad_id
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         rows: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         picked: dict[str, list[int]] = {"chosen": [], "rejected": []}
         for example in examples:

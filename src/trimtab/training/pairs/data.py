@@ -13,7 +13,6 @@ import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from trimtab.documents import read_json
 from trimtab.errors import DataError, MissingExtraError, OptionError, PromptError, naming
@@ -52,7 +51,7 @@ def read_pairs(
     format: str = "auto",
     skip_bad_lines: bool = False,
     ignore_columns: Collection[str] = (),
-    template_options: Mapping[str, Any] | None = None,
+    template_options: Mapping[str, object] | None = None,
 ) -> PairData:
     """All pairs of some sources: `.jsonl` files, or hub data sets as `owner/name` or `owner/name@split` (split: train).
 
@@ -162,13 +161,13 @@ _WAY_OUT = "Correct the line, or go on without such lines: --skip-bad-lines"
 class _Reader:
     """Reads rows of one source; the first usable row settles the format."""
 
-    def __init__(self, source: str, format_name: str, ignored: frozenset[str], options: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, format_name: str, ignored: frozenset[str], options: Mapping[str, object]) -> None:
         self._source = source
         self._format = format_name
         self._ignored = ignored
         self._options = options
 
-    def pair(self, row: Any) -> PreferencePair:
+    def pair(self, row: object) -> PreferencePair:
         if isinstance(row, RowError):
             raise row
         if not isinstance(row, dict):
@@ -186,7 +185,7 @@ class _Reader:
             raise RowError(str(error).rstrip(".")) from None
 
 
-def _rows(source: str | Path) -> Iterator[tuple[int, Any]]:
+def _rows(source: str | Path) -> Iterator[tuple[int, object]]:
     """(1-based number, row) of a file or data set; a line that is no JSON comes as the RowError it is."""
     path = Path(source)
     if path.is_file():
@@ -199,7 +198,7 @@ def _rows(source: str | Path) -> Iterator[tuple[int, Any]]:
         yield from enumerate(_hub_rows(str(source)), 1)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+def _lines(path: Path) -> Iterator[tuple[int, object]]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
@@ -210,7 +209,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, RowError(f"the line is no JSON ({error})")
 
 
-def _hub_rows(source: str) -> Iterator[Any]:
+def _hub_rows(source: str) -> Iterator[object]:
     try:
         import datasets
     except ImportError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from trimtab.columns import (
     CONTEXT,
@@ -26,7 +25,7 @@ from trimtab.columns import (
 from trimtab.core import Message
 from trimtab.errors import OptionError, unknown_name
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -131,21 +130,21 @@ def _preference(row: Row) -> PreferencePair:
     return _pair(row, shared, left[rest:], right[rest:])
 
 
-def _of_texts(row: Row, prompt: Any, chosen: str, rejected: str) -> PreferencePair:
+def _of_texts(row: Row, prompt: object, chosen: str, rejected: str) -> PreferencePair:
     """A pair of two texts: what continues a raw text, or answers to a question."""
     asked = question_of(row) if is_empty(prompt) else None
     if asked is None and is_empty(prompt):
         if named := next((name for name in SYSTEM if not is_empty(row.get(name))), None):
             raise RowError(f"there is `{named}` and no `prompt` or `question` that it belongs to; give one")
-        prompt, chosen, rejected = _split_text(chosen, rejected)
+        beginning, chosen, rejected = _split_text(chosen, rejected)
+        return PreferencePair(beginning, chosen, rejected)
     elif not isinstance(text := prompt if asked is None else asked, str):
         raise RowError("`prompt` is not text though the responses are; give all three as text or as messages")
     elif _TURN.match(chosen) and _TURN.match(rejected) and not _TURN.match(text):
         return _repeated_transcripts(row, text, chosen, rejected)
-    else:
-        prompt = in_context(row, text, chat=asked is not None)
-        chosen, rejected = _without_prompt(text, chosen, rejected, raw=isinstance(prompt, str))
-    return PreferencePair(prompt if isinstance(prompt, str) else _as_tuple(prompt), chosen, rejected)
+    whole = in_context(row, text, chat=asked is not None)
+    chosen, rejected = _without_prompt(text, chosen, rejected, raw=isinstance(whole, str))
+    return PreferencePair(whole if isinstance(whole, str) else _as_tuple(whole), chosen, rejected)
 
 
 def _without_prompt(prompt: str, chosen: str, rejected: str, *, raw: bool) -> tuple[str, str]:
@@ -259,7 +258,7 @@ _USED: Mapping[str, frozenset[str]] = {
 """The columns that each format reads, besides those of `columns.CONTEXT`."""
 
 
-def _field(row: Any, name: str) -> Any:
+def _field(row: object, name: str) -> object:
     if not isinstance(row, Mapping):
         raise RowError(f"{str(row)[:40]!r} is not a JSON object")
     if row.get(name) is None:
@@ -267,14 +266,14 @@ def _field(row: Any, name: str) -> Any:
     return row[name]
 
 
-def _text(row: Any, name: str) -> str:
+def _text(row: object, name: str) -> str:
     value = _field(row, name)
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"`{name}` is {str(value)[:40]!r}; give some text")
     return value
 
 
-def _score(completion: Any) -> float:
+def _score(completion: object) -> float:
     for name in _SCORES:
         value = completion.get(name) if isinstance(completion, Mapping) else None
         if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
@@ -282,7 +281,7 @@ def _score(completion: Any) -> float:
     raise RowError(f"a completion has no score; accepted: a number in {', '.join(_SCORES)}")
 
 
-def _messages(value: Any, name: str) -> tuple[Message, ...]:
+def _messages(value: object, name: str) -> tuple[Message, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise RowError(f"`{name}` is {str(value)[:40]!r}; give text, or a list of messages with role and content")
     for message in value:

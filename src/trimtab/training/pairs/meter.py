@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from trimtab.errors import NotFiniteError, naming
 from trimtab.statistics import Interval, proportion_interval
 from trimtab.training.pairs.losses import correct
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 class PairMeter:
@@ -23,14 +26,18 @@ class PairMeter:
     """
 
     def __init__(
-        self, *, margin_scale: float = 1.0, names: tuple[str, str] = ("reward_chosen", "reward_rejected")
+        self,
+        *,
+        margin_scale: float = 1.0,
+        names: tuple[str, str] = ("reward_chosen", "reward_rejected"),
+        prompts: Sequence[Hashable] = (),
     ) -> None:
         self._scale = margin_scale
         self._names = names
         self._parts: dict[bool, list[Tensor]] = {True: [], False: []}
         self._num_tokens = 0
         self._clock = time.monotonic()
-        self.prompts: Sequence[Hashable] = ()
+        self.prompts = prompts
         """The prompt of each pair of the evaluation, in its order: pairs of one prompt are no independent trials."""
         self.outcomes: list[bool] = []
         """Whether the last evaluation, in this process, ranks each pair as it was labelled."""
@@ -39,7 +46,7 @@ class PairMeter:
         """The share of the evaluation's pairs that are ranked as they were labelled; its interval is over prompts."""
         return proportion_interval(self.outcomes, self.prompts)
 
-    def add(self, trainer: Any, chosen: Tensor, rejected: Tensor, loss: Tensor, num_tokens: int) -> None:
+    def add(self, trainer: Trainer, chosen: Tensor, rejected: Tensor, loss: Tensor, num_tokens: int) -> None:
         """[B] rewards and losses of a batch's pairs, and how many tokens went through the model."""
         training = trainer.model.training
         # Evaluation pads its last batch with repeats, which gather_for_metrics takes out again.
@@ -56,7 +63,7 @@ class PairMeter:
         """Continue from `open_window`."""
         self._parts[True] = [torch.tensor(rows, dtype=torch.float32)] if rows else []
 
-    def report(self, trainer: Any, logs: dict[str, float]) -> None:
+    def report(self, trainer: Trainer, logs: dict[str, float]) -> None:
         """Add what was measured since the last report to `logs`. Raises NotFiniteError for a NaN loss."""
         evaluating = any(key.startswith("eval_") for key in logs)
         parts, self._parts[not evaluating] = self._parts[not evaluating], []

@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from trimtab.errors import DataError, OptionError, naming
 from trimtab.prompts import check_ids
 from trimtab.training.pairs.data import PairData, PreferencePair, fingerprint, hold_out, sample, without_stock
 from trimtab.training.pairs.tokens import TokenData, tokenise
-from trimtab.training.run.run import check_length
+from trimtab.training.run import run
+from trimtab.training.run.arguments import RunArguments
+from trimtab.training.run.card import About
+from trimtab.training.run.identity import Facts
+from trimtab.training.run.run import Job, Training, check_length
 from trimtab.training.run.settings import PairSettings
 
 if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
     from trimtab.models.hf import HFModel
+    from trimtab.training.pairs.trainer import PairTrainer
+    from trimtab.training.run.trainer import TrainerParts
 
 log = logging.getLogger(__name__)
 
 Pairs = Sequence[PreferencePair] | PairData
+GivenT = TypeVar("GivenT")
+SettingsT = TypeVar("SettingsT", bound=PairSettings)
+
+
+class HasCard(Protocol):
+    """Pairs with their account."""
+
+    @property
+    def card(self) -> Facts:
+        """`data` of a `guide.json`."""
+
+
+class HasCounts(Protocol):
+    """Pairs with the number of those that were left out."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Lines that could not be used."""
+
+    @property
+    def num_stock(self) -> int:
+        """Pairs with a response that answers many different prompts."""
+
+
+SplitT = TypeVar("SplitT", bound=HasCard)
 
 
 class PairSplit:
@@ -71,6 +104,9 @@ class Lengths(Protocol):
     def max_prompt_length(self) -> int: ...
 
 
+TokenSettingsT = TypeVar("TokenSettingsT", bound=Lengths)
+
+
 def tokens_of(host: HFModel, pairs: Sequence[PreferencePair], settings: Lengths) -> TokenData:
     """Pairs as the ids that decoding will see.
 
@@ -85,6 +121,64 @@ def tokens_of(host: HFModel, pairs: Sequence[PreferencePair], settings: Lengths)
     data = tokenise(pairs, host.tokenizer, eos_ids=host.eos_ids, **lengths)
     check_ids(host, [max(map(max, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))) for pair in data.pairs])
     return data
+
+
+def token_job(
+    host: HFModel,
+    split: PairSplit,
+    settings: TokenSettingsT,
+    arguments: RunArguments,
+    *,
+    config: Callable[[TokenSettingsT, Path], TrainingArguments],
+    parts: Callable[[HFModel, TokenData, TokenData, TokenSettingsT, int], TrainerParts[Trainer]],
+    about: About,
+    facts: Mapping[str, str],
+    in_shards: bool = False,
+) -> Job:
+    """The job of a method that reads pairs as the ids that decoding will see.
+
+    `config` makes TRL's configuration of the settings and the workspace; `parts` makes what the trainer is built of
+    from the model, the pairs to train on, those held out, the settings and the number of processes.
+    """
+    train, held = (tokens_of(host, pairs, settings) for pairs in (split.train, split.held))
+    made = config(settings, arguments.workspace)
+    return Job(
+        config=made,
+        parts=lambda: parts(host, train, held, settings, made.world_size),
+        measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, split, train.counts, seconds)},
+        about=about,
+        facts=facts,
+        in_shards=in_shards,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PairMethod(Generic[GivenT, SettingsT, SplitT]):
+    """What one training on preference pairs does in its own way; the rest is `train_on_pairs`."""
+
+    kind: str
+    """As in `guide.json`."""
+    split: Callable[[GivenT, GivenT | None, SettingsT], SplitT]
+    """Makes what is trained on and what is held out of pairs, evaluation pairs and settings."""
+    job: Callable[[HFModel, SplitT, SettingsT, RunArguments], Job]
+    """What is made of the loaded model; called after the road's own checks, so it may import TRL."""
+
+
+def train_on_pairs(
+    method: PairMethod[GivenT, SettingsT, SplitT],
+    model: str | Path,
+    pairs: GivenT,
+    eval_pairs: GivenT | None,
+    settings: SettingsT,
+    arguments: RunArguments,
+) -> PairResult:
+    """The whole road of a training on preference pairs: what every `train_...` function on pairs does."""
+    run.require_extra()
+    arguments.check()
+    split = method.split(pairs, eval_pairs, settings)
+    training = Training(kind=method.kind, model=model, data=split.card, settings=settings, arguments=arguments)
+    facts = run.train(training, lambda: lambda host: method.job(host, split, settings, arguments))
+    return result_of(arguments.out, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +198,7 @@ class PairResult:
     """As in `guide.json`: the evaluation, the last line of the curve, steps and seconds, what was cut or left out."""
 
 
-def result_of(out: Path, facts: Mapping[str, Any]) -> PairResult:
+def result_of(out: Path, facts: Facts) -> PairResult:
     """The result that a finished run's `guide.json` tells."""
     metrics = facts["metrics"]
     return PairResult(
@@ -118,14 +212,22 @@ def result_of(out: Path, facts: Mapping[str, Any]) -> PairResult:
     )
 
 
-def pair_metrics(trainer: Any, split: PairSplit, counts: Mapping[str, int], seconds: float) -> dict[str, Any]:
+def pair_metrics(
+    trainer: PairTrainer,
+    split: HasCounts,
+    counts: Mapping[str, int],
+    seconds: float,
+    evaluated: Callable[[Any], Facts] | None = None,
+) -> Facts:
     """`metrics` of `guide.json`: the evaluation, the last line of the curve, steps and seconds, what was left out.
 
-    The trainer's lines are a `PairMeter`'s; `counts` is what the method's tokenisation cut or dropped.
+    `counts` is what the method's tokenisation cut or dropped; `evaluated` is called where pairs are held out (None:
+    `evaluation`, with a warning where the sign seems to be turned).
     """
-    line: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
+    line: Facts = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
+    has_pairs = trainer.eval_dataset is not None
     return {
-        **_evaluated(trainer, has_pairs=bool(split.held)),
+        **((evaluated or _evaluation_with_warning)(trainer) if has_pairs else {"num_eval_pairs": 0}),
         **{f"train_{key}": line[key] for key in ("loss", "accuracy", "margin") if key in line},
         "num_steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
@@ -135,26 +237,31 @@ def pair_metrics(trainer: Any, split: PairSplit, counts: Mapping[str, int], seco
     }
 
 
-def _evaluated(trainer: Any, *, has_pairs: bool) -> dict[str, Any]:
-    if not has_pairs:
-        return {"num_eval_pairs": 0}
-    found = next((line for line in reversed(trainer.state.log_history) if "eval_num_correct" in line), None)
-    if found is None or found["step"] != trainer.state.global_step or not trainer.meter.outcomes:
-        found = trainer.evaluate()
-    num_correct, num_pairs = int(found["eval_num_correct"]), int(found["eval_num_pairs"])
-    accuracy = trainer.meter.accuracy()
-    if accuracy.high < 0.5:
-        log.warning(
-            "%d of %d held-out pairs are ranked as they were labelled (95 %% interval %.3f to %.3f), fewer than a coin "
-            "would: the sign may be turned. Check that `chosen` is the better answer in the data",
-            *(num_correct, num_pairs, accuracy.low, accuracy.high),
-        )
+def evaluation(trainer: PairTrainer) -> Facts:
+    """What the evaluation of the last step says, which is made now where it has not been made yet."""
+    lines = reversed(trainer.state.log_history)
+    line = next((line for line in lines if "eval_num_correct" in line), None)
+    if line is None or line["step"] != trainer.state.global_step or not trainer.is_evaluated:
+        line = trainer.evaluate()
+    accuracy = trainer.accuracy()
     return {
         "eval_accuracy": accuracy.value,
         "eval_accuracy_low": accuracy.low,
         "eval_accuracy_high": accuracy.high,
-        "num_eval_pairs": num_pairs,
-        "num_eval_prompts": len(set(trainer.meter.prompts)),
-        "eval_loss": found["eval_loss"],
-        "eval_margin": found["eval_margin"],
+        "num_eval_pairs": int(line["eval_num_pairs"]),
+        "num_eval_prompts": trainer.num_held_prompts,
+        "eval_loss": line["eval_loss"],
+        "eval_margin": line["eval_margin"],
     }
+
+
+def _evaluation_with_warning(trainer: PairTrainer) -> Facts:
+    facts = evaluation(trainer)
+    if facts["eval_accuracy_high"] < 0.5:
+        log.warning(
+            "%d of %d held-out pairs are ranked as they were labelled (95 %% interval %.3f to %.3f), fewer than a coin "
+            "would: the sign may be turned. Check that `chosen` is the better answer in the data",
+            *(sum(trainer.meter.outcomes), facts["num_eval_pairs"]),
+            *(facts["eval_accuracy_low"], facts["eval_accuracy_high"]),
+        )
+    return facts

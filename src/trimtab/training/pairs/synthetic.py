@@ -6,7 +6,6 @@ not the style of another writer. What this does not know: whether the scorer is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -14,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, permutations
 from pathlib import Path
-from typing import Any
 
 from trimtab.answers import Answer, finished
 from trimtab.core import Message
 from trimtab.decoding.decoder import Decoder
 from trimtab.errors import DataError, OptionError, ScoreError
 from trimtab.models.hf import HFModel
-from trimtab.training.run.identity import check_same
+from trimtab.storage.files import text_digest, write_text
+from trimtab.training.run.identity import check_same_training
 
 Chat = Sequence[Message]
 Score = Callable[[Sequence[Chat], Sequence[str]], Sequence[float]]
@@ -84,7 +83,7 @@ class Pair:
     rejected: str
     margin: float
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, object]:
         """The conversational preference format that `trimtab train` and TRL read."""
         return {
             "prompt": [dict(message) for message in self.prompt],
@@ -189,7 +188,7 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
             path=path,
         )
     text = "".join(json.dumps(pair.as_row(), ensure_ascii=False) + "\n" for pair in pairs)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_text(path, text)
 
 
 def read_samples(path: Path) -> list[Samples]:
@@ -228,19 +227,19 @@ def _check_same_run(path: Path, decoder: Decoder, prompts: Sequence[Chat], setti
     tokenizer = decoder.model.tokenizer
     run = {
         **asdict(settings),
-        "prompts": hashlib.sha256(json.dumps([list(map(dict, prompt)) for prompt in prompts]).encode()).hexdigest(),
+        "prompts": text_digest(json.dumps([list(map(dict, prompt)) for prompt in prompts])),
         "vocabulary": None if tokenizer is None else tokenizer.fingerprint,
         "model": decoder.model.describe() if isinstance(decoder.model, HFModel) else None,
     }
     noted = path.with_name(f"{path.stem}.settings.json")
     if not path.exists():
-        noted.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+        write_text(noted, json.dumps(run, indent=1) + "\n")
         return
     try:
         before = json.loads(noted.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
-    check_same(
+    check_same_training(
         run,
         before,
         problem=f"{path} cannot be continued with other settings",

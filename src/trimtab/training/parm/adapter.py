@@ -1,7 +1,7 @@
 """The bilinear adapter while it is trained: peft's LoRA, with the block matrix M(p) between its A and its B.
 
 PARM (Lin et al., ICML 2025, arXiv 2505.06274): ΔW(p) = s · B M(p) A (`models.parm.core`). peft brings A, B, dropout,
-the choice of layers and quantised bases; a forward hook on A multiplies by M(p).
+the choice of layers and quantised bases; inside `Cores.inserted`, a forward hook on A multiplies by M(p).
 
 Initialised as the paper's released code does it: A as peft's own, B = 0 (so ΔW is 0 at every p), W₁ and W₂ uniform with
 the bounds 1/√r₁ and 1/r₂ of its Kaiming initialisation.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -24,18 +23,21 @@ _ADAPTER = "default"
 
 
 class Cores(nn.Module):
-    """W₁ and W₂ of every layer that a peft model adapts, and the preference vector that they are run at."""
+    """W₁ and W₂ of every layer that a peft model adapts, and the preference vector that they are run at.
+
+    The model's forward passes multiply by them inside `inserted`; outside it, the model is peft's.
+    """
 
     def __init__(self, model: nn.Module, *, num_objectives: int, preference_rank: int, seed: int) -> None:
         super().__init__()
         self.num_objectives = num_objectives
-        self._layers: dict[str, Any] = {
+        self._layers: dict[str, LoraLayer] = {
             name.removeprefix(_PREFIX): layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)
         }
         self.shared = nn.ParameterList()
         self.per_objective = nn.ParameterList()
         generator = torch.Generator().manual_seed(seed)
-        for index, layer in enumerate(self._layers.values()):
+        for layer in self._layers.values():
             down = layer.lora_A[_ADAPTER]
             rank = down.out_features - preference_rank
             for owner, bound, shape in (
@@ -44,8 +46,24 @@ class Cores(nn.Module):
             ):
                 weight = torch.empty(shape).uniform_(-bound, bound, generator=generator)
                 owner.append(nn.Parameter(weight.to(down.weight.device)))
-            down.register_forward_hook(self._between(index))
+        self._is_inserted = False
         self.run_at([1 / num_objectives] * num_objectives)
+
+    @contextmanager
+    def inserted(self) -> Iterator[None]:
+        """Inside, forward passes multiply by M(p) between A and B. It may be entered again inside itself."""
+        if self._is_inserted:
+            yield
+            return
+        layers = enumerate(self._layers.values())
+        handles = [layer.lora_A[_ADAPTER].register_forward_hook(self._between(index)) for index, layer in layers]
+        self._is_inserted = True
+        try:
+            yield
+        finally:
+            self._is_inserted = False
+            for handle in handles:
+                handle.remove()
 
     def run_at(self, preference: Sequence[float]) -> None:
         """Run forward passes at a vector with one number for each objective, from now on."""
@@ -79,8 +97,8 @@ class Cores(nn.Module):
         (scale,) = {float(layer.scaling[_ADAPTER]) for layer in self._layers.values()}
         return scale
 
-    def _between(self, index: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def multiply(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def _between(self, index: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def multiply(_: nn.Module, inputs: object, output: Tensor) -> Tensor:
             preference = self._preference.to(self.shared[index].device)
             return nn.functional.linear(
                 output, core(self.shared[index], self.per_objective[index], preference).to(output.dtype)

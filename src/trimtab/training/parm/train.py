@@ -11,16 +11,27 @@ responses end with the token that ends a turn in the model's own chat template.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trimtab.errors import OptionError
-from trimtab.training.pairs.run import PairResult, Pairs, PairSplit, result_of, tokens_of
+from trimtab.storage.files import text_digest
+from trimtab.training.pairs.run import (
+    PairMethod,
+    PairResult,
+    Pairs,
+    PairSplit,
+    evaluation,
+    pair_metrics,
+    tokens_of,
+    train_on_pairs,
+)
 from trimtab.training.parm.settings import MIDDLE, ParmSettings, check_objectives
-from trimtab.training.run import checkpoints, run
+from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About, few_prompts
+from trimtab.training.run.identity import Facts
+from trimtab.training.run.run import Job
 from trimtab.training.run.settings import TrainProgress
 
 if TYPE_CHECKING:
@@ -54,83 +65,74 @@ def train_parm(
 
     Raises what `train_arm` raises, and OptionError for fewer than two objectives.
     """
-    out, settings = Path(out), settings or ParmSettings()
-    run.require_extra()
-    checkpoints.check_output(out, resume=resume, overwrite=overwrite)
-    splits = _splits(pairs, eval_pairs, settings)
-    facts = run.train(
-        "parm",
-        _data_card(splits),
-        lambda host: _job(host, splits, out, settings, progress),
-        model,
-        settings,
-        out=out,
+    arguments = RunArguments(
+        out=Path(out),
         resume=resume,
+        overwrite=overwrite,
         trust_remote_code=trust_remote_code,
         revision=revision,
         push_to_hub=push_to_hub,
+        progress=progress,
     )
-    return result_of(out, facts)
+    return train_on_pairs(_METHOD, model, pairs, eval_pairs, settings or ParmSettings(), arguments)
 
 
-def _splits(
-    pairs: Mapping[str, Pairs], eval_pairs: Mapping[str, Pairs] | None, settings: ParmSettings
-) -> dict[str, PairSplit]:
-    names = tuple(pairs)
-    check_objectives(names)
-    settings.betas_of(names)
-    if eval_pairs is not None and set(eval_pairs) != set(names):
-        raise OptionError(
-            f"There are pairs to train on for {', '.join(names)}, and to measure on for "
-            f"{', '.join(eval_pairs) or 'nothing'}. Give both for the same objectives."
-        )
-    return {
-        name: PairSplit(own, None if eval_pairs is None else eval_pairs[name], settings) for name, own in pairs.items()
-    }
+class ObjectiveSplits:
+    """Training and held-out pairs of each objective (`by_name`), with their account (`card`)."""
+
+    def __init__(
+        self, pairs: Mapping[str, Pairs], eval_pairs: Mapping[str, Pairs] | None, settings: ParmSettings
+    ) -> None:
+        names = tuple(pairs)
+        check_objectives(names)
+        settings.betas_of(names)
+        if eval_pairs is not None and set(eval_pairs) != set(names):
+            raise OptionError(
+                f"There are pairs to train on for {', '.join(names)}, and to measure on for "
+                f"{', '.join(eval_pairs) or 'nothing'}. Give both for the same objectives."
+            )
+        self.by_name = {
+            name: PairSplit(given, None if eval_pairs is None else eval_pairs[name], settings)
+            for name, given in pairs.items()
+        }
+        self.num_skipped = sum(split.num_skipped for split in self.by_name.values())
+        self.num_stock = sum(split.num_stock for split in self.by_name.values())
+        self.card = _data_card({name: split.card for name, split in self.by_name.items()})
 
 
-def _data_card(splits: Mapping[str, PairSplit]) -> dict[str, Any]:
-    cards: dict[str, dict[str, Any]] = {name: dict(split.card) for name, split in splits.items()}
+def _data_card(cards: Mapping[str, Facts]) -> Facts:
+    """One account of the pairs of all objectives."""
     return {
         **{
-            key: hashlib.sha256("".join(f"{name}\t{own[key]}\n" for name, own in cards.items()).encode()).hexdigest()
+            key: text_digest("".join(f"{name}\t{card[key]}\n" for name, card in cards.items()))
             for key in ("fingerprint", "eval_fingerprint")
         },
-        **{key: [file for own in cards.values() for file in own[key]] for key in ("files", "eval_files")},
-        "num_pairs": sum(own["num_pairs"] for own in cards.values()),
+        **{key: [file for card in cards.values() for file in card[key]] for key in ("files", "eval_files")},
+        "num_pairs": sum(card["num_pairs"] for card in cards.values()),
         "objectives": cards,
     }
 
 
-def _job(
-    host: HFModel,
-    splits: Mapping[str, PairSplit],
-    out: Path,
-    settings: ParmSettings,
-    progress: Callable[[TrainProgress], None] | None,
-) -> run.Job:
-    from trimtab.training.parm.trainer import build_trainer, parm_config
+def _job(host: HFModel, splits: ObjectiveSplits, settings: ParmSettings, arguments: RunArguments) -> Job:
+    from trimtab.training.parm.trainer import parm_config, parm_parts
 
-    train = {name: tokens_of(host, split.train, settings) for name, split in splits.items()}
-    held = {name: tokens_of(host, split.held, settings) for name, split in splits.items()}
+    by_name = splits.by_name
+    train = {name: tokens_of(host, split.train, settings) for name, split in by_name.items()}
+    held = {name: tokens_of(host, split.held, settings) for name, split in by_name.items()}
     counts = {key: sum(data.counts[key] for data in train.values()) for key in next(iter(train.values())).counts}
+    config = parm_config(settings, len(by_name), arguments.workspace)
     scale = settings.lora_alpha / settings.lora_rank
-    description = {
-        **run.describe("parm", host, settings, _data_card(splits)),
-        "form": "bilinear",
-        "parm": {"objectives": list(splits), "scale": scale},
-    }
-    config = parm_config(settings, len(splits), checkpoints.workspace_of(out))
-    return run.Job(
-        out=out,
-        description=description,
+    return Job(
         config=config,
-        build=lambda: build_trainer(host, train, held, settings, config, progress),
-        measure=lambda trainer, seconds: {"metrics": _metrics(trainer, splits, counts, seconds)},
+        parts=lambda: parm_parts(host, train, held, settings, config.world_size),
+        measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, splits, counts, seconds, _evaluated)},
         write=lambda directory, trainer, _: _write(directory, trainer, settings),
-        about=_about(tuple(splits)),
-        settings=settings,
+        about=_about(tuple(by_name)),
+        facts={"form": "bilinear", "parm": {"objectives": list(by_name), "scale": scale}},
     )
+
+
+_METHOD: PairMethod[Mapping[str, Pairs], ParmSettings, ObjectiveSplits] = PairMethod("parm", ObjectiveSplits, _job)
 
 
 def _write(directory: Path, trainer: ParmTrainer, settings: ParmSettings) -> None:
@@ -141,46 +143,17 @@ def _write(directory: Path, trainer: ParmTrainer, settings: ParmSettings) -> Non
     write(directory, trainer.cores.tensors(), dtype=getattr(torch, settings.save_dtype))
 
 
-def _metrics(
-    trainer: ParmTrainer, splits: Mapping[str, PairSplit], counts: Mapping[str, int], seconds: float
-) -> dict[str, Any]:
-    line: dict[str, Any] = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
-    return {
-        **_evaluated(trainer),
-        **{f"train_{key}": line[key] for key in ("loss", "accuracy", "margin") if key in line},
-        "num_steps": trainer.state.global_step,
-        "seconds": round(seconds, 1),
-        **counts,
-        "num_skipped": sum(split.num_skipped for split in splits.values()),
-        "num_stock": sum(split.num_stock for split in splits.values()),
-    }
+def _evaluated(trainer: ParmTrainer) -> Facts:
+    facts = evaluation(trainer)
+    return {**facts, "objectives": {name: _at_vectors(trainer, name) for name in trainer.eval_dataset}}
 
 
-def _evaluated(trainer: ParmTrainer) -> dict[str, Any]:
-    if trainer.eval_dataset is None:
-        return {"num_eval_pairs": 0}
-    found = next((line for line in reversed(trainer.state.log_history) if "eval_num_correct" in line), None)
-    if found is None or found["step"] != trainer.state.global_step or not trainer.accuracies:
-        found = trainer.evaluate()
-    accuracy = trainer.accuracy()
-    return {
-        "eval_accuracy": accuracy.value,
-        "eval_accuracy_low": accuracy.low,
-        "eval_accuracy_high": accuracy.high,
-        "num_eval_pairs": int(found["eval_num_pairs"]),
-        "num_eval_prompts": len({prompt for own in trainer.held_prompts.values() for prompt in own}),
-        "eval_loss": found["eval_loss"],
-        "eval_margin": found["eval_margin"],
-        "objectives": {name: _at_vectors(trainer, name) for name in trainer.eval_dataset},
-    }
-
-
-def _at_vectors(trainer: ParmTrainer, name: str) -> dict[str, Any]:
+def _at_vectors(trainer: ParmTrainer, name: str) -> Facts:
     """The accuracy of one objective's held-out pairs at each corner and in the middle, with its interval."""
-    found = {probe: trainer.accuracies[name, probe] for probe in (*trainer.names, MIDDLE)}
+    accuracies = {probe: trainer.accuracies[name, probe] for probe in (*trainer.names, MIDDLE)}
     return {
         "num_eval_pairs": len(trainer.held_prompts[name]),
-        "accuracy_at": {probe: [one.value, one.low, one.high] for probe, one in found.items()},
+        "accuracy_at": {probe: [one.value, one.low, one.high] for probe, one in accuracies.items()},
     }
 
 
@@ -199,7 +172,7 @@ def _about(names: tuple[str, ...]) -> About:
     )
 
 
-def _measured_lines(metrics: Mapping[str, Any]) -> list[str]:
+def _measured_lines(metrics: Facts) -> list[str]:
     if "eval_accuracy" not in metrics:
         return ["No pairs were held out, so nothing was measured."]
     names = list(metrics["objectives"])
@@ -207,10 +180,10 @@ def _measured_lines(metrics: Mapping[str, Any]) -> list[str]:
     rows = [
         [
             name,
-            str(own["num_eval_pairs"]),
-            *("{:.3f} [{:.3f}, {:.3f}]".format(*own["accuracy_at"][probe]) for probe in (*names, MIDDLE)),
+            str(objective["num_eval_pairs"]),
+            *("{:.3f} [{:.3f}, {:.3f}]".format(*objective["accuracy_at"][probe]) for probe in (*names, MIDDLE)),
         ]
-        for name, own in metrics["objectives"].items()
+        for name, objective in metrics["objectives"].items()
     ]
     few = few_prompts(metrics)
     return [

@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import safetensors.torch
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PrinterCallback
+from transformers.trainer_utils import TrainOutput
 from trl import RewardConfig
 
 from trimtab.guides.parm import corner, middle
 from trimtab.statistics import Interval, proportion_interval
-from trimtab.training.arm.trainer import ArmTrainer, as_reward_model, pair_dataset, trainer_config
+from trimtab.training.arm.trainer import ArmTrainer, arm_config
 from trimtab.training.pairs.batches import PairCollator, evaluation_order, prompts_in_order, training_order
 from trimtab.training.pairs.losses import arm_loss
 from trimtab.training.pairs.meter import PairMeter
 from trimtab.training.pairs.tokens import TokenData, TokenPair
+from trimtab.training.pairs.trainer import pair_dataset
 from trimtab.training.parm.adapter import Cores
 from trimtab.training.parm.settings import MIDDLE, ParmSettings
-from trimtab.training.run.adapter_targets import adapter_config, known_targets
-from trimtab.training.run.configs import made_trainable, spared_renamings
-from trimtab.training.run.curve import curve
-from trimtab.training.run.settings import TrainProgress
+from trimtab.training.run.trainer import TrainerParts
 
 if TYPE_CHECKING:
     from trimtab.models.hf import HFModel
@@ -41,40 +41,65 @@ _CORES_FILE = "cores.safetensors"
 
 
 class ParmTrainer(ArmTrainer):
-    """ArmTrainer on batches of `ObjectiveCollator`; `set_objectives` before training."""
+    """ArmTrainer on batches of `ObjectiveCollator`, one objective's at a time, at the preference of each step.
 
-    def set_objectives(self, names: Sequence[str], settings: ParmSettings) -> None:
-        """Insert W₁ and W₂, and remember what the loss needs."""
-        self.names, self.settings = tuple(names), settings
+    `held_prompts`: objective -> the prompt of each of its held-out pairs, in the order of its evaluation. The other
+    options are TRL's.
+    """
+
+    def __init__(
+        self,
+        *,
+        objectives: Sequence[str],
+        settings: ParmSettings,
+        held_prompts: Mapping[str, Sequence[Hashable]],
+        **options: Any,
+    ) -> None:
+        super().__init__(beta=settings.beta, gamma=settings.gamma, **options)
+        self.names, self.settings, self.held_prompts = tuple(objectives), settings, held_prompts
         self.cores = Cores(
             self.model,
-            num_objectives=len(names),
+            num_objectives=len(objectives),
             preference_rank=settings.preference_rank,
             seed=settings.seed,
         )
         self.model.add_module("preference_cores", self.cores)
-        self.betas = torch.tensor(settings.betas_of(names))
+        self.betas = torch.tensor(settings.betas_of(objectives))
         self.meter = PairMeter()
-        self._meters = {name: PairMeter() for name in names}
+        self._meters = {name: PairMeter() for name in objectives}
         self._held: dict[str, float] | None = None
-        self.held_prompts: dict[str, Sequence[Hashable]] = {}
-        """Objective -> the prompt of each of its held-out pairs, in the order of its evaluation."""
         self.accuracies: dict[tuple[str, str], Interval] = {}
         """(objective, probe) -> the accuracy of the objective's held-out pairs there, by this process."""
-        self._own: dict[str, list[bool]] = {}
+        self._outcomes: dict[str, list[bool]] = {}
+        """Objective -> whether each of its held-out pairs is ranked as it was labelled, at its own corner."""
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether this process has evaluated the held-out pairs."""
+        return bool(self.accuracies)
+
+    @property
+    def num_held_prompts(self) -> int:
+        """How many different prompts the held-out pairs of all objectives have."""
+        return len({prompt for prompts in self.held_prompts.values() for prompt in prompts})
 
     def accuracy(self) -> Interval:
         """Over all held-out pairs, each at its own objective's corner; the interval is over prompts."""
-        prompts = [prompt for name in self._own for prompt in self.held_prompts[name]]
-        return proportion_interval([one for outcomes in self._own.values() for one in outcomes], prompts)
+        prompts = [prompt for name in self._outcomes for prompt in self.held_prompts[name]]
+        return proportion_interval([one for outcomes in self._outcomes.values() for one in outcomes], prompts)
+
+    def train(self, *args: object, **options: object) -> TrainOutput:
+        """TRL's, with W₁ and W₂ in the model's passes."""
+        with self.cores.inserted():
+            return super().train(*args, **options)
 
     def compute_loss(
         self,
         model: nn.Module,
         inputs: Mapping[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
         """The mean loss of the batch's pairs; in training K · p_k times it, so that a step's mean is Σ_k p_k loss_k."""
         objectives = inputs["objective"]
         training = self.model.training
@@ -98,14 +123,14 @@ class ParmTrainer(ArmTrainer):
         drawn = rng.dirichlet([self.settings.concentration] * len(self.names))
         return tuple(float(share) for share in drawn)
 
-    def open_window(self) -> dict[str, Any]:
+    def open_window(self) -> dict[str, object]:
         """What was measured since the last report, on all pairs and on each objective's."""
-        own = {name: meter.open_window() for name, meter in self._meters.items()}
-        return {"pairs": self.meter.open_window(), "objectives": own}
+        by_objective = {name: meter.open_window() for name, meter in self._meters.items()}
+        return {**super().open_window(), "objectives": by_objective}
 
     def reopen_window(self, window: Mapping[str, Any]) -> None:
         """Continue from `open_window`."""
-        self.meter.reopen_window(window["pairs"])
+        super().reopen_window(window)
         for name, meter in self._meters.items():
             meter.reopen_window(window["objectives"][name])
 
@@ -117,13 +142,13 @@ class ParmTrainer(ArmTrainer):
             return
         if not any(key.startswith("eval_") for key in logs):
             for name, meter in self._meters.items():
-                own: dict[str, float] = {}
-                meter.report(self, own)
-                logs.update({f"{key}_{name}": own[key] for key in ("loss", "accuracy") if key in own})
+                line: dict[str, float] = {}
+                meter.report(self, line)
+                logs.update({f"{key}_{name}": line[key] for key in ("loss", "accuracy") if key in line})
         super().log(logs, start_time)
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: object = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Every objective's held-out pairs at every corner and in the middle: one line of the curve.
 
@@ -132,25 +157,25 @@ class ParmTrainer(ArmTrainer):
         """
         num = len(self.names)
         probes = {**{name: corner(index, num) for index, name in enumerate(self.names)}, MIDDLE: middle(num)}
-        found = {
+        lines = {
             (name, probe): self._measured(name, probe, vector, ignore_keys)
             for probe, vector in probes.items()
             for name in self.names
             if name in (self.eval_dataset or {})
         }
-        self._own = {name: self._own[name] for name in self.names if name in self._own}
-        own = [measured for (name, probe), measured in found.items() if name == probe]
-        pairs = sum(measured["eval_num_pairs"] for measured in own)
+        self._outcomes = {name: self._outcomes[name] for name in self.names if name in self._outcomes}
+        corners = [line for (name, probe), line in lines.items() if name == probe]
+        pairs = sum(line["eval_num_pairs"] for line in corners)
         logs = {
-            f"eval_{key}": sum(measured[f"eval_{key}"] * measured["eval_num_pairs"] for measured in own) / pairs
+            f"eval_{key}": sum(line[f"eval_{key}"] * line["eval_num_pairs"] for line in corners) / pairs
             for key in ("loss", "accuracy", "margin")
         }
         for key in ("num_correct", "num_pairs", "pairs_per_s", "tokens_per_s"):
-            total = sum(measured[f"eval_{key}"] for measured in own)
-            logs[f"eval_{key}"] = total / len(own) if key.endswith("_per_s") else total
-        for (name, probe), measured in found.items():
-            logs[f"eval_accuracy_{name}_at_{probe}"] = measured["eval_accuracy"]
-            logs[f"eval_num_pairs_{name}"] = measured["eval_num_pairs"]
+            total = sum(line[f"eval_{key}"] for line in corners)
+            logs[f"eval_{key}"] = total / len(corners) if key.endswith("_per_s") else total
+        for (name, probe), line in lines.items():
+            logs[f"eval_accuracy_{name}_at_{probe}"] = line["eval_accuracy"]
+            logs[f"eval_num_pairs_{name}"] = line["eval_num_pairs"]
         self.log(logs)
         return logs
 
@@ -160,23 +185,23 @@ class ParmTrainer(ArmTrainer):
         self._held = {}
         try:
             self.meter.prompts = self.held_prompts[name]
-            with self.cores.at(vector):
+            with self.cores.inserted(), self.cores.at(vector):
                 super().evaluate(name, ignore_keys)
             self.accuracies[name, probe] = self.meter.accuracy()
             if name == probe:
-                self._own[name] = self.meter.outcomes
+                self._outcomes[name] = self.meter.outcomes
             return self._held
         finally:
             self._held = None
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if not self.args.should_save:  # every process is asked; one writes
             return
         weights = {name: weight.detach().cpu().contiguous() for name, weight in self.cores.state_dict().items()}
         safetensors.torch.save_file(weights, Path(output_dir or self.args.output_dir) / _CORES_FILE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.cores.load_state_dict(safetensors.torch.load_file(Path(resume_from_checkpoint) / _CORES_FILE))
 
@@ -202,17 +227,17 @@ def interleaved(
     """
     turn = settings.batch_size * world_size
     step_size = turn * settings.gradient_accumulation
-    num_steps = math.ceil(max(1, max(round(settings.epochs * len(own)) for own in pairs)) / step_size)
+    num_steps = math.ceil(max(1, max(round(settings.epochs * len(of_one)) for of_one in pairs)) / step_size)
     orders = [
         training_order(
-            own,
+            of_one,
             num_pairs=num_steps * step_size,
             step_size=step_size,
             micro_size=settings.batch_size,
             seed=settings.seed,
             share_rows=settings.share_rows,
         )
-        for own in pairs
+        for of_one in pairs
     ]
     return [
         (objective, pairs[objective][index])
@@ -225,44 +250,38 @@ def interleaved(
 def parm_config(settings: ParmSettings, num_objectives: int, workspace: Path) -> RewardConfig:
     """TRL's configuration: a step goes through the batches of every objective."""
     passes = num_objectives * settings.gradient_accumulation
-    return trainer_config(dataclasses.replace(settings, gradient_accumulation=passes), workspace)
+    return arm_config(dataclasses.replace(settings, gradient_accumulation=passes), workspace)
 
 
-def build_trainer(
+def parm_parts(
     host: HFModel,
     train: Mapping[str, TokenData],
     held: Mapping[str, TokenData],
     settings: ParmSettings,
-    config: RewardConfig,
-    progress: Callable[[TrainProgress], None] | None,
-) -> ParmTrainer:
-    """A trainer on a model that it takes over. Raises OptionError for layers to adapt that the model does not have."""
-    module = host.module
-    made_trainable(module, settings)
+    world_size: int,
+) -> TrainerParts[ParmTrainer]:
+    """What the trainer is built of (`build_trainer`)."""
     assert host.tokenizer is not None
     tokenizer = host.tokenizer.hf
-    order = interleaved([data.pairs for data in train.values()], settings, config.world_size)
     measured = {
         name: _dataset([(index, data.pairs[i]) for i in evaluation_order(data.pairs)])
         for index, (name, data) in enumerate(held.items())
         if data.pairs
     }
-    with known_targets(settings), as_reward_model(module.config), spared_renamings():
-        trainer = ParmTrainer(
-            model=module,
-            args=config,
+    return TrainerParts(
+        trainer=partial(
+            ParmTrainer,
+            objectives=tuple(train),
+            settings=settings,
+            held_prompts={name: prompts_in_order(data.pairs) for name, data in held.items() if data.pairs},
             data_collator=ObjectiveCollator(tokenizer.pad_token_id or 0),
-            train_dataset=_dataset(order),
             eval_dataset=measured or None,
-            processing_class=tokenizer,
-            peft_config=adapter_config(module, settings),
-            callbacks=[curve(progress)],
-        )
-    trainer.remove_callback(PrinterCallback)  # it prints on standard output
-    trainer.set_objectives(tuple(train), settings)
-    trainer.held_prompts = {name: prompts_in_order(data.pairs) for name, data in held.items() if data.pairs}
-    return trainer
+        ),
+        module=host.module,
+        tokenizer=tokenizer,
+        dataset=_dataset(interleaved([data.pairs for data in train.values()], settings, world_size)),
+    )
 
 
-def _dataset(pairs: Sequence[tuple[int, TokenPair]]) -> Any:
+def _dataset(pairs: Sequence[tuple[int, TokenPair]]) -> Dataset:
     return pair_dataset([pair for _, pair in pairs]).add_column("objective", [objective for objective, _ in pairs])

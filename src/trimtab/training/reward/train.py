@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trimtab.training.pairs.run import PairResult, Pairs, PairSplit, pair_metrics, result_of
+from trimtab.training.pairs.run import PairMethod, PairResult, Pairs, PairSplit, pair_metrics, train_on_pairs
 from trimtab.training.reward.settings import RewardSettings
-from trimtab.training.run import checkpoints, run
+from trimtab.training.run import run
+from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About
+from trimtab.training.run.identity import Facts
+from trimtab.training.run.run import Job
 from trimtab.training.run.settings import TrainProgress
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from trimtab.models.hf import HFModel
     from trimtab.models.rewards.whole import RewardModel
+    from trimtab.training.reward.trainer import PairRewardTrainer
 
 __all__ = ["RewardSettings", "TrainProgress", "train_reward"]
 
@@ -51,59 +55,45 @@ def train_reward(
     Arguments, resuming and errors are those of `arm.train_arm`. Raises CompatibilityError for an architecture without a
     sequence-classification model in transformers.
     """
-    out, settings = Path(out), settings or RewardSettings()
-    run.require_extra()
-    checkpoints.check_output(out, resume=resume, overwrite=overwrite)
-    split = PairSplit(pairs, eval_pairs, settings)
-    facts = run.train(
-        "reward",
-        split.card,
-        lambda host: _job(host, split, out, settings, progress),
-        model,
-        settings,
-        out=out,
+    arguments = RunArguments(
+        out=Path(out),
         resume=resume,
+        overwrite=overwrite,
         trust_remote_code=trust_remote_code,
         revision=revision,
         push_to_hub=push_to_hub,
+        progress=progress,
     )
-    return result_of(out, facts)
+    return train_on_pairs(_METHOD, model, pairs, eval_pairs, settings or RewardSettings(), arguments)
 
 
-def _job(
-    host: HFModel,
-    split: PairSplit,
-    out: Path,
-    settings: RewardSettings,
-    progress: Callable[[TrainProgress], None] | None,
-) -> run.Job:
-    from trimtab.training.reward.trainer import build_reward_trainer, reward_config, reward_moments, reward_rows
+def _job(host: HFModel, split: PairSplit, settings: RewardSettings, arguments: RunArguments) -> Job:
+    from trimtab.training.reward.trainer import reward_config, reward_moments, reward_parts, reward_rows
 
     run.check_length(host, settings.max_length)
-    description = run.describe("reward", host, settings, split.card)
     model = untrained_reward_model(host, settings)
     train, held = reward_rows(model, split.train), reward_rows(model, split.held)
-    config = reward_config(settings, checkpoints.workspace_of(out))
+    config = reward_config(settings, arguments.workspace)
 
-    def measure(trainer: Any, seconds: float) -> Mapping[str, Any]:
+    def measure(trainer: PairRewardTrainer, seconds: float) -> Facts:
         metrics = pair_metrics(trainer, split, train.counts, seconds)
         moments = reward_moments(trainer, model, (split.held or split.train)[:_NUM_MOMENT_PAIRS])
         return {"metrics": metrics, "reward": {**moments, "max_length": model.max_length, "template": model.template}}
 
-    def write(directory: Path, trainer: Any, weights: Mapping[str, Tensor]) -> None:
+    def write(directory: Path, trainer: PairRewardTrainer, weights: Mapping[str, Tensor]) -> None:
         model.tokenizer.model_max_length = settings.max_length  # whoever else loads it cuts where it was trained to
         run.write_weights(directory, trainer, weights, host, settings)
 
-    return run.Job(
-        out=out,
-        description=description,
+    return Job(
         config=config,
-        build=lambda: build_reward_trainer(model, train, held, settings, config, progress),
+        parts=lambda: reward_parts(model, train, held, settings, config.world_size),
         measure=measure,
         write=write,
         about=_ABOUT,
-        settings=settings,
     )
+
+
+_METHOD: PairMethod[Pairs, RewardSettings, PairSplit] = PairMethod("reward", PairSplit, _job)
 
 
 def untrained_reward_model(host: HFModel, settings: RewardSettings) -> RewardModel:

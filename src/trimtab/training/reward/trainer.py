@@ -7,31 +7,29 @@ looks for the last token that is not padding and is misled by text that ends wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PrinterCallback
+from transformers import PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
 from trimtab.errors import DataError, naming
 from trimtab.models.rewards.adapter import SCORE
 from trimtab.models.rewards.whole import RewardModel
-from trimtab.training.pairs.batches import evaluation_order, training_order
+from trimtab.training.pairs.batches import evaluation_order
 from trimtab.training.pairs.data import PreferencePair
 from trimtab.training.pairs.losses import bradley_terry_loss
 from trimtab.training.pairs.meter import PairMeter
 from trimtab.training.pairs.tokens import TokenPair
+from trimtab.training.pairs.trainer import PairTrainer, pair_dataset, pairs_to_measure_on, pairs_to_train_on
 from trimtab.training.reward.settings import RewardSettings
-from trimtab.training.run.adapter_targets import adapter_config, known_targets
-from trimtab.training.run.configs import made_trainable, pair_options, spared_renamings
-from trimtab.training.run.curve import curve
-from trimtab.training.run.settings import TrainProgress
+from trimtab.training.run.configs import pair_options, spared_renamings
+from trimtab.training.run.trainer import TrainerParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,36 +64,39 @@ def reward_rows(model: RewardModel, pairs: Sequence[PreferencePair]) -> RewardRo
     chosen = model.token_ids(prompts, [pair.chosen for pair in pairs])
     rejected = model.token_ids(prompts, [pair.rejected for pair in pairs])
     rows = zip(chosen, rejected, strict=True)
-    found = [
+    differing = [
         (str(prompt), TokenPair((), tuple(better), tuple(worse)))
         for prompt, (better, worse) in zip(prompts, rows, strict=True)
         if better != worse
     ]
-    kept = tuple(pair for _, pair in found)
+    kept = tuple(pair for _, pair in differing)
     if pairs and not kept:
         raise naming(
             DataError,
             "In {max_length} {0} the two texts of every pair became the same. Give a larger {max_length}.",
             model.max_length,
         )
-    return RewardRows(kept, tuple(prompt for prompt, _ in found), model.num_cut - before, len(pairs) - len(kept))
+    return RewardRows(kept, tuple(prompt for prompt, _ in differing), model.num_cut - before, len(pairs) - len(kept))
 
 
-class PairRewardTrainer(RewardTrainer):  # type: ignore[misc]  # TRL carries no types
-    """RewardTrainer that reads rewards by length and reports on all pairs; `begin` before training."""
+class PairRewardTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carries no types
+    """RewardTrainer that reads rewards by length and reports on all pairs.
 
-    def begin(self, head: nn.Module) -> None:
-        """`head` is the part of the model that gives the reward of a state, as it is trained."""
-        self.head = head
-        self.meter = PairMeter()
+    `prompts` has the prompt of each held-out pair, in the order of evaluation; the other options are TRL's.
+    """
+
+    def __init__(self, *, model: PreTrainedModel, prompts: Sequence[Hashable] = (), **options: object) -> None:
+        super().__init__(model=model, **options)
+        self.head = getattr(model, SCORE)  # peft has put its own in the head's place
+        self.meter = PairMeter(prompts=prompts)
 
     def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
         """The mean loss of the batch's pairs, by TRL."""
         lengths = inputs["attention_mask"].sum(1)
         with scored_at(self.head, lengths - 1):
@@ -105,19 +106,6 @@ class PairRewardTrainer(RewardTrainer):  # type: ignore[misc]  # TRL carries no 
         loss = bradley_terry_loss(chosen, rejected, center=self.args.center_rewards_coefficient or 0.0)
         self.meter.add(self, chosen, rejected, loss, int(lengths.sum()))
         return (mean, outputs) if return_outputs else mean
-
-    def open_window(self) -> dict[str, Any]:
-        """What was measured since the last report."""
-        return {"pairs": self.meter.open_window()}
-
-    def reopen_window(self, window: Mapping[str, Any]) -> None:
-        """Continue from `open_window`."""
-        self.meter.reopen_window(window["pairs"])
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what was measured on all pairs since the last report. Raises NotFiniteError for a NaN loss."""
-        self.meter.report(self, logs)
-        super().log(logs, start_time)
 
 
 @contextmanager
@@ -135,7 +123,7 @@ def scored_at(head: nn.Module, positions: Tensor) -> Iterator[None]:
         at = positions.to(states.device)
         return (states[torch.arange(len(states), device=states.device), at][:, None], *args[1:])
 
-    def spread(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    def spread(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return output.expand(-1, width, -1)
 
     handles = head.register_forward_pre_hook(select), head.register_forward_hook(spread)
@@ -158,50 +146,27 @@ def reward_config(settings: RewardSettings, workspace: Path) -> RewardConfig:
         )
 
 
-def build_reward_trainer(
-    model: RewardModel,
-    train: RewardRows,
-    held: RewardRows,
-    settings: RewardSettings,
-    config: RewardConfig,
-    progress: Callable[[TrainProgress], None] | None,
-) -> PairRewardTrainer:
-    """A trainer on a reward model whose module it takes over: an adapter and the head are trained, or everything."""
-    module = model.module
-    made_trainable(module, settings)
-    getattr(module, SCORE).float()  # trained in float32, whatever the decoder is kept in
-    order = training_order(
-        train.pairs,
-        num_pairs=max(1, round(settings.epochs * len(train.pairs))),
-        step_size=settings.batch_size * settings.gradient_accumulation * config.world_size,
-        micro_size=settings.batch_size,
-        seed=settings.seed,
-        share_rows=False,
+def reward_parts(
+    model: RewardModel, train: RewardRows, held: RewardRows, settings: RewardSettings, world_size: int
+) -> TrainerParts[PairRewardTrainer]:
+    """What the trainer is built of (`build_trainer`): an adapter and the head are trained, or everything."""
+    getattr(model.module, SCORE).float()  # trained in float32, whatever the decoder is kept in
+    columns = ("chosen_ids", "rejected_ids")
+    return TrainerParts(
+        trainer=partial(
+            PairRewardTrainer,
+            prompts=[held.prompts[index] for index in evaluation_order(held.pairs)],
+            eval_dataset=pairs_to_measure_on(held.pairs, columns),
+        ),
+        module=model.module,
+        tokenizer=model.tokenizer,
+        dataset=pair_dataset(pairs_to_train_on(train.pairs, settings, world_size), columns),
+        task="SEQ_CLS",
+        whole=(SCORE,),
     )
-    with known_targets(settings), spared_renamings():
-        trainer = PairRewardTrainer(
-            model=module,
-            args=config,
-            train_dataset=_dataset([train.pairs[i] for i in order]),
-            eval_dataset=_dataset([held.pairs[i] for i in evaluation_order(held.pairs)]) if held.pairs else None,
-            processing_class=model.tokenizer,
-            peft_config=adapter_config(module, settings, task="SEQ_CLS", whole=(SCORE,)),
-            callbacks=[curve(progress)],
-        )
-    trainer.remove_callback(PrinterCallback)  # it prints on standard output
-    trainer.begin(getattr(module, SCORE))  # peft has put its own in the head's place
-    trainer.meter.prompts = [held.prompts[index] for index in evaluation_order(held.pairs)]
-    return trainer
 
 
-def _dataset(pairs: Sequence[TokenPair]) -> Dataset:
-    fields = ("chosen_ids", "rejected_ids")
-    return Dataset.from_dict({name: [list(getattr(pair, name)) for pair in pairs] for name in fields})
-
-
-def reward_moments(
-    trainer: PairRewardTrainer, model: RewardModel, pairs: Sequence[PreferencePair]
-) -> Mapping[str, Any]:
+def reward_moments(trainer: PairRewardTrainer, model: RewardModel, pairs: Sequence[PreferencePair]) -> dict[str, float]:
     """Mean and standard deviation of the trained model's rewards over both answers of some pairs."""
     trainer.model.eval()
     prompts = [pair.prompt for pair in pairs for _ in range(2)]

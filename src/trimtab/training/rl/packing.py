@@ -80,10 +80,10 @@ def _lay(prompt: tuple[int, ...], answers: list[tuple[int, list[int]]]) -> _Row:
     for number, (row, answer) in enumerate(answers, 1):
         start = len(tokens)
         targets += [(start + column, token, row, column) for column, token in enumerate(answer)]
-        own = [prompt[last], *answer[:-1]]
-        tokens += own
-        positions += range(last, last + len(own))
-        segments += [number] * len(own)
+        row_tokens = [prompt[last], *answer[:-1]]
+        tokens += row_tokens
+        positions += range(last, last + len(row_tokens))
+        segments += [number] * len(row_tokens)
     return _Row(tokens, positions, segments, targets)
 
 

@@ -23,15 +23,22 @@ from trimtab.core import Prompt
 from trimtab.errors import DataError, OptionError, naming
 from trimtab.prompts import encode_prompt
 from trimtab.training.rl.settings import RLSettings
-from trimtab.training.run import checkpoints, run
+from trimtab.training.run import run
+from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About
-from trimtab.training.run.prompt_data import PromptIds, check_prompts, prompt_card, templated
+from trimtab.training.run.identity import Facts
+from trimtab.training.run.prompt_data import PromptIds, TrainingPrompts
 from trimtab.training.run.rating import Rater, reward_contents, rewards_card
 from trimtab.training.run.rewards import AgentReward, check_rewards
+from trimtab.training.run.run import Job, Training
 from trimtab.training.run.settings import TrainProgress
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from trimtab.models.hf import HFModel
+    from trimtab.training.rl.trainer import PolicyTrainer
+    from trimtab.training.run.trainer import TrainerParts
 
 __all__ = ["AgentReward", "RLResult", "RLSettings", "TrainProgress", "train_rl"]
 
@@ -62,7 +69,7 @@ def train_rl(
     out: str | Path,
     settings: RLSettings | None = None,
     template: str = "raw",
-    template_options: Mapping[str, Any] | None = None,
+    template_options: Facts | None = None,
     prompt_files: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -83,68 +90,76 @@ def train_rl(
     where the disk is full: the last checkpoint survives), ModelError where rewards are never finite, NotFiniteError
     where the loss diverges, Interrupted as `arm.train_arm`.
     """
-    out, settings = Path(out), settings or RLSettings()
+    settings = settings or RLSettings()
+    arguments = RunArguments(
+        out=Path(out),
+        resume=resume,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        push_to_hub=push_to_hub,
+        progress=progress,
+    )
+    prompt_data = TrainingPrompts(prompts, template, template_options, prompt_files)
     run.require_extra()
-    check_prompts(prompts, template)
+    prompt_data.check()
     check_rewards(rewards)
-    checkpoints.check_output(out, resume=resume, overwrite=overwrite)
-    data = prompt_card(prompts, template, prompt_files, template_options)
-    told = {"rewards": rewards_card(rewards), "contents": reward_contents(rewards)}
-    if run.is_finished(out, resume=resume):
-        known = {"kind": "policy", "data": data, **told, "hyperparameters": run.hyperparameters(settings)}
-        return _result(out, checkpoints.finished(out, known))
+    arguments.check()
+    training = Training(
+        kind="policy",
+        model=model,
+        data=prompt_data.card,
+        settings=settings,
+        arguments=arguments,
+        facts={"rewards": rewards_card(rewards), "contents": reward_contents(rewards)},
+    )
+
+    facts = run.train(training, lambda: _job_maker(prompt_data, rewards, settings, arguments))
+    return _result(arguments.out, facts)
+
+
+def _job_maker(
+    data: TrainingPrompts, rewards: Sequence[AgentReward], settings: RLSettings, arguments: RunArguments
+) -> Callable[[HFModel], Job]:
+    """Load what rates, before the model; what makes the job of the model."""
     rater = Rater(rewards)  # without a baseline: RLOO has one of its own
-    host = run.load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
-    description = {**run.describe("policy", host, settings, data), "method": "rloo", **told}
-    kept, num_long = _tokens(host, prompts, template, template_options or {}, settings)
-    job = _job(host, kept, num_long, rater, rewards, description, out, settings, progress)
-    facts = run.carry_out(job, resume=resume)
-    if push_to_hub is not None:
-        run.push(out, push_to_hub)
-    return _result(out, facts)
+    return lambda host: _job(host, data, rater, rewards, settings, arguments)
 
 
 def _job(
     host: HFModel,
-    prompts: Sequence[PromptIds],
-    num_long: int,
+    data: TrainingPrompts,
     rater: Rater,
     rewards: Sequence[AgentReward],
-    description: Mapping[str, Any],
-    out: Path,
     settings: RLSettings,
-    progress: Callable[[TrainProgress], None] | None,
-) -> run.Job:
-    from trimtab.training.rl.trainer import Panel, build_rl_trainer, rl_config
+    arguments: RunArguments,
+) -> Job:
+    from trimtab.training.rl.trainer import Panel, rl_config, rl_parts
 
-    config = rl_config(settings, checkpoints.workspace_of(out), [reward.multiplier for reward in rewards])
+    prompts, num_long = _tokens(host, data, settings)
+    config = rl_config(settings, arguments.workspace, [reward.multiplier for reward in rewards])
     counts = {"num_prompts": len(prompts), "num_long": num_long}
 
-    def build() -> Any:
+    def parts() -> TrainerParts[PolicyTrainer]:
         panel = Panel(host, prompts, rater, [reward.name for reward in rewards])
-        return build_rl_trainer(host, panel, settings, config, progress)
+        return rl_parts(host, panel, settings, config.generation_batch_size)
 
-    return run.Job(
-        out=out,
-        description=description,
+    return Job(
         config=config,
-        build=build,
+        parts=parts,
         measure=lambda trainer, seconds: {"metrics": _metrics(trainer, counts, seconds)},
-        write=lambda directory, trainer, weights: run.write_weights(directory, trainer, weights, host, settings),
         about=_about(rewards, settings),
-        settings=settings,
+        facts={"method": "rloo"},
     )
 
 
-def _tokens(
-    host: HFModel, prompts: Sequence[Prompt], template: str, options: Mapping[str, Any], settings: RLSettings
-) -> tuple[list[PromptIds], int]:
+def _tokens(host: HFModel, data: TrainingPrompts, settings: RLSettings) -> tuple[list[PromptIds], int]:
     """The prompts to train on, and how many were left out because they are too long.
 
     Raises DataError where none is left, OptionError where prompt and answer are more than the model can hold.
     """
     assert host.tokenizer is not None
-    ready = templated(prompts, template, has_chat_template=host.tokenizer.has_chat_template, options=options)
+    ready = data.templated(has_chat_template=host.tokenizer.has_chat_template)
     encoded = [PromptIds(prompt, tuple(encode_prompt(host, prompt))) for prompt in ready]
     kept = [prompt for prompt in encoded if len(prompt.token_ids) <= settings.max_prompt_length]
     num_long = len(encoded) - len(kept)
@@ -171,7 +186,7 @@ def _tokens(
     return kept, num_long
 
 
-def _metrics(trainer: Any, counts: Mapping[str, int], seconds: float) -> dict[str, Any]:
+def _metrics(trainer: Trainer, counts: Mapping[str, int], seconds: float) -> Facts:
     """`metrics` of `guide.json`."""
     lines = [line for line in trainer.state.log_history if "num_dropped" in line]
     last = {key: value for key, value in lines[-1].items() if key not in ("step", "epoch", "learning_rate")}
@@ -187,7 +202,7 @@ def _metrics(trainer: Any, counts: Mapping[str, int], seconds: float) -> dict[st
     }
 
 
-def _result(out: Path, facts: Mapping[str, Any]) -> RLResult:
+def _result(out: Path, facts: Facts) -> RLResult:
     metrics = facts["metrics"]
     return RLResult(
         out=out,
@@ -215,7 +230,7 @@ def _about(rewards: Sequence[AgentReward], settings: RLSettings) -> About:
     )
 
 
-def _measured(metrics: Mapping[str, Any]) -> list[str]:
+def _measured(metrics: Facts) -> list[str]:
     shown = {"reward": "reward", "kl": "nats an answer from the base", "length": "tokens an answer"}
     parts = [f"{metrics[key]:.4g} {what}" for key, what in shown.items() if key in metrics]
     return [

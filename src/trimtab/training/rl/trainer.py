@@ -10,27 +10,28 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 from trl import RLOOConfig, RLOOTrainer
 
 from trimtab.decoding.text import text_of
 from trimtab.errors import NotFiniteError, naming
 from trimtab.models.forward.row_cache import Reach
-from trimtab.training.arm.trainer import head_at
 from trimtab.training.pairs.losses import token_logprobs
 from trimtab.training.rl.packing import Packed, pack
 from trimtab.training.rl.settings import RLSettings
-from trimtab.training.run.adapter_targets import adapter_config, known_targets
-from trimtab.training.run.configs import made_trainable, run_options, spared_renamings
-from trimtab.training.run.curve import curve
+from trimtab.training.run.configs import run_options, spared_renamings
+from trimtab.training.run.logs import filtered
+from trimtab.training.run.output_head import head_at
 from trimtab.training.run.rating import Rater
-from trimtab.training.run.settings import TrainProgress
+from trimtab.training.run.trainer import TrainerParts
 
 if TYPE_CHECKING:
     from trimtab.models.hf import HFModel
@@ -81,15 +82,20 @@ class Panel:
 
 
 class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
-    """RLOOTrainer on numbered prompts whose answers share a row; `panel` and `reaches` are set before training."""
+    """RLOOTrainer on the numbered prompts of a panel, whose answers share a row (`packing`).
 
-    panel: Panel
-    reaches: Mapping[str, Reach]
+    `reaches` is the model's (`HFModel.reaches`); the other options are TRL's.
+    """
+
     _buffered_inputs: list[dict[str, Tensor]] | None
-    _losses: list[float]
-    """Of the forward passes since the last line of the curve; transformers' own sum is not in its checkpoints."""
 
-    def open_window(self) -> dict[str, Any]:
+    def __init__(self, *, panel: Panel, reaches: Mapping[str, Reach], **options: object) -> None:
+        super().__init__(reward_funcs=panel.columns(), **options)
+        self.panel, self.reaches = panel, reaches
+        self._losses: list[float] = []
+        """Losses since the last line of the curve; transformers' own sum of them is not in its checkpoints."""
+
+    def open_window(self) -> dict[str, object]:
         """What was measured since the last line of the curve."""
         return {"losses": self._losses, "metrics": dict(self._metrics["train"]), "rater": self.panel.rater.state()}
 
@@ -99,24 +105,30 @@ class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
         self._metrics["train"].update({name: list(values) for name, values in window["metrics"].items()})
         self.panel.rater.restore(window["rater"])
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def train(self, *args: object, **options: object) -> TrainOutput:
+        """TRL's, without its message for each answer that has no reward: `Rater` counts and tells them."""
+        with filtered(logging.getLogger("trl.trainer.rloo_trainer"), _has_reward):
+            return super().train(*args, **options)
+
+    def training_step(self, model: nn.Module, inputs: object, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """TRL's, with its part of the step's loss kept."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(float(self.accelerator.gather(loss.detach()).mean()))
         return loss
 
-    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, object]]:
         """The ids that decoding will see."""
         return [list(self.panel.prompts[int(number)].token_ids) for number in prompts], None, {}
 
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
+    def _prepare_inputs(self, generation_batch: object) -> Mapping[str, Tensor]:
         """TRL's, with the answers to a prompt in one forward pass again: TRL has shuffled them."""
         before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
+        inputs: Mapping[str, Tensor] = super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is None or self._buffered_inputs is before:
             return inputs
         self._buffered_inputs = together(self._buffered_inputs)
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        step: int = self._step % self.args.steps_per_generation
+        return self._buffered_inputs[step]
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -223,33 +235,20 @@ def rl_config(settings: RLSettings, workspace: Path, multipliers: Sequence[float
         )
 
 
-def build_rl_trainer(
-    host: HFModel,
-    panel: Panel,
-    settings: RLSettings,
-    config: RLOOConfig,
-    progress: Callable[[TrainProgress], None] | None,
-) -> PolicyTrainer:
-    """A trainer on a model that it takes over. Raises OptionError for layers to adapt that the model does not have."""
-    module = host.module
-    made_trainable(module, settings)
-    module.generation_config.eos_token_id = sorted(host.eos_ids)
+def rl_parts(
+    host: HFModel, panel: Panel, settings: RLSettings, generation_batch_size: int
+) -> TrainerParts[PolicyTrainer]:
+    """What the trainer is built of (`build_trainer`)."""
+    host.module.generation_config.eos_token_id = sorted(host.eos_ids)
     assert host.tokenizer is not None
-    logging.getLogger("trl.trainer.rloo_trainer").addFilter(_about_steering)
-    order = prompt_order(len(panel.prompts), settings, config.generation_batch_size // settings.num_generations)
-    with known_targets(settings), spared_renamings():
-        trainer = PolicyTrainer(
-            model=module,
-            reward_funcs=panel.columns(),
-            args=config,
-            train_dataset=Dataset.from_dict({"prompt": [str(number) for number in order]}),
-            processing_class=host.tokenizer.hf,
-            peft_config=adapter_config(module, settings),
-            callbacks=[curve(progress, "answers")],
-        )
-    trainer.remove_callback(PrinterCallback)  # it prints on standard output
-    trainer.panel, trainer.reaches, trainer._losses = panel, host.reaches, []
-    return trainer
+    order = prompt_order(len(panel.prompts), settings, generation_batch_size // settings.num_generations)
+    return TrainerParts(
+        trainer=partial(PolicyTrainer, panel=panel, reaches=host.reaches),
+        module=host.module,
+        tokenizer=host.tokenizer.hf,
+        dataset=Dataset.from_dict({"prompt": [str(number) for number in order]}),
+        unit="answers",
+    )
 
 
 def prompt_order(num_prompts: int, settings: RLSettings, step_size: int) -> list[int]:
@@ -262,6 +261,6 @@ def prompt_order(num_prompts: int, settings: RLSettings, step_size: int) -> list
     return order[: num_steps * step_size]
 
 
-def _about_steering(record: logging.LogRecord) -> bool:
-    """Whether to let TRL's message through: answers without a reward are counted and told by `Rater`."""
+def _has_reward(record: logging.LogRecord) -> bool:
+    """Whether a message of TRL's is about something else than an answer without a reward."""
     return "returned None" not in record.getMessage()

@@ -12,12 +12,12 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import OptionError, naming
@@ -44,7 +44,7 @@ def known_targets(settings: RunSettings) -> Iterator[None]:
 
 
 def adapter_config(
-    module: Any, settings: RunSettings, *, task: str = "CAUSAL_LM", whole: Sequence[str] = ()
+    module: PreTrainedModel, settings: RunSettings, *, task: str = "CAUSAL_LM", whole: Sequence[str] = ()
 ) -> LoraConfig | None:
     """peft's LoRA of a transformers model, None where all weights are trained; `whole`: modules trained as they are.
 
@@ -76,7 +76,7 @@ def adapter_config(
         return config
 
 
-def _last_blocks(module: Any, count: int) -> list[int] | None:
+def _last_blocks(module: PreTrainedModel, count: int) -> list[int] | None:
     """The numbers of the last blocks; None for all of them."""
     num_layers = int(module.config.get_text_config().num_hidden_layers)
     if count > num_layers:
@@ -152,8 +152,8 @@ def _check_layers(
             if asked.match(name) and isinstance(part, nn.Linear | Conv1D) and name not in adapted
         },
         **{name: f"is {kind} and no linear layer" for name, kind in adapted.items() if kind is not None},
-        **{name: "is never reached by text" for name, found in verdicts.items() if found is Placement.NOWHERE},
-        **{name: found for name, found in verdicts.items() if isinstance(found, str)},
+        **{name: "is never reached by text" for name, verdict in verdicts.items() if verdict is Placement.NOWHERE},
+        **{name: verdict for name, verdict in verdicts.items() if isinstance(verdict, str)},
     }
     for name, reason in reasons.items():
         raise naming(
@@ -197,7 +197,7 @@ def _adapted(module: nn.Module, config: LoraConfig) -> dict[str, str | None]:
     }
 
 
-def _kind(layer: Any) -> str | None:
+def _kind(layer: LoraLayer) -> str | None:
     base = layer.get_base_layer()
     if isinstance(layer, Linear) and isinstance(base, nn.Linear | Conv1D):
         return None

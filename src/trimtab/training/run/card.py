@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trimtab.statistics import FEW
-from trimtab.training.run.checkpoints import write_text
+from trimtab.storage.files import write_text
+from trimtab.training.run.identity import Facts
 
 _PACKAGES = ("trimtab", "torch", "transformers", "trl", "peft")
 
 
-def few_prompts(metrics: Mapping[str, Any]) -> str:
+def few_prompts(metrics: Facts) -> str:
     """What has to be said of an accuracy over so few prompts that it says little; nothing over more."""
     num = metrics.get("num_eval_prompts", metrics["num_eval_pairs"])
     return f"An accuracy over fewer than {FEW} prompts says little; these are {num}." if num < FEW else ""
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """Versions of what trained the guide."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +38,8 @@ class About:
     tags: tuple[str, ...] = ("reward-guided-decoding",)
     correct: str = "whose preferred response has the higher reward"
     """Which held-out pairs the accuracy counts."""
-    measured: Callable[[Mapping[str, Any]], list[str]] | None = None
+    measured: Callable[[Facts], list[str]] | None = None
     """Lines of what was measured, from `metrics`; left out: the accuracy on held-out pairs."""
-
-
-ARM = About(
-    "trained as an autoregressive reward model (GenARM, arXiv 2410.08193): the log-probability it gives to a response "
-    "is that response's reward. It steers a frozen model with the same vocabulary, token by token.",
-    (
-        "import trimtab",
-        "",
-        "model = trimtab.load_model({base})",
-        'guide = trimtab.load_guide("path/to/this/directory")',
-        'decoder = trimtab.Decoder(model, guides={{"guide": guide}})',
-    ),
-)
 
 
 _FORMS = {
@@ -69,13 +56,13 @@ _GUIDE_FORMS = {
 }
 
 
-def write_cards(directory: Path, card: Mapping[str, Any], about: About = ARM) -> None:
+def write_cards(directory: Path, card: Facts, about: About) -> None:
     """Write `guide.json` and `README.md` into the guide's directory."""
     write_text(directory / "guide.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
     write_text(directory / "README.md", model_card(card, about))
 
 
-def model_card(card: Mapping[str, Any], about: About = ARM) -> str:
+def model_card(card: Facts, about: About) -> str:
     """The model card, from the same facts as `guide.json`."""
     library, what = _FORMS[card["form"]]
     front = {
@@ -107,19 +94,19 @@ def model_card(card: Mapping[str, Any], about: About = ARM) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _steers_as(card: Mapping[str, Any]) -> list[str]:
+def _steers_as(card: Facts) -> list[str]:
     if "guide_form" not in card:
         return []
     return [f"It steers as {_GUIDE_FORMS[card['guide_form']]}.", ""]
 
 
-def _data(data: Mapping[str, Any]) -> str:
+def _data(data: Facts) -> str:
     what = f"{data['num_pairs']} preference pairs" if "num_pairs" in data else f"{data['num_prompts']} prompts"
     files = ", ".join(data["files"]) or "given in Python"
     return f"{what} ({files}), fingerprint `{data['fingerprint'][:16]}`."
 
 
-def settings_and_versions(card: Mapping[str, Any]) -> list[str]:
+def settings_and_versions(card: Facts) -> list[str]:
     """The end of any guide's model card: a table of its hyperparameters, and what it was trained with."""
     return [
         "## Settings",
@@ -132,7 +119,7 @@ def settings_and_versions(card: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _left_out(metrics: Mapping[str, Any]) -> str:
+def _left_out(metrics: Facts) -> str:
     counts = {
         "num_skipped": "lines that could not be used",
         "num_stock": "pairs with a response that answers many different prompts",
@@ -142,7 +129,7 @@ def _left_out(metrics: Mapping[str, Any]) -> str:
     return f" Left out: {'; '.join(parts)}." if parts else ""
 
 
-def _measured(metrics: Mapping[str, Any], about: About) -> list[str]:
+def _measured(metrics: Facts, about: About) -> list[str]:
     if "eval_accuracy" not in metrics:
         return ["No pairs were held out, so nothing was measured."]
     turned = (

@@ -8,9 +8,9 @@ is used. The guide's directory appears in one rename at the end.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,11 +19,14 @@ from typing import Any
 
 from trimtab.errors import CheckpointError, OptionError, OutputExistsError
 from trimtab.storage.directories import read_guide_card
-from trimtab.training.run.identity import check_same
+from trimtab.storage.files import sync, write_text
+from trimtab.training.run.identity import check_same_training
 
 log = logging.getLogger(__name__)
 
 SEAL = "complete.json"
+CURVE = "metrics.jsonl"
+"""A run's curve, in its workspace and in the finished directory: a line of JSON for each window of steps."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -44,7 +47,7 @@ def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
                 raise OutputExistsError(path)
 
 
-def open_workspace(out: Path, run: Mapping[str, Any], *, resume: bool) -> Path:
+def open_workspace(out: Path, run: Mapping[str, object], *, resume: bool) -> Path:
     """The run's directory, new or continued. Raises OptionError where the run to be continued was another one.
 
     A run to be continued that has no whole checkpoint starts anew, which is logged.
@@ -68,12 +71,12 @@ def open_workspace(out: Path, run: Mapping[str, Any], *, resume: bool) -> Path:
     return workspace
 
 
-def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
+def _check_same_run(path: Path, run: Mapping[str, object]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}). Start anew: --overwrite.") from error
-    check_same(
+    check_same_training(
         run,
         before,
         problem=f"The run in {path.parent} cannot be continued with other settings",
@@ -81,15 +84,15 @@ def _check_same_run(path: Path, run: Mapping[str, Any]) -> None:
     )
 
 
-def finished(out: Path, told: Mapping[str, Any]) -> dict[str, Any]:
-    """`guide.json` of a run that came to its end before. Raises OptionError for one that was told something else.
+def finished(out: Path, known: Mapping[str, object]) -> dict[str, Any]:
+    """`guide.json` of a run that came to its end before. Raises OptionError for one that was asked something else.
 
-    `told` are the parts of `guide.json` that are known without the model.
+    `known` are the parts of `guide.json` that are known without the model.
     """
     facts = read_guide_card(out)
-    check_same(
-        told,
-        {key: facts.get(key) for key in told},
+    check_same_training(
+        known,
+        {key: facts.get(key) for key in known},
         problem=f"{out} is finished, and there is nothing to continue with other settings",
         way_out="Give --overwrite to replace it, or another path.",
     )
@@ -102,7 +105,7 @@ def seal(checkpoint: Path) -> None:
     sizes = {}
     for path in sorted(checkpoint.rglob("*")):  # what is spread over processes lies in directories
         if path.is_file():
-            _sync(path)
+            sync(path)
             sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
     write_text(checkpoint / SEAL, json.dumps(sizes))
 
@@ -119,9 +122,11 @@ def is_whole(checkpoint: Path) -> bool:
 
 def last_good(workspace: Path, *, clean: bool = False) -> Path | None:
     """The newest whole checkpoint; `clean` removes those that are not whole."""
-    found = [(int(match[1]), path) for path in workspace.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    numbered = [
+        (int(match[1]), path) for path in workspace.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
+    ]
     good = None
-    for _, path in sorted(found):
+    for _, path in sorted(numbered):
         if is_whole(path):
             good = path
             continue
@@ -152,20 +157,21 @@ def cut_curve(path: Path, step: int) -> None:
     write_text(path, "".join(kept))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def add_line(workspace: Path, line: Mapping[str, object]) -> None:
+    """Add a line to the curve of the run in a workspace."""
+    with (workspace / CURVE).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that there is no room, on the disk or in a quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def not_written(workspace: Path, error: BaseException) -> CheckpointError:
+    """The error of a checkpoint that could not be written, which says what the run can go on from."""
+    good = last_good(workspace)
+    return CheckpointError(
+        f"A checkpoint could not be written to {workspace} ({error}). "
+        f"{f'{good.name} is whole' if good else 'There is none before it'}: make room, then continue with --resume."
+    )

@@ -7,14 +7,17 @@ is what no answer depends on (`settings.NOT_OF_THE_RUN`).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.errors import OptionError, naming
 from trimtab.fields import Follows
+from trimtab.storage.same_run import Difference, differences
 from trimtab.training.run.settings import NOT_OF_THE_RUN
+
+Facts = Mapping[str, Any]
+"""Sections of a `guide.json`, or one section: plain values, lists and mappings, as JSON holds them."""
 
 _SETTINGS = "hyperparameters"
 _CONTENTS = "contents"
@@ -24,7 +27,6 @@ _NAMES = {
     ("base", "name"): "{model}",
     ("data", "files"): "{data}",
     ("data", "eval_files"): "{eval_data}",
-    ("data", "prompt_files"): "{prompts}",
     ("data", "template"): "{template}",
     ("data", "template_options"): "{template_options}",
     ("data", "fingerprint"): "the content of the data",
@@ -42,82 +44,68 @@ _MAX_NAMED = 6
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
-def check_same(now: Mapping[str, Any], before: Mapping[str, Any], *, problem: str, way_out: str) -> None:
+def check_same_training(now: Facts, before: Facts, *, problem: str, way_out: str) -> None:
     """Raise OptionError, naming what differs, unless two descriptions are of one run.
 
     The message is `problem`, the differences and `way_out`.
     """
-    found = differences(now, before)
+    found = decided_differences(now, before)
     if found:
         more = f"; and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         found = found[:_MAX_NAMED]
-        values = [value for _, *both in found for value in both]
-        parts = [f"{name} is {{{2 * at}}} here and {{{2 * at + 1}}} in the run" for at, (name, *_) in enumerate(found)]
+        prompts = any("num_prompts" in section for section in map(_data, (now, before)))
+        values = [_short(value) for one in found for value in (one.now, one.before)]
+        parts = [
+            f"{_name(one.key, prompts=prompts)} is {{{2 * at}}} here and {{{2 * at + 1}}} in the run"
+            for at, one in enumerate(found)
+        ]
         raise naming(OptionError, f"{_literal(problem)}: {'; '.join(parts)}{more}. {_literal(way_out)}", *values)
 
 
-def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, value now, value before) of each fact that the caller decided and that differs.
-
-    A name is a template as in `naming`.
-    """
-    left, right = _flat(now), _flat(_plain(before))
-    keys = [key for key in (*left, *(key for key in right if key not in left)) if _is_decided(key)]
-    differing = [key for key in keys if _plain(left.get(key)) != right.get(key)]
-    settings = [key for key in differing if key[0] == _SETTINGS]
-    set_here = [key for key in settings if not isinstance(left.get(key), Follows)]
+def decided_differences(now: Mapping[str, object], before: Mapping[str, object]) -> list[Difference]:
+    """The facts that the caller decided and that differ, and do not follow from others that do."""
+    differing = [one for one in differences(before, now, depth=2) if _is_decided(one.key)]
+    settings = [one for one in differing if one.key[0] == _SETTINGS]
+    set_here = [one for one in settings if not isinstance(one.now, Follows)]
     if set_here:
-        differing = [key for key in differing if key not in settings or key in set_here]
-    return [(_name(key), _short(left.get(key)), _short(right.get(key))) for key in _causes(differing, settings)]
+        differing = [one for one in differing if one not in settings or one in set_here]
+    return _causes(differing, any_setting=bool(settings))
 
 
-def _flat(facts: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    """Section -> fact -> value as (section, fact) -> value; a fact of no section is (fact,)."""
-    flat: dict[tuple[str, ...], Any] = {}
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            flat.update({(key, _own_name(name, value)): inner for name, inner in value.items()})
-        else:
-            flat[(key,)] = value
-    return flat
-
-
-def _own_name(name: str, section: Mapping[str, Any]) -> str:
-    """A fact's name; what is data for one training is prompts for another."""
-    return "prompt_files" if name == "files" and "num_prompts" in section else name
+def _data(description: Mapping[str, object]) -> Mapping[str, object]:
+    section = description.get("data")
+    return section if isinstance(section, Mapping) else {}
 
 
 def _is_decided(key: tuple[str, ...]) -> bool:
     return key[0] not in _FOLLOWS and not (key[0] == _SETTINGS and key[1] in NOT_OF_THE_RUN)
 
 
-def _causes(differing: Sequence[tuple[str, ...]], settings: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _causes(differing: Sequence[Difference], *, any_setting: bool) -> list[Difference]:
     """Those that do not follow from others: a seed decides what is held out, a model its vocabulary."""
-    whole: list[tuple[str, ...]] = [key for key in differing if key in (("kind",), ("method",))]
+    whole = [one for one in differing if one.key in (("kind",), ("method",))]
     if whole:
         return whole
-    decided = [key for key in differing if "{" in _name(key)]
-    if any(key[0] == "base" for key in decided):
-        differing = [key for key in differing if key in decided or key[0] not in ("base", "vocabulary")]
-    if settings or any(key[0] == "data" for key in decided):
-        differing = [key for key in differing if key in decided or key[0] != "data"]
+    decided = [one for one in differing if "{" in _name(one.key)]
+    if any(one.key[0] == "base" for one in decided):
+        differing = [one for one in differing if one in decided or one.key[0] not in ("base", "vocabulary")]
+    if any_setting or any(one.key[0] == "data" for one in decided):
+        differing = [one for one in differing if one in decided or one.key[0] != "data"]
     return list(differing)
 
 
-def _name(key: tuple[str, ...]) -> str:
+def _name(key: tuple[str, ...], *, prompts: bool = False) -> str:
+    """What a fact is called, as a template; with `prompts` the data are prompts."""
     if key[0] == _SETTINGS:
         return f"{{{key[1]}}}"
     if key[0] == _CONTENTS and len(key) == 2:
         return _literal(f"the content of {key[1]}")
+    if prompts and key == ("data", "files"):
+        return "{prompts}"
     return _NAMES.get(key) or _literal(f"the {key[0]}'s {key[1].replace('_', ' ')}" if len(key) == 2 else key[0])
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
-    return json.loads(json.dumps(value))
-
-
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, list | tuple):
         value = ", ".join(map(_term, value)) or "none"
     text = "not set" if value is None else str(value)
@@ -126,7 +114,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
 
 
-def _term(item: Any) -> str:
+def _term(item: object) -> str:
     if isinstance(item, Mapping) and {"name", "source", "multiplier"} <= item.keys():
         return f"{item['name']}={item['source']}:{item['multiplier']:g}"
     return str(item)

@@ -1,6 +1,6 @@
 """Ending a training from outside: the first signal asks it to end at its current step, a second one ends it at once.
 
-A handler only sets a flag. What it means is done where a step ends (`saving`, `agent_run`): a whole checkpoint is
+A handler only sets a flag. What it means is done where a step ends (`saving`, `agent.run`): a whole checkpoint is
 written, and `Interrupted` says where the run stands. SIGINT and SIGTERM mean the same.
 """
 

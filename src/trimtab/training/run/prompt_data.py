@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trimtab.core import Prompt
 from trimtab.errors import DataError, OptionError, naming
@@ -24,44 +23,51 @@ class PromptIds:
     token_ids: tuple[int, ...]
 
 
-def check_prompts(prompts: Sequence[Prompt], template: str) -> None:
-    """Raise DataError where there is no prompt, OptionError for an unknown template."""
-    if isinstance(prompts, str) or not prompts:
-        raise DataError("There is no prompt to train on. Give a list of at least one.")
-    if template not in TEMPLATES:
-        raise naming(OptionError, "{template} is {0!r}; accepted: {1}.", template, ", ".join(TEMPLATES))
+@dataclass(frozen=True, slots=True)
+class TrainingPrompts:
+    """Prompts to learn from, and what a prompt of text is."""
 
+    prompts: Sequence[Prompt]
+    template: str = "raw"
+    """One of `TEMPLATES`."""
+    options: Mapping[str, object] | None = None
+    """What the chat template is told with each prompt."""
+    files: Sequence[str] = ()
+    """Where they come from, for the model card."""
 
-def templated(
-    prompts: Sequence[Prompt],
-    template: str,
-    *,
-    has_chat_template: bool,
-    options: Mapping[str, Any] | None = None,
-) -> list[Prompt]:
-    """Text as a user's message where that is wanted, each prompt with what the chat template is told.
+    def check(self) -> None:
+        """Raise DataError where there is no prompt, OptionError for an unknown template."""
+        if isinstance(self.prompts, str) or not self.prompts:
+            raise DataError("There is no prompt to train on. Give a list of at least one.")
+        if self.template not in TEMPLATES:
+            raise naming(OptionError, "{template} is {0!r}; accepted: {1}.", self.template, ", ".join(TEMPLATES))
 
-    Raises OptionError for a template that the model does not have, PromptError for options of a template beside a
-    prompt that goes through none.
-    """
-    if template == "chat" and not has_chat_template:
-        raise OptionError("chat is asked for, and the model has no chat template. Give raw, or a model tuned for chat.")
-    raw = template == "raw" or not has_chat_template
-    asked = [[{"role": "user", "content": item}] if isinstance(item, str) and not raw else item for item in prompts]
-    return [with_options(prompt, options or {}) for prompt in asked]
+    def templated(self, *, has_chat_template: bool) -> list[Prompt]:
+        """Text as a user's message where that is wanted, each prompt with what the chat template is told.
 
+        Raises OptionError for a template that the model does not have, PromptError for options of a template beside a
+        prompt that goes through none.
+        """
+        if self.template == "chat" and not has_chat_template:
+            raise OptionError(
+                "chat is asked for, and the model has no chat template. Give raw, or a model tuned for chat."
+            )
+        raw = self.template == "raw" or not has_chat_template
+        asked = [
+            [{"role": "user", "content": item}] if isinstance(item, str) and not raw else item for item in self.prompts
+        ]
+        return [with_options(prompt, self.options or {}) for prompt in asked]
 
-def prompt_card(
-    prompts: Sequence[Prompt], template: str, files: Sequence[str], options: Mapping[str, Any] | None = None
-) -> dict[str, object]:
-    """`data` of a `guide.json`: what a resumed run must share of its prompts."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(json.dumps(as_json(prompt), sort_keys=True).encode() + b"\n")
-    return {
-        "fingerprint": digest.hexdigest(),
-        "files": list(files),
-        "num_prompts": len(prompts),
-        "template": template,
-        **({"template_options": dict(options)} if options else {}),
-    }
+    @property
+    def card(self) -> dict[str, object]:
+        """`data` of a `guide.json`: what a resumed run must share of its prompts."""
+        digest = hashlib.sha256()
+        for prompt in self.prompts:
+            digest.update(json.dumps(as_json(prompt), sort_keys=True).encode() + b"\n")
+        return {
+            "fingerprint": digest.hexdigest(),
+            "files": list(self.files),
+            "num_prompts": len(self.prompts),
+            "template": self.template,
+            **({"template_options": dict(self.options)} if self.options else {}),
+        }

@@ -77,7 +77,7 @@ class Rater:
             ratings.append(Rating(scores, total, self._scale * (total - baseline)))
         return ratings
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a resumed run needs."""
         return {
             "baselines": {str(number): value for number, value in self.baselines.items()},
@@ -132,7 +132,7 @@ def source_of(reward: AgentReward) -> str:
     return f"{module}:{getattr(reward.source, '__qualname__', type(reward.source).__qualname__)}"
 
 
-def rewards_card(rewards: Sequence[AgentReward]) -> list[dict[str, Any]]:
+def rewards_card(rewards: Sequence[AgentReward]) -> list[dict[str, str | float]]:
     """`rewards` of a `guide.json`."""
     return [{"name": reward.name, "source": source_of(reward), "multiplier": reward.multiplier} for reward in rewards]
 
@@ -142,9 +142,9 @@ def reward_contents(rewards: Sequence[AgentReward]) -> dict[str, str]:
 
     A run to be continued must share them, so that no guide learns from two versions of a reward.
     """
-    found: dict[str, str] = {}
+    contents: dict[str, str] = {}
     for reward in rewards:
         source = reward.source
         digests = scorer_contents(source) if isinstance(source, str) else callable_contents(source)
-        found.update({f"reward {reward.name} ({name})": digest for name, digest in digests.items()})
-    return found
+        contents.update({f"reward {reward.name} ({name})": digest for name, digest in digests.items()})
+    return contents

@@ -40,7 +40,7 @@ class AgentReward:
         """Raise OptionError for a name or multiplier that cannot be used."""
         if not _NAME.fullmatch(self.name):
             raise OptionError(
-                f"{self.name!r} is no name for a reward; use letters, digits, '.', '_' and '-', such as helpful."
+                f"{self.name!r} is not a name for a reward; use letters, digits, '.', '_' and '-', such as helpful."
             )
         if not math.isfinite(self.multiplier) or self.multiplier == 0:
             raise OptionError(

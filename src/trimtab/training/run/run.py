@@ -1,93 +1,133 @@
-"""The road of every run that trains a language model with TRL, from a name to a directory that appears whole.
+"""The life of every run: from what is asked for to a directory that appears whole.
 
-A method brings a `Job`: what the run is, TRL's configuration, how its trainer is built, what is measured at the end and
-how the weights are written. Checking the output, the workspace, resuming after the worst, the curve, the process group
-and the directory's place are the same for all (`checkpoints`, `curve`).
+`once` and `publish` are the same for all trainings: a run that is finished is not trained again, and what is trained
+appears in one rename. Those that train a language model with TRL go one road further: what is asked for is a
+`Training`, what a method makes of the loaded model is a `Job`, and `train` does the rest: the workspace, resuming after
+the worst, the curve, the process group (`checkpoints`, `curve`, `saving`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib.util
 import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import safetensors
 
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError, naming
-from trimtab.storage.directories import DEMO_HUB_ID, new_directory
+from trimtab.storage.directories import DEMO_HUB_ID
+from trimtab.storage.files import new_directory
 from trimtab.storage.loading import load_model
 from trimtab.training.run import card, checkpoints
+from trimtab.training.run.arguments import RunArguments
+from trimtab.training.run.identity import Facts
 from trimtab.training.run.interruption import Interrupted, interruptible
 from trimtab.training.run.settings import RunSettings
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from torch import Tensor
-    from transformers import TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     from trimtab.models.hf import HFModel
     from trimtab.training.run.saving import Saving
+    from trimtab.training.run.trainer import TrainerParts
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a method brings to the road."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """A training that is asked for, before its model is loaded."""
 
-    out: Path
-    description: Mapping[str, Any]
-    """The part of `guide.json` that is known before training; a resumed run must share it (`describe`)."""
+    kind: str
+    """As in `guide.json`."""
+    model: str | Path
+    """A name as in `load_model`."""
+    data: Facts
+    """The account of the data, which a finished run must share, and so it must the settings."""
+    settings: RunSettings
+    arguments: RunArguments
+    facts: Facts = field(default_factory=dict)
+    """Further parts of `guide.json` that are known before the model is loaded."""
+
+    @property
+    def known(self) -> Facts:
+        """The parts of `guide.json` that are known before the model is loaded."""
+        return {"kind": self.kind, "data": self.data, **self.facts, "hyperparameters": hyperparameters(self.settings)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a method makes of a loaded model and its data."""
+
     config: TrainingArguments
-    """Its `output_dir` is `checkpoints.workspace_of(out)` (`configs.run_options`)."""
-    build: Callable[[], Any]
-    """The trainer, a `saving.Windowed` with the callback of `curve.curve`; called once the workspace is ready."""
-    measure: Callable[[Any, float], Mapping[str, Any]]
+    """Its `output_dir` is the workspace (`configs.run_options`)."""
+    parts: Callable[[], TrainerParts[Trainer]]
+    """What the trainer is built of, a `saving.Windowed`; called once the workspace is ready."""
+    measure: Callable[[Trainer, float], Facts]
     """(trainer, seconds of training) to further sections of `guide.json`, `metrics` among them; every process calls
     it."""
-    write: Callable[[Path, Any, Mapping[str, Tensor]], None]
-    """(directory, trainer, `sharding.whole_weights`): the weights into an empty directory (`write_weights`)."""
     about: card.About
     """For the model card."""
-    settings: RunSettings
-    """When it is saved."""
+    facts: Facts = field(default_factory=dict)
+    """What `guide.json` says of this method beside what it says of any; a resumed run must share it."""
+    write: Callable[[Path, Trainer, Mapping[str, Tensor]], None] | None = None
+    """(directory, trainer, `sharding.whole_weights`): the weights into an empty directory; None: `write_weights`."""
     in_shards: bool = False
     """Whether the method can train weights that are spread over the processes (`sharding`)."""
 
 
-def train(
-    kind: str,
-    data: Mapping[str, Any],
-    make_job: Callable[[HFModel], Job],
-    model: str | Path,
-    settings: RunSettings,
-    *,
-    out: Path,
-    resume: bool,
-    trust_remote_code: bool,
-    revision: str | None,
-    push_to_hub: str | None,
-) -> dict[str, Any]:
-    """The whole road from a name: `guide.json` of what is trained now, or of a run that had come to its end before.
+def once(arguments: RunArguments, known: Facts, work: Callable[[], Facts]) -> Facts:
+    """`guide.json` of what `work` trains now, or of a run that had come to its end before.
 
-    `data` is the account of the data, which a finished run must share, and so it must the settings.
+    `known` is what a finished run must share: the parts of `guide.json` that are known before the model is loaded.
     """
-    if is_finished(out, resume=resume):
-        return checkpoints.finished(out, {"kind": kind, "data": data, "hyperparameters": hyperparameters(settings)})
-    host = load_host(model, settings, trust_remote_code=trust_remote_code, revision=revision)
-    facts = carry_out(make_job(host), resume=resume)
-    if push_to_hub is not None:
-        push(out, push_to_hub)
+    if arguments.is_finished:
+        return checkpoints.finished(arguments.out, known)
+    facts = work()
+    if arguments.push_to_hub is not None:
+        push(arguments.out, arguments.push_to_hub)
     return facts
 
 
-def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
+def publish(arguments: RunArguments, write: Callable[[Path], None]) -> None:
+    """Let the output appear whole: what `write` puts into an empty directory, and the curve. The workspace goes."""
+    line_file = arguments.workspace / checkpoints.CURVE
+    with new_directory(arguments.out, overwrite=True) as temporary:
+        write(temporary)
+        if line_file.exists():
+            shutil.copy2(line_file, temporary / checkpoints.CURVE)
+    shutil.rmtree(arguments.workspace)
+
+
+def train(training: Training, prepare: Callable[[], Callable[[HFModel], Job]]) -> Facts:
+    """The whole road from a name: `guide.json` of what is trained now, or of a run that had come to its end before.
+
+    `prepare` is called where there is something to train: it makes what has to be there before the model is loaded,
+    and gives what makes a job of the model.
+    """
+
+    def work() -> Facts:
+        arguments, make_job = training.arguments, prepare()
+        host = load_host(
+            training.model,
+            training.settings,
+            trust_remote_code=arguments.trust_remote_code,
+            revision=arguments.revision,
+        )
+        return carry_out(training, host, make_job(host))
+
+    return once(training.arguments, training.known, work)
+
+
+def carry_out(training: Training, host: HFModel, job: Job) -> Facts:
     """Train, measure and write; the content of `guide.json`.
 
     Raises CheckpointError where the disk is full, Interrupted where a signal ended it (`interruption`).
@@ -96,48 +136,61 @@ def carry_out(job: Job, *, resume: bool) -> dict[str, Any]:
     from trimtab.training.run.configs import processes
     from trimtab.training.run.saving import Saving
 
-    workspace = checkpoints.workspace_of(job.out)
+    arguments, settings = training.arguments, training.settings
+    description = {**describe(training, host), **job.facts, **training.facts}
     sharding.check_launch(job.config, in_shards=job.in_shards)
     group = processes(job.config)
-    group.wait_for_everyone()  # every process has looked at the output before one of them writes
-    if group.is_main_process:
-        checkpoints.open_workspace(job.out, {**job.description, "num_processes": group.num_processes}, resume=resume)
-    group.wait_for_everyone()
-    start = checkpoints.last_good(workspace)
-    if group.is_main_process:
-        checkpoints.cut_curve(workspace / "metrics.jsonl", checkpoints.step_of(start))
-    trainer = _built(job, workspace, start, group.is_main_process)
+    start = _opened(arguments, {**description, "num_processes": group.num_processes}, group)
+    trainer = _built(training, job, start, group.is_main_process)
     with interruptible("step") as interruption:
-        saving = Saving(trainer, job.settings, interruption, start)
+        saving = Saving(trainer, settings, interruption, start)
         started = time.monotonic()
-        _train(trainer, workspace, start)
+        _train(trainer, arguments.workspace, start)
         measured = None if saving.stopped else _measured(job, trainer, saving, time.monotonic() - started)
     if measured is None:
-        raise Interrupted(trainer.state.global_step, trainer.state.max_steps, workspace)
-    facts = {**job.description, **measured, "versions": card.versions()}
+        raise Interrupted(trainer.state.global_step, trainer.state.max_steps, arguments.workspace)
+    facts = {**description, **measured, "versions": card.versions()}
     weights = sharding.whole_weights(trainer)
+
+    def write(directory: Path) -> None:
+        if job.write is None:
+            write_weights(directory, trainer, weights, host, settings)
+        else:
+            job.write(directory, trainer, weights)
+        card.write_cards(directory, facts, job.about)
+
     if group.is_main_process:
-        with new_directory(job.out, overwrite=True) as temporary:
-            job.write(temporary, trainer, weights)
-            card.write_cards(temporary, facts, job.about)
-            if (workspace / "metrics.jsonl").exists():
-                shutil.copy2(workspace / "metrics.jsonl", temporary / "metrics.jsonl")
-        shutil.rmtree(workspace)
+        publish(arguments, write)
     group.wait_for_everyone()
     return facts
 
 
-def _built(job: Job, workspace: Path, start: Path | None, is_main: bool) -> Any:
+def _opened(arguments: RunArguments, description: Facts, group: PartialState) -> Path | None:
+    """Open the workspace in the first process; the checkpoint to go on from, None at the beginning of a run."""
+    workspace = arguments.workspace
+    group.wait_for_everyone()  # every process has looked at the output before one of them writes
+    if group.is_main_process:
+        checkpoints.open_workspace(arguments.out, description, resume=arguments.resume)
+    group.wait_for_everyone()
+    start = checkpoints.last_good(workspace)
+    if group.is_main_process:
+        checkpoints.cut_curve(workspace / checkpoints.CURVE, checkpoints.step_of(start))
+    return start
+
+
+def _built(training: Training, job: Job, start: Path | None, is_main: bool) -> Trainer:
     """The trainer. Where the settings are refused, a workspace that holds no checkpoint is not left in the way."""
+    from trimtab.training.run.trainer import build_trainer
+
     try:
-        return job.build()
+        return build_trainer(job.parts(), training.settings, job.config, training.arguments)
     except OptionError:
         if is_main and start is None:
-            shutil.rmtree(workspace, ignore_errors=True)
+            shutil.rmtree(training.arguments.workspace, ignore_errors=True)
         raise
 
 
-def _measured(job: Job, trainer: Any, saving: Saving, seconds: float) -> Mapping[str, Any] | None:
+def _measured(job: Job, trainer: Trainer, saving: Saving, seconds: float) -> Facts | None:
     """What `job.measure` says; None where it was interrupted, once the last step's checkpoint is there."""
     from trimtab.training.run.saving import StopMeasuring
 
@@ -148,22 +201,17 @@ def _measured(job: Job, trainer: Any, saving: Saving, seconds: float) -> Mapping
         return None
 
 
-def _train(trainer: Any, workspace: Path, start: Path | None) -> None:
+def _train(trainer: Trainer, workspace: Path, start: Path | None) -> None:
     """Train to the end. Raises CheckpointError where a checkpoint could not be written."""
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         unfinished = [path for path in workspace.glob("checkpoint-*") if not checkpoints.is_whole(path)]
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not unfinished and not full:
+        if not unfinished and not checkpoints.is_full_disk(error):
             raise
         for path in unfinished:
             shutil.rmtree(path, ignore_errors=True)
-        good = checkpoints.last_good(workspace)
-        raise CheckpointError(
-            f"A checkpoint could not be written to {workspace} ({error}). "
-            f"{f'{good.name} is whole' if good else 'There is none before it'}: make room, then continue with --resume."
-        ) from error
+        raise checkpoints.not_written(workspace, error) from error
 
 
 def require_extra() -> None:
@@ -206,28 +254,28 @@ def check_length(host: HFModel, max_length: int) -> None:
         )
 
 
-def describe(kind: str, host: HFModel, settings: RunSettings, data: Mapping[str, Any]) -> dict[str, Any]:
+def describe(training: Training, host: HFModel) -> Facts:
     """What a guide is, but for what training it gives: the part of `guide.json` that a resumed run must share."""
     assert host.tokenizer is not None
     return {
         "format": 1,
-        "kind": kind,
-        "form": "full" if settings.full else "lora",
+        "kind": training.kind,
+        "form": "full" if training.settings.full else "lora",
         "base": host.describe(),
         "vocabulary": {"fingerprint": host.tokenizer.fingerprint, "size": len(host.tokenizer.tokens)},
-        "hyperparameters": hyperparameters(settings),
-        "data": dict(data),
+        "hyperparameters": hyperparameters(training.settings),
+        "data": dict(training.data),
     }
 
 
-def hyperparameters(settings: RunSettings) -> dict[str, Any]:
+def hyperparameters(settings: RunSettings) -> Facts:
     """The settings as in `guide.json`."""
     values = dataclasses.asdict(settings)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def write_weights(
-    directory: Path, trainer: Any, weights: Mapping[str, Tensor], host: HFModel, settings: RunSettings
+    directory: Path, trainer: Trainer, weights: Mapping[str, Tensor], host: HFModel, settings: RunSettings
 ) -> None:
     """What a trainer has trained, into an empty directory: peft's format, or transformers' with the tokenizer.
 
@@ -254,14 +302,9 @@ def write_weights(
     adapter.base_model_name_or_path = DEMO_HUB_ID if host.name == "demo" else host.name
     adapter.inference_mode = True
     if adapter.modules_to_save:  # peft adds the names of heads that this model does not have
-        own = {name.rsplit(".", 1)[-1] for name, _ in trained.get_base_model().named_modules()}
-        adapter.modules_to_save = sorted(set(adapter.modules_to_save) & own)
+        names = {name.rsplit(".", 1)[-1] for name, _ in trained.get_base_model().named_modules()}
+        adapter.modules_to_save = sorted(set(adapter.modules_to_save) & names)
     adapter.save_pretrained(str(directory))
-
-
-def is_finished(out: Path, *, resume: bool) -> bool:
-    """Whether a run to be resumed came to its end before."""
-    return resume and out.exists() and not checkpoints.workspace_of(out).exists()
 
 
 def push(out: Path, repository: str) -> None:

@@ -18,8 +18,10 @@ from typing import Any, Protocol
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
-from transformers import TrainerCallback
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trimtab.storage.files import write_text
 from trimtab.training.run import checkpoints
 from trimtab.training.run.cadence import Clock
 from trimtab.training.run.interruption import Interruption
@@ -40,6 +42,19 @@ class Windowed(Protocol):
         """Continue from `open_window`."""
 
 
+class SavedTrainer(Windowed, Protocol):
+    """What is saved: transformers' trainer, which reports on windows of steps."""
+
+    args: TrainingArguments
+    state: TrainerState
+    model_wrapped: nn.Module
+
+    def add_callback(self, callback: TrainerCallback) -> None:
+        """Ask it too where a step ends."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: None) -> None: ...
+
+
 class StopMeasuring(Exception):  # noqa: N818 - nobody sees it
     """The measurement at the end was interrupted."""
 
@@ -47,7 +62,9 @@ class StopMeasuring(Exception):  # noqa: N818 - nobody sees it
 class Saving:
     """Saves and seals a trainer's checkpoints and ends its training, as the settings and an interruption say."""
 
-    def __init__(self, trainer: Any, settings: RunSettings, interruption: Interruption, start: Path | None) -> None:
+    def __init__(
+        self, trainer: SavedTrainer, settings: RunSettings, interruption: Interruption, start: Path | None
+    ) -> None:
         self._trainer = trainer
         self._settings = settings
         self._interruption = interruption
@@ -69,7 +86,7 @@ class Saving:
         """The training has ended: what is evaluated from now on is the result."""
         self._training = False
 
-    def after_step(self, state: Any, control: Any) -> None:
+    def after_step(self, state: TrainerState, control: TrainerControl) -> None:
         """Decide whether this step is saved, and whether it is the last."""
         every, minutes = self._settings.save_steps, self._settings.save_minutes
         asked, due = self._agreed(self._interruption.asked, self._clock.is_due)
@@ -78,7 +95,7 @@ class Saving:
             control.should_save = True
         self._stop(control, asked)
 
-    def after_evaluation(self, control: Any) -> None:
+    def after_evaluation(self, control: TrainerControl) -> None:
         """An evaluation takes long: whoever asked meanwhile waits for its end and not for another step."""
         if self._training:
             self._stop(control, self._agreed(self._interruption.asked)[0])
@@ -88,12 +105,12 @@ class Saving:
         if not self._training and self._agreed(self._interruption.asked)[0]:
             raise StopMeasuring
 
-    def seal(self, directory: str, state: Any) -> None:
+    def seal(self, directory: str, state: TrainerState) -> None:
         """Seal the checkpoint once every process has written its part."""
         checkpoint = Path(directory) / f"checkpoint-{state.global_step}"
         group = PartialState()
         if state.is_world_process_zero:
-            checkpoints.write_text(checkpoint / _WINDOW, json.dumps(self._trainer.open_window()))
+            write_text(checkpoint / _WINDOW, json.dumps(self._trainer.open_window()))
         group.wait_for_everyone()
         if state.is_world_process_zero:
             checkpoints.seal(checkpoint)
@@ -109,7 +126,7 @@ class Saving:
             trainer._save_checkpoint(trainer.model_wrapped, None)
             self.seal(trainer.args.output_dir, trainer.state)
 
-    def _stop(self, control: Any, asked: bool) -> None:
+    def _stop(self, control: TrainerControl, asked: bool) -> None:
         if asked:
             control.should_save = control.should_training_stop = self.stopped = True
         self._began = self._clock.now()
@@ -119,8 +136,8 @@ class Saving:
         group = PartialState()
         if group.num_processes == 1:
             return any_of, first_of
-        told = gather(torch.tensor([[any_of, first_of]], device=group.device, dtype=torch.int32))
-        return bool(told[:, 0].any()), bool(told[0, 1])
+        answers = gather(torch.tensor([[any_of, first_of]], device=group.device, dtype=torch.int32))
+        return bool(answers[:, 0].any()), bool(answers[0, 1])
 
 
 class _Hooks(TrainerCallback):  # type: ignore[misc]  # transformers carries no types here
@@ -129,20 +146,24 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]  # transformers carries no 
     def __init__(self, saving: Saving) -> None:
         self._saving = saving
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self._saving.begin()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._saving.after_step(state, control)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._saving.after_evaluation(control)
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self._saving.after_prediction()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._saving.end()
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._saving.seal(args.output_dir, state)

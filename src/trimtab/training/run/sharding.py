@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from trimtab.errors import MissingExtraError, OptionError
 
@@ -49,22 +48,22 @@ def check_launch(config: TrainingArguments, *, in_shards: bool) -> None:
         )
 
 
-def whole_weights(trainer: Any) -> dict[str, Tensor]:
+def whole_weights(trainer: Trainer) -> dict[str, Tensor]:
     """What was trained, and the buffers, whole and on the CPU: name in the model -> weight, in the main process.
 
     Every process has to call it; the others get none. Weights that are tied are one tensor. ZeRO's are the optimiser's
     own copies in float32 where it keeps some.
     """
     state = trainer.accelerator.unwrap_model(trainer.model).state_dict(keep_vars=True)
-    found: dict[int, Tensor] = {}
+    gathered: dict[int, Tensor] = {}
     for value in state.values():
         trained = value.requires_grad or not isinstance(value, nn.Parameter | DTensor)
-        if trained and id(value) not in found:
+        if trained and id(value) not in gathered:
             whole = _whole(value, zero=trainer.is_deepspeed_enabled)  # all processes take part
-            found[id(value)] = whole.detach().to("cpu") if trainer.accelerator.is_main_process else torch.empty(0)
+            gathered[id(value)] = whole.detach().to("cpu") if trainer.accelerator.is_main_process else torch.empty(0)
     if not trainer.accelerator.is_main_process:
         return {}
-    return {name: found[id(value)] for name, value in state.items() if id(value) in found}
+    return {name: gathered[id(value)] for name, value in state.items() if id(value) in gathered}
 
 
 def _whole(value: Tensor, *, zero: bool) -> Tensor:

@@ -42,8 +42,8 @@ class TrimtabAgentForCausalLM(nn.Module):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self._manifest = Manifest.of(config)
-        own = self._manifest.base_config(config)
-        self.base = init_vllm_registered_model(vllm_config, hf_config=own, prefix=prefix)
+        base_config = self._manifest.base_config(config)
+        self.base = init_vllm_registered_model(vllm_config, hf_config=base_config, prefix=prefix)
         self._states: Tensor | None = None
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
@@ -123,8 +123,8 @@ class AgentState(DefaultModelState):  # type: ignore[misc]
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
         """vLLM would ask for logits after candidates alone; the first ones are chosen after the prompt."""
         input_batch.logits_indices = (input_batch.query_start_loc[1 : input_batch.num_reqs + 1] - 1).to(torch.int64)
-        found: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
-        return found
+        inputs: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
+        return inputs
 
     def custom_sampler(self, sampler: Any) -> tuple[AgentSampler, None]:
         """What takes the place of vLLM's sampler, and of its rejection sampler."""
@@ -133,7 +133,7 @@ class AgentState(DefaultModelState):  # type: ignore[misc]
 
 def _last_id(config: Any) -> int:
     """An end-of-sequence id of a model; 0 where it has none."""
-    found = getattr(config, "eos_token_id", None)
-    if isinstance(found, list | tuple):
-        found = found[0] if found else None
-    return 0 if found is None else int(found)
+    ids = getattr(config, "eos_token_id", None)
+    if isinstance(ids, list | tuple):
+        ids = ids[0] if ids else None
+    return 0 if ids is None else int(ids)

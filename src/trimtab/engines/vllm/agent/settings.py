@@ -19,7 +19,7 @@ from trimtab.mixing.rules import FirstAccepted
 from trimtab.storage.directories import read_guide_card
 
 MOST_CANDIDATES = 1024
-"""Of one token: each costs a step of the engine."""
+"""The most candidates of one token; each costs a step of the engine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,12 +63,12 @@ class Walks:
             policy = policy.index_copy(0, off.nonzero().squeeze(1), self._drawn(slots[off], policy[off]))
         top_k = torch.where(off, 1, self._top_k[slots])
         top_p = torch.where(off, 1.0, self._top_p[slots])
-        found, counts = survivors(policy, top_k=top_k, top_p=top_p, min_p=torch.zeros_like(top_p))
-        width = found.token_ids.shape[1]
+        candidates, counts = survivors(policy, top_k=top_k, top_p=top_p, min_p=torch.zeros_like(top_p))
+        width = candidates.token_ids.shape[1]
         self._widen(width)
-        self._token_ids[slots, :width] = found.token_ids
+        self._token_ids[slots, :width] = candidates.token_ids
         self._logprobs[slots] = NEVER
-        self._logprobs[slots, :width] = found.logprobs
+        self._logprobs[slots, :width] = candidates.logprobs
         self._weighted[slots] = NEVER
         self._counts[slots] = counts
         self._places[slots] = 0

@@ -103,8 +103,10 @@ class TrimtabForCausalLM(nn.Module):
         states, weights = rows.split(hidden_states, self._sizes, len(self._readings))
         tables: list[Tensor] = []
         for network in self.networks:
-            own = states[network.place : network.place + network.blocks]
-            logits = getattr(self, network.name).compute_logits(torch.cat(own) if len(own) > 1 else own[0])
+            network_states = states[network.place : network.place + network.blocks]
+            logits = getattr(self, network.name).compute_logits(
+                torch.cat(network_states) if len(network_states) > 1 else network_states[0]
+            )
             if logits is not None:
                 tables += logits.chunk(network.blocks)
         if not tables:
@@ -177,10 +179,10 @@ class GuidedState(DefaultModelState):  # type: ignore[misc]
 
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
         self._tables.request_ids = input_batch.req_ids
-        found = super().prepare_inputs(input_batch, req_states)
+        inputs = super().prepare_inputs(input_batch, req_states)
         each = self._rows[input_batch.idx_mapping_np].repeat(input_batch.num_scheduled_tokens, axis=0)
         self._tokens[: len(each)].copy_(torch.from_numpy(each), non_blocking=True)
-        return {**found, "guide_weights": self._tokens[: input_batch.num_tokens_after_padding]}
+        return {**inputs, "guide_weights": self._tokens[: input_batch.num_tokens_after_padding]}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         return {**super().prepare_dummy_inputs(num_reqs, num_tokens), "guide_weights": self._tokens[:num_tokens]}
@@ -209,7 +211,7 @@ def _nameless(manifest: Manifest, vocab_size: int) -> Tensor | None:
     """[V] bool: the ids that no token has; None where there are none."""
     if not manifest.nameless:
         return None
-    found = torch.zeros(vocab_size, dtype=torch.bool)
+    mask = torch.zeros(vocab_size, dtype=torch.bool)
     for first, end in manifest.nameless:
-        found[first:end] = True
-    return found
+        mask[first:end] = True
+    return mask

@@ -23,7 +23,7 @@ class Network:
     path: str
     """The directory of its weights."""
     place: int
-    """Of its own rows among the tables of all networks; its adapters' follow."""
+    """The place of its own rows among the tables of all networks; those of its adapters follow."""
     adapters: tuple[str, ...] = ()
     """The directories of the LoRA adapters on rows of its pass."""
     merged: str | None = None
@@ -70,12 +70,12 @@ class Layout:
             trunk = bases.get(guide.base)
             if guide.way == "shared":
                 assert trunk is not None
-                own = trunk.place + 1 + trunk.adapters.index(guide.path)
+                place = trunk.place + 1 + trunk.adapters.index(guide.path)
             elif guide.way == "merged":
-                own = add(f"guide{number}", guide.base or manifest.base, merged=guide.path).place
+                place = add(f"guide{number}", guide.base or manifest.base, merged=guide.path).place
             else:
-                own = add(f"guide{number}", guide.path).place
-            readings.append(Reading(own, trunk.place if trunk is not None and guide.form == SHIFT else None))
+                place = add(f"guide{number}", guide.path).place
+            readings.append(Reading(place, trunk.place if trunk is not None and guide.form == SHIFT else None))
         return Layout(tuple(networks), tuple(readings))
 
 

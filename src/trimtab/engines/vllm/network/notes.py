@@ -31,10 +31,10 @@ class StepTables:
 
     names: Sequence[str]
     readings: Sequence[Reading]
-    """Of each guide: where it is read."""
+    """Where each guide is read."""
     watching: bool = False
     request_ids: Sequence[str] = ()
-    """Of the rows, where the model is told (Model Runner V2)."""
+    """The requests that the rows belong to, where the model is told (Model Runner V2)."""
     _kept: tuple[Tensor, list[Tensor], Tensor, Tensor | None] | None = field(default=None, repr=False)
 
     def watch(self, on: bool) -> None:
@@ -58,11 +58,15 @@ class StepTables:
         base, others, weights, nameless = self._kept
         places = {request_id: row for row, request_id in enumerate(request_ids)}
         rows = torch.tensor([places[request_id] for request_id, *_ in asked], device=base.device)
-        own = [_normalised(table[rows], base.shape[1], nameless) for table in others]
-        step = self._tensors([torch.log_softmax(base[rows], dim=-1), *own], weights[rows])
+        other_tables = [_normalised(table[rows], base.shape[1], nameless) for table in others]
+        step = self._tensors([torch.log_softmax(base[rows], dim=-1), *other_tables], weights[rows])
         _, tokens, filters, rivals = zip(*asked, strict=True)
-        heat, top_k, top_p, min_p = (torch.tensor(column, device=base.device) for column in zip(*filters, strict=True))
-        final = final_policy(step.mixed, temperature=heat.double(), top_k=top_k, top_p=top_p.double(), min_p=min_p)
+        temperature, top_k, top_p, min_p = (
+            torch.tensor(column, device=base.device) for column in zip(*filters, strict=True)
+        )
+        final = final_policy(
+            step.mixed, temperature=temperature.double(), top_k=top_k, top_p=top_p.double(), min_p=min_p
+        )
         return traces(replace(step, final=final), tokens, range(len(asked)), rivals)
 
     def _tensors(self, tables: Sequence[Tensor], weights: Tensor) -> StepTensors:
@@ -110,8 +114,8 @@ def scores_of(reading: Reading, tables: Sequence[Tensor]) -> Tensor:
     As in `guides.arm`: a product's own; of a shift those less its reference's, 0 where the steered base is the
     reference and forbids, −inf where another reference does.
     """
-    own = tables[reading.own]
+    guide_table = tables[reading.own]
     if reading.reference is None:
-        return own
+        return guide_table
     reference = tables[reading.reference]
-    return (own - reference).masked_fill(torch.isneginf(reference), 0.0 if reading.reference == 0 else NEVER)
+    return (guide_table - reference).masked_fill(torch.isneginf(reference), 0.0 if reading.reference == 0 else NEVER)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def num_columns(num_guides: int, dtype: torch.dtype) -> int:
-    """How many columns of a dtype hold the float32 weights of so many guides."""
+    """How many columns of a dtype hold the float32 weights of N guides."""
     return num_guides * (torch.float32.itemsize // dtype.itemsize)
 
 

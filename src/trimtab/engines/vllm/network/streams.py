@@ -112,7 +112,7 @@ def _by_layer(
     base: nn.Module, pairs: Pairs, parts: Mapping[str, tuple[str, int]]
 ) -> dict[str, list[tuple[int | None, Tensor, Tensor]]]:
     """vLLM's layer -> (place in it, or None: all of it; A [r, in]; B [out, r]) of what an adapter changes there."""
-    found: dict[str, list[tuple[int | None, Tensor, Tensor]]] = {}
+    layers: dict[str, list[tuple[int | None, Tensor, Tensor]]] = {}
     for name, (down, up) in pairs.items():
         above, _, last = name.rpartition(".")
         fused, place = parts.get(last, (last, None))
@@ -123,10 +123,11 @@ def _by_layer(
             layer = None
         if not isinstance(layer, LinearBase):
             raise CompatibilityError(
-                f"This adapter changes {name}, which is no linear layer of a {type(base).__name__} in vLLM. {_WAY_OUT}"
+                f"This adapter changes {name}, which is not a linear layer of a {type(base).__name__} in vLLM. "
+                f"{_WAY_OUT}"
             )
-        found.setdefault(path, []).append((place, down, up))
-    return found
+        layers.setdefault(path, []).append((place, down, up))
+    return layers
 
 
 def _adapt(layer: Any, number: int, num_adapters: int, products: Sequence[tuple[int | None, Tensor, Tensor]]) -> None:

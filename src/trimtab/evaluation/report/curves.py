@@ -1,4 +1,4 @@
-"""The figures of a comparison: every method as a line over its strengths, told apart by colour, marker and name.
+"""Reward against KL, or against another reward: every method as a line, told apart by colour, marker and name.
 
 Colours are of Okabe and Ito's palette, darkened or lightened to stand out from either paper; no two methods share both
 colour and marker, and each line carries its name. A line follows the order of a method's strengths. Hollow markers on
@@ -7,14 +7,22 @@ a dotted line are bounds: the true value of x is no higher.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from trimtab.evaluation.comparison.summary import Estimate
-from trimtab.evaluation.report.figure import COLOURS, label_legend
+from trimtab.evaluation.report.figure import COLOURS, Draw, label_legend
 
-SIZE = (8.4, 5.2)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[np.float64]
+
 SERIES_LIGHT = ("#0072b2", "#c65300", "#00805f", "#a3458a", "#8a6200", "#2b8cc4", "#6b4fa8")
 SERIES_DARK = ("#5ab4f0", "#ff9a5c", "#4fd1ac", "#e69ad0", "#e3b94a", "#a6dcff", "#b9a2f2")
 PALETTE = {**COLOURS, **{f"c{index}": colour for index, colour in enumerate(SERIES_LIGHT)}}
@@ -22,6 +30,7 @@ PALETTE = {**COLOURS, **{f"c{index}": colour for index, colour in enumerate(SERI
 
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _LEGEND_LETTERS = 104  # what the figure's width holds of the legend's type
+_MARKER_LETTERS = 8  # what a marker takes there
 _LINE_HEIGHT = 13  # pixels at 72 dots an inch, for the names beside the lines
 
 
@@ -31,6 +40,8 @@ class Spot:
 
     x: Estimate
     y: Estimate
+    label: str = ""
+    """What stands beside it: its strength."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +64,16 @@ class Series:
         return "o" if self.index < 0 else _MARKERS[self.index % len(_MARKERS)]
 
 
-def plot(series: Sequence[Series], x_label: str, y_label: str, *, root_x: bool) -> Callable[[Any], None]:
+def plot(series: Sequence[Series], x_label: str, y_label: str, *, root_x: bool) -> Draw:
     """What draws the series on a figure. `root_x` spaces x by its root, as is usual for KL (arXiv 2210.10760)."""
 
-    def draw(figure: Any) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         if root_x:
             axes.set_xscale("function", functions=(_root, _square))
-        lines = [_line(axes, one) for one in series]
+        for index, one in enumerate(series):
+            _line(axes, one, label=f"series {index}")
+            _label_spots(axes, one)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.tick_params(length=0)
@@ -69,12 +82,15 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, *, root_x: bool) 
         _name_lines(axes, series)
         if len(series) > 1:
             widest = max(len(_legend_label(one)) for one in series)
-            columns = max(
-                1, min(4, len(series), _LEGEND_LETTERS // (widest + 8))
-            )  # a marker takes as much as 8 letters
-            how = {"ncols": columns, "frameon": False, "fontsize": 10, "handlelength": 2.6}
-            places = [f"label {index}" for index in range(len(series))]
-            legend = figure.legend(lines, places, loc="outside lower center", **how)
+            columns = max(1, min(4, len(series), _LEGEND_LETTERS // (widest + _MARKER_LETTERS)))
+            legend = figure.legend(
+                *axes.get_legend_handles_labels(),
+                loc="outside lower center",
+                ncols=columns,
+                frameon=False,
+                fontsize=10,
+                handlelength=2.6,
+            )
             label_legend(legend, list(map(_legend_label, series)))
 
     return draw
@@ -87,14 +103,14 @@ def described(series: Sequence[Series]) -> str:
     )
 
 
-def _line(axes: Any, series: Series) -> Any:
-    """What stands for the series in a legend."""
+def _line(axes: Axes, series: Series, *, label: str) -> None:
     xs, ys = [spot.x for spot in series.spots], [spot.y for spot in series.spots]
-    return axes.errorbar(
+    axes.errorbar(
         [x.value for x in xs],
         [y.value for y in ys],
         xerr=_bars(xs),
         yerr=_bars(ys),
+        label=label,
         color=series.colour,
         marker=series.marker,
         markersize=7,
@@ -105,6 +121,20 @@ def _line(axes: Any, series: Series) -> Any:
         capsize=2.5,
         zorder=3 if series.index < 0 else 2,
     )
+
+
+def _label_spots(axes: Axes, series: Series) -> None:
+    """Each point's label below it at its right, clear of its bars."""
+    for spot in series.spots:
+        if spot.label:
+            axes.annotate(
+                spot.label,
+                (spot.x.value, spot.y.value),
+                xytext=(7, -13),
+                textcoords="offset points",
+                color=series.colour,
+                fontsize=9,
+            )
 
 
 def _legend_label(series: Series) -> str:
@@ -119,7 +149,7 @@ def _bars(estimates: Sequence[Estimate]) -> list[list[float]]:
     ]
 
 
-def _make_room(axes: Any, series: Sequence[Series], *, root_x: bool) -> None:
+def _make_room(axes: Axes, series: Sequence[Series], *, root_x: bool) -> None:
     """Space at the right for the names."""
     ends = [spot.x.high or spot.x.value for one in series for spot in one.spots]
     starts = [spot.x.value if spot.x.low is None else spot.x.low for one in series for spot in one.spots]
@@ -132,7 +162,7 @@ def _make_room(axes: Any, series: Sequence[Series], *, root_x: bool) -> None:
     axes.margins(y=0.1)
 
 
-def _name_lines(axes: Any, series: Sequence[Series]) -> None:
+def _name_lines(axes: Axes, series: Sequence[Series]) -> None:
     """Each name at the right of its line's last point, pushed apart where two would meet."""
     scale = 72 / axes.figure.dpi
     places = []
@@ -162,11 +192,9 @@ def _name_lines(axes: Any, series: Sequence[Series]) -> None:
         )
 
 
-def _root(values: Any) -> Any:
-    import numpy as np
-
+def _root(values: Numbers) -> Numbers:
     return np.sign(values) * np.sqrt(np.abs(values))
 
 
-def _square(values: Any) -> Any:
+def _square(values: Numbers) -> Numbers:
     return values * abs(values)

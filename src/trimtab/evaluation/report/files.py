@@ -1,39 +1,32 @@
-"""The report of a comparison as files: `report.html`, its figures (PNG) and its numbers (CSV), from the run alone.
+"""The report of a run as files: `report.html`, its figures (PNG) and its numbers (CSV), from the run alone.
 
 Nothing is decoded here: the report of a run can be drawn again at any time, also of one that is not finished.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from trimtab.evaluation.comparison.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, Reward, strength_text
-from trimtab.evaluation.comparison.records import Row
-from trimtab.evaluation.comparison.summary import Estimate, Measured
+from trimtab.evaluation.comparison.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe, Reward
+from trimtab.evaluation.comparison.summary import Measured
 from trimtab.evaluation.report import tables
-from trimtab.evaluation.report.comparison_figure import PALETTE, SIZE, Series, Spot, described, plot
-from trimtab.evaluation.report.comparison_page import (
-    Page,
-    Sample,
-    Section,
-    comparison_page,
-    figure_html,
-    note,
-    reward_text,
-    samples_html,
-)
 from trimtab.evaluation.report.csv_files import write_csv
+from trimtab.evaluation.report.curves import PALETTE, Series, Spot, described, plot
 from trimtab.evaluation.report.figure import as_svg, write_png
 from trimtab.evaluation.report.notes import choices_note, notes_of, warnings_of
-from trimtab.evaluation.report.results import Results, cost_row, difference_row, front_row, method_row
+from trimtab.evaluation.report.page import Page, Sample, Section, figure_html, note, report_page, samples_html
+from trimtab.evaluation.report.results import Results, cost_row, difference_row, front_row, method_row, sample_rows
+from trimtab.evaluation.report.wording import in_brackets, signed, strength_shown
+from trimtab.storage.files import write_text
 
 NUM_SAMPLES = 3
 """Prompts whose answers are shown."""
+MAX_LABELLED = 2
+"""Up to so many methods beside the base, the points of a figure carry their strengths; more would hide each other."""
 
 
-def write_comparison_report(directory: Path, results: Results, *, more: Sequence[Section] = ()) -> Path:
+def write_report(directory: Path, results: Results, *, more: Sequence[Section] = ()) -> Path:
     """Write `report.html`, the PNGs and the CSVs into the run's directory; returns the page's path.
 
     `more` stands behind the table of methods (win rates). Raises MissingExtraError without matplotlib.
@@ -59,7 +52,7 @@ def write_comparison_report(directory: Path, results: Results, *, more: Sequence
     write_csv(directory / "methods.csv", [method_row(results, one) for one in results.measured])
     write_csv(directory / "costs.csv", [cost_row(cost) for cost in results.cost_summaries])
     path = directory / "report.html"
-    path.write_text(comparison_page(page), encoding="utf-8")
+    write_text(path, report_page(page))
     return path
 
 
@@ -78,9 +71,7 @@ def _frontier_title(recipe: Recipe, reward: Reward) -> str:
 
 
 def _frontier(directory: Path, results: Results, reward: Reward) -> str:
-    series = _series(
-        results, lambda one: None if one.kl is None else Spot(one.kl, one.rewards[reward.name]), bounds=True
-    )
+    series = _series(results, lambda one: _spot(results.recipe, one, reward), bounds=True)
     caption = _CAPTION if any(one.bounded for one in series) else _CAPTION.partition(" Hollow")[0]
     text = _drawn(
         directory / f"frontier-{reward.file_name}.png",
@@ -93,10 +84,18 @@ def _frontier(directory: Path, results: Results, reward: Reward) -> str:
     hidden = [one for one in results.measured if one.kl is None]
     if hidden:
         said = "; ".join(
-            f"{one.label} {strength_text(one.strength)}: {_plain(one.rewards[reward.name])}" for one in hidden
+            f"{one.label} {strength_shown(one.strength)}: {in_brackets(one.rewards[reward.name])}" for one in hidden
         )
         text += note(f"Not drawn, since their KL is unknown. {said}.")
     return text
+
+
+def _spot(recipe: Recipe, one: Measured, reward: Reward) -> Spot | None:
+    """The point of a method at a strength; None where its KL is unknown."""
+    if one.kl is None:
+        return None
+    labelled = len(recipe.methods) <= MAX_LABELLED + 1 and one.cell.spec != recipe.baseline
+    return Spot(one.kl, one.rewards[reward.name], strength_shown(one.strength) if labelled else "")
 
 
 def _pareto(directory: Path, results: Results) -> list[Section]:
@@ -116,16 +115,16 @@ def _pareto(directory: Path, results: Results) -> list[Section]:
     return [Section("Both objectives", body)]
 
 
-def _series(results: Results, spot: Any, *, bounds: bool) -> list[Series]:
-    found: list[Series] = []
+def _series(results: Results, spot: Callable[[Measured], Spot | None], *, bounds: bool) -> list[Series]:
+    series: list[Series] = []
     others = [spec for spec in results.recipe.methods if spec != results.recipe.baseline]
     for spec in results.recipe.methods:
-        own = [one for one in results.measured if one.cell.spec == spec]
-        spots = [place for one in own if (place := spot(one)) is not None]
+        points = [one for one in results.measured if one.cell.spec == spec]
+        spots = [place for one in points if (place := spot(one)) is not None]
         if spots:
             index = others.index(spec) if spec in others else -1
-            found.append(Series(spec.name, spots, index, bounds and own[0].cell.kl_kind == "bound"))
-    return found
+            series.append(Series(spec.name, spots, index, bounds and points[0].cell.kl_kind == "bound"))
+    return series
 
 
 def _drawn(path: Path, series: Sequence[Series], x_label: str, y_label: str, *, root: bool, caption: str) -> str:
@@ -133,8 +132,8 @@ def _drawn(path: Path, series: Sequence[Series], x_label: str, y_label: str, *, 
     if not series:
         return note("Nothing can be drawn: no method's KL is known.")
     draw = plot(series, x_label, y_label, root_x=root)
-    write_png(draw, path, size=SIZE)
-    svg = as_svg(draw, label=f"{y_label} against {x_label}. {described(series)}.", colours=PALETTE, size=SIZE)
+    write_png(draw, path)
+    svg = as_svg(draw, label=f"{y_label} against {x_label}. {described(series)}.", colours=PALETTE)
     return figure_html(svg, caption)
 
 
@@ -146,28 +145,13 @@ def _methods_body(results: Results) -> str:
 
 
 def _samples(results: Results) -> str:
-    recipe, shown = results.recipe, results.shown
-    seed = recipe.seeds[0]
-    rows = {(row.key.prompt_index, index): row for index, one in enumerate(shown) for row in _seeded(one, seed)}
-    shared = [i for i in sorted({index for index, _ in rows}) if all((i, at) in rows for at in range(len(shown)))]
-    if not shared:
+    shown = sample_rows(results, NUM_SAMPLES)
+    if not shown:
         return note("No prompt has an answer of every method yet.")
-    picked = sorted({shared[number * len(shared) // NUM_SAMPLES] for number in range(NUM_SAMPLES)})
-    name = recipe.main_reward.name
-    samples = [
-        Sample([(reward_text(name, row.rewards[name]), row) for at in range(len(shown)) for row in [rows[i, at]]])
-        for i in picked
-    ]
-    return samples_html(samples, picked, max(cell.num_prompts for cell in results.cells), seed)
-
-
-def _seeded(one: Measured, seed: int) -> list[Row]:
-    return [row for row in one.cell.rows if row.key.seed == seed]
-
-
-def _plain(estimate: Estimate) -> str:
-    interval = "" if estimate.low is None else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
-    return f"{estimate.value:.2f}{interval}".replace("-", "−")
+    name = results.recipe.main_reward.name
+    samples = [Sample([(f"{name} {signed(row.rewards[name])}", row) for row in rows]) for rows in shown]
+    picked = [rows[0].key.prompt_index for rows in shown]
+    return samples_html(samples, picked, max(cell.num_prompts for cell in results.cells), results.recipe.seeds[0])
 
 
 _KL_AXIS = "KL to the base, nats an answer (spaced by its root)"
