@@ -8,6 +8,7 @@
 #   make test-vllm  install vLLM's build for processors in .venv-vllm (3.5 GB), then the tests of guides inside it
 #   make lint       ruff and mypy
 #   make bench      the speed and memory table
+#   make docs-tables   write the tables of docs/reference/flags.md anew from the code
 #   make docs       the pages as a site, in site/ (mkdocs-material, in .venv-docs)
 #   make clean      remove the environments and caches
 
@@ -35,7 +36,7 @@ OR_SAY  = || { echo "The install stopped here. To see more of why: make install 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm lint bench docs clean
+.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm lint bench docs docs-tables clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -154,6 +155,9 @@ $(DOCS)/.installed: pyproject.toml constraints.txt
 	  > $(DOCS)/requirements.txt
 	@$(DOCS)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints.txt -r $(DOCS)/requirements.txt $(OR_SAY)
 	@touch $@
+
+docs-tables: $(STAMP)
+	@$(BIN)/python docs/field_tables.py
 
 docs: $(DOCS)/.installed
 	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build

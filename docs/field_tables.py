@@ -1,16 +1,17 @@
-"""The tables of reference/cli.md that are made from the fields of dataclasses: `python docs/field_tables.py` writes them.
+"""Writes the tables of reference/flags.md that are made from the fields of dataclasses: `python docs/field_tables.py`.
 
 A table stands below a comment that names it, `<!-- fields: NAME -->`, and ends at the first empty line.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from trimtab.cli import flags
 from trimtab.cli.options import NOT_SAMPLING_FLAGS
 from trimtab.cli.train.parm import NOT_FLAGS
 from trimtab.cli.train.run_options import NOT_SETTINGS
+from trimtab.fields import shown, table
 from trimtab.params import SamplingParams
 from trimtab.serving.limits import Limits
 from trimtab.training.agent.settings import AgentSettings
@@ -18,50 +19,75 @@ from trimtab.training.dpo.settings import DpoSettings
 from trimtab.training.parm.settings import ParmSettings
 from trimtab.training.reward.settings import RewardSettings
 from trimtab.training.rl.settings import RLSettings
-from trimtab.training.run.settings import ArmSettings, PairSettings, RunSettings
+from trimtab.training.run.settings import ArmSettings
 
-PAGE = Path(__file__).parent / "reference" / "cli.md"
-MARK = re.compile(r"^<!-- fields: (\w+) -->\n(?:\|.*\n)*", flags=re.MULTILINE)
+PAGE = Path(__file__).parent / "reference" / "flags.md"
+MARK = re.compile(r"^<!-- fields: (\w+) -->\n\n(?:\|.*\n)*\n?", flags=re.MULTILINE)
 
 Row = tuple[str, str, str]
-
-
-def tables() -> dict[str, str]:
-    """Name -> the table in Markdown."""
-    run = list(flags.rows(RunSettings(), but=NOT_SETTINGS))
-    pairs = [row for row in flags.rows(PairSettings(), but=NOT_SETTINGS) if row not in run]
-    shared = [*run, *pairs]
-    rows: dict[str, Iterable[Row]] = {
-        "sampling": flags.rows(SamplingParams(), but=NOT_SAMPLING_FLAGS),
-        "run": run,
-        "pairs": pairs,
-        "arm": _beyond(shared, flags.rows(ArmSettings(), but=NOT_SETTINGS)),
-        "reward": _beyond(shared, flags.rows(RewardSettings(), but=NOT_SETTINGS)),
-        "dpo": _beyond(shared, flags.rows(DpoSettings(), but=NOT_SETTINGS)),
-        "parm": _beyond(shared, flags.rows(ParmSettings(), but=(*NOT_SETTINGS, *NOT_FLAGS))),
-        "rl": _beyond(run, flags.rows(RLSettings(), but=NOT_SETTINGS)),
-        "agent": flags.rows(AgentSettings()),
-        "limits": flags.rows(Limits()),
-    }
-    return {name: "".join(_lines(each)) for name, each in rows.items()}
 
 
 def written(page: str) -> str:
     """The page with its tables as they should be."""
     made = tables()
-    return MARK.sub(lambda found: f"<!-- fields: {found[1]} -->\n{made[found[1]]}", page)
+    return MARK.sub(lambda mark: f"<!-- fields: {mark[1]} -->\n\n{made[mark[1]]}\n", page).rstrip("\n") + "\n"
 
 
-def _beyond(shared: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
-    """The rows that a shared table does not have, word for word."""
-    known = set(shared)
-    return [row for row in rows if row not in known]
+def tables() -> dict[str, str]:
+    """Name -> the table in Markdown."""
+    heading = ("flag", "default", "meaning")
+    by_method = settings()
+    agent = by_method.pop("agent")
+    return {
+        "sampling": _markdown(heading, flags.rows(SamplingParams(), but=NOT_SAMPLING_FLAGS)),
+        "training": _markdown((*heading, "only"), _by_method(by_method)),
+        "agent": _markdown(heading, agent),
+        "limits": _markdown(heading, flags.rows(Limits())),
+    }
 
 
-def _lines(rows: Iterable[Row]) -> Iterator[str]:
-    yield "| flag | default | meaning |\n|---|---|---|\n"
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n"
+def settings() -> dict[str, list[Row]]:
+    """Method -> its settings."""
+    meaning = f"{table(ParmSettings)['beta'].sentence()}; repeat for several"
+    beta = ("`--beta [NAME=]X`", shown(ParmSettings().beta), meaning)
+    return {
+        "arm": list(flags.rows(ArmSettings(), but=NOT_SETTINGS)),
+        "parm": [beta, *flags.rows(ParmSettings(), but=(*NOT_SETTINGS, *NOT_FLAGS))],
+        "reward": list(flags.rows(RewardSettings(), but=NOT_SETTINGS)),
+        "dpo": list(flags.rows(DpoSettings(), but=NOT_SETTINGS)),
+        "rl": list(flags.rows(RLSettings(), but=NOT_SETTINGS)),
+        "agent": list(flags.rows(AgentSettings())),
+    }
+
+
+def _by_method(methods: Mapping[str, Iterable[Row]]) -> Iterator[tuple[str, ...]]:
+    """A row for each flag; what is another in some methods than in the first one is given with their names."""
+    of_flag: dict[str, dict[str, tuple[str, str]]] = {}
+    for method, rows in methods.items():
+        for flag, default, meaning in rows:
+            of_flag.setdefault(flag, {})[method] = (default, meaning)
+    # What nearly all methods have comes last, so that what a method is about is read first.
+    for flag, said in sorted(of_flag.items(), key=lambda one: len(one[1]) >= len(methods) - 1):
+        only = "" if len(said) == len(methods) else ", ".join(f"`{method}`" for method in said)
+        defaults = _variants({method: default for method, (default, _) in said.items()})
+        yield flag, defaults, _variants({method: meaning for method, (_, meaning) in said.items()}), only
+
+
+def _variants(said: Mapping[str, str]) -> str:
+    methods: dict[str, list[str]] = {}
+    for method, text in said.items():
+        methods.setdefault(text, []).append(f"`{method}`")
+    first, *others = methods
+    return "; ".join([first, *(f"{', '.join(methods[text])}: {text}" for text in others)])
+
+
+def _markdown(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    drawn = [f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in map(_escaped, row))}|" for row in (heading, *rows)]
+    return "\n".join([drawn[0], "|---" * len(heading) + "|", *drawn[1:]]) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import argparse
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import operator
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -65,25 +67,63 @@ def test_a_wrong_signature_is_found(what: str) -> None:
     assert _differences(_stub(WRONG[what]), load)
 
 
+def _reference_page(repository: Path, name: str) -> str:
+    return (repository / "docs" / "reference" / f"{name}.md").read_text(encoding="utf-8")
+
+
 def test_every_command_and_flag_is_in_the_reference(repository: Path) -> None:
-    page = (repository / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
-    missing = [f"{command} {flag}" for command, flag in _flags() if not _mentions(_section(page, command), flag, page)]
+    page, shared = _reference_page(repository, "cli"), _reference_page(repository, "flags")
+    missing = [
+        f"{command} {flag}" for command, flag in _flags() if not _mentions(_section(page, command), flag, shared)
+    ]
     assert missing == []
 
 
+def test_a_flag_is_looked_for_where_a_command_links_to_alone() -> None:
+    shared = "# Flags\n\n## Model flags\n\n`--model`\n\n## Prompt flags\n\n`--chat`\n"
+    section = "[Model flags](flags.md#model-flags) and `--rule`"
+    assert [_mentions(section, flag, shared) for flag in ("--model", "--rule", "--chat")] == [True, True, False]
+
+
 def test_the_reference_names_no_flag_that_is_not_there(repository: Path) -> None:
-    page = (repository / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     known = {flag for _, flag in _flags()} | {"--help", "--version", "--verbose"}
-    assert set(re.findall(r"`(--[a-z][a-z-]*)", page)) - known == set()
+    for name in ("cli", "flags", "json"):
+        assert set(re.findall(r"`(--[a-z][a-z-]*)", _reference_page(repository, name))) - known == set()
 
 
-@pytest.mark.parametrize("method", ["arm", "parm", "reward", "dpo", "rl"])
-def test_the_defaults_of_training_are_those_of_the_parser(repository: Path, method: str) -> None:
-    """In tables of three columns: flag, default, meaning."""
-    section = _section(
-        (repository / "docs" / "reference" / "cli.md").read_text(encoding="utf-8"), f"trimtab train {method}"
-    )
-    written = dict(re.findall(r"^\| `(--[a-z-]+) [NX]` \| ([\d.e-]+) \|", section, flags=re.MULTILINE))
+def test_a_page_of_the_command_line_can_be_read_in_one_go(repository: Path) -> None:
+    assert _reference_page(repository, "cli").count("\n") < 400
+
+
+@pytest.fixture(scope="module")
+def field_tables(repository: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("field_tables", repository / "docs" / "field_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_made_from_fields_are_the_codes(repository: Path, field_tables: ModuleType) -> None:
+    page = _reference_page(repository, "flags")
+    assert field_tables.MARK.findall(page) == list(field_tables.tables())
+    assert field_tables.written(page) == page, "the page is behind the code: make docs-tables"
+
+
+def test_a_changed_table_is_found_and_written_anew(repository: Path, field_tables: ModuleType) -> None:
+    page = _reference_page(repository, "flags")
+    for row in ("| `--lora-rank N` | 8 |", "| `--top-k K` | 0; with an agent 40 |", "| `--gamma X` | 0.99 |"):
+        assert row in page
+        assert field_tables.written(page.replace(row, "| `--other N` | 7 |")) == page
+
+
+@pytest.mark.parametrize("method", ["arm", "parm", "reward", "dpo", "rl", "agent"])
+def test_the_defaults_of_training_are_those_of_the_parser(field_tables: ModuleType, method: str) -> None:
+    """Those of numbers, method by method, before they are drawn together in one table."""
+    rows = field_tables.settings()[method]
+    pattern = r"`(--[a-z-]+) [NX]`"
+    written = {found[1]: default for flag, default, _ in rows if (found := re.fullmatch(pattern, flag))}
     assert len(written) >= 20
     defaults = {action.option_strings[-1]: action.default for action in _parser("train", method)._actions}
     assert {flag: float(value) for flag, value in written.items()} == {flag: defaults[flag] for flag in written}
@@ -322,13 +362,13 @@ def _section(page: str, command: str) -> str:
     return match.group(1) if match else ""
 
 
-def _mentions(section: str, flag: str, page: str) -> bool:
+def _mentions(section: str, flag: str, shared: str) -> bool:
+    """Whether a command's section names a flag, or links to a section of the page of shared flags that does."""
     if re.search(rf"`{flag}\b(?!-)", section):
         return True
-    # Flags that several commands share stand in a table of their own, to which the command's section links.
-    shared = re.findall(r"\(#(shared-[a-z-]+)\)", section)
-    tables = re.findall(r"^## (Shared [^\n]+)$(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE)
-    wanted = [text for title, text in tables if title.lower().replace(" ", "-") in shared]
+    linked = re.findall(r"\(flags\.md#([a-z-]+)\)", section)
+    parts = re.findall(r"^## ([^\n]+)$(.*?)(?=^## |\Z)", shared, flags=re.DOTALL | re.MULTILINE)
+    wanted = [text for title, text in parts if title.lower().replace(" ", "-") in linked]
     return any(re.search(rf"`{flag}\b(?!-)", text) for text in wanted)
 
 

@@ -207,8 +207,8 @@ def test_in_a_process_of_its_own_standard_output_holds_the_json_alone(tiny: Tiny
 def test_the_documented_defaults_are_the_parsers(repository: Path) -> None:
     from trimtab.cli.main import build_parser
 
-    page = (repository / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
-    section = page.split("## `trimtab train agent`")[1].split("\n## ")[0]
+    page = (repository / "docs" / "reference" / "flags.md").read_text(encoding="utf-8")
+    section = page.split("## Settings of agents")[1].split("\n## ")[0]
     written = dict(re.findall(r"^\| `(--[a-z-]+) [NX]` \| ([\d.e-]+) \|", section, flags=re.MULTILINE))
     told = build_parser().parse_args([*TOLD, "--reward", "a=sentiment"])
     assert len(written) > 20

@@ -118,5 +118,6 @@ def rows(defaults: object, *, but: Collection[str] = ()) -> Iterator[tuple[str, 
         default = getattr(defaults, name)
         flag = f"{written_flag(name, entry, default)} {metavar_of(entry)}".strip()
         meaning = entry.off if entry.kind == "flag" and default else entry.sentence(lambda one: f"`{flag_of(one)}`")
-        choices = f": {', '.join(f'`{choice}`' for choice in entry.choices)}" if entry.choices else ""
+        are_named = all(choice in meaning for choice in entry.choices)
+        choices = "" if are_named else f": {', '.join(f'`{choice}`' for choice in entry.choices)}"
         yield f"`{flag}`", entry.unset or shown(default), meaning + choices
