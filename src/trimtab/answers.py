@@ -89,7 +89,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished request."""
+    """A finished request.
+
+    >>> from trimtab import ARM, Decoder, TabularModel
+    >>> decoder = Decoder(TabularModel.random(9, seed=0), {"expert": ARM(TabularModel.random(9, seed=1))})
+    >>> answer = next(decoder.generate("ab", seed=3, max_new_tokens=4, ignore_eos=True, trace=True))
+    >>> answer.finish_reason, dict(answer.weights), len(answer.token_ids)
+    ('length', {'expert': 1.0}, 4)
+    >>> answer.kl > 0  # nats between what it was drawn from and the frozen base
+    True
+    """
 
     prompt: Prompt
     prompt_ids: tuple[int, ...]

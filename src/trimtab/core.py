@@ -44,6 +44,11 @@ class Chat(tuple[Message, ...]):
     It is a tuple of its messages, so whatever takes chat messages takes it. `required` says what happens to an option
     that a template does not read: it is refused (True), or left out (False), as for the template of a guide, which is
     told what the request says to the base's.
+
+    >>> from trimtab import Chat
+    >>> chat = Chat([{"role": "user", "content": "Why?"}], {"enable_thinking": False})
+    >>> len(chat), chat.options["enable_thinking"]
+    (1, False)
     """
 
     options: Mapping[str, Any]

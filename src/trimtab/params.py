@@ -14,6 +14,15 @@ class SamplingParams:
     """How one request is decoded. Filters act on the mixed policy after the temperature, in the order given here.
 
     Where a guide that selects runs, top-k, top-p and min-p choose its candidates, at temperature 1 (`Selection`).
+
+    >>> from trimtab import Decoder, SamplingParams, TabularModel
+    >>> decoder = Decoder(TabularModel.random(27, seed=0))
+    >>> request = decoder.add("ab", SamplingParams(max_new_tokens=2, temperature=0, seed=0))
+    >>> [step.request_id == request for step in decoder.step()]
+    [True]
+    >>> SamplingParams(top_p=1.5)
+    Traceback (most recent call last):
+    trimtab.errors.OptionError: top_p is 1.5; give a number above 0 and at most 1 (1: all).
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)

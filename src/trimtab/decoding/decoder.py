@@ -44,6 +44,14 @@ class Decoder(GenerationEngine):
     that a long one does not hold up those that run; no answer depends on it. With `max_cached_tokens` a request
     waits, too, while those that run might come to hold so many tokens in caches with it (see `capacity.Capacity`);
     one that would by itself is refused. A decoder belongs to one thread; several decoders may share one model.
+
+    >>> from trimtab import ARM, Decoder, TabularModel
+    >>> base, expert = TabularModel.random(27, seed=0), TabularModel.random(27, seed=1)
+    >>> decoder = Decoder(base, {"expert": ARM(expert)})
+    >>> weights = [{"expert": 0.0}, {"expert": 2.0}]  # one batch, another weight for each request
+    >>> plain, steered = decoder.generate(["ab", "ab"], weights=weights, max_new_tokens=5, ignore_eos=True, seed=1)
+    >>> len(plain.token_ids), plain.text == steered.text
+    (5, False)
     """
 
     model: LanguageModel

@@ -56,6 +56,14 @@ class ARM:
     `form` says what of it is weighed: `product`, its log-probabilities; `shift`, these less those of `reference`, the
     model that it was trained from, which reads what the guide reads. Without a reference, the steered base is it.
     Raises OptionError for an unknown form, and for a reference of a product.
+
+    >>> from trimtab import ARM, Decoder, TabularModel
+    >>> base, tuned = TabularModel.random(9, seed=0), TabularModel.random(9, seed=1)
+    >>> decoder = Decoder(base, {"tuned": ARM(tuned, form="shift")})
+    >>> [answer] = decoder.generate("ab", weights={"tuned": 1.0}, temperature=0, max_new_tokens=3, ignore_eos=True)
+    >>> [alone] = Decoder(tuned).generate("ab", temperature=0, max_new_tokens=3, ignore_eos=True)
+    >>> answer.token_ids == alone.token_ids  # a shift at weight 1 is the tuned model itself
+    True
     """
 
     model: LanguageModel

@@ -304,6 +304,13 @@ def build_policy(base: LanguageModel | EngineMaker, name: str, options: Options)
 
     Raises OptionError for an unknown name, for options that are not accepted, and for a method that this kind of engine
     cannot run.
+
+    >>> from trimtab import SamplingParams, TabularModel, build_policy
+    >>> policy = build_policy(TabularModel.random(9, seed=0), "sharpened", {})
+    >>> params = SamplingParams(max_new_tokens=3, ignore_eos=True, trace=True)
+    >>> [answer] = policy.answer(["ab"], 0.5, params, seeds=[1])
+    >>> policy.kl_kind, len(answer.token_ids)
+    ('exact', 3)
     """
     from trimtab.engines.builtin import BuiltinMaker
 

@@ -92,6 +92,11 @@ class TabularModel:
 
     `logits` maps a prefix (a tuple of ids, never empty) to [V] numbers: log-probabilities up to a constant, −inf for
     never. `TabularModel.random` makes them up; `TabularModel.of_table` looks them up.
+
+    >>> from trimtab import TabularModel
+    >>> model = TabularModel.random(5, seed=0)
+    >>> bool(model.next_logprobs([1, 2]).exp().sum() > 0.999)
+    True
     """
 
     def __init__(

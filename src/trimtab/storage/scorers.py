@@ -199,6 +199,12 @@ def load_scorer(name: str) -> Scorer:
     it there, since `sys.path` is as before once it is imported, and changed again only while it is called. A name that
     is in `SCORERS` is never a directory: give `./sentiment` for one. Raises OptionError, CheckpointError for a
     directory that is not a reward model, or MissingExtraError where a package is not installed.
+
+    >>> from trimtab import load_scorer
+    >>> score = load_scorer("sentiment")
+    >>> kind, unkind = score(["How was it?"] * 2, ["Wonderful, thank you!", "Terrible."])
+    >>> kind > unkind
+    True
     """
     if name in SCORERS:
         return SCORERS[name]()

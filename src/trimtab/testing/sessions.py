@@ -92,6 +92,10 @@ def check_guide(
     `advance` and, as after an error, by `admit`: a guide of another vocabulary has to make the same of both.
     `prompt_ids` is shown the prompts as they are given here. Random prompts leave room in the guide's `max_length` too,
     and ids that it cannot read (`num_readable`, where it has one) continue no row.
+
+    >>> from trimtab import ARM, TabularModel
+    >>> from trimtab.testing import check_guide
+    >>> check_guide(ARM(TabularModel.random(9, seed=1)), TabularModel.random(9, seed=0))
     """
     bound = guide.bind(model)
     rooms = [limit for limit in (model.max_length, bound.max_length) if limit is not None]
