@@ -104,10 +104,8 @@ def train_agent(
     part of one where there are fewer). `out` must not exist unless `overwrite`, or `resume`, which continues an
     interrupted run exactly where its last whole checkpoint stands.
 
-    Raises OptionError, DataError and PromptError for what the caller gave, OutputExistsError, CheckpointError (also
-    where the disk is full: the last checkpoint survives), ModelError where rewards are never finite or all workers
-    died, NotFiniteError where the losses diverge. Interrupted (a KeyboardInterrupt) where SIGINT or SIGTERM asked the
-    run to end: its round is finished and saved first, and a second signal ends it at once.
+    Raises what `train_arm` raises (Interrupted once the round is finished and saved), PromptError for what the caller
+    gave, and ModelError where rewards are never finite or all workers died.
     """
     settings = settings or AgentSettings()
     arguments = RunArguments(
