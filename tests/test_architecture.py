@@ -334,7 +334,7 @@ PLANTED = {
     "a package of utils": ("models/hf_utils/__init__.py", "x = 1", "a module named 'hf_utils'"),
     "base": ("guides/base.py", "x = 1", "a module named 'base'"),
     "a long file": ("decoding/decoder.py", "x = 1\n" * (MAX_FILE_LINES + 1), "401 lines; a file has at most 400"),
-    "a long function": ("decoding/decoder.py", LONG_FUNCTION, "f has 72 lines"),
+    "a long function": ("decoding/decoder.py", LONG_FUNCTION, "f has 62 lines"),
     "a circle of two": (
         "mixing/sampling.py",
         "def f():\n    from trimtab.mixing.rules import Tilt\n",

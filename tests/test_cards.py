@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trimtab.errors import CheckpointError, OptionError
-from trimtab.storage import loading
+from trimtab.storage import directories, loading
 from trimtab.storage.cards import FORMED_KINDS, GUIDE_KINDS, KINDS_IN_VLLM, named_base, read_card, write_card
 
 BASE = {"name": "small", "architecture": "LlamaForCausalLM", "num_layers": 2, "hidden_size": 8, "norms": [0.5, 1]}
@@ -104,14 +104,14 @@ def test_every_kind_can_be_loaded_and_is_packed_or_refused() -> None:
 
 
 def test_a_guide_is_located_before_any_model_is_loaded(tmp_path: Path) -> None:
-    located = loading.locate_guide(card_at(tmp_path, **OLD["a policy without a form"]))
+    located = directories.locate_guide(card_at(tmp_path, **OLD["a policy without a form"]))
     assert (located.directory, located.card.kind, located.form()) == (tmp_path, "policy", "shift")
-    agent = loading.locate_guide(card_at(tmp_path, **OLD["an agent without a vocabulary"]))
+    agent = directories.locate_guide(card_at(tmp_path, **OLD["an agent without a vocabulary"]))
     assert agent.form() is None
     with pytest.raises(OptionError, match="has no form"):
         agent.form("shift")
     with pytest.raises(CheckpointError, match="is a file"):
-        loading.locate_guide(tmp_path / "guide.json")
+        directories.locate_guide(tmp_path / "guide.json")
 
 
 def test_a_plain_adapter_says_its_base_in_pefts_words(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ class GuideFlags:
 def _kind(path: str) -> tuple[str, str | None]:
     """The kind of a guide, and the form that its card gives it (None: it has none)."""
     from trimtab.storage.cards import GUIDE_KINDS
-    from trimtab.storage.loading import locate_guide
+    from trimtab.storage.directories import locate_guide
 
     card = locate_guide(path).card
     return card.kind, card.form() if GUIDE_KINDS[card.kind].forms else None

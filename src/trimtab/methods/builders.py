@@ -19,7 +19,8 @@ from trimtab.methods.segments import SegmentRejection
 from trimtab.mixing.forms import PRODUCT, SHIFT
 from trimtab.models.adapters.lora import LoRA, average
 from trimtab.storage.cards import FORMED_KINDS
-from trimtab.storage.loading import is_policy, load_own_base, load_policy, load_rewards, locate_guide
+from trimtab.storage.directories import is_policy, locate_guide
+from trimtab.storage.loading import load_own_base, load_policy, load_rewards
 from trimtab.storage.scorers import load_scorer
 
 Options = Mapping[str, Any]

@@ -19,7 +19,7 @@ from trimtab.errors import OptionError
 from trimtab.methods import options as opt
 from trimtab.methods.method import Policy, Strength
 from trimtab.mixing.forms import FORMS, PRODUCT, SHIFT, check_negative
-from trimtab.storage.loading import is_policy
+from trimtab.storage.directories import is_policy
 
 Options: TypeAlias = Mapping[str, Any]
 Builder: TypeAlias = Callable[[EngineMaker, Options], Policy]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError
-from trimtab.storage.cards import ADAPTER_FILE, GUIDE_FILE
+from trimtab.storage.cards import ADAPTER_FILE, GUIDE_FILE, GUIDE_KINDS, GuideCard, read_card
 from trimtab.storage.files import file_digest, new_directory
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,33 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> Path:
         _refuse_pickles(path)
         return path
     return _downloaded(str(name), revision, what="model")
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedGuide:
+    """A guide that is there: where its files are and what its card says, before any model is loaded."""
+
+    directory: Path
+    card: GuideCard
+
+    def form(self, asked: str | None = None) -> str | None:
+        """`product` or `shift`; None for a guide that has no form and is asked for none. Raises as `GuideCard.form`."""
+        return self.card.form(asked) if asked is not None or GUIDE_KINDS[self.card.kind].forms else None
+
+
+def locate_guide(name: str | Path, *, revision: str | None = None) -> LocatedGuide:
+    """Find a guide by the name that `load_guide` takes and read its card; no weights are read, no model is loaded.
+
+    For whoever loads a large model first and wants to hear of a wrong name before that. Raises OptionError or
+    CheckpointError where there is no such guide or its card cannot be read.
+    """
+    directory = guide_directory(name, revision)
+    return LocatedGuide(directory, read_card(directory))
+
+
+def is_policy(name: str | Path) -> bool:
+    """Whether a guide is a tuned policy, which is always a shift. Raises CheckpointError where there is no guide."""
+    return locate_guide(name).card.kind == "policy"
 
 
 def guide_directory(name: str | Path, revision: str | None) -> Path:

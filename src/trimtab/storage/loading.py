@@ -129,33 +129,6 @@ def load_guide(
     return _BUILDERS[card.kind](directory, card, options)
 
 
-@dataclass(frozen=True, slots=True)
-class LocatedGuide:
-    """A guide that is there: where its files are and what its card says, before any model is loaded."""
-
-    directory: Path
-    card: GuideCard
-
-    def form(self, asked: str | None = None) -> str | None:
-        """`product` or `shift`; None for a guide that has no form and is asked for none. Raises as `GuideCard.form`."""
-        return self.card.form(asked) if asked is not None or GUIDE_KINDS[self.card.kind].forms else None
-
-
-def locate_guide(name: str | Path, *, revision: str | None = None) -> LocatedGuide:
-    """Find a guide by the name that `load_guide` takes and read its card; no weights are read, no model is loaded.
-
-    For whoever loads a large model first and wants to hear of a wrong name before that. Raises OptionError or
-    CheckpointError where there is no such guide or its card cannot be read.
-    """
-    directory = guide_directory(name, revision)
-    return LocatedGuide(directory, read_card(directory))
-
-
-def is_policy(name: str | Path) -> bool:
-    """Whether a guide is a tuned policy, which is always a shift. Raises CheckpointError where there is no guide."""
-    return locate_guide(name).card.kind == "policy"
-
-
 def load_rewards(
     name: str | Path,
     *,
