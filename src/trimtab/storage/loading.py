@@ -21,10 +21,7 @@ from trimtab.core import Guide, LanguageModel, Prompt
 from trimtab.errors import CheckpointError, OptionError
 from trimtab.mixing.forms import SHIFT
 from trimtab.storage.cards import GUIDE_KINDS, GuideCard, is_adapter, read_card, write_card
-from trimtab.storage.directories import (
-    guide_directory,
-    resolve_model,
-)
+from trimtab.storage.directories import guide_directory, locate_guide, resolve_model
 from trimtab.storage.files import new_directory
 from trimtab.storage.guide_bases import own_base
 
