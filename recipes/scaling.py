@@ -17,7 +17,7 @@ GPU_USABLE = 0.9
 GPU_BANDWIDTH = 3.35e12
 """Bytes a second of an H100 SXM's memory (its data sheet)."""
 GPU_FLOPS = 989e12
-"""Of an H100 SXM in bfloat16, dense (its data sheet)."""
+"""Figures of an H100 SXM in bfloat16, dense (its data sheet)."""
 TRAINING_SHARE = 0.4
 """Share of the peak that training is assumed to reach, recomputation counted."""
 LORA_RANK = 8
@@ -59,11 +59,11 @@ class Shape:
 
     @property
     def kv_bytes(self) -> int:
-        """Of one token's keys and values, in bfloat16."""
+        """Bytes of one token's keys and values, in bfloat16."""
         return 2 * 2 * self.num_layers * self.kv_width
 
     def lora_params(self, rank: int) -> int:
-        """Of an adapter of every linear layer but the output head: rank · (inputs + outputs) of each."""
+        """Weights of an adapter of every linear layer but the output head: rank · (inputs + outputs) of each."""
         attention = 2 * (self.width + self.width) + 2 * (self.width + self.kv_width)
         return self.num_layers * rank * (attention + 3 * (self.width + self.inner))
 

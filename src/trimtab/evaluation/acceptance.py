@@ -26,7 +26,7 @@ class Acceptance:
     num_examined: int
     """Candidates whose states the base was asked for, and the agent for a verdict: its calls."""
     num_needed: int
-    """Of these, candidates up to the one that decided: what a walk one by one would have examined."""
+    """Candidates up to the one that decided: what a walk one by one would have examined."""
     indices: Mapping[int, int]
     """Place of the taken candidate (0: the most probable) -> tokens, where the agent was asked."""
 

@@ -280,13 +280,13 @@ def _processor() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on, as far as installed."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in ("trimtab", "torch", "transformers", "peft"):
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def commit() -> str | None:
@@ -303,8 +303,8 @@ def commit() -> str | None:
 
 def write_report(report: Mapping[str, object], path: Path | None) -> str:
     """A benchmark's report with what it ran on, as JSON; written to a file too where one is named."""
-    told = {**report, "machine": machine(torch.device("cpu")), "versions": versions()}
-    text = json.dumps(told, indent=1)
+    record = {**report, "machine": machine(torch.device("cpu")), "versions": versions()}
+    text = json.dumps(record, indent=1)
     if path is not None:
         path.write_text(text + "\n", encoding="utf-8")
     return text

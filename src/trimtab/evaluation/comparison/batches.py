@@ -75,11 +75,11 @@ class Scoring:
             except ScoreError as error:
                 rewards[reward.name] = error.rewards
                 failure = failure or _located(error, [row.key for row in rows])
-        found = [{name: values[index] for name, values in rewards.items()} for index in range(len(rows))]
-        whole = [all(value is not None for value in one.values()) for one in found]
+        earned = [{name: values[index] for name, values in rewards.items()} for index in range(len(rows))]
+        whole = [all(value is not None for value in one.values()) for one in earned]
         scored = [
             replace(row, rewards={name: value for name, value in one.items() if value is not None})
-            for row, one, is_whole in zip(rows, found, whole, strict=True)
+            for row, one, is_whole in zip(rows, earned, whole, strict=True)
             if is_whole
         ]
         append(self._answers, [row.as_json() for row in scored])
@@ -183,6 +183,6 @@ def _located(error: ScoreError, keys: Sequence[Key]) -> ScoreError:
     numbers = str(first.prompt_index) if first == last else f"{first.prompt_index} to {last.prompt_index} together"
     place = f"prompt_index {numbers} of the {first.split} prompts"
     answer = f"{first.method} at strength {strength_text(first.strength)}, seed {first.seed}"
-    found = error.at(f"{place} ({answer})")
-    found.__cause__ = error.__cause__
-    return found
+    located = error.at(f"{place} ({answer})")
+    located.__cause__ = error.__cause__
+    return located

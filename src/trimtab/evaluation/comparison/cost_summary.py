@@ -29,16 +29,16 @@ class CostSummary:
 
 def summarise_cost(recipe: Recipe, costs: Sequence[Cost], spec: MethodSpec, strength: Strength | None) -> CostSummary:
     """Raises ValueError where nothing was timed."""
-    own = _of(costs, spec, strength)
+    timed = _of(costs, spec, strength)
     base = _of(costs, recipe.baseline, None)
-    speed, memory = _speed(own), max(cost.peak_memory_mb for cost in own)
+    speed, memory = _speed(timed), max(cost.peak_memory_mb for cost in timed)
     return CostSummary(
         spec.name,
         strength,
-        sum(cost.num_answers for cost in own),
+        sum(cost.num_answers for cost in timed),
         speed,
         ratio_to_base=speed / _speed(base) if base else None,
-        decoded_per_token=sum(cost.decoded_tokens for cost in own) / max(1, sum(cost.num_tokens for cost in own)),
+        decoded_per_token=sum(cost.decoded_tokens for cost in timed) / max(1, sum(cost.num_tokens for cost in timed)),
         peak_memory_mb=memory,
         memory_over_base_mb=memory - max(cost.peak_memory_mb for cost in base) if base else None,
     )

@@ -69,8 +69,8 @@ def content_digests(value: object, place: str = "") -> Iterator[tuple[str, dict[
             yield from content_digests(item, f"{place}.{index}" if place else str(index))
     elif isinstance(value, str):
         for name in (value, value.rpartition(":")[0]):
-            if name and (found := model_contents(name)):
-                yield place, found
+            if name and (digests := model_contents(name)):
+                yield place, digests
                 return
 
 
@@ -84,7 +84,7 @@ def _method(recipe: Recipe, spec: MethodSpec) -> dict[str, Any]:
 
 def option_contents(options: Mapping[str, object]) -> dict[str, dict[str, str]]:
     """The digests of all that the options of a method name: models, guides, reward models, a scorer."""
-    found = dict(content_digests({key: value for key, value in options.items() if key not in (SCORER, TEMPLATE)}))
+    contents = dict(content_digests({key: value for key, value in options.items() if key not in (SCORER, TEMPLATE)}))
     if SCORER in options:
-        found[SCORER] = scorer_contents(str(options[SCORER]))
-    return found
+        contents[SCORER] = scorer_contents(str(options[SCORER]))
+    return contents

@@ -53,7 +53,7 @@ class FrontDifference:
     other: str
     num_strengths: int
     hypervolume: Estimate
-    """Of `label` less that of `other`, paired by prompt."""
+    """The hypervolume of `label` less that of `other`, paired by prompt."""
 
 
 def redrawn_cells(recipe: Recipe, rows: Sequence[Row]) -> list[Cell]:
@@ -69,31 +69,31 @@ def redrawn_cells(recipe: Recipe, rows: Sequence[Row]) -> list[Cell]:
 
 def fronts_of(recipe: Recipe, cells: Sequence[Cell], redrawn: Sequence[Cell]) -> list[Front]:
     """The front of each method, on the prompts that all of its strengths answered, beside the base's `redrawn`."""
-    found = []
+    fronts = []
     noise: dict[int, Estimate | None] = {}  # number of points -> the hypervolume of as many of the base's
     for spec in recipe.methods:
-        own = [cell for cell in cells if cell.spec == spec]
-        table = _table(own, recipe.objectives) if own else np.zeros((0, 0, 0))
+        at_strengths = [cell for cell in cells if cell.spec == spec]
+        table = _table(at_strengths, recipe.objectives) if at_strengths else np.zeros((0, 0, 0))
         if table.shape[1] > 0:
-            num = len(own)
+            num = len(at_strengths)
             base = [] if spec == recipe.baseline or len(redrawn) < num else redrawn[:num]
             if base and num not in noise:
                 drawn = _table(base, recipe.objectives)
                 noise[num] = _volume(drawn, recipe) if drawn.shape[1] else None
-            gap = _gap(own, base, recipe) if base else None
-            found.append(_front(spec, own, table, noise[num] if base else None, gap, recipe))
-    return found
+            gap = _gap(at_strengths, base, recipe) if base else None
+            fronts.append(_front(spec, at_strengths, table, noise[num] if base else None, gap, recipe))
+    return fronts
 
 
 def differences_of(recipe: Recipe, cells: Sequence[Cell]) -> list[FrontDifference]:
     """Every two methods of as many points, on the prompts that both answered at all strengths; the base is left out."""
     sweeps = {spec.name: [cell for cell in cells if cell.spec == spec] for spec in recipe.methods}
-    sweeps = {label: own for label, own in sweeps.items() if own and label != recipe.baseline.name}
-    found = []
-    for (label, own), (other, theirs) in combinations(sweeps.items(), 2):
-        if len(own) == len(theirs) and (gap := _gap(own, theirs, recipe)) is not None:
-            found.append(FrontDifference(label, other, len(own), gap))
-    return found
+    sweeps = {label: points for label, points in sweeps.items() if points and label != recipe.baseline.name}
+    differences = []
+    for (label, points), (other, other_points) in combinations(sweeps.items(), 2):
+        if len(points) == len(other_points) and (gap := _gap(points, other_points, recipe)) is not None:
+            differences.append(FrontDifference(label, other, len(points), gap))
+    return differences
 
 
 def _gap(cells: Sequence[Cell], others: Sequence[Cell], recipe: Recipe) -> Estimate | None:

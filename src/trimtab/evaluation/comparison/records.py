@@ -128,7 +128,7 @@ class Cost:
     strength: Strength
     num_answers: int
     num_tokens: int
-    """Of the answers."""
+    """Tokens of the answers."""
     decoded_tokens: int
     """All that were sampled for them: drafts, rollouts and rewritten answers included."""
     seconds: float
@@ -152,8 +152,8 @@ def read_answers(path: Path) -> list[Row]:
         try:
             row = Row.from_json(fields)
         except (KeyError, TypeError, ValueError) as error:
-            found = json.dumps(fields, ensure_ascii=False)[:60]
-            raise DataError(f"not an answer of a comparison ({error!r} in {found}).", path=path, line=number) from None
+            line = json.dumps(fields, ensure_ascii=False)[:60]
+            raise DataError(f"not an answer of a comparison ({error!r} in {line}).", path=path, line=number) from None
         rows.setdefault(row.key, row)
     return list(rows.values())
 

@@ -66,13 +66,13 @@ class Cell:
 
     def by_prompt(self, read: Read) -> dict[int, float] | None:
         """Prompt -> mean over its seeds; None where a row does not know."""
-        found: dict[int, list[float]] = defaultdict(list)
+        values_of: dict[int, list[float]] = defaultdict(list)
         for row in self.rows:
             value = read(row)
             if value is None:
                 return None
-            found[row.key.prompt_index].append(value)
-        return {index: sum(values) / len(values) for index, values in sorted(found.items())}
+            values_of[row.key.prompt_index].append(value)
+        return {index: sum(values) / len(values) for index, values in sorted(values_of.items())}
 
     def mean(self, read: Read) -> float | None:
         """The mean over prompts, without an interval."""
@@ -128,15 +128,15 @@ def reward_of(name: str) -> Read:
 
 def cells_of(recipe: Recipe, rows: Sequence[Row], split: str) -> list[Cell]:
     """The cells of a split that have an answer, in the recipe's order; rows of other methods are left alone."""
-    found: dict[tuple[str, Strength], list[Row]] = defaultdict(list)
+    rows_at: dict[tuple[str, Strength], list[Row]] = defaultdict(list)
     for row in rows:
         if row.key.split == split and row.key.seed in recipe.seeds:
-            found[row.key.method, row.key.strength].append(row)
+            rows_at[row.key.method, row.key.strength].append(row)
     return [
-        Cell(spec, strength, tuple(found[spec.name, strength]))
+        Cell(spec, strength, tuple(rows_at[spec.name, strength]))
         for spec in recipe.methods
         for strength in spec.strengths
-        if (spec.name, strength) in found
+        if (spec.name, strength) in rows_at
     ]
 
 
@@ -148,10 +148,10 @@ def measured(recipe: Recipe, cells: Sequence[Cell], coherences: Mapping[Key, flo
 
 def paired(cell: Cell, other: Cell, read: Read) -> Estimate | None:
     """The mean difference of two cells on the prompts that both answered; None where there is none."""
-    ours, theirs = cell.by_prompt(read), other.by_prompt(read)
-    if ours is None or theirs is None:
+    values, others = cell.by_prompt(read), other.by_prompt(read)
+    if values is None or others is None:
         return None
-    differences = [value - theirs[index] for index, value in ours.items() if index in theirs]
+    differences = [value - others[index] for index, value in values.items() if index in others]
     return estimate(differences) if differences else None
 
 
@@ -161,14 +161,14 @@ def choose(recipe: Recipe, cells: Sequence[Cell]) -> dict[str, Chosen]:
     `cells` are those of the validation split. A method of one strength has nothing to choose; one of several without
     validation answers is left out. A method whose KL is unknown cannot be held to a budget, and its reason says so.
     """
-    read, found = reward_of(recipe.main_reward.name), {}
+    read, chosen = reward_of(recipe.main_reward.name), {}
     for spec in recipe.methods:
-        own = [cell for cell in cells if cell.spec == spec]
+        at_strengths = [cell for cell in cells if cell.spec == spec]
         if len(spec.strengths) == 1:
-            found[spec.name] = Chosen(spec.strengths[0], "its only strength")
-        elif own:
-            found[spec.name] = _chosen(own, read, recipe.kl_budget)
-    return found
+            chosen[spec.name] = Chosen(spec.strengths[0], "its only strength")
+        elif at_strengths:
+            chosen[spec.name] = _chosen(at_strengths, read, recipe.kl_budget)
+    return chosen
 
 
 def headline(recipe: Recipe, cells: Sequence[Cell], chosen: Mapping[str, Chosen]) -> str | None:

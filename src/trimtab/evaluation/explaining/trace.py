@@ -58,7 +58,7 @@ class Candidate:
     token_id: int
     text: str
     logprob: float
-    """Of the tilted policy."""
+    """Its log-probability under the tilted policy."""
     accept_probability: float | None
     """None: not looked at, or the guide does not accept or reject."""
     accepted: bool

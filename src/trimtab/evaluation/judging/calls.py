@@ -67,15 +67,15 @@ class _Loop(asyncio.SelectorEventLoop):
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Any:
-        found = self.create_future()
+        addresses = self.create_future()
 
         def settle(result: Any, error: Exception | None) -> None:
-            if found.done():  # the call's time was over
+            if addresses.done():  # the call's time was over
                 return
             if error is None:
-                found.set_result(result)
+                addresses.set_result(result)
             else:
-                found.set_exception(error)
+                addresses.set_exception(error)
 
         def look_up() -> None:
             result, failure = None, None
@@ -87,4 +87,4 @@ class _Loop(asyncio.SelectorEventLoop):
                 self.call_soon_threadsafe(settle, result, failure)
 
         threading.Thread(target=look_up, name="judge-name", daemon=True).start()
-        return await found
+        return await addresses

@@ -62,7 +62,7 @@ class Endpoint:
     """None: the endpoint asks for none."""
     concurrency: int = 4
     timeout_s: float = 60.0
-    """Of one call, from the look-up of the name to the last byte of the reply."""
+    """How long one call may take, from the look-up of the name to the last byte of the reply."""
     max_attempts: int = 5
     backoff_s: float = 1.0
     """The wait before the second attempt; it doubles from then on."""

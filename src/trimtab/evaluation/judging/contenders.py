@@ -40,18 +40,18 @@ def contenders_of(
     for name in (*(given or {}), *([baseline] if baseline else [])):
         if name not in there:
             raise unknown_name("method", name, there)
-    found = dict(_chosen(recipe, rows, there, given or {}))
+    chosen = dict(_chosen(recipe, rows, there, given or {}))
     name = baseline or recipe.baseline.name
-    if name not in found:
-        raise OptionError(f"The run has no answers of {name}, the baseline. Give --baseline {'|'.join(found)}.")
-    others = [Contender(other, strength) for other, strength in found.items() if other != name]
-    return Contender(name, found[name]), others
+    if name not in chosen:
+        raise OptionError(f"The run has no answers of {name}, the baseline. Give --baseline {'|'.join(chosen)}.")
+    others = [Contender(other, strength) for other, strength in chosen.items() if other != name]
+    return Contender(name, chosen[name]), others
 
 
 def recipe_of_run(directory: Path, rows: Sequence[Row]) -> Recipe:
     """The recipe that a run was made from, with the strengths that it has answers at."""
     source: Any = read_run(directory)["recipe"]
-    strengths = {name: tuple(sorted(found, key=str)) for name, found in _strengths(rows, None).items()}
+    strengths = {name: tuple(sorted(values, key=str)) for name, values in _strengths(rows, None).items()}
     known: dict[str, KnownMethod] = {}
     for item in source["methods"]:
         options = {*known[item["method"]].options} if item["method"] in known else set()
@@ -63,18 +63,18 @@ def recipe_of_run(directory: Path, rows: Sequence[Row]) -> Recipe:
 
 
 def _strengths(rows: Sequence[Row], split: str | None) -> dict[str, set[Strength]]:
-    found: dict[str, set[Strength]] = {}
+    strengths: dict[str, set[Strength]] = {}
     for row in rows:
         if split in (None, row.key.split):
-            found.setdefault(row.key.method, set()).add(row.key.strength)
-    return found
+            strengths.setdefault(row.key.method, set()).add(row.key.strength)
+    return strengths
 
 
 def _chosen(
     recipe: Recipe, rows: Sequence[Row], there: Mapping[str, set[Strength]], given: Mapping[str, Strength]
 ) -> list[tuple[str, Strength]]:
     choices = choose(recipe, cells_of(recipe, rows, "validation"))
-    found: list[tuple[str, Strength]] = []
+    chosen: list[tuple[str, Strength]] = []
     for spec in recipe.methods:
         have = there.get(spec.name, set())
         choice = choices.get(spec.name)
@@ -89,5 +89,5 @@ def _chosen(
             if strength is not None:
                 problem = f"there are no answers at strength {strength_text(strength)}"
             raise OptionError(f"{spec.name}: {problem}. Give --strength {spec.name}=VALUE; there are: {listed}.")
-        found.append((spec.name, strength))
-    return found
+        chosen.append((spec.name, strength))
+    return chosen

@@ -125,12 +125,12 @@ class RewardJudge:
         prompts, answers = [prompt for prompt, _ in wanted.values()], [text for _, text in wanted.values()]
         failure: ScoreError | None = None
         try:
-            found: Sequence[float | str | None] = self._scorer.raw(prompts, answers)
+            rewards: Sequence[float | str | None] = self._scorer.raw(prompts, answers)
         except ScoreError as error:
-            found, failure = error.rewards, error
+            rewards, failure = error.rewards, error
         except PromptError:
-            found = [self._alone(*pair) for pair in wanted.values()]
-        for key, reward in zip(wanted, found, strict=True):
+            rewards = [self._alone(*pair) for pair in wanted.values()]
+        for key, reward in zip(wanted, rewards, strict=True):
             if reward is not None:
                 self._known[key] = reward if isinstance(reward, str) else self._sign * reward
         return failure

@@ -33,7 +33,7 @@ _STRENGTHS = np.logspace(-4, 4, 10)
 _GAMED_WEIGHT = 0.2 / 2
 _NO_WEIGHT = 1e-300
 _SEED = 123
-"""Of the solver's order of coordinates, as theirs."""
+"""The seed of the solver's order of coordinates, as in AlpacaEval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class LengthControlled:
     win_rate: Interval
     """From 0 to 1; 95 % percentile bootstrap over the prompts, at the penalty that was chosen once."""
     length_coefficient: float
-    """Of tanh((baseline's length − model's) / its deviation): negative where the judge likes longer answers."""
+    """Weight of tanh((baseline's length − model's) / its deviation): negative where the judge likes longer answers."""
     model_coefficient: float
     """0 where the penalty leaves no term for the model: too few examples to tell, or no difference."""
     difficulty_coefficient: float | None

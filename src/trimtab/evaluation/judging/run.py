@@ -100,12 +100,12 @@ def pairs_against(
     Raises InputError where one has an answer that the other lacks, or was asked something else; with `common`, answers
     that only one of them has are left out, and there must be some that both have.
     """
-    ours, theirs = _answers(rows, contender), _answers(rows, baseline)
-    shared = sorted(ours.keys() & theirs.keys())
+    answers, baseline_answers = _answers(rows, contender), _answers(rows, baseline)
+    shared = sorted(answers.keys() & baseline_answers.keys())
     if not common or not shared:
-        _check_sets(contender, ours, baseline, theirs)
-        _check_sets(baseline, theirs, contender, ours)
-    pairs = [Pair(contender, baseline, ours[key], theirs[key]) for key in shared]
+        _check_sets(contender, answers, baseline, baseline_answers)
+        _check_sets(baseline, baseline_answers, contender, answers)
+    pairs = [Pair(contender, baseline, answers[key], baseline_answers[key]) for key in shared]
     for pair in pairs:
         if pair.answer.prompt != pair.other.prompt:
             raise InputError(
@@ -116,14 +116,14 @@ def pairs_against(
 
 
 def _answers(rows: Sequence[Row], contender: Contender) -> dict[tuple[int, int], Row]:
-    found = {
+    answers = {
         (row.key.seed, row.key.prompt_index): row
         for row in rows
         if (row.key.method, row.key.strength) == (contender.method, contender.strength)
     }
-    if not found:
+    if not answers:
         raise unknown_name("answers", str(contender), {str(Contender(*row.key[:2])) for row in rows})
-    return found
+    return answers
 
 
 def _check_sets(
@@ -229,7 +229,7 @@ class Cost:
     num_verdicts: int = 0
     """Comparisons in one order that were asked for, a second attempt at one not counted again."""
     num_missing: int = 0
-    """Of these, how many have no verdict."""
+    """How many of these have no verdict."""
 
 
 _SUMMED = ("num_calls", "num_retries", "prompt_tokens", "completion_tokens")

@@ -168,7 +168,7 @@ class Judgement:
     split: str
     methods: tuple[WinRate, ...]
     cost: Cost
-    """Of all verdicts of this judge on file."""
+    """What all verdicts of this judge on file took."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """What the judge was: see `judges.Judge.settings`."""
     reasons: tuple[str, ...] = ()
@@ -211,10 +211,10 @@ def read_win_rates(directory: Path) -> list[Judgement]:
     if not path.exists():
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']}")
-        return [_from_json(item) for item in found["judgements"]]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']}")
+        return [_from_json(item) for item in record["judgements"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not what `trimtab judge` writes ({error}). Remove it and judge again.") from None
 

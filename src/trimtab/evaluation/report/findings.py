@@ -92,8 +92,8 @@ def _beside_noise(one: Front) -> str:
         return ""
     gap = one.over_redrawn
     more = "more" if gap.value > 0 else "less"
-    told = f"{more} than" if gap.clear_of_zero else "not told apart from"
-    return f", {told} {one.num_strengths} points of the base redrawn: a difference of {in_sentence(gap, digits=3)}"
+    relation = f"{more} than" if gap.clear_of_zero else "not told apart from"
+    return f", {relation} {one.num_strengths} points of the base redrawn: a difference of {in_sentence(gap, digits=3)}"
 
 
 def _named(one: Measured) -> str:

@@ -53,20 +53,20 @@ def notes_of(recipe: Recipe, run: RunRecord, cells: Sequence[Cell]) -> dict[str,
 
 def warnings_of(recipe: Recipe, num_missing: int, num_wanted: int, cells: Sequence[Cell]) -> list[str]:
     """What a reader must know before the figures."""
-    found = []
+    warnings = []
     if num_missing:
-        found.append(f"This run is not finished: {num_missing} of {num_wanted} answers are missing.")
+        warnings.append(f"This run is not finished: {num_missing} of {num_wanted} answers are missing.")
     few = sorted({cell.spec.name for cell in cells if cell.num_prompts < MIN_PROMPTS})
     if few:
-        found.append(
+        warnings.append(
             f"Fewer than {MIN_PROMPTS} prompts are too few for an interval; these have none: {', '.join(few)}. "
             "Their means may be chance."
         )
     fewer = [spec for spec in recipe.methods if spec.max_prompts is not None]
     if fewer:
         listed = ", ".join(f"{spec.name} ({spec.max_prompts})" for spec in fewer)
-        found.append(f"Some methods cost much and answer only the first prompts of each split: {listed}.")
-    return found
+        warnings.append(f"Some methods cost much and answer only the first prompts of each split: {listed}.")
+    return warnings
 
 
 def choices_note(recipe: Recipe, chosen: Mapping[str, Chosen]) -> str:
@@ -105,13 +105,13 @@ _ROLES = {
 
 def _rewards(recipe: Recipe, run: RunRecord) -> dict[str, str]:
     """What each reward is, by the role that may be said of it. Without a judge, that is said."""
-    found = {
+    by_role = {
         heading: "; ".join(_reward(recipe, run, reward) for reward in recipe.rewards if recipe.role_of(reward) == role)
         for role, heading in _ROLES.items()
     }
     unseen = "none: the recipe names no reward that no method was trained on or chooses by"
-    found[_ROLES[JUDGED_BY]] = found[_ROLES[JUDGED_BY]] or unseen
-    return {heading: text for heading, text in found.items() if text}
+    by_role[_ROLES[JUDGED_BY]] = by_role[_ROLES[JUDGED_BY]] or unseen
+    return {heading: text for heading, text in by_role.items() if text}
 
 
 def _reward(recipe: Recipe, run: RunRecord, reward: Reward) -> str:
@@ -124,24 +124,24 @@ def _reward(recipe: Recipe, run: RunRecord, reward: Reward) -> str:
 
 def _methods(recipe: Recipe, run: RunRecord) -> dict[str, str]:
     about = run.get("methods", {})
-    found = {}
+    described = {}
     for spec in recipe.methods:
         known = about.get(spec.name, {})
         options = ", ".join(f"{name} {_short(value)}" for name, value in spec.options.items())
         strengths = " | ".join(map(strength_shown, spec.strengths))
         parts = [known.get("summary", spec.method), known.get("paper", ""), options]
         parts.append(f"strengths {strengths}{' (' + known['dial'] + ')' if known.get('dial') else ''}")
-        found[f"Method {spec.name}"] = "; ".join(part.rstrip(".") for part in parts if part)
-    return found
+        described[f"Method {spec.name}"] = "; ".join(part.rstrip(".") for part in parts if part)
+    return described
 
 
 def _by_kind(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    by_kind: dict[str, list[str]] = {}
     for cell in cells:
-        labels = found.setdefault(cell.kl_kind, [])
+        labels = by_kind.setdefault(cell.kl_kind, [])
         if cell.spec.name not in labels:
             labels.append(cell.spec.name)
-    return found
+    return by_kind
 
 
 def _flat(value: Mapping[str, object]) -> str:

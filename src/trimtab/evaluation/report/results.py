@@ -35,7 +35,7 @@ class Results:
     recipe: Recipe
     run: RunRecord
     cells: Sequence[Cell]
-    """Of the test split, all strengths."""
+    """All strengths, on the test split."""
     measured: Sequence[Measured]
     """The cells, in numbers."""
     chosen: Mapping[str, Chosen]
@@ -190,7 +190,7 @@ def _wanted(recipe: Recipe, run: RunRecord) -> set[Key]:
 
 
 def _coherences(cells: Sequence[Cell]) -> dict[Key, float]:
-    """Of every answer; nothing where it cannot be measured, which the log says."""
+    """The coherence of every answer; empty where it cannot be measured, which the log says."""
     rows = [row for cell in cells for row in cell.rows]
     try:
         values = coherence([row.prompt for row in rows], [row.text for row in rows])
