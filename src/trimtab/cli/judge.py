@@ -137,8 +137,6 @@ def _export(args: argparse.Namespace, rows: Sequence[Row], contenders: Sequence[
 def _judge(
     args: argparse.Namespace, directory: Path, rows: Sequence[Row], baseline: Contender, others: Sequence[Contender]
 ) -> Judgement:
-    from rich.markup import escape
-
     from trimtab.cli.progress import Progress
     from trimtab.evaluation.judging.run import check_any_verdict, cost_on_file, judge_pairs, pairs_against
     from trimtab.evaluation.judging.win_rates import Judgement, write_win_rates
@@ -152,7 +150,7 @@ def _judge(
     options.say(f"{judge.name} compares with {baseline}: pairs of {sizes}")
     judged: list[list[Judged]] = []
     for other, pairs in zip(others, groups, strict=True):
-        with Progress(escape(str(other))) as bar:
+        with Progress(str(other)) as bar:
             judged.append(judge_pairs(directory, pairs, judge, progress=bar.move))
     check_any_verdict(judge, judged)
     judgement = Judgement.of(judge, baseline, args.split, judged, cost_on_file(directory, judge))

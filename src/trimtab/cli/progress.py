@@ -24,7 +24,7 @@ class Progress:
 
         self._active = active
         self._bar = Bar(
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+            *(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
             console=Console(stderr=True),
             disable=not (active and sys.stderr.isatty()),
             transient=True,
