@@ -16,6 +16,7 @@ FIRST = {
     "Chat": trimtab.Chat,
     "Decoder": trimtab.Decoder,
     "SamplingParams": trimtab.SamplingParams,
+    "StatelessGuide": trimtab.StatelessGuide,
     "TabularModel": trimtab.TabularModel,
     "build_policy": trimtab.build_policy,
     "check_guide": testing.check_guide,

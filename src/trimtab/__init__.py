@@ -16,6 +16,7 @@ from trimtab.errors import TrimtabError
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM, AdapterARM
 from trimtab.guides.parm import PARM
+from trimtab.guides.stateless import StatelessGuide
 from trimtab.mixing.rules import Tilt
 from trimtab.storage.loading import load_guide, load_model, load_parm, save_guide
 from trimtab.storage.scorers import load_reward_model, load_scorer
@@ -76,6 +77,7 @@ __all__ = [
     "SamplingParams",
     "Selection",
     "SoupPart",
+    "StatelessGuide",
     "Step",
     "TabularModel",
     "Tilt",
