@@ -18,8 +18,8 @@ class SamplingParams:
     >>> from trimtab import Decoder, SamplingParams, TabularModel
     >>> decoder = Decoder(TabularModel.random(27, seed=0))
     >>> request = decoder.add("ab", SamplingParams(max_new_tokens=2, temperature=0, seed=0))
-    >>> [step.request_id == request for step in decoder.step()]
-    [True]
+    >>> decoder.step()[0].request_id == request
+    True
     >>> SamplingParams(top_p=1.5)
     Traceback (most recent call last):
     trimtab.errors.OptionError: top_p is 1.5; give a number above 0 and at most 1 (1: all).
