@@ -82,7 +82,7 @@ WRONG = {
     "/weight helpful": "'' is not accepted; give a finite number",
     "/weight": "Unknown guide ''. Accepted: helpful, kind.",
     "/temperature -1": "'-1' is not accepted; give a finite number of at least 0",
-    "/seed x": "'x' is no seed",
+    "/seed x": "'x' is not a seed",
     "/retry": "nothing to answer again",
     "x" * 200: "96",
 }

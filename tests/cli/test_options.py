@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import io
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from trimtab.answers import Answer
 from trimtab.cli.options import GuideSpec, check_guide_names, list_of, number, parse_guide, whole
 from trimtab.core import Prompt, SamplingParams
 from trimtab.decoding.decoder import Decoder
@@ -48,8 +50,8 @@ def test_a_directory_whose_name_ends_like_a_weight_is_a_directory(tmp_path: Path
     [
         ("guides/helpful", "is not a guide"),
         ("helpful=", "is not a guide"),
-        ("=guides/helpful", "no name for a guide"),
-        ("my guide=guides/helpful", "no name for a guide"),
+        ("=guides/helpful", "not a name for a guide"),
+        ("my guide=guides/helpful", "not a name for a guide"),
         ("g=guides/helpful:nan", "finite number"),
         ("g=guides/helpful:inf", "finite number"),
         ("g=guides/helpful:-inf", "finite number"),
@@ -106,14 +108,19 @@ def test_every_sampling_flag_reaches_the_decoder(
     run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     asked: list[SamplingParams] = []
-    add = Decoder.add
+    add, answers = Decoder.add, Decoder.answers
 
     def spy(self: Decoder, prompt: Prompt, params: SamplingParams | None = None) -> int:
         assert params is not None
         asked.append(params)
         return add(self, prompt, params)
 
+    def spy_on_all(self: Decoder, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
+        asked.extend(params for _, params in requests)
+        return answers(self, requests)
+
     monkeypatch.setattr(Decoder, "add", spy)
+    monkeypatch.setattr(Decoder, "answers", spy_on_all)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
     outcome = run(*command, "--model", tiny.model, *SAMPLING)
     assert outcome.code == 0, outcome.err

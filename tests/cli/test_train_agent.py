@@ -133,7 +133,7 @@ BAD_FORMS = {
     "mood=sentiment:nan": "The multiplier of reward mood is nan",
     "mood=sentiment:0": "other than 0",
     "mood=:2": "names no source",
-    "a mood=sentiment": "no name for a reward",
+    "a mood=sentiment": "not a name for a reward",
 }
 
 

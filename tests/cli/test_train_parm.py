@@ -128,7 +128,7 @@ def test_what_cannot_be_trained_is_refused(
 
 @pytest.mark.parametrize("text", ["both", "both=", "=1,0", "both=1;0", "both=a,b", "both=1,"])
 def test_what_is_no_preference_is_refused(text: str) -> None:
-    with pytest.raises(OptionError, match=r"is no preference\. Accepted: NAME=P,P"):
+    with pytest.raises(OptionError, match=r"is not a preference\. Accepted: NAME=P,P"):
         parse_preference(text)
 
 

@@ -49,7 +49,7 @@ def test_a_multiplier_that_says_nothing_is_refused(multiplier: float) -> None:
 
 
 def test_rewards_are_named_and_named_once() -> None:
-    with pytest.raises(OptionError, match="no name for a reward"):
+    with pytest.raises(OptionError, match="not a name for a reward"):
         AgentReward("a b", "sentiment")
     with pytest.raises(OptionError, match="Two rewards are named 'a'"):
         check_rewards([AgentReward("a", "x"), AgentReward("b", "x"), AgentReward("a", "y")])
