@@ -12,12 +12,12 @@ import logging
 import sys
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from trimtab.answers import Answer, Step
+from trimtab.answers import Step
 from trimtab.core import Guide, LanguageModel, Prompt, Rule, SamplingParams
 from trimtab.decoding.batch import Batch, Outcome
 from trimtab.decoding.capacity import Capacity
@@ -67,6 +67,7 @@ class Decoder(GenerationEngine):
         prefill_chunk: int | None = None,
         max_cached_tokens: int | None = None,
     ) -> None:
+        super().__init__()
         if max_rows < 1:
             raise OptionError(f"max_rows is {max_rows}; give at least 1.")
         if prefill_chunk is not None and prefill_chunk < 1:
@@ -87,24 +88,12 @@ class Decoder(GenerationEngine):
         self.max_cached_tokens = max_cached_tokens
         self._pace = Pace()
         self._batch: Batch | None = None  # made when it is needed
-        self._waiting: deque[Request] = deque()
         self._joining: list[Request] = []  # neither waiting nor running yet
-        self._private: set[int] = set()  # requests of `answers`, whose steps nobody else gets
-        self._held: list[Step] = []  # of other requests, made while `answers` stepped
         self._next_id = 0
         self._room = max_rows  # how many requests may run now
         self._num_faults = 0  # lately, with nobody to blame
         self._num_calm = 0  # steps since the last fault
         self._last_fault = ""
-
-    @property
-    def num_running(self) -> int:
-        running = {request.request_id for request in self._running}
-        return len(running | {step.request_id for step in self._held})
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
 
     @property
     def num_rows(self) -> int:
@@ -116,19 +105,11 @@ class Decoder(GenerationEngine):
         """What the requests that run hold in the caches of the model and its guides."""
         return self._present_batch().capacity
 
-    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
-        """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
-        request = self._request(prompt, params or SamplingParams())
-        self._waiting.append(request)
-        return request.request_id
+    def _running_ids(self) -> set[int]:
+        return {request.request_id for request in self._running}
 
-    def cancel(self, request_id: int) -> None:
-        """Forget a request and free its row. Unknown or finished ids are ignored."""
-        self._private.discard(request_id)
-        self._held = [step for step in self._held if step.request_id != request_id]
-        self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
-        if self._batch is None or all(request.request_id != request_id for request in self._running):
-            return
+    def _stop(self, request_id: int) -> None:
+        assert self._batch is not None, "it has a row"
         rest = [request for request in self._running if request.request_id != request_id]
         try:
             self._batch.keep(rest)
@@ -136,39 +117,13 @@ class Decoder(GenerationEngine):
             self._report(error, rest)
             self._requeue(rest)
 
-    def step(self) -> list[Step]:
-        """One token for each running request, new ones admitted first; none for one whose prompt is not fed yet.
-
-        A request that fails ends with `finish_reason` "error": NaN, every token forbidden, or any other error in the
-        model, a guide or elsewhere that it causes. The others go on, with the same tokens, in the next step if not in
-        this one. Raises only where the device computes nothing any more, and what is not an `Exception`.
-        """
-        held, self._held = self._held, []
-        return [*held, *(step for step in self._step() if step.request_id not in self._private)]
-
-    def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
-        """Answer prompts, each in its own way, in their order; see `generate`.
-
-        They share the batch with what `add` has queued, whose steps the next call of `step` returns.
-        """
-        return self._answers([self._request(prompt, params) for prompt, params in requests])
-
-    def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
-        mine = {request.request_id for request in requests}
-        self._private |= mine
-        self._waiting.extend(requests)
-        try:
-            for request in requests:
-                while request.finish_reason is None:
-                    self._held += [step for step in self._step() if step.request_id not in self._private]
-                yield request.answer()
-        finally:
-            for request_id in mine:
-                self.cancel(request_id)
-
     @torch.inference_mode()
-    def _step(self) -> list[Step]:
-        """The steps of all requests, in a step of the batch."""
+    def _decoded(self) -> list[Step]:
+        """The steps of all requests in one step of the batch.
+
+        A request fails by NaN, every token forbidden, or any other error in the model, a guide or elsewhere that it
+        causes. The others get their tokens in the next step if not in this one.
+        """
         steps: list[Step] = []
         fault: Exception | None = None
         try:

@@ -7,11 +7,13 @@ only this.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from trimtab.answers import Answer, Step
 from trimtab.core import KnownModel, Prompt, SamplingParams, Selection
+from trimtab.decoding.requests import Request
 from trimtab.errors import OptionError, unknown_name
 from trimtab.mixing.forms import check_negative, forms_of
 from trimtab.prompts import as_prompts, with_options
@@ -30,7 +32,11 @@ class KnownGuide(Protocol):
 
 
 class GenerationEngine(ABC):
-    """Decodes any number of requests in one batch, each with its own weights, filters and seed."""
+    """Decodes any number of requests in one batch, each with its own weights, filters and seed.
+
+    Who waits, and who is told of which step, is the same for every engine and stands here; a kind of engine says how a
+    request is checked (`_request`), what one step of the batch brings (`_decoded`) and who runs.
+    """
 
     model: KnownModel
     guides: Mapping[str, KnownGuide]
@@ -38,34 +44,83 @@ class GenerationEngine(ABC):
     has_plausibility = True
     """Whether a request may bring a plausibility mask."""
 
+    def __init__(self) -> None:
+        self._waiting: deque[Request] = deque()
+        self._private: set[int] = set()  # requests of `answers`, whose steps nobody else gets
+        self._held: list[Step] = []  # of other requests, made while `answers` stepped
+
     @property
-    @abstractmethod
     def num_running(self) -> int:
         """Requests that get tokens, and those that have ended with steps that nobody has taken yet."""
+        return len(self._running_ids() | {step.request_id for step in self._held})
 
     @property
-    @abstractmethod
     def num_waiting(self) -> int:
         """Requests that wait for a row."""
+        return len(self._waiting)
 
-    @abstractmethod
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
+        request = self._request(prompt, params or SamplingParams())
+        self._waiting.append(request)
+        return request.request_id
 
-    @abstractmethod
     def cancel(self, request_id: int) -> None:
         """Forget a request and free its row. Unknown or finished ids are ignored."""
+        self._private.discard(request_id)
+        self._held = [step for step in self._held if step.request_id != request_id]
+        self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
+        if request_id in self._running_ids():
+            self._stop(request_id)
 
-    @abstractmethod
     def step(self) -> list[Step]:
-        """One step of the batch."""
+        """One step of the batch: a token for each running request, none for one whose prompt is not fed yet.
 
-    @abstractmethod
+        A request that fails ends with `finish_reason` "error"; the others go on, with the same tokens. Raises only
+        where the device computes nothing any more, and what is not an `Exception`.
+        """
+        held, self._held = self._held, []
+        return [*held, *self._told()]
+
     def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
         """Answer prompts, each in its own way, in their order; see `generate`.
 
         They share the batch with what `add` has queued, whose steps the next call of `step` returns.
         """
+        return self._answers([self._request(prompt, params) for prompt, params in requests])
+
+    def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        mine = {request.request_id for request in requests}
+        self._private |= mine
+        self._waiting.extend(requests)
+        try:
+            for request in requests:
+                while request.finish_reason is None:
+                    self._held += self._told()
+                yield request.answer()
+        finally:
+            for request_id in mine:
+                self.cancel(request_id)
+
+    def _told(self) -> list[Step]:
+        """One step of the batch, without what `answers` alone is told."""
+        return [step for step in self._decoded() if step.request_id not in self._private]
+
+    @abstractmethod
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        """A request, checked, with an id of its own. Raises PromptError or OptionError for one that cannot run."""
+
+    @abstractmethod
+    def _decoded(self) -> list[Step]:
+        """The steps of all requests in one step of the batch, waiting ones admitted first."""
+
+    @abstractmethod
+    def _running_ids(self) -> set[int]:
+        """The requests that have a row."""
+
+    @abstractmethod
+    def _stop(self, request_id: int) -> None:
+        """Free the row of a request that runs."""
 
     def generate(
         self,

@@ -14,12 +14,11 @@ import dataclasses
 import json
 import logging
 import weakref
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.answers import Answer, Step, TokenTrace
+from trimtab.answers import Step, TokenTrace
 from trimtab.core import Prompt, SamplingParams
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.decoding.failures import unexpected, without_frames
@@ -82,6 +81,7 @@ class VLLMEngine(GenerationEngine):
         trust_remote_code: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        super().__init__()
         check_version()
         if max_rows < 1:
             raise OptionError(f"max_rows is {max_rows}; give at least 1.")
@@ -108,50 +108,13 @@ class VLLMEngine(GenerationEngine):
             trust_remote_code=trust_remote_code,
         )
         self.guides = {guide.name: RunningGuide(guide.weight, guide.form) for guide in manifest.guides}
-        self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, str]] = {}  # with vLLM's own id
-        self._private: set[int] = set()  # requests of `answers`, whose steps nobody else gets
-        self._held: list[Step] = []  # of other requests, made while `answers` stepped
         self._watching = False
         self._next_id = 0
         _living.add(self)
 
-    @property
-    def num_running(self) -> int:
-        return len(self._running.keys() | {step.request_id for step in self._held})
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
-
-    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
-        """Queue a request; returns its id. Raises PromptError or OptionError for one that cannot run."""
-        request = self._request(prompt, params or SamplingParams())
-        self._waiting.append(request)
-        return request.request_id
-
-    def cancel(self, request_id: int) -> None:
-        """Forget a request and free its row. Unknown or finished ids are ignored."""
-        self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
-        self._held = [step for step in self._held if step.request_id != request_id]
-        self._private.discard(request_id)
-        if request_id in self._running:
-            self._abort(request_id)
-
-    def step(self) -> list[Step]:
-        """One step of vLLM: a token for each running request, none for one whose prompt is not fed yet.
-
-        A request that vLLM gives up ends with `finish_reason` "error"; the others go on.
-        """
-        held, self._held = self._held, []
-        return [*held, *(step for step in self._advance() if step.request_id not in self._private)]
-
-    def answers(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[Answer]:
-        """Answer prompts, each in its own way, in their order; see `generate`.
-
-        They share the batch with what `add` has queued, whose steps the next call of `step` returns.
-        """
-        return self._answers([self._request(prompt, params) for prompt, params in requests])
+    def _running_ids(self) -> set[int]:
+        return set(self._running)
 
     def close(self) -> None:
         """End vLLM and free its memory; the engine is of no more use afterwards. Idempotent."""
@@ -166,19 +129,6 @@ class VLLMEngine(GenerationEngine):
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
             cleanup_dist_env_and_memory()
-
-    def _answers(self, requests: Sequence[Request]) -> Iterator[Answer]:
-        mine = {request.request_id for request in requests}
-        self._private |= mine
-        self._waiting.extend(requests)
-        try:
-            for request in requests:
-                while request.finish_reason is None:
-                    self._held += [step for step in self._advance() if step.request_id not in self._private]
-                yield request.answer()
-        finally:
-            for request_id in mine:
-                self.cancel(request_id)
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         check_params(params)
@@ -234,8 +184,8 @@ class VLLMEngine(GenerationEngine):
             extra_args=as_extra_args(request.weights),
         )
 
-    def _advance(self) -> list[Step]:
-        """One step of vLLM, the requests told of it."""
+    def _decoded(self) -> list[Step]:
+        """One step of vLLM, the requests told of it. One that vLLM gives up ends with an error."""
         refused = self._admit()
         if not self._running:
             return refused
@@ -261,9 +211,9 @@ class VLLMEngine(GenerationEngine):
             if request.finish_reason is None:
                 yield request.fail(ModelError(f"vLLM gave this answer up ({output.outputs[0].finish_reason})."))
         elif request.finish_reason is not None:  # a stop string, which vLLM knows nothing of
-            self._abort(request.request_id)
+            self._stop(request.request_id)
 
-    def _abort(self, request_id: int) -> None:
+    def _stop(self, request_id: int) -> None:
         _, vllm_id = self._running.pop(request_id)
         self._engine.abort_request([vllm_id], internal=True)
 
