@@ -1,13 +1,16 @@
-"""The base of a packed directory as `ModelFacts`: it knows its tokens, and its weights are inside vLLM."""
+"""The base of a packed directory as `KnownModel`: it knows its tokens, and its weights are inside vLLM."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
+from trimtab.core import ModelSession
 from trimtab.engines.vllm.manifest import Manifest
+from trimtab.errors import CompatibilityError
 from trimtab.models.trained_on import ModelFacts
 
 
@@ -37,6 +40,13 @@ class ServedModel:
         self.eos_ids = self._outline.eos_ids
         self.max_length = max_length
         self.device = torch.device(device)
+
+    def open(self, beside: ModelSession | None = None) -> NoReturn:
+        """Raise CompatibilityError: whoever takes it for a loaded model is told what to use."""
+        raise CompatibilityError(
+            "This model's weights are inside vLLM, which has no sessions to step by hand. Use the engine's add, step, "
+            "generate and answers, or load the model with load_model."
+        )
 
     def describe(self) -> ModelFacts:
         """What tells this model from another: its name, and `backbone.describe`."""
