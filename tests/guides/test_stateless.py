@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trimtab.caches import num_known
 from trimtab.core import Candidates, TokenIds
 from trimtab.decoding.decoder import Decoder
 from trimtab.guides.arm import ARM
@@ -61,3 +62,8 @@ def test_only_the_rows_that_are_asked_about_are_scored() -> None:
     scores = session.score(Candidates(ids, logprobs, complete=True, rows=rows))
     expected = torch.stack([EXPERT.next_logprobs([4, 4]), EXPERT.next_logprobs([1, 2])])
     assert torch.equal(scores, expected)
+
+
+def test_a_prompt_costs_it_nothing_to_read() -> None:
+    """Else prompts that the base knows already would count against a step's budget."""
+    assert num_known(Expert().open(), [1, 2, 3]) == 3

@@ -81,6 +81,10 @@ class StatelessSession:
     def keep(self, rows: Tensor) -> None:
         self._rows = [self._rows[row] for row in rows.tolist()]
 
+    def known(self, prompt: TokenIds) -> int:
+        """All of a prompt: there is nothing to feed (`caches.Sharing`)."""
+        return len(prompt)
+
     def score(self, candidates: Candidates) -> Tensor:
         """What the guide says of each row's candidates."""
         asked = range(len(self._rows)) if candidates.rows is None else candidates.rows.tolist()
