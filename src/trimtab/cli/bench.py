@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli import engines, options
 
 if TYPE_CHECKING:
-    from trimtab.engines.maker import EngineMaker, ModelSource
+    from trimtab.engines.maker import EngineMaker
     from trimtab.evaluation.throughput import Row
     from trimtab.models.hf import HFModel
+    from trimtab.storage.model_source import ModelSource
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -89,13 +90,10 @@ def _in_transformers(maker: EngineMaker, source: ModelSource) -> HFModel:
     """The base as transformers runs it: the engine's own where that is one of this process."""
     from trimtab.engines.maker import IN_PROCESS
     from trimtab.models.hf import HFModel
-    from trimtab.storage.loading import load_model
 
     if maker.runs([IN_PROCESS]) and isinstance(maker.model, HFModel):
         return maker.model
-    return load_model(
-        source.name, dtype=source.dtype, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
+    return source.load()
 
 
 def _print_table(rows: Sequence[Row]) -> None:

@@ -67,12 +67,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
-    from trimtab.engines.maker import ModelSource
     from trimtab.evaluation.comparison.catalogued import known_methods
     from trimtab.evaluation.comparison.recipe import resolved
     from trimtab.evaluation.comparison.recipe_reader import path_problems, read_recipe, role_problems
     from trimtab.evaluation.comparison.run import RunFiles
     from trimtab.methods.catalogue import check_engine, check_method
+    from trimtab.storage.model_source import ModelSource
 
     recipe = read_recipe(Path(args.recipe), known_methods(), check_method)
     if problems := path_problems(recipe):

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from trimtab.cli import guide_options, options
 from trimtab.cli.options import GuideSpec
-from trimtab.documents import read_json
 from trimtab.engines.registry import BUILTIN, ENGINES, maker_of
 from trimtab.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     from trimtab.core import SamplingParams, Tokenizer
     from trimtab.decoding.engine import GenerationEngine
-    from trimtab.engines.maker import EngineMaker, GuideSource, ModelSource
+    from trimtab.engines.maker import EngineMaker, GuideSource
+    from trimtab.storage.model_source import ModelSource
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -96,10 +96,8 @@ class GuideFlags:
     def of(cls, args: argparse.Namespace) -> GuideFlags:
         return cls(args.guides, args.preferences, args.forms, args.guide_bases, args.rule)
 
-    def sources(
-        self, params: SamplingParams | None = None, *, default_weight: float | None = None
-    ) -> dict[str, GuideSource]:
-        """The guides by name, in the order of the flags. `default_weight` is that of one whose flag gives none.
+    def sources(self, params: SamplingParams | None = None) -> dict[str, GuideSource]:
+        """The guides by name, in the order of the flags.
 
         Raises CheckpointError for one that is not there, OptionError for flags that do not fit it and for a weight
         that means nothing in its form (`forms.check_negative`, where `params` are given): before the model is loaded.
@@ -118,7 +116,7 @@ class GuideFlags:
         sources = {
             spec.name: GuideSource(
                 spec.path,
-                weight=default_weight if spec.weight is None else spec.weight,
+                weight=spec.weight,
                 form=forms.get(spec.name),
                 guide_base=bases.get(spec.name),
                 preference=preferences.get(spec.name),
@@ -179,7 +177,6 @@ def _setting(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not an option; give KEY=VALUE")
-    try:
-        return key.replace("-", "_"), read_json(value)
-    except ValueError:
-        return key.replace("-", "_"), value
+    from trimtab.engines.maker import engine_option
+
+    return engine_option(key, value)

@@ -19,7 +19,7 @@ from trimtab.fields import Described
 from trimtab.params import SamplingParams
 
 if TYPE_CHECKING:
-    from trimtab.engines.maker import ModelSource
+    from trimtab.storage.model_source import ModelSource
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _GUIDE_FORM = "NAME=PATH[:WEIGHT], for example helpful=guides/helpful:1.0"
@@ -226,9 +226,9 @@ def sampling_params(
 
 def model_source(args: argparse.Namespace) -> ModelSource:
     """What the flags of --model and its group say of the model."""
-    from trimtab.engines.maker import ModelSource
+    from trimtab.storage.model_source import ModelSource
 
-    return ModelSource(args.model, args.dtype, args.device, args.revision, args.trust_remote_code)
+    return ModelSource(args.model, args.dtype, args.device, args.trust_remote_code, args.revision)
 
 
 def say(message: str) -> None:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from trimtab.cli.engines import EngineChoice, GuideFlags
     from trimtab.decoding.decoder import Decoder
     from trimtab.decoding.engine import GenerationEngine
-    from trimtab.engines.maker import ModelSource
     from trimtab.serving.app import Service
     from trimtab.serving.thread import TensorThread
+    from trimtab.storage.model_source import ModelSource
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -120,7 +120,7 @@ class _Wanted:
 
 
 def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice) -> _Wanted:
-    from trimtab.engines.maker import ModelSource
+    from trimtab.storage.model_source import ModelSource
 
     model = args.model or config.model
     if model is None:
@@ -141,7 +141,7 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
     )
     given = {**config.limits, **_given(args)}
     return _Wanted(
-        model=ModelSource(model, args.dtype, args.device, args.revision, args.trust_remote_code),
+        model=ModelSource(model, args.dtype, args.device, args.trust_remote_code, args.revision),
         engine=engine,
         guides=guides,
         name=name,

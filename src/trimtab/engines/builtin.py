@@ -9,13 +9,11 @@ import torch
 
 from trimtab.core import Guide, KnownModel, LanguageModel
 from trimtab.decoding.decoder import Decoder
-from trimtab.engines.maker import EngineMaker, Guides, GuideSource, ModelSource, no_options
+from trimtab.engines.maker import DEFAULT_ROWS, EngineMaker, Guides, GuideSource, no_options
 from trimtab.engines.registry import BUILTIN
 from trimtab.guides.arm import ARM
-from trimtab.storage.loading import load_guide, load_model
-
-DEFAULT_ROWS = 64
-"""Requests that run at a time where nobody says."""
+from trimtab.storage.loading import load_guide
+from trimtab.storage.model_source import ModelSource
 
 
 class BuiltinMaker(EngineMaker):
@@ -41,16 +39,7 @@ class BuiltinMaker(EngineMaker):
     @cached_property
     def model(self) -> LanguageModel:
         """The base, loaded when it is first asked for."""
-        source = self._source
-        if not isinstance(source, ModelSource):
-            return source
-        return load_model(
-            source.name,
-            dtype=source.dtype,
-            device=source.device,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-        )
+        return self._source.load() if isinstance(self._source, ModelSource) else self._source
 
     @property
     def device(self) -> torch.device:
@@ -61,11 +50,10 @@ class BuiltinMaker(EngineMaker):
         return {} if describe is None else describe()
 
     def make(
-        self, guides: Guides | None = None, *, max_rows: int | None = None, prefill_chunk: int | None = None
+        self, guides: Guides | None = None, *, max_rows: int = DEFAULT_ROWS, prefill_chunk: int | None = None
     ) -> Decoder:
         loaded = {name: self._guide(guide) for name, guide in (guides or {}).items()}
-        rows = DEFAULT_ROWS if max_rows is None else max_rows
-        return Decoder(self.model, loaded, max_rows=rows, prefill_chunk=prefill_chunk)
+        return Decoder(self.model, loaded, max_rows=max_rows, prefill_chunk=prefill_chunk)
 
     def itself(self) -> Guide:
         return ARM(self.model)

@@ -15,7 +15,9 @@ import torch
 
 from trimtab.core import Guide, KnownModel, LanguageModel, SamplingParams
 from trimtab.decoding.engine import GenerationEngine
+from trimtab.documents import read_json
 from trimtab.errors import OptionError
+from trimtab.storage.model_source import ModelSource
 
 SELECTING = "guides that select the token among candidates"
 IN_PROCESS = "guides that are built on the loaded model"
@@ -25,19 +27,10 @@ FORCED = "forced tokens"
 CACHE_LIMIT = "a limit of cached tokens"
 DEVICE = "a device of one's choice"
 RULES = "a rule for an agent's verdicts"
+DEFAULT_ROWS = 64
+"""Requests that run at a time where nobody says."""
 FEATURES = (SELECTING, IN_PROCESS, PREFERENCES, SECOND_BASE, FORCED, CACHE_LIMIT, DEVICE, RULES)
 """What a method or a command may need of an engine beyond decoding with guides that tilt."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """The model to be steered, by name, and how it is loaded (see `load_model`)."""
-
-    name: str
-    dtype: str = "auto"
-    device: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +125,7 @@ class EngineMaker(ABC):
 
     @abstractmethod
     def make(
-        self, guides: Guides | None = None, *, max_rows: int | None = None, prefill_chunk: int | None = None
+        self, guides: Guides | None = None, *, max_rows: int = DEFAULT_ROWS, prefill_chunk: int | None = None
     ) -> GenerationEngine:
         """An engine with these guides. At most `max_rows` requests run at a time; a step feeds at most `prefill_chunk`
         tokens of prompts (None: as the kind does by itself).
@@ -152,6 +145,14 @@ class EngineMaker(ABC):
 
     def close(self) -> None:  # noqa: B027  most kinds hold nothing that outlives them
         """End the engines that run elsewhere."""
+
+
+def engine_option(key: str, text: str) -> tuple[str, object]:
+    """An option of an engine as somebody wrote it: the key with underscores; JSON where the text is some, else text."""
+    try:
+        return key.replace("-", "_"), read_json(text)
+    except ValueError:
+        return key.replace("-", "_"), text
 
 
 def no_options(name: str, options: Collection[str]) -> None:

@@ -23,18 +23,19 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
 from trimtab.core import Guide, SamplingParams
 from trimtab.engines.builtin import BuiltinMaker
-from trimtab.engines.maker import FORCED, IN_PROCESS, GuideSource, ModelSource
+from trimtab.engines.maker import FORCED, IN_PROCESS, GuideSource
 from trimtab.engines.registry import BUILTIN, maker_of
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError, PromptError
 from trimtab.evaluation import lm_eval_arguments as arguments
 from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.storage.digests import model_contents
+from trimtab.storage.model_source import ModelSource
 from trimtab.storage.same_run import check_same
 
 try:
@@ -106,7 +107,7 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         options = arguments.engine_options(engine_options)
         kind.check_options(options)
         if isinstance(model, str):
-            engines = kind.open(ModelSource(model, dtype, device, revision, trust_remote_code), options)
+            engines = kind.open(ModelSource(model, dtype, device, trust_remote_code, revision), options)
         else:
             kind.check_features([IN_PROCESS], what="A model that is loaded already")
             engines = BuiltinMaker(model)
@@ -147,7 +148,9 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         guides, contents = self._engine.guides, self._content.get("guides")
         of_guides = contents if isinstance(contents, Mapping) else {}
         model = self._engine.model
-        loaded = {"dtype": str(model.module.dtype), "weights": _sampled_digest(model.module)} if _is_here(model) else {}
+        loaded: dict[str, str] = {}
+        if isinstance(model, HFModel):
+            loaded = {"dtype": str(model.module.dtype), "weights": _sampled_digest(model.module)}
         return {
             "model": {**self._engines.describe(), **loaded, "content": self._content["model"]},
             "guides": {name: {"content": of_guides.get(name)} for name in guides},
@@ -318,11 +321,6 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
             if one.error is not None:
                 raise one.error
         return results
-
-
-def _is_here(model: object) -> TypeGuard[HFModel]:
-    """Whether the base's weights are in this process."""
-    return isinstance(model, HFModel)
 
 
 def _sampled_digest(module: Any) -> str:

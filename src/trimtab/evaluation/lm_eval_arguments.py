@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.documents import read_json
+from trimtab.engines.maker import engine_option
 from trimtab.errors import OptionError
 
 
@@ -15,10 +15,7 @@ def engine_options(given: str) -> dict[str, object]:
         key, colon, value = part.partition(":")
         if not (key and colon):
             raise OptionError(f"{part!r} of engine_options is not an option; give KEY:VALUE, ';' between several.")
-        try:
-            options[key.replace("-", "_")] = read_json(value)
-        except ValueError:
-            options[key.replace("-", "_")] = value
+        options |= [engine_option(key, value)]
     return options
 
 

@@ -1,27 +1,30 @@
-"""How the model that an agent steers is loaded, in this process or in a worker's."""
+"""A model by name and how it is loaded, as one value: for an engine, or for a worker that loads it elsewhere."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from trimtab.core import LanguageModel
 from trimtab.storage.loading import load_model
+
+if TYPE_CHECKING:
+    from trimtab.models.hf import HFModel
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """How a model is loaded, here or by a worker; the arguments of `load_model`."""
+    """The arguments of `load_model`, kept until the model is needed."""
 
     name: str
-    dtype: str
-    device: str | None
-    trust_remote_code: bool
-    revision: str | None
+    dtype: str = "auto"
+    device: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
 
-    def load(self) -> LanguageModel:
+    def load(self) -> HFModel:
         """Load it."""
         log.info("loading %s", self.name)
         return load_model(

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from trimtab.cli.engines import EngineChoice
     from trimtab.core import SamplingParams
     from trimtab.decoding.engine import GenerationEngine
-    from trimtab.engines.maker import GuideSource, ModelSource
+    from trimtab.engines.maker import GuideSource
+    from trimtab.storage.model_source import ModelSource
 
 _SETTINGS = (
     *("model", "revision", "dtype", "template", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),

@@ -18,18 +18,16 @@ import torch
 from trimtab.core import Guide, KnownModel, SamplingParams
 from trimtab.documents import read_json
 from trimtab.engines import maker
-from trimtab.engines.maker import EngineMaker, Guides, GuideSource, ModelSource
+from trimtab.engines.maker import DEFAULT_ROWS, EngineMaker, Guides, GuideSource
 from trimtab.engines.vllm.engine import OWN_OPTIONS, VLLMEngine, check_params
 from trimtab.engines.vllm.manifest import KEY, Manifest
 from trimtab.engines.vllm.versions import check_version, installed
 from trimtab.errors import OptionError
 from trimtab.mixing.forms import PRODUCT
+from trimtab.storage.model_source import ModelSource
 
 if TYPE_CHECKING:
     from trimtab.models.outline import Outline
-
-DEFAULT_ROWS = 64
-"""Requests that run at a time where nobody says."""
 
 
 class VLLMMaker(EngineMaker):
@@ -111,14 +109,13 @@ class VLLMMaker(EngineMaker):
         return self._outline.describe()
 
     def make(
-        self, guides: Guides | None = None, *, max_rows: int | None = None, prefill_chunk: int | None = None
+        self, guides: Guides | None = None, *, max_rows: int = DEFAULT_ROWS, prefill_chunk: int | None = None
     ) -> VLLMEngine:
         sources = {name: _source(name, guide) for name, guide in (guides or {}).items()}
-        rows = DEFAULT_ROWS if max_rows is None else max_rows
-        key = sources, rows, prefill_chunk
+        key = sources, max_rows, prefill_chunk
         if self._held is None or self._held[0] != key:
             self.close()
-            self._held = key, self._start(sources, rows, prefill_chunk)
+            self._held = key, self._start(sources, max_rows, prefill_chunk)
         return self._held[1]
 
     def itself(self) -> GuideSource:

@@ -33,8 +33,8 @@ from trimtab.errors import MissingExtraError
 from trimtab.guides.agent import Agent
 from trimtab.mixing.rules import FirstAccepted
 from trimtab.storage.cards import write_card
+from trimtab.storage.model_source import ModelSource
 from trimtab.training.agent.card import agent_card, versions
-from trimtab.training.agent.model_source import ModelSource
 from trimtab.training.agent.settings import AgentSettings
 from trimtab.training.agent.worker_options import WorkerOptions
 from trimtab.training.run import checkpoints, run

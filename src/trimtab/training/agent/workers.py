@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trimtab.core import Prompt
 from trimtab.errors import ModelError, OptionError, TrimtabError
-from trimtab.training.agent.model_source import ModelSource
+from trimtab.storage.model_source import ModelSource
 from trimtab.training.agent.rollouts import BaseFacts, Plan, Roller, Rollout, merged, split
 from trimtab.training.agent.settings import AgentSettings
 from trimtab.training.agent.worker_options import WorkerOptions
