@@ -92,7 +92,6 @@ def test_every_answer_of_a_mixed_load_is_the_one_it_has_alone(
     rows = LIMITS.max_rows * (1 + len(GUIDES))
     most = decoder.capacity.token_bytes * bound(LIMITS.max_cached_tokens, rows)
     assert most / 8 < max(taken) < most  # long prompts are in it
-    assert taken[-1] == 0
 
 
 def test_a_thousand_clients_that_hang_up_leave_nothing(start: Start, asked: list[Asked]) -> None:
