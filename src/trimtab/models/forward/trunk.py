@@ -18,12 +18,14 @@ from trimtab.core import TokenIds
 from trimtab.errors import PromptError
 from trimtab.models.forward.prefixes import lend, shared_with
 from trimtab.models.forward.row_cache import Layout, RowCache
-from trimtab.models.forward.shelves import Row, Shelves
+from trimtab.models.forward.shelves import Reading, Row, Shelves
 
 _PREFILL_TOKENS = 4096
 """Padded tokens of one prefill pass: bounds its activations."""
 _PIECE = 2048
 """Tokens of one row in one prefill pass: bounds its mask and what attention makes of it."""
+_FEW = 32
+"""Padded tokens of a pass that cost less than a pass more does."""
 _LEAST_WORTH, _WORTH = 1024, 2048
 """Padded columns that cost what one pass more does: at least, and at most beside few tokens."""
 _TRAFFIC = 4
@@ -123,6 +125,7 @@ class Trunk:
         self._shelves.settle([row])
         twin = Row(list(row.tokens), row.adapter, tables=row.tables)
         twin.length, twin.hidden, twin.table = row.length, row.hidden, row.table
+        twin.num_drafted, twin.before = row.num_drafted, list(row.before)
         self._shelves.fork(row, twin)
         self._rows.append(twin)
         return twin
@@ -144,12 +147,15 @@ class Trunk:
     def flush(self) -> None:
         """Feed every waiting token, then compute every missing log-probability."""
         self.feed()
-        missing = [row for row in self._rows if row.tables and row.table is None]
+        missing: list[tuple[Row, Row | Reading]] = []
+        for row in self._rows:
+            if row.tables:
+                missing += [(row, place) for place in (*row.before, row) if place.table is None]
         if missing:
-            states = [row.hidden for row in missing]
-            table = self.network.head(torch.stack(states), _by_adapter(missing))  # type: ignore[arg-type]
-            for index, row in enumerate(missing):
-                row.table = (table, index)
+            states = [place.hidden for _, place in missing]
+            table = self.network.head(torch.stack(states), _by_adapter([row for row, _ in missing]))  # type: ignore[arg-type]
+            for index, (_, place) in enumerate(missing):
+                place.table = (table, index)
 
     @torch.inference_mode()
     def peek(self, rows: Sequence[Row], token_ids: Tensor) -> Tensor:
@@ -236,9 +242,7 @@ class Trunk:
         self.num_passes += 1
         self.num_fed += sum(map(len, pieces))
         for row, piece, states in zip(batch, pieces, hidden, strict=True):
-            row.hidden = states[len(piece) - 1]
-            row.length += len(piece)
-            row.table, row.peeked = None, {}
+            row.note(states, len(piece))
 
     def _run(self, batch: Sequence[Row], token_ids: Tensor, layout: Layout) -> Tensor:
         self._cache.begin(layout)
@@ -247,6 +251,8 @@ class Trunk:
 
 class TrunkSession:
     """A model's session whose rows live in a trunk."""
+
+    can_draft = True
 
     def __init__(self, trunk: Trunk, adapter: RowAdapter | None = None, *, tables: bool = True) -> None:
         self.trunk = trunk
@@ -296,7 +302,32 @@ class TrunkSession:
     def logprobs(self, rows: Tensor | None = None) -> Tensor:
         """[N, V] float32, of some rows or of all."""
         self.trunk.flush()
-        tables = [row.table for row in self._some(rows) if row.table is not None]
+        return self._tables(self._some(rows))
+
+    def draft(self, rows: Tensor, token_ids: Tensor) -> None:
+        """One drafted token more in each named row (`drafting.Drafting`)."""
+        limit = self.trunk.network.max_length
+        for index in rows.tolist():
+            check_length(range(len(self._rows[index].tokens) + 1), limit)
+        for index, token_id in zip(rows.tolist(), token_ids.tolist(), strict=True):
+            self._rows[index].draft(token_id)
+
+    def settle(self, counts: Tensor) -> None:
+        """Keep the first counts[i] drafted tokens of row i, and take the others back."""
+        for row, count in zip(self._rows, counts.tolist(), strict=True):
+            row.take_back(row.num_drafted - count)
+
+    def logprobs_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
+        """[N, V] float32, of some rows after so many [N] of their drafted tokens."""
+        self.trunk.flush()
+        places: list[Row | Reading] = []
+        for index, count in zip(rows.tolist(), drafted.tolist(), strict=True):
+            row = self._rows[index]
+            places.append(row if count == row.num_drafted else row.before[count])
+        return self._tables(places)
+
+    def _tables(self, places: Sequence[Row | Reading]) -> Tensor:
+        tables = [place.table for place in places if place.table is not None]
         if not tables:
             return torch.empty(0, self.trunk.network.vocab_size, device=self.trunk.network.device)
         first, start = tables[0]
@@ -366,8 +397,9 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     for row in sorted(rows, key=lambda row: row.num_pending):
         shortest = groups[-1][0].num_pending if groups else 0
         width = row.num_pending
-        fits = groups and (len(groups[-1]) + 1) * width <= max(_PREFILL_TOKENS, width)
-        if fits and (width == shortest or (shortest > 1 and width <= 2 * shortest)):
+        padded = (len(groups[-1]) + 1) * width if groups else 0
+        alike = width == shortest or (shortest > 1 and width <= 2 * shortest) or padded <= _FEW
+        if groups and alike and padded <= max(_PREFILL_TOKENS, width):
             groups[-1].append(row)
         else:
             groups.append([row])
