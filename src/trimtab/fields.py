@@ -20,7 +20,8 @@ from typing import Literal, TypeAlias, TypeGuard, TypeVar
 from trimtab.errors import OptionError, naming
 
 Kind: TypeAlias = Literal["number", "whole", "flag", "choice", "text", "names", "texts"]
-"""`text` is one text, `names` is a list that is written as one text, with commas; `texts` a list of texts that may hold commas."""
+"""`text` is one text; `names` is a list that is written as one text, with commas; `texts` a list of texts that may hold
+commas."""
 
 MAX_SEED = 2**63 - 1
 

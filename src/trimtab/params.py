@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from trimtab.errors import OptionError, naming
 from trimtab.fields import check, described, is_number, is_whole, seed_field
 
-
 NO_DRAFT, LOOKUP, GUIDE_DRAFT = "none", "lookup", "guide"
 """What a request may say of drafts besides the name of a guide or of a model that drafts."""
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from trimtab.answers import TokenTrace
 from trimtab.core import Candidates, Guide, LanguageModel, Rule, Session
 from trimtab.decoding.capacity import Capacity
-from trimtab.decoding.failures import UNREADY, blame, broken_guide
 from trimtab.decoding.drafts import Drafters
+from trimtab.decoding.failures import UNREADY, blame, broken_guide
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
 from trimtab.decoding.places import Places
 from trimtab.decoding.requests import Columns, Request

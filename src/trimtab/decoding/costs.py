@@ -20,7 +20,9 @@ class StepCost:
         drafting = caches_of([] if source is None else [source.session])
         alone = {id(cache) for cache in drafting}
         self._is_guide = source in lanes
-        self._reading = [cache for cache in caches_of([base, *(lane.session for lane in lanes)]) if id(cache) not in alone]
+        self._reading = [
+            cache for cache in caches_of([base, *(lane.session for lane in lanes)]) if id(cache) not in alone
+        ]
         self._drafting = drafting
 
     def __call__(self, num: int) -> float:

@@ -28,6 +28,7 @@ from trimtab.decoding.pacing import Pace
 from trimtab.decoding.requests import Request, check_forced, room_for
 from trimtab.errors import OptionError
 from trimtab.mixing.rules import Tilt
+from trimtab.params import NO_DRAFT
 from trimtab.prompts import check_readable, encode_prompt, num_readable
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,8 @@ class Decoder(GenerationEngine):
                 room = min(room, room_for(len(guide_ids[name]), guide.max_length, f"guide {name}"))
         longest = int(min(params.max_new_tokens, room))
         request = Request(self._next_id, prompt, prompt_ids, guide_ids, params, weights, longest, self.model)
-        self._present_batch().drafters.check(request)
+        if params.draft != NO_DRAFT:
+            self._present_batch().drafters.check(request)
         if self.max_cached_tokens is not None:
             self.capacity.check(request, self.max_cached_tokens)
         self._next_id += 1

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from trimtab.caches import caches_of
 from trimtab.core import LanguageModel, ModelSession, Session
+from trimtab.decoding.costs import StepCost
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
 from trimtab.decoding.lengths import MOST, Appetite
-from trimtab.decoding.costs import StepCost
 from trimtab.decoding.lookup import Lookup
 from trimtab.decoding.requests import Columns, Request
 from trimtab.drafting import Foreseeing, drafting_model, drafts

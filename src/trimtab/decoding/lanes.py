@@ -88,7 +88,9 @@ class Rows(Generic[S_co]):
     def draft(self, drafts: Mapping[int, Sequence[int]]) -> None:
         """What is drafted for each request, by its id, as far as its row does not have it yet."""
         for place in range(max(map(len, drafts.values()), default=0)):
-            some = {key: draft[place] for key, draft in drafts.items() if self._drafted.get(key, 0) <= place < len(draft)}
+            some = {
+                key: draft[place] for key, draft in drafts.items() if self._drafted.get(key, 0) <= place < len(draft)
+            }
             rows, ids = self._grown(some)
             if rows:
                 drafting(self._session).draft(torch.tensor(rows), torch.tensor(ids))
@@ -126,21 +128,18 @@ class Lane(Rows[GuideSession]):
             return None
         base = candidates.logprobs
         mine = [
-            (index, row, num)
-            for row, key in enumerate(self._ids())
-            for num, index in enumerate(places.of_request(key))
+            (index, row, num) for row, key in enumerate(self._ids()) for num, index in enumerate(places.of_request(key))
         ]
         indices, rows, drafted = (list(column) for column in zip(*mine, strict=True))
+        at = None if indices == list(range(len(base))) else torch.tensor(indices, device=base.device)
+        some = candidates if at is None else candidates.select(at)
         weights = self._weights(base.device)
         if len(mine) > len(self._requests):
+            some = replace(some, rows=torch.tensor(rows), drafted=torch.tensor(drafted))
             weights = weights[torch.tensor(rows, device=base.device)]
-            ahead = {"rows": torch.tensor(rows), "drafted": torch.tensor(drafted)}
-        else:
-            ahead = {}
-        if indices == list(range(len(base))):
-            return self._session.score(replace(candidates, **ahead)), weights
-        at = torch.tensor(indices, device=base.device)
-        scores = self._session.score(replace(candidates.select(at), **ahead))
+        scores = self._session.score(some)
+        if at is None:
+            return scores, weights
         return torch.zeros_like(base).index_copy(0, at, scores), base.new_zeros(len(base)).index_copy(0, at, weights)
 
     def _weights(self, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from trimtab.core import Guide, LanguageModel, Prompt
 from trimtab.prompts import num_readable
+from trimtab.testing.drafting import check_drafting
 from trimtab.testing.laws import (
     ADMIT,
     ALONE,
@@ -68,7 +69,7 @@ def check_model(
     _check_tables(subject, "logprobs", normalised=True)
     _check_width(subject, model.vocab_size)
     _check_states(subject, model.hidden_size)
-    for law in (*_SESSION_LAWS, _check_peek, _check_remembered):
+    for law in (*_SESSION_LAWS, _check_peek, _check_remembered, check_drafting):
         law(subject)
     _check_long(subject, model.max_length)
 
@@ -107,7 +108,7 @@ def check_guide(
     probe = choose_probe(num_ids, num_candidates, seed)
     subject = Subject(partial(GuideRows, bound, model, probe), starts, readable, num_steps, tolerance, seed)
     _check_tables(subject, subject.readings[0], normalised=False)
-    for law in (*_SESSION_LAWS, _check_subset, _check_base_rows, _check_remembered):
+    for law in (*_SESSION_LAWS, _check_subset, _check_base_rows, _check_remembered, check_drafting):
         law(subject)
 
 

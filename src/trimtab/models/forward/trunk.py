@@ -149,8 +149,8 @@ class Trunk:
         self.feed()
         missing: list[tuple[Row, Row | Reading]] = []
         for row in self._rows:
-            if row.tables:
-                missing += [(row, place) for place in (*row.before, row) if place.table is None]
+            places: list[Row | Reading] = [*row.before, row] if row.tables else []
+            missing += [(row, place) for place in places if place.table is None]
         if missing:
             states = [place.hidden for _, place in missing]
             table = self.network.head(torch.stack(states), _by_adapter([row for row, _ in missing]))  # type: ignore[arg-type]
@@ -302,7 +302,7 @@ class TrunkSession:
     def logprobs(self, rows: Tensor | None = None) -> Tensor:
         """[N, V] float32, of some rows or of all."""
         self.trunk.flush()
-        return self._tables(self._some(rows))
+        return self._table_of(self._some(rows))
 
     def draft(self, rows: Tensor, token_ids: Tensor) -> None:
         """One drafted token more in each named row (`drafting.Drafting`)."""
@@ -324,9 +324,9 @@ class TrunkSession:
         for index, count in zip(rows.tolist(), drafted.tolist(), strict=True):
             row = self._rows[index]
             places.append(row if count == row.num_drafted else row.before[count])
-        return self._tables(places)
+        return self._table_of(places)
 
-    def _tables(self, places: Sequence[Row | Reading]) -> Tensor:
+    def _table_of(self, places: Sequence[Row | Reading]) -> Tensor:
         tables = [place.table for place in places if place.table is not None]
         if not tables:
             return torch.empty(0, self.trunk.network.vocab_size, device=self.trunk.network.device)
