@@ -21,12 +21,13 @@ class BuiltinMaker(EngineMaker):
 
     name = BUILTIN
 
-    def __init__(self, source: ModelSource | LanguageModel) -> None:
+    def __init__(self, source: ModelSource | LanguageModel, *, max_rows: int = DEFAULT_ROWS) -> None:
         self._source = source
+        self.max_rows = max_rows
 
     @classmethod
-    def open(cls, source: ModelSource, options: Mapping[str, object]) -> BuiltinMaker:
-        return cls(source)
+    def open(cls, source: ModelSource, options: Mapping[str, object], *, max_rows: int = DEFAULT_ROWS) -> BuiltinMaker:
+        return cls(source, max_rows=max_rows)
 
     @classmethod
     def check_options(cls, options: Mapping[str, object], *, verbose: bool = False) -> None:
@@ -50,10 +51,12 @@ class BuiltinMaker(EngineMaker):
         return {} if describe is None else describe()
 
     def make(
-        self, guides: Guides | None = None, *, max_rows: int = DEFAULT_ROWS, prefill_chunk: int | None = None
+        self, guides: Guides | None = None, *, max_rows: int | None = None, prefill_chunk: int | None = None
     ) -> Decoder:
         loaded = {name: self._guide(guide) for name, guide in (guides or {}).items()}
-        return Decoder(self.model, loaded, max_rows=max_rows, prefill_chunk=prefill_chunk)
+        return Decoder(
+            self.model, loaded, max_rows=self.max_rows if max_rows is None else max_rows, prefill_chunk=prefill_chunk
+        )
 
     def itself(self) -> Guide:
         return ARM(self.model)
