@@ -28,9 +28,19 @@ from typing import Any
 
 import torch
 
-from trimtab import Agent, AgentNetwork, Answer, Decoder, load_guide, load_model, load_scorer
-from trimtab.evaluation.acceptance import acceptance_of, counted_passes
-from trimtab.evaluation.judging.preference import preference
+from trimtab import (
+    Agent,
+    AgentNetwork,
+    Answer,
+    Decoder,
+    acceptance_of,
+    counted_passes,
+    load_guide,
+    load_model,
+    load_scorer,
+    preference_rate,
+    read_pairs,
+)
 from trimtab.statistics import difference_interval, mean_interval
 
 
@@ -110,13 +120,10 @@ def _rewards(args: argparse.Namespace) -> Rewards:
 def _judges(data: Path) -> Rewards:
     from two_guides import Judge
 
-    from trimtab import read_pairs
-    from trimtab.training.pairs.data import without_stock
-
     judges: Rewards = {}
     for name in ("helpful", "harmless"):
-        judge = Judge(without_stock(read_pairs([data / name / "train.jsonl"]).pairs, 10))
-        held = without_stock(read_pairs([data / name / "validation.jsonl"]).pairs, 10)
+        judge = Judge(read_pairs([data / name / "train.jsonl"]).without_stock(10).pairs)
+        held = read_pairs([data / name / "validation.jsonl"]).without_stock(10).pairs
         print(f"judge {name}: accuracy {judge.accuracy(held):.3f} on {len(held)} pairs", flush=True)
         judges[f"judge_{name}"] = lambda prompts, texts, judge=judge: judge.reward(list(texts))  # type: ignore[misc]
     return judges
@@ -176,7 +183,7 @@ def _row(
         for label in ("", "judge_"):
             names = [label + name for name in objectives if label + name in scores]
             if len(names) > 1:
-                found = preference({name: scores[name] for name in names}, {name: base[name] for name in names})
+                found = preference_rate({name: scores[name] for name in names}, {name: base[name] for name in names})
                 row[f"{label}preference_rate"] = _figures(found.rate)
     if answers[0].trace and answers[0].trace[0].choice is not None:
         seen = acceptance_of(answers)

@@ -10,6 +10,7 @@ trimtab's. Written for accelerate 1.15. For DeepSpeed, set DS_ACCELERATOR=cpu.
 
 import os
 import sys
+from importlib.metadata import entry_points
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -27,6 +28,5 @@ def join_and_pose(self, *args, **options):
 
 PartialState.__init__ = join_and_pose
 
-from trimtab.cli.main import main  # noqa: E402
-
-sys.exit(main())
+(command,) = entry_points(group="console_scripts", name="trimtab")
+sys.exit(command.load()())

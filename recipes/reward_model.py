@@ -16,8 +16,10 @@ Writes a sequence-classification model (bfloat16 safetensors, tokenizer) that tr
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -29,10 +31,9 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from trimtab import ArmSettings, PreferencePair, RewardModel, read_pairs
+from trimtab import ArmSettings, HFModel, PairData, PreferencePair, RewardModel, load_model, read_pairs
+from trimtab.errors import OutputExistsError
 from trimtab.statistics import proportion_interval
-from trimtab.storage.directories import new_directory, resolve_model
-from trimtab.training.pairs.data import fingerprint, hold_out, sample, without_stock
 
 STRENGTHS = tuple(10 ** (power / 2) for power in range(-6, 3))
 """L2 penalties tried, on standardised features and the mean loss."""
@@ -43,15 +44,22 @@ NEWTON_STEPS = 50
 
 def load_base(name: str, max_length: int) -> RewardModel:
     """The base with a head that is still random, in float32, its weights already as bfloat16 writes them."""
-    directory = resolve_model(name)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    base = load_model(name, dtype="bfloat16")
+    assert base.tokenizer is not None
+    tokenizer = base.tokenizer.hf
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = max_length  # so that whoever loads the model cuts where it was trained to
-    module = transformers.AutoModelForSequenceClassification.from_pretrained(
-        directory, num_labels=1, dtype=torch.bfloat16, pad_token_id=tokenizer.pad_token_id
-    )
-    return RewardModel(module.float(), tokenizer, name=name)
+    return RewardModel(with_head(base, tokenizer.pad_token_id).float(), tokenizer, name=name)
+
+
+def with_head(base: HFModel, pad_token_id: int) -> transformers.PreTrainedModel:
+    """A sequence classifier of one label whose trunk has the weights of the base."""
+    config = copy.deepcopy(base.module.config)
+    config.num_labels, config.pad_token_id = 1, pad_token_id
+    module = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+    module.base_model.load_state_dict(base.module.base_model.state_dict())
+    return module.to(base.device).eval()
 
 
 def pair_states(model: RewardModel, pairs: Sequence[PreferencePair], what: str) -> tuple[Tensor, Tensor]:
@@ -100,14 +108,12 @@ def loss(margins: Tensor) -> Tensor:
     return softplus(-margins).mean()
 
 
-def fit_head(
-    pairs: Sequence[PreferencePair], chosen: Tensor, rejected: Tensor, seed: int
-) -> tuple[Tensor, dict[str, Any]]:
+def fit_head(pairs: PairData, chosen: Tensor, rejected: Tensor, seed: int) -> tuple[Tensor, dict[str, Any]]:
     """The head on raw states, [D], and how the penalty was chosen."""
     scale = torch.cat([chosen, rejected]).std(0).clamp_min(1e-6)
     differences = (chosen - rejected) / scale
-    held = {id(pair) for pair in hold_out(pairs, HELD_OUT_SHARE, seed=seed)[1]}
-    is_held = torch.tensor([id(pair) in held for pair in pairs])
+    held = {id(pair) for pair in pairs.hold_out(HELD_OUT_SHARE, seed=seed)[1].pairs}
+    is_held = torch.tensor([id(pair) in held for pair in pairs.pairs])
     tried = {}
     for strength in STRENGTHS:
         margins = differences[is_held] @ fit(differences[~is_held], strength)
@@ -134,10 +140,10 @@ def accuracy(pairs: Sequence[PreferencePair], chosen: Tensor, rejected: Tensor, 
     }
 
 
-def clean_pairs(path: Path, max_pairs: int, seed: int) -> list[PreferencePair]:
+def clean_pairs(path: Path, max_pairs: int, seed: int) -> PairData:
     """The pairs of a file, without responses that answer many prompts."""
-    pairs = without_stock(read_pairs([path]).pairs, ArmSettings().max_prompts_per_response)
-    return sample(pairs, max_pairs, seed=seed) if max_pairs else pairs
+    pairs = read_pairs([path]).without_stock(ArmSettings().max_prompts_per_response)
+    return pairs.sample(max_pairs, seed=seed) if max_pairs else pairs
 
 
 def main() -> int:
@@ -145,34 +151,40 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers.logging.set_verbosity_error()  # it warns that the head is new, which is the point
     transformers.logging.disable_progress_bar()
-    with new_directory(args.out, overwrite=args.overwrite) as directory:
-        begin = time.perf_counter()
-        pairs = clean_pairs(args.data, args.max_pairs, args.seed)
-        model = load_base(args.model, args.max_length)
-        chosen, rejected = pair_states(model, pairs, "training")
-        head, report = fit_head(pairs, chosen, rejected, args.seed)
-        head = head.bfloat16().double()
-        rewards = torch.cat([chosen, rejected]) @ head
-        report |= {"train": accuracy(pairs, chosen, rejected, head)}
-        report |= {"reward": {"mean": float(rewards.mean()), "std": float(rewards.std())}}
-        if args.eval_data:
-            evaluation = clean_pairs(args.eval_data, 0, args.seed)
-            report |= {"eval": accuracy(evaluation, *pair_states(model, evaluation, "evaluation"), head)}
-            report |= {"eval_fingerprint": fingerprint(evaluation)}
-        report |= {"seconds": time.perf_counter() - begin, "num_cut": model.num_cut, "fingerprint": fingerprint(pairs)}
-        settings = ("model", "max_pairs", "max_length", "seed")
-        report |= {"settings": {name: getattr(args, name) for name in settings}, "data": args.data.name}
-        write(model, head, report, directory)
+    if args.out.exists() and not args.overwrite:
+        raise OutputExistsError(args.out)
+    begin = time.perf_counter()
+    pairs = clean_pairs(args.data, args.max_pairs, args.seed)
+    model = load_base(args.model, args.max_length)
+    chosen, rejected = pair_states(model, pairs.pairs, "training")
+    head, report = fit_head(pairs, chosen, rejected, args.seed)
+    head = head.bfloat16().double()
+    rewards = torch.cat([chosen, rejected]) @ head
+    report |= {"train": accuracy(pairs.pairs, chosen, rejected, head)}
+    report |= {"reward": {"mean": float(rewards.mean()), "std": float(rewards.std())}}
+    if args.eval_data:
+        evaluation = clean_pairs(args.eval_data, 0, args.seed)
+        report |= {"eval": accuracy(evaluation.pairs, *pair_states(model, evaluation.pairs, "evaluation"), head)}
+        report |= {"eval_fingerprint": evaluation.fingerprint}
+    report |= {"seconds": time.perf_counter() - begin, "num_cut": model.num_cut, "fingerprint": pairs.fingerprint}
+    settings = ("model", "max_pairs", "max_length", "seed")
+    report |= {"settings": {name: getattr(args, name) for name in settings}, "data": args.data.name}
+    write(model, head, report, args.out)
     print(json.dumps({name: report.get(name) for name in ("train", "eval", "l2", "seconds", "num_cut")}, indent=1))
     return 0
 
 
 def write(model: RewardModel, head: Tensor, report: dict[str, Any], directory: Path) -> None:
-    """The model with its head, its tokenizer, and the report, into a directory."""
+    """The model with its head, its tokenizer, and the report, into a directory, which is there once it is whole."""
     model.module.score.weight.data.copy_(head[None])
-    model.module.bfloat16().save_pretrained(directory)
-    model.tokenizer.save_pretrained(directory)
-    (directory / "reward.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.module.bfloat16().save_pretrained(partial)
+    model.tokenizer.save_pretrained(partial)
+    (partial / "reward.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if directory.exists():
+        shutil.rmtree(directory)
+    partial.rename(directory)
 
 
 def say(line: str) -> None:

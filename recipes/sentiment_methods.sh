@@ -12,11 +12,11 @@ PAIRS=(--data "$OUT/pairs.jsonl" --eval-data "$OUT/held_out.jsonl" --batch-size 
 trimtab train reward --model demo "${PAIRS[@]}" --learning-rate 4e-4 --out "$OUT/rewards/sentiment"
 trimtab train dpo --model demo "${PAIRS[@]}" --learning-rate 2e-4 --max-prompt-length 96 --out "$OUT/policies/dpo"
 
-python - "$OUT/prompts.jsonl" <<'PY'
+# The prompts that the demo sampled answers to.
+python - "$OUT/samples.jsonl" "$OUT/prompts.jsonl" <<'PY'
 import json, sys
-from trimtab.evaluation.prompt_sets import training_prompts
-with open(sys.argv[1], "w", encoding="utf-8") as stream:
-    stream.writelines(json.dumps({"prompt": prompt}) + "\n" for prompt in training_prompts())
+with open(sys.argv[1], encoding="utf-8") as samples, open(sys.argv[2], "w", encoding="utf-8") as prompts:
+    prompts.writelines(json.dumps({"prompt": json.loads(line)["prompt"]}) + "\n" for line in samples)
 PY
 trimtab train rl --model demo --prompts "$OUT/prompts.jsonl" --reward sentiment=sentiment:1 --max-prompts 240 \
   --max-new-tokens 20 --num-generations 4 --batch-size 16 --gradient-accumulation 1 --learning-rate 1e-3 --kl-weight 0.02 \

@@ -17,41 +17,46 @@ from typing import Any
 
 import peft
 import torch
+from torch import Tensor
 
-from trimtab import ArmSettings, load_model, read_pairs
+from trimtab import ArmSettings, HFModel, PreferencePair, load_model, read_pairs
 from trimtab.statistics import proportion_interval
-from trimtab.training.pairs.batches import PairCollator, evaluation_order
-from trimtab.training.pairs.data import without_stock
-from trimtab.training.pairs.losses import sequence_logprobs, token_logprobs
-from trimtab.training.pairs.tokens import TokenPair, tokenise
-from trimtab.training.run.output_head import head_at
+
+Ids = tuple[int, ...]
+
+
+def token_ids(pair: PreferencePair, model: HFModel, max_length: int, max_prompt_length: int) -> tuple[Ids, Ids, Ids]:
+    """Prompt, chosen and rejected response as a training reads them: the one cut from the left, the others from the
+    right."""
+    assert model.tokenizer is not None
+    chosen, rejected = model.tokenizer.conversations.exchanges(pair.prompt, pair.answers, model.eos_ids)
+    prompt = chosen.prompt_ids
+    if len(prompt) > max_prompt_length:
+        start = prompt[:1] if prompt[0] == model.tokenizer.hf.bos_token_id else []
+        prompt = [*start, *prompt[len(start) - max_prompt_length :]]
+    room = max_length - len(prompt)
+    return tuple(prompt), tuple(chosen.answer_ids[:room]), tuple(rejected.answer_ids[:room])
 
 
 @torch.inference_mode()
-def rewards(module: Any, pairs: Sequence[TokenPair], batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rewards(module: Any, pairs: Sequence[tuple[Ids, Ids, Ids]]) -> tuple[Tensor, Tensor]:
     """Σ_t log π(y_t | x, y_<t) of the chosen and of the rejected responses: [N], [N]."""
-    collate = PairCollator(0)
-    chosen, rejected = [], []
-    for start in range(0, len(pairs), batch_size):
-        fields = [
-            {"prompt_ids": pair.prompt_ids, "chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids}
-            for pair in pairs[start : start + batch_size]
-        ]
-        batch = collate(fields)
-        predicting = torch.zeros_like(batch["response_mask"])
-        predicting[:, :-1] = batch["response_mask"][:, 1:]
-        with head_at(module.get_output_embeddings(), predicting):
-            output = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-        logprobs = token_logprobs(output.logits, batch["input_ids"][:, 1:][predicting[:, :-1]])
-        sums = sequence_logprobs(logprobs, predicting.nonzero()[:, 0], len(predicting))
-        chosen.append(sums[batch["chosen_rows"]])
-        rejected.append(sums[batch["rejected_rows"]])
-    return torch.cat(chosen), torch.cat(rejected)
+    found = [[reward(module, prompt, response) for response in responses] for prompt, *responses in pairs]
+    chosen, rejected = torch.tensor(found).T
+    return chosen, rejected
 
 
-def accuracy(gaps: torch.Tensor, pairs: Sequence[TokenPair]) -> dict[str, float]:
+def reward(module: Any, prompt: Ids, response: Ids) -> float:
+    """Σ_t log π(y_t | x, y_<t) of one response."""
+    ids = torch.tensor([[*prompt, *response]], device=module.device)
+    logits = module(input_ids=ids, use_cache=False, logits_to_keep=len(response) + 1).logits[0, :-1]
+    logprobs = logits.float().log_softmax(-1)
+    return float(logprobs.gather(-1, ids[0, len(prompt) :, None]).sum())
+
+
+def accuracy(gaps: torch.Tensor, pairs: Sequence[tuple[Ids, Ids, Ids]]) -> dict[str, float]:
     """Share of positive gaps with its interval over prompts, and the mean gap in nats."""
-    found = proportion_interval((gaps > 0).tolist(), [pair.prompt_ids for pair in pairs])
+    found = proportion_interval((gaps > 0).tolist(), [prompt for prompt, *_ in pairs])
     return {"accuracy": found.value, "low": found.low, "high": found.high, "mean_gap": float(gaps.mean())}
 
 
@@ -64,20 +69,14 @@ def main() -> int:
     parser.add_argument("--max-prompt-length", type=int, default=160)
     args = parser.parse_args()
     model = load_model(args.model)
-    assert model.tokenizer is not None
-    data = tokenise(
-        without_stock(read_pairs([args.data]).pairs, ArmSettings().max_prompts_per_response),
-        model.tokenizer,
-        eos_ids=model.eos_ids,
-        max_length=args.max_length,
-        max_prompt_length=args.max_prompt_length,
-    )
-    pairs = [data.pairs[index] for index in evaluation_order(data.pairs)]
-    base = torch.sub(*rewards(model.module, pairs, 4))
-    guide = torch.sub(*rewards(peft.PeftModel.from_pretrained(model.module, args.guide).eval(), pairs, 4))
+    data = read_pairs([args.data]).without_stock(ArmSettings().max_prompts_per_response)
+    cut = [token_ids(pair, model, args.max_length, args.max_prompt_length) for pair in data.pairs]
+    pairs = [(prompt, chosen, rejected) for prompt, chosen, rejected in cut if chosen != rejected]
+    base = torch.sub(*rewards(model.module, pairs))
+    guide = torch.sub(*rewards(peft.PeftModel.from_pretrained(model.module, args.guide).eval(), pairs))
     report = {
         "num_pairs": len(pairs),
-        "num_prompts": len({pair.prompt_ids for pair in pairs}),
+        "num_prompts": len({prompt for prompt, *_ in pairs}),
         **{name: accuracy(gaps, pairs) for name, gaps in (("base", base), ("guide", guide), ("shift", guide - base))},
     }
     print(json.dumps(report))

@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from sklearn.linear_model import LogisticRegression
 
 from trimtab import ArmSettings, Decoder, PreferencePair, load_guide, load_model, read_pairs
 from trimtab.statistics import difference_interval, mean_interval
-from trimtab.training.pairs.data import without_stock
 
 SETTINGS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0))
 """Weights of (helpful, harmless)."""
@@ -37,7 +37,7 @@ SHARPENED = (1.0, 2.0)
 class Judge:
     """Bradley-Terry on word features: reward(answer) = w · features(answer), log-odds of winning = difference."""
 
-    def __init__(self, pairs: list[PreferencePair]) -> None:
+    def __init__(self, pairs: Sequence[PreferencePair]) -> None:
         chosen = [pair.chosen for pair in pairs]
         rejected = [pair.rejected for pair in pairs]
         self._words = TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True).fit(chosen + rejected)
@@ -51,7 +51,7 @@ class Judge:
         values: list[float] = (self._features(answers) @ self._model.coef_[0]).tolist()
         return values
 
-    def accuracy(self, pairs: list[PreferencePair]) -> float:
+    def accuracy(self, pairs: Sequence[PreferencePair]) -> float:
         gaps = np.subtract(self.reward([pair.chosen for pair in pairs]), self.reward([pair.rejected for pair in pairs]))
         return float((gaps > 0).mean())
 
@@ -60,9 +60,9 @@ class Judge:
         return np.hstack([self._words.transform(answers).toarray(), lengths])
 
 
-def clean_pairs(path: Path) -> list[PreferencePair]:
+def clean_pairs(path: Path) -> Sequence[PreferencePair]:
     """The pairs that a guide is trained on: responses that answer many prompts left out."""
-    return without_stock(read_pairs([path]).pairs, ArmSettings().max_prompts_per_response)
+    return read_pairs([path]).without_stock(ArmSettings().max_prompts_per_response).pairs
 
 
 def main() -> int:

@@ -102,8 +102,8 @@ def test_the_head_folds_the_scaling_back(recipe: ModuleType) -> None:
     generator = torch.Generator().manual_seed(0)
     chosen, rejected = (torch.randn(200, 4, generator=generator, dtype=torch.float64) + bias for bias in (0.4, 0.0))
     units = torch.tensor([1.0, 1000.0, 1e-3, 1.0], dtype=torch.float64)
-    plain, report = recipe.fit_head(pairs, chosen, rejected, 0)
-    scaled, _ = recipe.fit_head(pairs, chosen * units, rejected * units, 0)
+    plain, report = recipe.fit_head(recipe.PairData(tuple(pairs)), chosen, rejected, 0)
+    scaled, _ = recipe.fit_head(recipe.PairData(tuple(pairs)), chosen * units, rejected * units, 0)
     torch.testing.assert_close(scaled * units, plain)
     assert report["num_held_out_pairs"] == 40
     best = min(report["l2_tried"], key=lambda tried: tried["loss"])

@@ -1,7 +1,7 @@
 """trimtab steers a frozen language model token by token with small trained guides.
 
-What is listed in `__all__` is the public surface, and so are `trimtab.errors`, `trimtab.statistics` and
-`trimtab.testing`. Every other module is private: it may move in any version.
+What is listed in `__all__` is the public surface, and so are `trimtab.errors`, `trimtab.statistics`, `trimtab.testing`
+and, for lm-eval, `trimtab.evaluation.lm_eval`. Every other module is private: it may move in any version.
 """
 
 from importlib import import_module
@@ -22,7 +22,9 @@ from trimtab.storage.loading import load_guide, load_model, load_parm, save_guid
 from trimtab.storage.scorers import load_reward_model, load_scorer
 
 if TYPE_CHECKING:
+    from trimtab.evaluation.acceptance import acceptance_of, counted_passes
     from trimtab.evaluation.judging.length_control import GamedRow, length_controlled_win_rate
+    from trimtab.evaluation.judging.preference import preference_rate
     from trimtab.evaluation.judging.win_rates import read_win_rates
     from trimtab.methods.catalogue import build_policy
     from trimtab.models.hf import HFModel
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from trimtab.training.arm.train import train_arm
     from trimtab.training.dpo.settings import DpoSettings
     from trimtab.training.dpo.train import train_dpo
-    from trimtab.training.pairs.data import read_pairs
+    from trimtab.training.pairs.data import PairData, read_pairs
     from trimtab.training.pairs.formats import PreferencePair
     from trimtab.training.parm.settings import ParmSettings
     from trimtab.training.parm.train import train_parm
@@ -67,6 +69,7 @@ __all__ = [
     "Interrupted",
     "LanguageModel",
     "Message",
+    "PairData",
     "ParmSettings",
     "PreferencePair",
     "Prompt",
@@ -84,7 +87,9 @@ __all__ = [
     "TokenTrace",
     "TrimtabError",
     "VLLMEngine",
+    "acceptance_of",
     "build_policy",
+    "counted_passes",
     "finished",
     "length_controlled_win_rate",
     "load_guide",
@@ -92,6 +97,7 @@ __all__ = [
     "load_parm",
     "load_reward_model",
     "load_scorer",
+    "preference_rate",
     "read_pairs",
     "read_win_rates",
     "save_guide",
@@ -112,6 +118,7 @@ _LATE = {
     "GamedRow": "trimtab.evaluation.judging.length_control",
     "HFModel": "trimtab.models.hf",
     "Interrupted": "trimtab.training.run.interruption",
+    "PairData": "trimtab.training.pairs.data",
     "ParmSettings": "trimtab.training.parm.settings",
     "PreferencePair": "trimtab.training.pairs.formats",
     "RLSettings": "trimtab.training.rl.settings",
@@ -119,8 +126,11 @@ _LATE = {
     "RewardSettings": "trimtab.training.reward.settings",
     "SoupPart": "trimtab.training.soup",
     "TabularModel": "trimtab.models.tabular",
+    "acceptance_of": "trimtab.evaluation.acceptance",
     "build_policy": "trimtab.methods.catalogue",
+    "counted_passes": "trimtab.evaluation.acceptance",
     "length_controlled_win_rate": "trimtab.evaluation.judging.length_control",
+    "preference_rate": "trimtab.evaluation.judging.preference",
     "read_pairs": "trimtab.training.pairs.data",
     "read_win_rates": "trimtab.evaluation.judging.win_rates",
     "soup": "trimtab.training.soup",

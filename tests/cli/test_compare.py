@@ -244,3 +244,28 @@ def test_the_recipe_that_ships_is_sound(repository: Path) -> None:
     found = read_recipe(repository / "recipes" / "smoke.yaml", known_methods(), check_method)
     assert path_problems(found) == []
     assert {split: len(items) for split, items in _read_all(found).items()} == {"validation": 10, "test": 10}
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(70, 70), (8, 64)])
+def test_more_answers_at_a_time_than_an_engine_takes_by_itself_run_at_a_time(
+    batch_size: int, rows: int, run: Run, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small batch leaves the engine its own room: best-of-n asks for several answers to each prompt."""
+    from trimtab.decoding.decoder import Decoder
+
+    most_at_once = 0
+    decoded = Decoder._decoded
+
+    def watched(decoder: Decoder) -> Any:
+        nonlocal most_at_once
+        steps = decoded(decoder)
+        most_at_once = max(most_at_once, len({one.request_id for one in steps}))
+        return steps
+
+    monkeypatch.setattr(Decoder, "_decoded", watched)
+    methods = [{"method": "base"}, {"method": "best-of-n", "scorer": "sentiment", "strengths": [10]}]
+    changes = {"methods": methods, "seeds": [0, 1, 2, 3], "decoding": {"max_new_tokens": 1}, "batch_size": batch_size}
+    recipe = write(tmp_path, tiny, **changes)
+    outcome = run("compare", str(recipe), "--out", str(tmp_path / "run"))
+    assert outcome.code == 0, outcome.err
+    assert most_at_once == rows

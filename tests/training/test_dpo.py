@@ -22,12 +22,10 @@ from trimtab.training.dpo.train import DpoSettings, train_dpo
 from trimtab.training.dpo.trainer import PairDpoTrainer, dpo_config, dpo_parts
 from trimtab.training.pairs.data import PairData
 from trimtab.training.pairs.tokens import TokenData, TokenPair
-from trimtab.training.run import checkpoints, run
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.trainer import build_trainer
 
 from .conftest import vowel_pairs
-from .interrupted import curve_of, kill_at
 
 PAIRS, HELD = vowel_pairs(48), vowel_pairs(24, seed=1)
 SETTINGS = DpoSettings(
@@ -140,7 +138,6 @@ def test_it_prefers_what_it_was_shown(finished: Path) -> None:
     assert (card["kind"], card["form"], card["method"]) == ("policy", "lora", "dpo")
     assert card["metrics"]["eval_accuracy"] >= 0.9
     assert "DPO, arXiv 2305.18290" in (finished / "README.md").read_text()
-    assert [path.name for path in finished.parent.iterdir()] == ["vowels"]
 
 
 def test_at_weight_1_it_is_the_policy_that_was_trained(finished: Path, tiny: str) -> None:
@@ -171,31 +168,6 @@ def test_all_weights_with_full(tiny: str, tmp_path: Path) -> None:
     assert model.describe()["architecture"] == "LlamaForCausalLM"
     old, new = (safetensors.torch.load_file(Path(path) / "model.safetensors") for path in (tiny, tmp_path / "full"))
     assert any(not torch.equal(old[name], new[name]) for name in old)
-
-
-def test_a_killed_run_goes_on_exactly(finished: Path, tiny: str, tmp_path: Path) -> None:
-    out = tmp_path / "vowels"
-    kill_at(7, train_dpo, tiny, out, SETTINGS, PAIRS, HELD)
-    good = checkpoints.last_good(checkpoints.workspace_of(out))
-    assert good is not None
-    assert good.name == "checkpoint-4"
-    train_dpo(tiny, PairData(tuple(PAIRS), ()), eval_pairs=HELD, out=out, settings=SETTINGS, resume=True)
-    ours, theirs = (safetensors.torch.load_file(path / "adapter_model.safetensors") for path in (out, finished))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert curve_of(out) == curve_of(finished)
-
-
-def test_a_finished_run_of_another_method_is_not_taken_for_its_own(
-    finished: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from trimtab.training.reward.train import RewardSettings, train_reward
-
-    monkeypatch.setattr(run, "load_model", lambda *args, **options: pytest.fail("loaded a model"))
-    data = PairData(tuple(PAIRS), ("pairs.jsonl",))
-    assert train_dpo(tiny, data, eval_pairs=HELD, out=finished, settings=SETTINGS, resume=True).num_pairs == len(PAIRS)
-    with pytest.raises(OptionError, match="the kind of training is reward here and policy in the run"):
-        train_reward(tiny, data, eval_pairs=HELD, out=finished, settings=RewardSettings(), resume=True)
 
 
 def test_nothing_goes_to_standard_output(tiny: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -32,12 +32,11 @@ from trimtab.training.pairs.data import PairData
 from trimtab.training.pairs.formats import PreferencePair
 from trimtab.training.reward import trainer as reward_trainer
 from trimtab.training.reward.train import RewardSettings, train_reward, untrained_reward_model
-from trimtab.training.run import checkpoints, run
+from trimtab.training.run import run
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.trainer import build_trainer
 
 from .conftest import save_model, vowel_pairs
-from .interrupted import curve_of, kill_at
 
 PAIRS, HELD = vowel_pairs(48), vowel_pairs(24, seed=1)
 SETTINGS = RewardSettings(
@@ -96,7 +95,6 @@ def test_guide_json_says_what_it_is(finished: Path) -> None:
     assert "Bradley and Terry" in readme
     assert "Accuracy on 24 pairs" in readme
     assert json.loads((finished / "adapter_config.json").read_text())["modules_to_save"] == ["score"]
-    assert [path.name for path in finished.parent.iterdir()] == ["vowels"]
 
 
 def test_the_mean_and_the_spread_are_those_of_the_held_out_answers(finished: Path) -> None:
@@ -187,28 +185,6 @@ def test_the_head_moves(finished: Path, tiny: str) -> None:
     written = safetensors.torch.load_file(finished / "adapter_model.safetensors")["base_model.model.score.weight"]
     assert written.shape == start.shape
     assert not torch.allclose(written, start, atol=1e-3)
-
-
-def test_a_killed_run_goes_on_exactly(finished: Path, tiny: str, tmp_path: Path) -> None:
-    out = tmp_path / "vowels"
-    kill_at(7, train_reward, tiny, out, SETTINGS, PAIRS, HELD)
-    good = checkpoints.last_good(checkpoints.workspace_of(out))
-    assert good is not None
-    assert good.name == "checkpoint-4"
-    train_reward(tiny, PairData(tuple(PAIRS), ()), eval_pairs=HELD, out=out, settings=SETTINGS, resume=True)
-    ours, theirs = (safetensors.torch.load_file(path / "adapter_model.safetensors") for path in (out, finished))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert curve_of(out) == curve_of(finished)
-
-
-def test_a_finished_run_has_nothing_left_to_do(finished: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "load_model", lambda *args, **options: pytest.fail("loaded a model"))
-    data = PairData(tuple(PAIRS), ("pairs.jsonl",))
-    result = train_reward(tiny, data, eval_pairs=HELD, out=finished, settings=SETTINGS, resume=True)
-    assert result.num_eval_pairs == len(HELD)
-    with pytest.raises(OptionError, match=r"is finished.*data is none here and pairs.jsonl in the run"):
-        train_reward(tiny, PAIRS[:9], eval_pairs=HELD, out=finished, settings=SETTINGS, resume=True)
 
 
 def test_a_turned_sign_is_warned_of(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -94,7 +94,7 @@ def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
         args.device,
         trust_remote_code=args.trust_remote_code,
     )
-    base = engine.open(source)
+    base = engine.open(source, min_rows=recipe.batch_size)
     try:
         chat = use_template(recipe.template, engines.tokenizer_of(base, recipe.model))
         template_options = recipe.template_options

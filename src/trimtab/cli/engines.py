@@ -51,9 +51,12 @@ class EngineChoice:
     def is_builtin(self) -> bool:
         return self.name == BUILTIN
 
-    def open(self, source: ModelSource) -> EngineMaker:
-        """A maker of such engines for this model; nothing is loaded yet."""
-        return self.maker.open(source, self.options)
+    def open(self, source: ModelSource, *, min_rows: int = 1) -> EngineMaker:
+        """A maker of such engines for this model; nothing is loaded yet. They run `min_rows` requests at a time at
+        least, or as many as engines run where nobody says."""
+        from trimtab.engines.maker import DEFAULT_ROWS
+
+        return self.maker.open(source, self.options, max_rows=max(DEFAULT_ROWS, min_rows))
 
 
 def engine_choice(args: argparse.Namespace) -> EngineChoice:

@@ -22,12 +22,13 @@ class BuiltinMaker(EngineMaker):
 
     name = BUILTIN
 
-    def __init__(self, source: ModelSource | LanguageModel) -> None:
+    def __init__(self, source: ModelSource | LanguageModel, *, max_rows: int = DEFAULT_ROWS) -> None:
         self._source = source
+        self.max_rows = max_rows
 
     @classmethod
-    def open(cls, source: ModelSource, options: Mapping[str, object]) -> BuiltinMaker:
-        return cls(source)
+    def open(cls, source: ModelSource, options: Mapping[str, object], *, max_rows: int = DEFAULT_ROWS) -> BuiltinMaker:
+        return cls(source, max_rows=max_rows)
 
     @classmethod
     def check_options(cls, options: Mapping[str, object], *, verbose: bool = False) -> None:
@@ -54,13 +55,14 @@ class BuiltinMaker(EngineMaker):
         self,
         guides: Guides | None = None,
         *,
-        max_rows: int = DEFAULT_ROWS,
+        max_rows: int | None = None,
         prefill_chunk: int | None = None,
         drafters: Collection[str] = (),
     ) -> Decoder:
         loaded = {name: self._guide(guide) for name, guide in (guides or {}).items()}
         small = {name: self._beside(name) for name in drafters}
-        return Decoder(self.model, loaded, max_rows=max_rows, prefill_chunk=prefill_chunk, drafters=small)
+        rows = self.max_rows if max_rows is None else max_rows
+        return Decoder(self.model, loaded, max_rows=rows, prefill_chunk=prefill_chunk, drafters=small)
 
     def itself(self) -> Guide:
         return ARM(self.model)

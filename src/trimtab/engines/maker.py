@@ -63,9 +63,12 @@ class EngineMaker(ABC):
     plans_caches: ClassVar[bool] = False
     """Whether the engine divides its memory, and the prompts of a step, by itself."""
 
+    max_rows: int
+    """Requests that run at a time in an engine that is made without a number of its own."""
+
     @classmethod
     @abstractmethod
-    def open(cls, source: ModelSource, options: Mapping[str, object]) -> EngineMaker:
+    def open(cls, source: ModelSource, options: Mapping[str, object], *, max_rows: int = DEFAULT_ROWS) -> EngineMaker:
         """A maker for this base; nothing is loaded yet. `options` have passed `check_options`."""
 
     @classmethod
@@ -129,12 +132,13 @@ class EngineMaker(ABC):
         self,
         guides: Guides | None = None,
         *,
-        max_rows: int = DEFAULT_ROWS,
+        max_rows: int | None = None,
         prefill_chunk: int | None = None,
         drafters: Collection[str] = (),
     ) -> GenerationEngine:
-        """An engine with these guides. At most `max_rows` requests run at a time; a step feeds at most `prefill_chunk`
-        tokens of prompts (None: as the kind does by itself). `drafters` are models that requests may name in `draft`.
+        """An engine with these guides. At most `max_rows` requests run at a time (None: the maker's); a step feeds at
+        most `prefill_chunk` tokens of prompts (None: as the kind does by itself). `drafters` are models that requests
+        may name in `draft`.
 
         A kind that holds one engine at a time ends the one before, unless its guides are the same. Raises OptionError
         and what `load_guide` raises.
@@ -147,7 +151,7 @@ class EngineMaker(ABC):
     def beside(self, name: str) -> EngineMaker:
         """A maker of this kind for a second base. Raises OptionError for a kind without `SECOND_BASE`."""
         self.check_features([SECOND_BASE], what=f"A second model ({name})")
-        return type(self).open(ModelSource(name), {})
+        return type(self).open(ModelSource(name), {}, max_rows=self.max_rows)
 
     def close(self) -> None:  # noqa: B027  most kinds hold nothing that outlives them
         """End the engines that run elsewhere."""

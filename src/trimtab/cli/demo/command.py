@@ -119,6 +119,8 @@ def _measure(
     """Run the comparison; with --resume only what is missing of it."""
     from importlib.util import find_spec
 
+    from trimtab.engines.builtin import BuiltinMaker
+    from trimtab.engines.maker import DEFAULT_ROWS
     from trimtab.evaluation.comparison.catalogued import about_run, known_methods
     from trimtab.evaluation.comparison.fingerprints import run_settings
     from trimtab.evaluation.comparison.run import RunFiles, open_run, run_comparison
@@ -128,7 +130,8 @@ def _measure(
 
     prompts, scorers = {"test": demo_prompts()[: args.prompts]}, {recipe.main_reward.name: scorer}
     # All are built before anything is written, so that a guide that does not fit leaves nothing behind.
-    policies = {spec.name: build_policy(model, spec.method, recipe.options_of(spec)) for spec in recipe.methods}
+    engines = BuiltinMaker(model, max_rows=max(DEFAULT_ROWS, recipe.batch_size))
+    policies = {spec.name: build_policy(engines, spec.method, recipe.options_of(spec)) for spec in recipe.methods}
     if args.overwrite:
         RunFiles(out).remove()
     about = about_run(recipe, model.device, scorers, notes_of(args, guide))

@@ -51,14 +51,15 @@ class VLLMMaker(EngineMaker):
         maker.DRAFTS: "vLLM has drafts of its own: give --engine-option speculative_config={...}.",
     }
 
-    def __init__(self, source: ModelSource, options: Mapping[str, object]) -> None:
+    def __init__(self, source: ModelSource, options: Mapping[str, object], *, max_rows: int = DEFAULT_ROWS) -> None:
         self._source = source
         self._options = options
+        self.max_rows = max_rows
         self._held: tuple[object, VLLMEngine] | None = None
 
     @classmethod
-    def open(cls, source: ModelSource, options: Mapping[str, object]) -> VLLMMaker:
-        return cls(source, options)
+    def open(cls, source: ModelSource, options: Mapping[str, object], *, max_rows: int = DEFAULT_ROWS) -> VLLMMaker:
+        return cls(source, options, max_rows=max_rows)
 
     @classmethod
     def check_options(cls, options: Mapping[str, object], *, verbose: bool = False) -> None:
@@ -113,13 +114,14 @@ class VLLMMaker(EngineMaker):
         self,
         guides: Guides | None = None,
         *,
-        max_rows: int = DEFAULT_ROWS,
+        max_rows: int | None = None,
         prefill_chunk: int | None = None,
         drafters: Collection[str] = (),
     ) -> VLLMEngine:
         if drafters:
             self.check_features([maker.DRAFTS], what="A model that drafts")
         sources = {name: _source(name, guide) for name, guide in (guides or {}).items()}
+        max_rows = self.max_rows if max_rows is None else max_rows
         key = sources, max_rows, prefill_chunk
         if self._held is None or self._held[0] != key:
             self.close()

@@ -35,7 +35,7 @@ class Preference:
     """Objective -> (prompts where it is better − prompts where it is worse) / num_prompts."""
 
 
-def preference(
+def preference_rate(
     rewards: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]], *, confidence: float = 0.95
 ) -> Preference:
     """The preference rate of the method that earned `rewards` over the one that earned `other`.

@@ -44,6 +44,26 @@ class PairData:
     num_ties: int = 0
     """Rows in order whose answers have equal scores."""
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content of the pairs, in order."""
+        return fingerprint(self.pairs)
+
+    def without_stock(self, max_prompts: int) -> PairData:
+        """The pairs whose responses answer at most `max_prompts` different prompts each, as a training leaves out the
+        others (`max_prompts_per_response`); 0 keeps all. Raises DataError where none is left."""
+        return replace(self, pairs=tuple(without_stock(self.pairs, max_prompts)))
+
+    def sample(self, num_pairs: int, *, seed: int) -> PairData:
+        """`num_pairs` of the pairs drawn without replacement, in their own order; all of them where there are fewer."""
+        return replace(self, pairs=tuple(sample(self.pairs, num_pairs, seed=seed)))
+
+    def hold_out(self, share: float, *, seed: int) -> tuple[PairData, PairData]:
+        """(training, evaluation) pairs. Whole prompts are held out: no prompt is on both sides. Raises OptionError for
+        a share that is not between 0 and 1, DataError where all pairs share one prompt."""
+        train, held = hold_out(self.pairs, share, seed=seed)
+        return replace(self, pairs=tuple(train)), replace(self, pairs=tuple(held))
+
 
 def read_pairs(
     sources: Sequence[str | Path],
