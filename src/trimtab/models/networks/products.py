@@ -51,7 +51,7 @@ def hasten(module: nn.Module) -> None:
 @cache
 def is_slow_here() -> bool:
     """Whether torch's float32 products are MKL's on a processor of another maker, and oneDNN is there."""
-    if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not (torch._C.has_mkl and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     return _maker() not in ("GenuineIntel", "")
 
