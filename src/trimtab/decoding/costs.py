@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from trimtab.caches import Cache, caches_of
 from trimtab.core import Session
 from trimtab.decoding.lanes import Lane, Rows
+from trimtab.models.forward.times import guessed
 from trimtab.models.forward.trunk import Trunk
-
-_SLOPE = 0.03
-"""What a token more in a pass adds to its time, as a share of a pass over one."""
 
 
 class StepCost:
-    """The cost of one step by the number of tokens drafted for each row, in bytes of weights that are read."""
+    """The cost of one step by the number of tokens drafted for each row, as long as its passes took lately."""
 
     def __init__(self, base: Session, lanes: Sequence[Lane], source: Rows[Session] | None) -> None:
         drafting = caches_of([] if source is None else [source.session])
@@ -32,7 +30,9 @@ class StepCost:
 
 
 def _pass(cache: Cache, columns: int) -> float:
-    """A pass over all rows of a cache, so many tokens each; all alike where a cache does not say what it reads."""
+    """A pass over all rows of a cache, so many tokens each: in seconds, or in guesses where none was measured."""
     if not isinstance(cache, Trunk):
         return 1.0
-    return cache.network.weight_bytes * (1 + _SLOPE * (max(1, cache.num_rows) * columns - 1))
+    num_tokens = max(1, cache.num_rows) * columns
+    measured = cache.times.seconds(num_tokens)
+    return guessed(num_tokens) if measured is None else measured

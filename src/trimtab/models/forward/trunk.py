@@ -8,6 +8,7 @@ the base costs one more row, not one more model.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from trimtab.errors import PromptError
 from trimtab.models.forward.prefixes import lend, shared_with
 from trimtab.models.forward.row_cache import Layout, RowCache
 from trimtab.models.forward.shelves import Reading, Row, Shelves
+from trimtab.models.forward.times import PassTimes
 
 _PREFILL_TOKENS = 4096
 """Padded tokens of one prefill pass: bounds its activations."""
@@ -74,6 +76,8 @@ class Trunk:
         self._shelves = Shelves(self._cache)
         self._rows: list[Row] = []
         self._others: dict[int, Trunk] = {}
+        self.times = PassTimes()
+        """What passes take that feed tokens."""
         self.num_passes = 0
         """Passes that fed waiting tokens so far; those that only looked at candidates are not counted."""
         self.num_fed = 0
@@ -238,7 +242,10 @@ class Trunk:
         ids = [piece + [row.tokens[-1]] * (width - len(piece)) for row, piece in zip(batch, pieces, strict=True)]
         device = self.network.device
         layout = Layout.extend([row.slot for row in batch], [row.length for row in batch], width, device, shelf)
+        started = time.perf_counter()
         hidden = self._run(batch, torch.tensor(ids, device=device), layout)
+        if device.type == "cpu":
+            self.times.note(len(batch) * width, time.perf_counter() - started)
         self.num_passes += 1
         self.num_fed += sum(map(len, pieces))
         for row, piece, states in zip(batch, pieces, hidden, strict=True):
