@@ -17,25 +17,18 @@ from torch import Tensor
 
 from trimtab.core import TokenIds
 from trimtab.errors import PromptError
+from trimtab.models.forward.grouping import RowAdapter, by_adapter, by_shelf, groups
 from trimtab.models.forward.prefixes import lend, shared_with
 from trimtab.models.forward.row_cache import Layout, RowCache
 from trimtab.models.forward.shelves import Reading, Row, Shelves
 from trimtab.models.forward.times import PassTimes
 
-_PREFILL_TOKENS = 4096
-"""Padded tokens of one prefill pass: bounds its activations."""
 _PIECE = 2048
 """Tokens of one row in one prefill pass: bounds its mask and what attention makes of it."""
-_FEW = 32
-"""Padded tokens of a pass that cost less than a pass more does."""
 _LEAST_WORTH, _WORTH = 1024, 2048
 """Padded columns that cost what one pass more does: at least, and at most beside few tokens."""
 _TRAFFIC = 4
 """How often a pass moves a padded column: it is read, and copied for the heads that share it."""
-
-
-class RowAdapter(Protocol):
-    """Low-rank updates that apply to some rows of a batch."""
 
 
 class Network(Protocol):
@@ -157,7 +150,7 @@ class Trunk:
             missing += [(row, place) for place in places if place.table is None]
         if missing:
             states = [place.hidden for _, place in missing]
-            table = self.network.head(torch.stack(states), _by_adapter([row for row, _ in missing]))  # type: ignore[arg-type]
+            table = self.network.head(torch.stack(states), by_adapter([row for row, _ in missing]))  # type: ignore[arg-type]
             for index, (_, place) in enumerate(missing):
                 place.table = (table, index)
 
@@ -168,7 +161,7 @@ class Trunk:
             check_length(range(len(row.tokens) + 1), self.network.max_length)
         self._feed(rows)
         token_ids = token_ids.to(self.network.device)
-        parts = [(order, self._look([rows[at] for at in order], token_ids[order])) for order in _by_shelf(rows)]
+        parts = [(order, self._look([rows[at] for at in order], token_ids[order])) for order in by_shelf(rows)]
         if not parts:
             return torch.empty(*token_ids.shape, self.network.hidden_size, device=self.network.device)
         out = torch.cat([hidden for _, hidden in parts])
@@ -197,7 +190,7 @@ class Trunk:
             self._take_over(loans)
             postponed = {id(row) for row in later}
             now = [row for row in left if row.num_pending and id(row) not in postponed]
-            for group in (group for order in _by_shelf(now) for group in _groups([now[at] for at in order])):
+            for group in (group for order in by_shelf(now) for group in groups([now[at] for at in order])):
                 while any(row.num_pending for row in group):
                     self._extend(group)
             left = later
@@ -253,7 +246,7 @@ class Trunk:
 
     def _run(self, batch: Sequence[Row], token_ids: Tensor, layout: Layout) -> Tensor:
         self._cache.begin(layout)
-        return self.network.forward(token_ids, layout, self._cache, _by_adapter(batch))
+        return self.network.forward(token_ids, layout, self._cache, by_adapter(batch))
 
 
 class TrunkSession:
@@ -379,35 +372,3 @@ def check_length(token_ids: Sequence[int], limit: int | None) -> None:
             f"The sequence has {len(token_ids)} tokens; the model holds {limit}. "
             "Shorten the prompt, or use a model with a longer context."
         )
-
-
-def _by_adapter(batch: Sequence[Row]) -> list[tuple[RowAdapter, list[int]]]:
-    """Each adapter of some rows, and which of them run with it."""
-    adapters: dict[int, tuple[RowAdapter, list[int]]] = {}
-    for index, row in enumerate(batch):
-        if row.adapter is not None:
-            adapters.setdefault(id(row.adapter), (row.adapter, []))[1].append(index)
-    return list(adapters.values())
-
-
-def _by_shelf(rows: Sequence[Row]) -> list[list[int]]:
-    """Which rows lie on each shelf, by slot."""
-    found: dict[int, list[int]] = {}
-    for at in sorted(range(len(rows)), key=lambda at: rows[at].place or (0, 0)):
-        found.setdefault(rows[at].shelf, []).append(at)
-    return list(found.values())
-
-
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that are fed together: alike in how many tokens they wait for, within a budget of padded tokens."""
-    groups: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: row.num_pending):
-        shortest = groups[-1][0].num_pending if groups else 0
-        width = row.num_pending
-        padded = (len(groups[-1]) + 1) * width if groups else 0
-        alike = width == shortest or (shortest > 1 and width <= 2 * shortest) or padded <= _FEW
-        if groups and alike and padded <= max(_PREFILL_TOKENS, width):
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups

@@ -14,8 +14,9 @@ from transformers.cache_utils import Cache, DynamicCache
 from trimtab.core import ModelSession
 from trimtab.errors import CompatibilityError
 from trimtab.models.adapters.row_lora import routed
+from trimtab.models.forward.grouping import RowAdapter
 from trimtab.models.forward.row_cache import Layout, RowCache
-from trimtab.models.forward.trunk import RowAdapter, Trunk, TrunkSession
+from trimtab.models.forward.trunk import Trunk, TrunkSession
 from trimtab.models.networks.kinds import cache_argument, decoder_of, longest, reaches, refusing
 from trimtab.models.networks.products import hasten
 from trimtab.models.trained_on import ModelFacts
