@@ -103,7 +103,7 @@ def _methods(args: argparse.Namespace, model: HFModel) -> dict[str, Any]:
                 else:
                     speeds[name].append(_speed(policy, strength, batch, args.num_new_tokens))
         for name in arms:
-            ratios = [own / base for own, base in zip(speeds[name], speeds["base"], strict=True)]
+            ratios = [speed / base for speed, base in zip(speeds[name], speeds["base"], strict=True)]
             found[f"{name}, batch {batch}"] = {
                 "tokens_per_s": round(statistics.median(speeds[name]), 2),
                 "ratio_to_base": [round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))],
@@ -145,7 +145,7 @@ def _references(args: argparse.Namespace, model: HFModel) -> dict[str, Any]:
         ("args", TrajectoryGuide(rewards), 0),
         ("transfer-q", RolloutGuide(rewards), 20),
     ):
-        ours, theirs = [], []
+        ours, plain_tokens = [], []
         for _ in range(args.num_repeats):
             started = time.perf_counter()
             decoder = Decoder(model, {"r": guide})
@@ -153,11 +153,11 @@ def _references(args: argparse.Namespace, model: HFModel) -> dict[str, Any]:
             middle = time.perf_counter()
             expected = plain.answer(list(encode_prompt(model, prompts[0])), args.num_new_tokens, rollout)
             ours.append(args.num_new_tokens / (middle - started))
-            theirs.append(args.num_new_tokens / (time.perf_counter() - middle))
-        ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+            plain_tokens.append(args.num_new_tokens / (time.perf_counter() - middle))
+        ratios = [one / other for one, other in zip(ours, plain_tokens, strict=True)]
         found[name] = {
             "tokens_per_s": round(statistics.median(ours), 3),
-            "reference_tokens_per_s": round(statistics.median(theirs), 3),
+            "reference_tokens_per_s": round(statistics.median(plain_tokens), 3),
             "times_faster": [round(value, 2) for value in (statistics.median(ratios), min(ratios), max(ratios))],
             "same_tokens": list(answer.token_ids) == expected,
         }

@@ -85,6 +85,7 @@ SIGNED_BY_OTHERS = {
 """Methods whose signature is the contract of a library's class, open end included, which refuses a typo itself:
 transformers' `Cache`, TRL's trainers."""
 
+EMPTY_NAMES = {"own", "told", "theirs", "heat", "dice"}
 BANNED_NAMES = {"base", "helpers", "manager", "utils"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -101,7 +102,7 @@ def violations(package: Path) -> list[str]:
         relative = path.relative_to(package).as_posix()
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source, relative)
-        for check in (_names, _sizes, _imports, _prints, _open_ended):
+        for check in (_names, _sizes, _imports, _prints, _open_ended, _words):
             found += [f"{relative}:{line}: {problem}" for line, problem in check(relative, source, tree)]
     return found + _circles(package)
 
@@ -175,6 +176,18 @@ def _names(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, 
         yield from ((node.lineno, _GUEST) for node in tree.body if not isinstance(node, kinds))
     elif parts[0] not in LAYER and relative not in ("__init__.py", "__main__.py"):
         yield 1, f"{parts[0]!r} has no place in the layers"
+
+
+def _words(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Docstrings that begin in the middle of a sentence, and names that say nothing a reader could search for."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and _is_text(node.value) and ast.unparse(node.value)[1:].startswith("Of "):
+            yield node.lineno, 'a docstring begins with "Of"'
+    functions = [node for node in ast.walk(tree) if isinstance(node, Function)]
+    for node in {inner for function in functions for inner in ast.walk(function)}:
+        name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
+        if name in EMPTY_NAMES:
+            yield node.lineno, f"{name} says nothing of what it holds"
 
 
 def _sizes(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -333,6 +346,8 @@ PLANTED = {
     "helpers below": ("training/helpers.py", "x = 1", "a module named 'helpers'"),
     "a package of utils": ("models/hf_utils/__init__.py", "x = 1", "a module named 'hf_utils'"),
     "base": ("guides/base.py", "x = 1", "a module named 'base'"),
+    "half a sentence": ("core.py", 'WIDTH = 3\n"""Of a layer."""\n', 'a docstring begins with "Of"'),
+    "an empty name": ("core.py", "def f(own: int) -> int:\n    return own\n", "own says nothing"),
     "a long file": ("decoding/decoder.py", "x = 1\n" * (MAX_FILE_LINES + 1), "401 lines; a file has at most 400"),
     "a long function": ("decoding/decoder.py", LONG_FUNCTION, "f has 62 lines"),
     "a circle of two": (

@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "`question` and `instruction`, which say",
     ),
     "alpaca": ({"instruction": "Translate.", "input": "Way?"}, "`instruction` and `input`, which say different"),
-    "a question of messages": ({"question": [USER]}, "a `question` that is no text"),
+    "a question of messages": ({"question": [USER]}, "a `question` that is not text"),
     "two system messages": ({"system": "Be long.", "prompt": [SYSTEM, USER]}, "a `system` that differs"),
     "a system that is a list": ({"system": ["Be brief."], "prompt": "Which way?"}, "a `system` that is not one text"),
     "tools in words": ({"prompt": "Which way?", "tools": "look"}, "a `tools` that is no JSON"),

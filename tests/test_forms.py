@@ -36,7 +36,7 @@ def test_the_form_is_the_one_asked_for_else_the_card_s(name: str) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str | None, type[TrimtabError], str]] = {
     "a card of another form": ({"guide_form": "sum"}, "arm", None, CheckpointError, "accepted: product, shift"),
-    "a form that is no text": ({"guide_form": ["shift"]}, "arm", None, CheckpointError, "accepted: product, shift"),
+    "a form that is not text": ({"guide_form": ["shift"]}, "arm", None, CheckpointError, "accepted: product, shift"),
     "a policy's card": ({"guide_form": "product"}, "policy", None, CheckpointError, "a tuned policy is a shift"),
     "a policy as a product": ({}, "policy", "product", OptionError, "is always a shift"),
     "another form": ({}, "arm", "shfit", OptionError, "Did you mean 'shift'"),

@@ -120,7 +120,7 @@ def test_wilson(successes: int, trials: int, low: float, high: float) -> None:
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 2)])
 def test_no_proportion(successes: int, trials: int) -> None:
-    with pytest.raises(InputError, match="is no proportion"):
+    with pytest.raises(InputError, match="is not a proportion"):
         wilson_interval(successes, trials)
 
 

@@ -42,7 +42,7 @@ class Choice:
     trials: tuple[Trial, ...]
     """Every candidate, best first."""
     index: int
-    """Of the chosen one among them."""
+    """Which of them was chosen."""
     reason: str
     """`accepted`; `only`: a single candidate, not asked about; `none`: none was accepted, so the rule fell back;
     `weighed`: the rule does not accept or reject."""

@@ -93,12 +93,12 @@ def check_columns(row: Mapping[str, Any], used: Collection[str]) -> None:
 def question_of(row: Mapping[str, Any]) -> str | None:
     """The user's words in a row that calls them `question`, `query`, `instruction` or `input`; None without such.
 
-    Raises ColumnError where they are no text, or several that differ.
+    Raises ColumnError where they are not text, or several that differ.
     """
     found = {name: row[name] for name in QUESTION if not is_empty(row.get(name))}
     for name, value in found.items():
         if not isinstance(value, str):
-            raise ColumnError(f"has a `{name}` that is no text. Give chat messages in `prompt`")
+            raise ColumnError(f"has a `{name}` that is not text. Give chat messages in `prompt`")
     if len({value.strip() for value in found.values()}) > 1:
         names = " and ".join(f"`{name}`" for name in found)
         raise ColumnError(f"has {names}, which say different things. Put what is to be read into `prompt`")

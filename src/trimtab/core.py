@@ -310,7 +310,7 @@ class Selection:
 
     rule: SelectingRule
     temperature: float = 0.8
-    """Of the rule's policy, and of the candidates' probabilities in training."""
+    """The temperature of the rule's policy, and of the candidates' probabilities in training."""
     top_k: int = 40
     top_p: float = 0.95
     looks: tuple[int, ...] = (8, 64)

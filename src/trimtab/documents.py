@@ -2,7 +2,7 @@
 
 The YAML is the part that people write: mappings, lists and plain values, anchors and merges. A few lines of the whole
 language can fill a memory, never end, or mean something else than they say. So these are refused by name: values that
-hold themselves or grow through aliases, nesting without end, keys that are no text or are given twice, tags, several
+hold themselves or grow through aliases, nesting without end, keys that are not text or are given twice, tags, several
 documents, numbers that are not finite or would be read in base 8. Keys, dates and times are texts, as written.
 """
 
@@ -19,13 +19,13 @@ from typing import Any, NoReturn
 from trimtab.errors import DataError, MissingExtraError
 
 MAX_BYTES = 1 << 16
-"""Of a file; one that a person writes has a few thousand."""
+"""Bytes of a file at most; one that a person writes has a few thousand."""
 MAX_VALUES = 10_000
-"""Of a file, those that aliases repeat counted each time."""
+"""Values of a file at most, those that aliases repeat counted each time."""
 MAX_DEPTH = 32
-"""Of mappings and lists inside one another."""
+"""Mappings and lists inside one another at most."""
 MAX_DIGITS = 40
-"""Of a whole number."""
+"""Digits of a whole number at most."""
 MAX_QUOTED = 60
 """Characters of a text that a sentence repeats."""
 
@@ -61,7 +61,7 @@ def read_json(text: str | bytes) -> Any:
     """The value of a JSON text. NaN and infinities are read as `json` reads them: whoever wants a number checks it.
 
     Raises DataError, which is a ValueError, for what is no JSON, a key given twice, a number of too many digits, or
-    more nesting than can be read; UnicodeDecodeError for bytes that are no text.
+    more nesting than can be read; UnicodeDecodeError for bytes that are not text.
     """
     try:
         return json.loads(text, object_pairs_hook=_once, parse_int=_few_digits)
@@ -85,7 +85,9 @@ def _said(error: Any, text: str) -> tuple[str, int | None]:
     if mark is not None:
         return str(error.problem), mark.line + 1
     if isinstance(position, int):  # a character that YAML does not have
-        return f"{quoted(text[position : position + 1])} is no character of a text", text.count("\n", 0, position) + 1
+        return f"{quoted(text[position : position + 1])} is not a character of a text", text.count(
+            "\n", 0, position
+        ) + 1
     return " ".join(str(error).split()), None
 
 
@@ -274,7 +276,7 @@ class _Builder:
         digits = text.replace("_", "")
         found = math.nan if "." in digits and digits.lower().endswith(("inf", "nan")) else float(digits)
         if not math.isfinite(found):
-            self._refuse(event, f"{quoted(text)} is no finite number; for a text put it in quotation marks")
+            self._refuse(event, f"{quoted(text)} is not a finite number; for a text put it in quotation marks")
         return found
 
     def _whole_text(self, event: Any) -> str:

@@ -62,7 +62,7 @@ def num_readable(model: Vocabulary) -> int:
 def check_readable(
     token_ids: TokenIds, limit: int, tokenizer: Tokenizer | None = None, whose: str = "the model"
 ) -> None:
-    """Raise PromptError for an id that is none of the first `limit`, in the words of the `tokenizer` that made it."""
+    """Raise PromptError for an id that is not below `limit`, in the words of the `tokenizer` that made it."""
     bad = next((token_id for token_id in token_ids if not 0 <= token_id < limit), None)
     if bad is None:
         return
@@ -156,17 +156,17 @@ def check_same_vocabulary(base: Vocabulary, guide: Vocabulary) -> None:
     """Raise VocabularyMismatchError unless both map the same tokens to the same ids (padding of the logits aside)."""
     if guide is base:
         return
-    ours, theirs = base.tokenizer, guide.tokenizer
-    if ours is None or theirs is None:
+    base_tokenizer, guide_tokenizer = base.tokenizer, guide.tokenizer
+    if base_tokenizer is None or guide_tokenizer is None:
         if base.vocab_size != guide.vocab_size:
             raise VocabularyMismatchError(
                 f"The guide has {guide.vocab_size} token ids and the base {base.vocab_size}. Without tokenizers to "
                 "compare, both must have the same number. Load both with their tokenizers."
             )
         return
-    if ours.fingerprint == theirs.fingerprint:
+    if base_tokenizer.fingerprint == guide_tokenizer.fingerprint:
         return
-    mine, other = dict(ours.tokens), dict(theirs.tokens)
+    mine, other = dict(base_tokenizer.tokens), dict(guide_tokenizer.tokens)
     different = [token for token, token_id in mine.items() if other.get(token) != token_id]
     missing = [token for token in other if token not in mine]
     example = min(different, key=mine.__getitem__) if different else missing[0]

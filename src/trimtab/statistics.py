@@ -135,7 +135,9 @@ def wilson_interval(num_successes: float, num_trials: int, *, confidence: float 
     """
     _check_confidence(confidence)
     if not 0 <= num_successes <= num_trials or num_trials == 0:
-        raise InputError(f"{num_successes} successes in {num_trials} trials is no proportion; give 0 <= k <= n, n > 0.")
+        raise InputError(
+            f"{num_successes} successes in {num_trials} trials is not a proportion; give 0 <= k <= n, n > 0."
+        )
     return _wilson(num_successes / num_trials, num_trials, confidence)
 
 

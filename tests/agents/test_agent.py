@@ -65,7 +65,7 @@ def test_an_agent_comes_back_from_its_directory(tmp_path: Path) -> None:
     for name, tensor in network.state_dict().items():
         assert torch.equal(back.network.state_dict()[name], tensor)
     assert load_guide(tmp_path / "agent", weight=0.3, rule="most", model=model).selection.rule == MostAccepted()
-    with pytest.raises(OptionError, match=r"1\.5 is no acceptance threshold"):
+    with pytest.raises(OptionError, match=r"1\.5 is not an acceptance threshold"):
         load_guide(tmp_path / "agent", weight=1.5)
     with pytest.raises(OptionError, match="Accepted: first, most, random"):
         load_guide(tmp_path / "agent", rule="best")
@@ -164,7 +164,7 @@ def test_another_width_is_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_released(tmp_path / "nothing.pth", 8)
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         read_released(tmp_path / "text.pth", 8)
 
 
@@ -183,7 +183,7 @@ def test_what_a_request_may_ask_of_agents() -> None:
     with pytest.raises(OptionError, match="a and b both select"):
         decoder.add([5], SamplingParams(weights={"a": 0.5, "b": 0.5}))
     for weight in (1.0, -0.5, 3.0):
-        with pytest.raises(OptionError, match="no acceptance threshold"):
+        with pytest.raises(OptionError, match="not an acceptance threshold"):
             decoder.add([5], SamplingParams(weights={"a": weight}))
     decoder.add([5], SamplingParams(weights={"a": 0.0, "b": 0.9}))
 

@@ -158,4 +158,4 @@ def test_rules_are_for_agents(run: Run, tiny: Tiny, agent: str) -> None:
     assert "none of the guides is one" in refused.err
     threshold = run(*argv, "--guide", f"agent={agent}:1.5")
     assert threshold.code == 2
-    assert "no acceptance threshold" in threshold.err
+    assert "not an acceptance threshold" in threshold.err

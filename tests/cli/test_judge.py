@@ -213,11 +213,11 @@ def test_export(comparison: Path, run: Run, tmp_path: Path) -> None:
     ("argv", "complaint"),
     [
         ([], "Nothing to do: give --judge NAME"),
-        (["--judge", "gpt"], "'gpt' is no judge. Accepted: openai:MODEL"),
+        (["--judge", "gpt"], "'gpt' is not a judge. Accepted: openai:MODEL"),
         (["--judge", "openai:m"], "set OPENAI_API_KEY in the environment, or give --base-url"),
         (["--judge", "scorer:sentimnet"], "Did you mean 'sentiment'"),
         (["--judge", "scorer:sentiment", "--base-url", "http://x/v1"], "Leave it out"),
-        (["--judge", "openai:m", "--base-url", "x"], "no address of an endpoint"),
+        (["--judge", "openai:m", "--base-url", "x"], "not the address of an endpoint"),
         (["--judge", "scorer:sentiment", "--baseline", "bsae"], "Unknown method 'bsae'. Did you mean 'base'?"),
         (["--judge", "scorer:sentiment", "--strength", "longer"], "give METHOD=NUMBER"),
         (["--judge", "openai:m", "--lower-is-better"], "gives none"),

@@ -82,7 +82,7 @@ def test_what_is_not_wanted_is_not_sent() -> None:
         Reply(status=500, body="{}"),
         Reply(status=503, body="down for repairs"),
         Reply(status=429, body="{}"),
-        Reply(body="<html>this is no completion</html>", headers={"content-type": "text/html"}),
+        Reply(body="<html>this is not a completion</html>", headers={"content-type": "text/html"}),
         Reply(body="{}"),
         Reply(body="not json at all"),
         Reply(body='{"choices": [], "usage": null}'),
@@ -325,7 +325,7 @@ def test_calls_at_a_time_are_limited() -> None:
 
 
 def test_an_address_is_checked() -> None:
-    with pytest.raises(OptionError, match="no address"):
+    with pytest.raises(OptionError, match="not the address"):
         Endpoint(model="m", base_url="localhost:8000")
 
 

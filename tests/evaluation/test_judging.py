@@ -405,7 +405,7 @@ def test_the_export_is_what_alpaca_eval_reads(tmp_path: Path) -> None:
 def test_names_of_judges() -> None:
     assert split_judge("openai:gpt:x") == ("openai", "gpt:x")
     for wrong in ("gpt", "openai:", "human:me"):
-        with pytest.raises(OptionError, match="is no judge"):
+        with pytest.raises(OptionError, match="is not a judge"):
             split_judge(wrong)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, ModelSession, Selection, TokenIds
+from trimtab.errors import OptionError
 from trimtab.guides.arm import ARM, ARMSession
 from trimtab.mixing.rules import NEVER, FirstAccepted, Tilt
 from trimtab.models.tabular import TabularModel, TabularSession
@@ -638,3 +639,49 @@ def test_a_broken_rule_is_rejected(rule: type[Tilt] | type[FirstAccepted]) -> No
 def test_every_law_is_shown_to_reject_something() -> None:
     named = {value for name, value in vars(laws).items() if name.isupper() and isinstance(value, str)}
     assert named - {laws.TEXT} == {*MODELS.values(), *GUIDES.values(), *RULES.values()}  # the text: test_text_laws
+
+
+def raising(name: str) -> type[TabularSession]:
+    """A session in which one verb or reading fails as a user's own code may: after its first uses."""
+
+    def verb(self: TabularSession, *args: object) -> object:
+        self.__dict__["_calls"] = self.__dict__.get("_calls", 0) + 1
+        if name == "keep" or self.__dict__["_calls"] > 1:
+            raise KeyError("a row")
+        return getattr(TabularSession, name)(self, *args)
+
+    return type(f"Raising_{name}", (TabularSession,), {name: verb})
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        ("admit", laws.KEEP),
+        ("advance", laws.ALONE),
+        ("keep", laws.KEEP),
+        ("logprobs", laws.PURE),
+        ("peek", laws.PURE),
+        ("context", laws.PURE),
+    ],
+)
+def test_a_session_that_raises_breaks_the_law_that_was_checked(name: str, law: str) -> None:
+    with pytest.raises(LawViolation) as caught:
+        check_model(BrokenModel(raising(name)))
+    assert caught.value.law == law
+    assert "KeyError was raised: 'a row'" in caught.value.evidence
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+class RaisingScore(ARMSession):
+    def score(self, candidates: Candidates) -> Tensor:
+        raise ValueError("no scores")
+
+
+def test_a_guide_that_raises_breaks_the_law_that_was_checked() -> None:
+    with pytest.raises(LawViolation, match="well formed: ValueError was raised: no scores"):
+        check_guide(BrokenGuide(TabularModel.random(V, seed=1), session=RaisingScore), SOUND)
+
+
+def test_a_mistake_in_the_checkers_arguments_is_not_the_models() -> None:
+    with pytest.raises(OptionError):
+        check_model(SOUND, [[1]])

@@ -46,7 +46,7 @@ BASE = [-0.5, -1.5, -2.0, -3.0, NEVER]
 def test_which_candidate_is_taken(
     scores: list[float], first: list[float], last: list[float], random: list[float], most: list[float]
 ) -> None:
-    """A score of exactly 0 is no acceptance; a candidate that the base forbids is never taken, however liked."""
+    """A score of exactly 0 is not an acceptance; a candidate that the base forbids is never taken, however liked."""
     assert chosen(FirstAccepted(), scores, BASE) == first
     assert chosen(FirstAccepted("last"), scores, BASE) == last
     assert chosen(RandomAccepted(), scores, BASE) == [round(p, 6) for p in random]
@@ -59,7 +59,7 @@ def test_the_weight_is_the_probability_to_exceed() -> None:
     found = rule.weigh(scores, torch.tensor([[0.5], [0.3]])) > 0
     assert found.tolist() == [[False, False, True], [False, True, True]]
     for weight in (1.0, -0.1, float("nan"), 2.0):
-        with pytest.raises(OptionError, match="no acceptance threshold"):
+        with pytest.raises(OptionError, match="not an acceptance threshold"):
             rule.check_weight(weight)
     with pytest.raises(OptionError, match="Accepted: first, last"):
         FirstAccepted("middle")

@@ -34,7 +34,7 @@ NUM_DRAWS = 6_000
 
 
 def chance_of_change(p: Tensor, q: Tensor) -> float:
-    """Of another token, for draws from log-probabilities [V] that need not be normalised."""
+    """The chance of another token, for draws from log-probabilities [V] that need not be normalised."""
     p, q = p.double().softmax(0), q.double().softmax(0)
     both = (p > 0) & (q > 0)
     ratios = torch.maximum(p[None] / p[both, None], q[None] / q[both, None])

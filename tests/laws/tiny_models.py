@@ -15,7 +15,7 @@ PROMPTS = [
     [2, 2, 17, 33, 8, 26],
     [14, 0, 39],
 ]
-"""Of unequal length; three layers with a window of 5 see 13 tokens, so the first prompt is longer than they see."""
+"""Prompts of unequal length; three layers with a window of 5 see 13 tokens, fewer than the first prompt has."""
 
 
 @cache

@@ -31,7 +31,7 @@ TARGET, START, LEAST, MOST, TRIES, STEEPNESS = 9.0, 0.5, 2, 5, 4, 0.5
 
 
 def entropies(token_ids: Sequence[int]) -> list[float]:
-    """Of the base's next token after each prefix of the ids."""
+    """The entropy of the base's next token after each prefix of the ids."""
     with torch.no_grad():
         logprobs = MODEL.module(torch.tensor([list(token_ids)])).logits[0].double().log_softmax(-1)
     return (-(logprobs.exp() * logprobs).sum(-1)).tolist()

@@ -103,7 +103,7 @@ def test_a_hub_data_set_is_read_by_name_and_split(monkeypatch: pytest.MonkeyPatc
 
 def test_a_hub_data_set_that_cannot_be_had_is_a_data_error() -> None:
     pytest.importorskip("datasets")
-    with pytest.raises(DataError, match="is no file here, and the hub did not give it"):
+    with pytest.raises(DataError, match="is not a file here, and the hub did not give it"):
         read_pairs(["nobody/no-such-pairs"])  # the hub is offline in tests
 
 

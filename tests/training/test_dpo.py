@@ -48,7 +48,7 @@ TOKEN_PAIRS = (
     TokenPair((1, 42), (60, 3), (50, 51, 3)),
     TokenPair((1, 43), (61, 62, 3), (51, 3)),
 )
-"""Of different lengths, so that there is padding."""
+"""Pairs of different lengths, so that there is padding."""
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
         "different dialogues",
     ),
-    "no transcript": ("hh", {"chosen": "a b", "rejected": "a c"}, "is no transcript"),
+    "no transcript": ("hh", {"chosen": "a b", "rejected": "a c"}, "is not a transcript"),
     "a label of 2": (
         "pku-safer",
         {"prompt": "p", "response_0": "a", "response_1": "b", "safer_response_id": 2},

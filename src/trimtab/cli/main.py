@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         given = _joined(sys.argv[1:] if args is None else list(args))
         for argument in given:
             if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
-                break  # what follows is no option, or a subcommand's own
+                break  # what follows is not an option, or a subcommand's own
             name = argument.partition("=")[0]
             # A text with a space in it is never an option, as in argparse: --prompt "-- What follows".
             if name.startswith("--") and " " not in argument and name not in self._option_string_actions:

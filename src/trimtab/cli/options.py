@@ -194,7 +194,7 @@ def check_guide_names(specs: Sequence[GuideSpec]) -> None:
 def named_preferences(
     pairs: Sequence[tuple[str, tuple[float, ...]]], guides: Sequence[str]
 ) -> dict[str, tuple[float, ...]]:
-    """Guide -> its preference vector. Raises OptionError for a name that is no guide's, or that is given twice."""
+    """Guide -> its preference vector. Raises OptionError for a name that is not a guide's, or that is given twice."""
     names = [name for name, _ in pairs]
     for name in names:
         if name not in guides:

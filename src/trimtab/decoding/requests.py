@@ -131,11 +131,11 @@ class Columns:
 
 
 def check_forced(token_ids: Sequence[int], vocab_size: int, whose: str = "the model") -> None:
-    """Raise OptionError for a forced token that is no id below `vocab_size`."""
+    """Raise OptionError for a forced token that is not an id below `vocab_size`."""
     for token_id in token_ids:
         if not 0 <= token_id < vocab_size:
             raise OptionError(
-                f"Forced token {token_id} is no id of the vocabulary of {whose}; give 0 to {vocab_size - 1}."
+                f"Forced token {token_id} is not an id of the vocabulary of {whose}; give 0 to {vocab_size - 1}."
             )
 
 

@@ -36,7 +36,7 @@ NUM_ACTIONS = 2
 WEIGHTS_FILE = "model.safetensors"
 
 PAPER_WIDTH = 1024
-"""Of the first hidden layer; the second has a quarter of it."""
+"""Width of the first hidden layer; the second has a quarter of it."""
 
 
 class AgentNetwork(nn.Module):
@@ -67,18 +67,21 @@ class AgentNetwork(nn.Module):
         if set(weights) != expected:
             wrong = sorted(set(weights) ^ expected)
             raise CheckpointError(
-                f"{source} is no agent's checkpoint: {', '.join(wrong[:4])} {'is' if len(wrong) == 1 else 'are'} "
+                f"{source} is not an agent's checkpoint: {', '.join(wrong[:4])} {'is' if len(wrong) == 1 else 'are'} "
                 f"missing or unknown. Accepted: {', '.join(sorted(expected))}."
             )
         first = weights["linear1.weight"]
         if first.ndim != 2:
-            raise CheckpointError(f"{source} is no agent's checkpoint: linear1.weight has shape {tuple(first.shape)}.")
+            raise CheckpointError(
+                f"{source} is not an agent's checkpoint: linear1.weight has shape {tuple(first.shape)}."
+            )
         network = AgentNetwork(first.shape[1], first.shape[0])
-        for name, own in network.state_dict().items():
-            if weights[name].shape != own.shape:
+        for name, expected_weight in network.state_dict().items():
+            shape = tuple(weights[name].shape)
+            if shape != tuple(expected_weight.shape):
                 raise CheckpointError(
-                    f"{source} is no agent's checkpoint: {name} has shape {tuple(weights[name].shape)}; an agent of "
-                    f"width {first.shape[1]} has {tuple(own.shape)}."
+                    f"{source} is not an agent's checkpoint: {name} has shape {shape}; an agent of width "
+                    f"{first.shape[1]} has {tuple(expected_weight.shape)}."
                 )
             if not bool(torch.isfinite(weights[name]).all()):
                 raise CheckpointError(f"{source}: {name} holds NaN or infinite numbers. Train the agent again.")
@@ -235,11 +238,11 @@ def read_released(path: Path, hidden_size: int) -> Agent:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # the unpickler raises a dozen kinds for what is no checkpoint
+    except Exception as error:  # the unpickler raises a dozen kinds for what is not a checkpoint
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path} holds more than weights, or is no checkpoint ({reason}). Code in a pickle is never run: save the "
-            "actor's state_dict() where you trust the file."
+            f"{path} holds more than weights, or is not a checkpoint ({reason}). Code in a pickle is never run: save "
+            "the actor's state_dict() where you trust the file."
         ) from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} holds a {type(weights).__name__}, not a state dict of tensors.")

@@ -112,9 +112,12 @@ class TrajectoryGuide:
 
     def at(self, *, temperature: float | None = None, top_k: int | None = None) -> TrajectoryGuide:
         """The same guide with another temperature (0: greedy) or number of candidates."""
-        own = self.selection
-        heat = own.temperature if temperature is None else temperature
-        return replace(self, selection=replace(own, temperature=heat, top_k=own.top_k if top_k is None else top_k))
+        selection = self.selection
+        if temperature is not None:
+            selection = replace(selection, temperature=temperature)
+        if top_k is not None:
+            selection = replace(selection, top_k=top_k)
+        return replace(self, selection=selection)
 
 
 class TrajectorySession(SessionView[RewardSession]):

@@ -102,10 +102,10 @@ class ARM:
         return self
 
     def prompt_ids(self, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
-        own = self.prompt(prompt) if callable(self.prompt) else self.prompt
-        if own is not None:
-            told = options_of(prompt) if is_chat(own) else {}
-            return encode_prompt(self.model, with_options(own, told, required=False))
+        guide_prompt = self.prompt(prompt) if callable(self.prompt) else self.prompt
+        if guide_prompt is not None:
+            template_options = options_of(prompt) if is_chat(guide_prompt) else {}
+            return encode_prompt(self.model, with_options(guide_prompt, template_options, required=False))
         return guide_prompt_ids(self.model, prompt, base_ids)
 
     def open(self, beside: ModelSession | None = None) -> GuideSession:

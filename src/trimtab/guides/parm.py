@@ -8,7 +8,7 @@ non-negative and adding up to 1, through a bilinear adapter of every adapted wei
 At a fixed p that is an ordinary LoRA with A = [A₁; A₂] and B = s · [B₁ W₁, B₂ Σ_k p_k W₂ₖ], so `PARM.at(p)` is a guide
 like any other: it shares the base's forward pass, has a weight, and one decoder holds as many vectors as one likes.
 
-Where it differs from the paper's released code: the vector is no state of the weights, so rows of one batch may have
+Where it differs from the paper's released code: the vector is not a state of the weights, so rows of one batch may have
 different ones; weights are never renormalised; what `training.parm` does differently stands there.
 """
 
@@ -51,7 +51,7 @@ class PARM:
         weight: float = 1.0,
         prompt: Prompt | Callable[[Prompt], Prompt] | None = None,
     ) -> AdapterARM:
-        """The guide that weighs the objectives so. Raises OptionError for a vector that is none (`check_preference`).
+        """The guide that weighs the objectives so. Raises OptionError for an invalid vector (`check_preference`).
 
         `weight` and `prompt` are those of `guides.arm.ARM`.
         """

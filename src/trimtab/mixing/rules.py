@@ -91,7 +91,7 @@ class _ByThreshold:
     def check_weight(self, weight: float) -> None:
         if not 0 <= weight < 1:
             raise OptionError(
-                f"{weight:g} is no acceptance threshold; the weight of a guide that accepts or rejects is the "
+                f"{weight:g} is not an acceptance threshold; the weight of a guide that accepts or rejects is the "
                 "probability that a candidate has to exceed: give at least 0 (off) and less than 1."
             )
 

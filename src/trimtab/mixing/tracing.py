@@ -92,8 +92,8 @@ def entropy(logprobs: Tensor) -> Tensor:
 
 def rank_of(table: Tensor, token_ids: Tensor) -> Tensor:
     """[B] ranks of `token_ids` [B] in a [B, V] table: how many tokens are strictly better."""
-    own = table.gather(1, token_ids[:, None])
-    return (table > own).sum(dim=-1)
+    value = table.gather(1, token_ids[:, None])
+    return (table > value).sum(dim=-1)
 
 
 def traces(
@@ -149,7 +149,7 @@ def _choice(guide: str, walk: Walk, row: int, token_id: int) -> Choice:
 def _rivals(step: StepTensors, row: int, count: int) -> tuple[Alternative, ...]:
     """The most probable tokens of the mixed policy, then those of the base that are not among them.
 
-    A token that cannot happen is no rival, and a guide that selects leaves few.
+    A token that cannot happen is not a rival, and a guide that selects leaves few.
     """
     if count == 0:
         return ()

@@ -69,7 +69,7 @@ def is_loopback(name: str) -> bool:
 
 
 def _split(host: str) -> tuple[str, str]:
-    """(name in lower case, port or nothing) of a Host header. A header that is none has no name."""
+    """(name in lower case, port or nothing) of a Host header. An invalid header has no name."""
     try:
         parts = urlsplit(f"//{host}")
         name, port = parts.hostname or "", parts.port

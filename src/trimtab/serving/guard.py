@@ -44,7 +44,7 @@ class Keys:
             return True
         scheme, _, key = (header or "").partition(" ")
         given = _digest(key.strip())
-        matches = [hmac.compare_digest(given, own) for own in self._digests]  # all of them: no early end
+        matches = [hmac.compare_digest(given, known) for known in self._digests]  # all of them: no early end
         return scheme.lower() == "bearer" and any(matches)
 
 

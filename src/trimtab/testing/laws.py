@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+from trimtab.errors import PromptError
 
 WELL_FORMED = "numbers are well formed"
 PURE = "reading is pure"
@@ -33,6 +38,20 @@ class LawViolation(AssertionError):  # noqa: N818  nothing went wrong but the la
         super().__init__(f"{law}: {evidence}")
         self.law = law
         self.evidence = evidence
+
+
+@contextmanager
+def stating(law: str) -> Iterator[None]:
+    """An error of the model or guide while a law is checked breaks that law: it is raised as LawViolation, from it.
+
+    A prompt that the model refuses is the caller's.
+    """
+    try:
+        yield
+    except (LawViolation, PromptError):
+        raise
+    except Exception as error:
+        raise LawViolation(law, f"{type(error).__name__} was raised: {error}") from error
 
 
 def same(law: str, what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:

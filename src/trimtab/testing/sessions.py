@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeAlias
 
 import torch
 
@@ -17,6 +16,7 @@ from trimtab.testing.laws import (
     ADMIT,
     ALONE,
     BESIDE,
+    DRAFT,
     KEEP,
     PEEK,
     PURE,
@@ -27,6 +27,7 @@ from trimtab.testing.laws import (
     WELL_FORMED,
     LawViolation,
     same,
+    stating,
 )
 from trimtab.testing.subjects import (
     ONCE,
@@ -39,8 +40,8 @@ from trimtab.testing.subjects import (
     encode_starts,
     longer,
 )
+from trimtab.testing.walks import check_count, check_remembered
 
-NUM_WALKS = 4
 LONG = 96
 """Tokens of a long row, where the model holds more."""
 
@@ -66,12 +67,13 @@ def check_model(
     starts = [(ids, ids) for ids in encoded]
     probe = choose_probe(num_ids, num_candidates, seed)
     subject = Subject(partial(ModelRows, model, probe), starts, num_ids, num_steps, tolerance, seed)
-    _check_tables(subject, "logprobs", normalised=True)
-    _check_width(subject, model.vocab_size)
-    _check_states(subject, model.hidden_size)
-    for law in (*_SESSION_LAWS, _check_peek, _check_remembered, check_drafting):
-        law(subject)
-    _check_long(subject, model.max_length)
+    with stating(WELL_FORMED):
+        _check_tables(subject, "logprobs", normalised=True)
+        _check_width(subject, model.vocab_size)
+        _check_states(subject, model.hidden_size)
+    _check_laws(subject, {**_SESSION_LAWS, PEEK: _check_peek, REMEMBERED: check_remembered, DRAFT: check_drafting})
+    with stating(ADMIT):
+        _check_long(subject, model.max_length)
 
 
 def check_guide(
@@ -107,9 +109,17 @@ def check_guide(
     starts = [(ids, tuple(bound.prompt_ids(prompt, ids))) for prompt, ids in read]
     probe = choose_probe(num_ids, num_candidates, seed)
     subject = Subject(partial(GuideRows, bound, model, probe), starts, readable, num_steps, tolerance, seed)
-    _check_tables(subject, subject.readings[0], normalised=False)
-    for law in (*_SESSION_LAWS, _check_subset, _check_base_rows, _check_remembered, check_drafting):
-        law(subject)
+    with stating(WELL_FORMED):
+        _check_tables(subject, subject.readings[0], normalised=False)
+    _check_laws(subject, {**_SESSION_LAWS, SUBSET: _check_subset, REMEMBERED: check_remembered, DRAFT: check_drafting})
+    with stating(ROWS):
+        _check_base_rows(subject)
+
+
+def _check_laws(subject: Subject, checks: Mapping[str, Callable[[Subject], None]]) -> None:
+    for law, check in checks.items():
+        with stating(law):
+            check(subject)
 
 
 def _check_tables(subject: Subject, reading: str, *, normalised: bool) -> None:
@@ -188,7 +198,7 @@ def _check_keep(subject: Subject) -> None:
         session = subject.fresh(subject.starts)
         before = {reading: session.read(reading) for reading in session.readings}
         session.keep(picked)
-        _count(session, len(picked), f"keep({picked})")
+        check_count(session, len(picked), f"keep({picked})")
         for reading, table in before.items():
             same(KEEP, f"{reading} after keep({picked})", session.read(reading), table[picked], subject.tolerance)
         tokens = [(subject.tokens(1)[0] + index) % subject.num_ids for index in range(len(picked))]
@@ -200,7 +210,7 @@ def _check_keep(subject: Subject) -> None:
         expected = subject.fresh([grown[row] for row in swapped])
         subject.same(KEEP, f"after keep({picked}), a token and keep({swapped})", session, expected)
         session.keep([])
-        _count(session, 0, "keep([])")
+        check_count(session, 0, "keep([])")
         session.admit(subject.starts[:1])
         subject.same(KEEP, "of a row admitted after keep([])", session, subject.fresh(subject.starts[:1]))
         session.admit(subject.starts)
@@ -247,11 +257,11 @@ def _check_base_rows(subject: Subject) -> None:
     for step in range(min(2, subject.num_steps)):
         for picked in (list(range(len(base_rows))), [1], [len(base_rows) - 1, 0]):
             rows = torch.tensor(picked, dtype=torch.int64)
-            theirs = torch.tensor(base_rows, dtype=torch.int64)[rows]
-            shown = host.candidates(plain.guide, plain.probe).select(theirs)
-            scores = guest.session.score(replace(shown, rows=rows, base_rows=theirs)).clone()
+            others = torch.tensor(base_rows, dtype=torch.int64)[rows]
+            shown = host.candidates(plain.guide, plain.probe).select(others)
+            scores = guest.session.score(replace(shown, rows=rows, base_rows=others)).clone()
             found = scores.gather(1, shown.token_ids.argsort(dim=1).to(scores.device))
-            what = f"the scores of rows {picked}, which continue rows {theirs.tolist()} of the base"
+            what = f"the scores of rows {picked}, which continue rows {others.tolist()} of the base"
             same(ROWS, what, found, plain.read("some")[picked], subject.tolerance)
         tokens = subject.tokens(len(base_rows), step)
         plain.advance(list(range(len(base_rows))), tokens)
@@ -337,62 +347,11 @@ def _base_of(rows: ModelRows | GuideRows) -> ModelRows:
     return rows.base if isinstance(rows, GuideRows) else rows
 
 
-def _check_remembered(subject: Subject) -> None:
-    """Random walks over all verbs; whatever is read on the way, a session without a past must read the same."""
-    for walk in range(NUM_WALKS):
-        dice = random.Random(f"{subject.seed} {walk}")
-        session, rows, told = subject.fresh(subject.starts), list(subject.starts), ["admit"]
-        longest = max(len(ids) for row in rows for ids in row) + subject.num_steps
-        for _ in range(4 * subject.num_steps):
-            verb = dice.choice([_walk_admit, _walk_advance, _walk_advance, _walk_keep])
-            rows, said = verb(session, rows, subject, longest, dice)
-            told.append(said)
-            _count(session, len(rows), ", ".join(told))
-            if dice.random() < 0.5:
-                reading = dice.choice(session.readings)
-                found, expected = session.read(reading), subject.fresh(rows).read(reading)
-                same(REMEMBERED, f"{reading} after {', '.join(told)}", found, expected, subject.tolerance)
-                told.append(reading)
-
-
-Rows: TypeAlias = ModelRows | GuideRows
-
-
-def _walk_admit(
-    session: Rows, rows: list[Row], subject: Subject, longest: int, dice: random.Random
-) -> tuple[list[Row], str]:
-    if len(rows) > 2 * len(subject.starts):
-        return rows, "nothing"
-    new = dice.choice(subject.starts)
-    session.admit([new])
-    return [*rows, new], "admit"
-
-
-def _walk_advance(
-    session: Rows, rows: list[Row], subject: Subject, longest: int, dice: random.Random
-) -> tuple[list[Row], str]:
-    picked = [row for row in range(len(rows)) if max(map(len, rows[row])) < longest and dice.random() < 0.7]
-    dice.shuffle(picked)
-    peeked: list[int] = session.probe[session.probe < subject.num_ids].tolist()  # such a token is special
-    choices = peeked if peeked and dice.random() < 0.5 else range(subject.num_ids)
-    tokens = dict(zip(picked, dice.choices(choices, k=len(picked)), strict=True))
-    session.advance(picked, list(tokens.values()))
-    return [longer(row, tokens[i]) if i in tokens else row for i, row in enumerate(rows)], f"advance {tokens}"
-
-
-def _walk_keep(
-    session: Rows, rows: list[Row], subject: Subject, longest: int, dice: random.Random
-) -> tuple[list[Row], str]:
-    picked = dice.sample(range(len(rows)), len(rows))  # an order, then perhaps something lost and something twice
-    if dice.random() < 0.5:
-        picked = dice.choices(picked, k=dice.randint(1, len(subject.starts)))
-    session.keep(picked)
-    return [rows[row] for row in picked], f"keep {picked}"
-
-
-_SESSION_LAWS = (_check_pure, _check_alone, _check_admit, _check_keep, _check_beside, _check_rows)
-
-
-def _count(session: ModelRows | GuideRows, expected: int, after: str) -> None:
-    if session.num_rows != expected:
-        raise LawViolation(KEEP, f"num_rows is {session.num_rows} after {after}; it must be {expected}")
+_SESSION_LAWS = {
+    PURE: _check_pure,
+    ALONE: _check_alone,
+    ADMIT: _check_admit,
+    KEEP: _check_keep,
+    BESIDE: _check_beside,
+    ROWS: _check_rows,
+}

@@ -107,7 +107,7 @@ class GuideRows:
 
     def admit(self, rows: Sequence[Row]) -> None:
         self.base.admit(rows)
-        self.session.admit([own for _, own in rows])
+        self.session.admit([guide_ids for _, guide_ids in rows])
 
     def advance(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
         self.base.advance(rows, token_ids)
@@ -209,8 +209,8 @@ def choose_prompts(
             raise OptionError(f"There are {len(prompts)} prompts; give at least 2, of unequal length.")
         return list(prompts)
     room = min(rooms, default=8 + num_steps) - num_steps - 1
-    dice = random.Random(seed)
-    return [tuple(dice.choices(range(num_ids), k=max(1, min(length, room)))) for length in (3, 1, 7, 2)]
+    rng = random.Random(seed)
+    return [tuple(rng.choices(range(num_ids), k=max(1, min(length, room)))) for length in (3, 1, 7, 2)]
 
 
 def encode_starts(model: LanguageModel, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:

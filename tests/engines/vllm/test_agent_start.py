@@ -115,7 +115,7 @@ def test_a_setting_that_cannot_be_honoured_is_refused(said: dict[str, Any], name
         ("MostAccepted", "chooses by MostAccepted, which asks about every candidate"),
         ("all", "asks for top_k 0 (0: all)"),
         ("narrow", "reads states of width 16; the model's have 32"),
-        ("threshold", "1.5 is no acceptance threshold"),
+        ("threshold", "1.5 is not an acceptance threshold"),
         ("recurrent", "MambaForCausalLM keeps a recurrent state"),
         ("two", "one agent, and no other guide"),
     ],

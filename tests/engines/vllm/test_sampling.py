@@ -14,7 +14,7 @@ from trimtab import Decoder, SamplingParams, load_guide, load_model
 pytest.importorskip("vllm")
 
 NUM_SAMPLES = {"v1": 3000, "v2": 400}
-"""Of one token at each weight; interpreted kernels take their time."""
+"""Samples of one token at each weight; interpreted kernels take their time."""
 FALSE_ALARMS = 1e-6
 """How often a right sampler would fail a test here, at most: the level of each chi-squared test."""
 

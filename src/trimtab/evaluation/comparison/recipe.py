@@ -242,7 +242,7 @@ def resolved_scorer(value: Any, directory: Path) -> Any:
 
 
 def missing_paths(value: Any, directory: Path) -> list[str]:
-    """Texts of an option that can only be paths and lead nowhere: those with a slash that are no hub id."""
+    """Texts of an option that can only be paths and lead nowhere: those with a slash that are not a hub id."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):

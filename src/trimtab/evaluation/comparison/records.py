@@ -100,7 +100,7 @@ class Row:
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> Row:
-        """Raises KeyError or TypeError for a line that is no answer."""
+        """Raises KeyError or TypeError for a line that is not an answer."""
         return Row(
             Key(
                 fields["method"],
@@ -146,7 +146,7 @@ def as_strength(value: Any) -> Strength:
 
 
 def read_answers(path: Path) -> list[Row]:
-    """The whole rows of a file of answers, each once. Raises DataError for a line that is no answer."""
+    """The whole rows of a file of answers, each once. Raises DataError for a line that is not an answer."""
     rows: dict[Key, Row] = {}
     for number, fields in enumerate(read_lines(path)[0], start=1):
         try:

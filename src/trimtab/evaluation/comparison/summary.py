@@ -1,7 +1,7 @@
 """What the rows of a comparison say: means over prompts with their intervals, differences to the base, what was chosen.
 
 A prompt's seeds are averaged first, so that prompts are what is resampled. Fewer than `MIN_PROMPTS` prompts give a mean
-and no interval: a bootstrap over a handful of values is no interval, however it is computed.
+and no interval: a bootstrap over a handful of values is not an interval, however it is computed.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         if self.base_url is not None and urlsplit(self.base_url).scheme not in ("http", "https"):
             raise OptionError(
-                f"{self.base_url!r} is no address of an endpoint; give http://HOST/v1 or https://HOST/v1."
+                f"{self.base_url!r} is not the address of an endpoint; give http://HOST/v1 or https://HOST/v1."
             )
 
 
@@ -248,7 +248,7 @@ class ChatJudge:
         except CancelledError:
             return _Trial(Verdict(None, "the run was stopped", 1), hopeless=True)
         except Exception as error:  # not JSON, or not a completion, in one of many ways
-            return _Trial(Verdict(None, self._clean(f"a reply that is no completion ({error})"), 1))
+            return _Trial(Verdict(None, self._clean(f"a reply that is not a completion ({error})"), 1))
         return self._read(reply)
 
     def _refused(self, error: Any) -> _Trial:

@@ -178,5 +178,5 @@ def split_judge(name: str) -> tuple[str, str]:
     """`openai:MODEL`, `reward:PATH` or `scorer:NAME` -> its kind and the rest. Raises OptionError."""
     kind, _, rest = name.partition(":")
     if kind not in ("openai", "reward", "scorer") or not rest:
-        raise OptionError(f"{name!r} is no judge. Accepted: {', '.join(FORMS)}.")
+        raise OptionError(f"{name!r} is not a judge. Accepted: {', '.join(FORMS)}.")
     return kind, rest

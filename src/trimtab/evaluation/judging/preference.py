@@ -77,7 +77,7 @@ def _check(rewards: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[
         )
     lengths = {name: (len(rewards[name]), len(other[name])) for name in rewards}
     if len({length for both in lengths.values() for length in both}) > 1:
-        named = ", ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in lengths.items())
+        named = ", ".join(f"{name} {num} and {num_other}" for name, (num, num_other) in lengths.items())
         raise InputError(
             f"The numbers of rewards differ: {named}. Prompts are compared one by one: score both methods over the "
             "same ones."

@@ -2,7 +2,7 @@
 
 A pair's points are the mean over its orders: it is won above ½, lost below, tied at ½, so a judge that prefers whatever
 stands first ties. The win rate is the mean over pairs of 1, ½ and 0. A pair that lacks a verdict is missing: it is
-counted beside, and is no tie. Intervals resample prompts; a prompt's seeds are averaged first.
+counted beside, and is not a tie. Intervals resample prompts; a prompt's seeds are averaged first.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def win_rate(judged: Sequence[Judged], *, sees_order: bool) -> WinRate:
 
 
 def _decided(judged: Sequence[Judged], outcomes: Sequence[float | None]) -> Interval | None:
-    """The share of won pairs among those that are no ties, its interval over prompts; None where all tie."""
+    """The share of won pairs among those that are not ties, its interval over prompts; None where all tie."""
     pairs = [(one.pair.prompt_index, outcome) for one, outcome in zip(judged, outcomes, strict=True)]
-    told = [(prompt, outcome == 1.0) for prompt, outcome in pairs if outcome not in (None, 0.5)]
-    return proportion_interval([won for _, won in told], [prompt for prompt, _ in told]) if told else None
+    decided = [(prompt, outcome == 1.0) for prompt, outcome in pairs if outcome not in (None, 0.5)]
+    return proportion_interval([won for _, won in decided], [prompt for prompt, _ in decided]) if decided else None
 
 
 def _outcome(points: float) -> float:

@@ -24,7 +24,7 @@ from trimtab.core import TokenIds, Tokenizer
 log = logging.getLogger(__name__)
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""Stands in a decoded text for bytes that are no character."""
+"""Stands in a decoded text for bytes that are not a character."""
 STEADY = 8
 """Tokens with text after which that of a tokenizer that says nothing about itself counts as standing."""
 
@@ -85,15 +85,15 @@ def shared(texts: Sequence[str]) -> str:
 class ByteSpelling:
     """Tokens that are bytes of UTF-8, as in byte-level BPE.
 
-    `raw` gives a token's bytes. Bytes that are no character become U+FFFD, one for each maximal part of a character, as
-    in Rust, Python and the Unicode standard; so at most three bytes wait for what follows. A character that the prompt
-    begins and the answer ends belongs to the answer.
+    `raw` gives a token's bytes. Bytes that are not a character become U+FFFD, one for each maximal part of a character,
+    as in Rust, Python and the Unicode standard; so at most three bytes wait for what follows. A character that the
+    prompt begins and the answer ends belongs to the answer.
     """
 
     def __init__(self, raw: Callable[[int], bytes], prompt_ids: TokenIds) -> None:
         self._raw = raw
         self._adds: deque[bytearray] = deque()  # of the open tokens
-        self._bytes = bytearray()  # that are no character yet
+        self._bytes = bytearray()  # that are not a character yet
         self._owners: list[int] = []  # for each of them the open token it is of, counted from the first ever
         self._closed = 0
         self._opened = 0
@@ -147,7 +147,7 @@ class ByteSpelling:
 
 
 def _characters(data: bytes, *, final: bool) -> list[tuple[int, int, bytes | None]]:
-    """(start, end, bytes) of each run of characters, or None for bytes that are no character.
+    """(start, end, bytes) of each run of characters, or None for bytes that are not a character.
 
     Bytes at the end that may yet become a character are left out, unless the text ends there (`final`).
     """

@@ -156,7 +156,7 @@ class LocalRollouts:
 
 
 def split(plans: Sequence[Plan], parts: int) -> list[Sequence[Plan]]:
-    """Neighbouring plans in so many parts as equal as can be; empty parts are left out."""
+    """Neighbouring plans in this many parts, as equal as can be; empty parts are left out."""
     bounds = [len(plans) * part // parts for part in range(parts + 1)]
     return [plans[low:high] for low, high in itertools.pairwise(bounds) if low < high]
 

@@ -239,7 +239,7 @@ def _hub_rows(source: str) -> Iterator[object]:
         yield from datasets.load_dataset(name, split=split or "train")
     except (OSError, ValueError) as error:  # datasets' own errors are of these two kinds
         raise DataError(
-            f"{source!r} is no file here, and the hub did not give it ({error}). "
+            f"{source!r} is not a file here, and the hub did not give it ({error}). "
             "Accepted: a .jsonl file, or a data set as owner/name or owner/name@split"
         ) from error
 

@@ -312,7 +312,7 @@ def _turns(text: str, name: str) -> tuple[Message, ...]:
     """An HH-RLHF transcript as messages."""
     parts = _TURN.split(text)
     if parts[0].strip() or len(parts) < 5:
-        raise RowError(f"`{name}` is no transcript; expected '\\n\\nHuman: ...' and then '\\n\\nAssistant: ...'")
+        raise RowError(f"`{name}` is not a transcript; expected '\\n\\nHuman: ...' and then '\\n\\nAssistant: ...'")
     return tuple(
         {"role": _SPEAKERS[speaker], "content": content.strip()}
         for speaker, content in zip(parts[1::2], parts[2::2], strict=True)

@@ -38,7 +38,7 @@ class PairMeter:
         self._num_tokens = 0
         self._clock = time.monotonic()
         self.prompts = prompts
-        """The prompt of each pair of the evaluation, in its order: pairs of one prompt are no independent trials."""
+        """The prompt of each pair of the evaluation, in its order: pairs of one prompt are not independent trials."""
         self.outcomes: list[bool] = []
         """Whether the last evaluation, in this process, ranks each pair as it was labelled."""
 

@@ -59,7 +59,7 @@ class LabelSettings:
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
         if not self.min_margin > 0:
-            raise OptionError(f"min_margin is {self.min_margin}; give a number above 0, for a tie is no preference.")
+            raise OptionError(f"min_margin is {self.min_margin}; give a number above 0, for a tie is not a preference.")
         if self.max_pairs < 1:
             raise OptionError(f"max_pairs is {self.max_pairs}; give at least 1.")
         if not 0 <= self.min_length_ratio <= 1:

@@ -70,7 +70,7 @@ class ParmSettings(ArmSettings):
         )
 
     def betas_of(self, objectives: Sequence[str]) -> list[float]:
-        """β_k of each objective. Raises OptionError for a beta of something that is none."""
+        """β_k of each objective. Raises OptionError for a beta of something that is not an objective."""
         for name in self.betas:
             if name not in objectives:
                 raise unknown_name("objective", name, objectives)
