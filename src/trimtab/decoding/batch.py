@@ -45,7 +45,7 @@ class Outcome:
     failures: Mapping[int, TrimtabError]
     """Why a row cannot."""
     traces: Mapping[int, Sequence[TokenTrace]]
-    """Of each of these tokens, where the request asks for it."""
+    """Why each of these tokens was chosen, where the request asks for it."""
 
 
 @dataclass(slots=True)

@@ -43,6 +43,6 @@ class Appetite:
         return best
 
     def note(self, num_drafted: int, num_right: int) -> None:
-        """Of so many guesses the first `num_right` were right, the next was wrong, others were not looked at."""
+        """The first `num_right` of so many guesses were right, the next was wrong, others were not looked at."""
         for right in [1.0] * num_right + [0.0] * (num_drafted > num_right):
             self.rate += _MEMORY * (right - self.rate)
