@@ -23,7 +23,7 @@ import trimtab
 from trimtab import core
 
 LAYERS = (
-    {"answers", "caches", "core", "errors", "fields", "params"},
+    {"answers", "caches", "core", "drafting", "errors", "fields", "params"},
     {"columns", "documents", "mixing", "prompts", "sessions", "statistics"},
     {"guides", "models"},
     {"decoding", "testing"},

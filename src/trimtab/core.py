@@ -107,6 +107,9 @@ class Candidates:
     order. Only guides that select are asked about some rows."""
     base_rows: Tensor | None = None
     """[B] int64: which rows of the base's session they continue; given to guides that select."""
+    drafted: Tensor | None = None
+    """[B] int64: after how many of its row's drafted tokens each comes; then `rows` is given, and names a row once for
+    each such number. None: after all of them. Only sessions that draft are given it (`drafting.Drafting`)."""
 
     def gather(self, table: Tensor) -> Tensor:
         """The entries of a [B, V] table at the candidates: [B, K]."""
@@ -122,6 +125,7 @@ class Candidates:
             self.complete,
             None if self.rows is None else self.rows[rows],
             None if self.base_rows is None else self.base_rows[rows],
+            None if self.drafted is None else self.drafted[rows],
         )
 
 

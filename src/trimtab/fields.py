@@ -19,8 +19,9 @@ from typing import Literal, TypeAlias, TypeGuard, TypeVar
 
 from trimtab.errors import OptionError, naming
 
-Kind: TypeAlias = Literal["number", "whole", "flag", "choice", "names", "texts"]
-"""`names` is a list that is written as one text, with commas; `texts` a list of texts that may hold commas."""
+Kind: TypeAlias = Literal["number", "whole", "flag", "choice", "text", "names", "texts"]
+"""`text` is one text; `names` is a list that is written as one text, with commas; `texts` a list of texts that may hold
+commas."""
 
 MAX_SEED = 2**63 - 1
 
@@ -76,6 +77,8 @@ class Described:
             return is_whole(value) and self._within(value)
         if self.kind == "choice":
             return value in self.choices
+        if self.kind == "text":
+            return isinstance(value, str) and bool(value)
         if self.kind in ("names", "texts"):
             return not isinstance(value, str) and isinstance(value, Sequence) and all(map(self._is_text, value))
         return True
@@ -91,6 +94,8 @@ class Described:
         """What is accepted, to stand after "give"; `finite` says that infinity and NaN are not numbers here."""
         if self.kind == "choice":
             return f"one of {', '.join(self.choices)}"
+        if self.kind == "text":
+            return "a non-empty string"
         if self.kind == "texts":
             return "non-empty strings in a tuple"
         if self.kind == "names":

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from trimtab.errors import OptionError, naming
 from trimtab.fields import check, described, is_number, is_whole, seed_field
 
+NO_DRAFT, LOOKUP, GUIDE_DRAFT = "none", "lookup", "guide"
+"""What a request may say of drafts besides the name of a guide or of a model that drafts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -78,6 +81,17 @@ class SamplingParams:
     """See `Answer.trace`."""
     num_alternatives: int = described(
         0, "with {trace}: how many of the most probable mixed and base tokens to record at each step", low=0
+    )
+    draft: str = described(
+        NO_DRAFT,
+        "who guesses next tokens, which the base then reads in one pass; no answer depends on it: lookup (what "
+        "followed the last place that ended alike), guide (the guide, a smaller model of its own), or a model's name",
+        kind="text",
+        note="none: nobody",
+        metavar="WHO",
+    )
+    draft_tokens: int | None = described(
+        None, "tokens guessed at a time", kind="whole", low=1, unset="as many as pay", metavar="N"
     )
     forced: tuple[int, ...] = ()
     """The answer's first tokens, taken whatever the policy says; with `trace`, what it says of them: for scoring."""

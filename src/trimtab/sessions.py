@@ -9,12 +9,18 @@ from torch import Tensor
 
 from trimtab.caches import Cache, caches_of, num_known, token_bytes
 from trimtab.core import Session, TokenIds
+from trimtab.drafting import drafting, drafts
 
 S = TypeVar("S", bound=Session)
 
 
 class SessionView(Generic[S]):
-    """The rows of one session, unchanged; a subclass says what is read off them."""
+    """The rows of one session, unchanged; a subclass says what is read off them.
+
+    `reads_drafts` of a subclass says that its `score` reads `Candidates.drafted`.
+    """
+
+    reads_drafts = False
 
     def __init__(self, session: S) -> None:
         self._session = session
@@ -43,9 +49,24 @@ class SessionView(Generic[S]):
     def keep(self, rows: Tensor) -> None:
         self._session.keep(rows)
 
+    @property
+    def can_draft(self) -> bool:
+        return self.reads_drafts and drafts(self._session)
+
+    def draft(self, rows: Tensor, token_ids: Tensor) -> None:
+        drafting(self._session).draft(rows, token_ids)
+
+    def settle(self, counts: Tensor) -> None:
+        drafting(self._session).settle(counts)
+
 
 class SessionGroup:
-    """Several sessions that hold the same sequences, row by row; a subclass says what is read off them."""
+    """Several sessions that hold the same sequences, row by row; a subclass says what is read off them.
+
+    `reads_drafts` as in `SessionView`.
+    """
+
+    reads_drafts = False
 
     def __init__(self, sessions: Sequence[Session]) -> None:
         self._sessions = tuple(sessions)
@@ -78,3 +99,15 @@ class SessionGroup:
     def keep(self, rows: Tensor) -> None:
         for session in self._sessions:
             session.keep(rows)
+
+    @property
+    def can_draft(self) -> bool:
+        return self.reads_drafts and all(map(drafts, self._sessions))
+
+    def draft(self, rows: Tensor, token_ids: Tensor) -> None:
+        for session in self._sessions:
+            drafting(session).draft(rows, token_ids)
+
+    def settle(self, counts: Tensor) -> None:
+        for session in self._sessions:
+            drafting(session).settle(counts)

@@ -82,6 +82,30 @@ def test_the_batch_size_changes_no_answer(run: Run, argv: list[str], tmp_path: P
     assert (tmp_path / "1").read_text() == (tmp_path / "5").read_text()
 
 
+@pytest.mark.parametrize("draft", ["lookup", "guide", "b", "model"])
+def test_drafts_change_no_answer(run: Run, argv: list[str], tmp_path: Path, tiny: Tiny, draft: str) -> None:
+    assert run(*argv).code == 0
+    plain = (tmp_path / "answers.jsonl").read_text().splitlines()
+    weighs_all = [row for row in plain if all(json.loads(row)["weights"].values())]
+    prompts = tmp_path / "drafted.jsonl"
+    kept = [json.loads(row) for row in weighs_all]
+    prompts.write_text(
+        "".join(json.dumps({key: row[key] for key in ("prompt", "weights", "seed")}) + "\n" for row in kept)
+    )
+    asked = [str(prompts) if part.endswith("p.jsonl") else part for part in argv]
+    who = tiny.model if draft == "model" else draft
+    outcome = run(*asked, "--overwrite", "--draft", who, "--draft-tokens", "3")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "answers.jsonl").read_text().splitlines() == weighs_all
+
+
+def test_a_draft_that_is_nothing_is_said_before_the_model_is_loaded(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    outcome = run("generate", "--model", tiny.model, "--prompt", "Hi", "--draft", str(tmp_path / "nothing"))
+    assert outcome.code == 2
+    assert "nothing" in outcome.err
+    assert "loading" not in outcome.err
+
+
 def test_text_is_a_users_message_unless_told_otherwise(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     add = Decoder.add

@@ -242,6 +242,23 @@ class PeekedByPlace(PeekNotReordered):
         self._peeked = {}
 
 
+class ReadsDraftsAtTheEnd(TabularSession):
+    """Numbers of drafted tokens are those after the last of them."""
+
+    def logprobs_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
+        return self.logprobs(rows)
+
+
+class KeepsEveryDraft(TabularSession):
+    def settle(self, counts: Tensor) -> None:
+        self._drafted = {}
+
+
+class TakesEveryDraftBack(TabularSession):
+    def settle(self, counts: Tensor) -> None:
+        super().settle(torch.zeros_like(counts))
+
+
 class BrokenModel(TabularModel):
     """The sound model with a broken session."""
 
@@ -257,6 +274,9 @@ class BrokenModel(TabularModel):
 
 
 MODELS: dict[type[TabularSession], str] = {
+    ReadsDraftsAtTheEnd: laws.DRAFT,
+    KeepsEveryDraft: laws.DRAFT,
+    TakesEveryDraftBack: laws.DRAFT,
     Unnormalised: laws.WELL_FORMED,
     Wide: laws.WELL_FORMED,
     Narrow: laws.WELL_FORMED,
@@ -414,6 +434,16 @@ class LosesWhatWaits(ARMSession):
         self._waiting = []
 
 
+class ScoresDraftsAtTheEnd(ARMSession):
+    """The guide reads all drafted tokens, wherever the candidates stand."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        rows = candidates.rows
+        if rows is None:
+            return super().score(candidates)
+        return self._session.logprobs(rows).gather(1, candidates.token_ids)
+
+
 @dataclass(frozen=True)
 class BrokenGuide(ARM):
     """A sound guide with a broken session."""
@@ -439,6 +469,7 @@ GUIDES: dict[type[ARMSession], str] = {
     NormalisedOverCandidates: laws.SUBSET,
     RemembersByLength: laws.KEEP,
     LosesWhatWaits: laws.REMEMBERED,
+    ScoresDraftsAtTheEnd: laws.DRAFT,
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,16 +14,18 @@ from torch import Tensor
 from tests.laws.test_guide_laws import random_lora
 from tests.laws.tiny_models import PROMPTS, tiny_model
 from trimtab.answers import Answer
-from trimtab.core import Candidates, Guide, LanguageModel, ModelSession, SamplingParams
+from trimtab.core import Candidates, Guide, LanguageModel, ModelSession, SamplingParams, Session
 from trimtab.decoding import batch, lanes
 from trimtab.decoding.decoder import Decoder
+from trimtab.decoding.places import Place, Places
+from trimtab.errors import OptionError
 from trimtab.guides.arm import ARM, AdapterARM, ARMSession
 from trimtab.mixing.forms import SHIFT
 from trimtab.models.forward.trunk import Trunk
 from trimtab.models.tabular import TabularModel
 from trimtab.testing import LawViolation, laws
 
-COMPANY = "a seeded request gives the same tokens alone and in any company"
+COMPANY = "a seeded request gives the same tokens alone and in any company, with drafts and without"
 
 
 def tabular_world() -> tuple[LanguageModel, dict[str, Guide]]:
@@ -62,10 +65,21 @@ def random_params(dice: random.Random) -> SamplingParams:
     )
 
 
+def drafted(decoder: Decoder, prompt: Sequence[int], params: SamplingParams, dice: random.Random) -> SamplingParams:
+    """The same request with drafts, of a kind that it can have."""
+    kinds = ["none", "lookup", "small", "guide", *decoder.guides]
+    asked = replace(params, draft=dice.choice(kinds), draft_tokens=dice.choice([None, 1, 3, 6]))
+    try:
+        Decoder(decoder.model, decoder.guides, drafters=decoder.drafters).add(prompt, asked)
+    except OptionError:
+        return params
+    return asked
+
+
 def check_company(model: LanguageModel, guides: dict[str, Guide], seed: int, chunk: int | None = None) -> int:
     """Decode requests alone, then all together: joining late, more than there are rows, some cancelled on the way.
 
-    Together, a step feeds at most `chunk` tokens of prompts.
+    Together, a step feeds at most `chunk` tokens of prompts, and requests have drafts of any kind.
 
     Returns how many tokens were compared.
     """
@@ -76,12 +90,14 @@ def check_company(model: LanguageModel, guides: dict[str, Guide], seed: int, chu
         decoder = Decoder(model, guides)
         request_id = decoder.add(prompt, params)
         alone.append(_run(decoder, [request_id])[request_id])
-    together = Decoder(model, guides, max_rows=5, prefill_chunk=chunk)
+    small = TabularModel.random(61, seed=0, order=1)
+    together = Decoder(model, guides, max_rows=5, prefill_chunk=chunk, drafters={"small": small})
     waiting, ids, tokens = list(wanted), [], {}
     while waiting or together.num_running or together.num_waiting:
         for _ in range(dice.randint(0, 3)):
             if waiting:
-                ids.append(together.add(*waiting.pop(0)))
+                prompt, params = waiting.pop(0)
+                ids.append(together.add(prompt, drafted(together, prompt, params, dice)))
                 stranger = together.add(dice.choice(PROMPTS), random_params(dice))
                 if dice.random() < 0.5:
                     together.cancel(stranger)
@@ -144,7 +160,22 @@ def cut_not_reordered(self: lanes.Lane, running: set[int]) -> None:
     self._session.keep(torch.arange(len(self._requests)))
 
 
+def any_draft_is_right(self: Places, row: int, tokens: object, failures: object) -> list[int]:
+    return list(self.of_request(self[self.first(row)].request.request_id))
+
+
+def position_of_the_step(self: Place) -> int:
+    return len(self.request.token_ids)
+
+
+def everything_stays(self: lanes.Rows[Session], counts: Mapping[int, int]) -> None:
+    self._drafted = {}
+
+
 BREAKAGES: dict[str, tuple[object, str, Callable[..., object]]] = {
+    "any draft is taken": (Places, "run", any_draft_is_right),
+    "one random number for all drafts": (Place, "position", property(position_of_the_step)),
+    "drafts are never taken back": (lanes.Rows, "settle", everything_stays),
     "one random stream for all": (batch, "step_keys", shared_stream),
     "a neighbour's guidance": (lanes.Lane, "part", one_row_late),
     "a guide's rows cut and not reordered": (lanes.Lane, "keep", cut_not_reordered),

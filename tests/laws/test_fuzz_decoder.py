@@ -20,7 +20,7 @@ from torch import Tensor
 from tests.tiny import byte_llama, byte_tokenizer, tiny_module, write_lora
 from trimtab.core import Candidates, Guide, LanguageModel, ModelSession, SamplingParams, Selection, TokenIds
 from trimtab.decoding.decoder import Decoder
-from trimtab.errors import TrimtabError
+from trimtab.errors import OptionError, TrimtabError
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM, ARMSession
 from trimtab.mixing.rules import ACCEPTING_RULES
@@ -99,6 +99,8 @@ class World:
     model: LanguageModel
     guides: dict[str, Guide]
     draw: Callable[[random.Random, Sequence[int]], Asked]
+    small: LanguageModel
+    """It drafts for those that ask it to."""
 
 
 def prompt_of(rng: random.Random, shared: Sequence[int], size: int, longest: int) -> list[int]:
@@ -149,7 +151,7 @@ def plain_world() -> World:
         "struck": Struck(model, prompt=[5, 9]),
         "deadly": Struck(model, strike=deadly),
     }
-    return World(model, guides, draw)
+    return World(model, guides, draw, other)
 
 
 def agent_world(family: str, rule: str) -> World:
@@ -174,7 +176,8 @@ def agent_world(family: str, rule: str) -> World:
         )
         return prompt_of(rng, shared, 61, 60), how
 
-    return World(model, {"agent": agent, "struck": Struck(model, prompt=[5, 9])}, draw)
+    small = HFModel(tiny_module(family, seed=8))
+    return World(model, {"agent": agent, "struck": Struck(model, prompt=[5, 9])}, draw, small)
 
 
 def outcome(decoder: Decoder, found: dict[int, Found]) -> None:
@@ -195,11 +198,26 @@ def alone(world: World, asked: Asked) -> Found:
     return found[0]
 
 
+def add_drafted(decoder: Decoder, asked: Asked, rng: random.Random) -> int:
+    """The request with drafts of some kind, where it can have them."""
+    prompt, params = asked
+    kinds = ["none", "lookup", "guide", *decoder.guides, *decoder.drafters]
+    drafts = replace(params, draft=rng.choice(kinds), draft_tokens=rng.choice([None, 1, 2, 5]))
+    try:
+        return decoder.add(prompt, drafts)
+    except OptionError:
+        return decoder.add(prompt, params)
+
+
 def together(world: World, rng: random.Random, waiting: list[Asked], strikes: Strikes) -> list[tuple[Asked, Found]]:
     """The same requests, joining when they like, some cancelled, with errors that strike where a guide runs."""
     guides = {**world.guides, "struck": replace(world.guides["struck"], strike=strikes)}  # type: ignore[type-var]
     decoder = Decoder(
-        world.model, guides, max_rows=rng.choice([1, 3, 8]), prefill_chunk=rng.choice([None, None, 1, 4, 16])
+        world.model,
+        guides,
+        max_rows=rng.choice([1, 3, 8]),
+        prefill_chunk=rng.choice([None, None, 1, 4, 16]),
+        drafters={"small": world.small},
     )
     asked: dict[int, Asked] = {}
     found: dict[int, Found] = {}
@@ -209,7 +227,7 @@ def together(world: World, rng: random.Random, waiting: list[Asked], strikes: St
         for _ in range(rng.choice([0, 1, 1, 3])):
             if waiting:
                 one = waiting.pop()
-                number = decoder.add(*one)
+                number = add_drafted(decoder, one, rng)
                 asked[number], found[number] = one, []
         outcome(decoder, found)
         if asked and rng.random() < 0.03:

@@ -89,6 +89,8 @@ def _random_request(
     weights = {name: dice.choice([0.0, 0.5, 1.0, -0.5, 2.0]) for name in guides}
     num_new = dice.randint(1, max_new_tokens)
     body = {"model": "tiny", "max_tokens": num_new, "n": dice.choice([1, 1, 1, 2]), "guidance": {"weights": weights}}
+    if dice.random() < 0.4:
+        body["guidance"] |= {"draft": "lookup", "draft_tokens": dice.choice([None, 2, 5])}
     body |= how
     prompt: Prompt = text
     if dice.random() < 0.7:

@@ -46,6 +46,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--report-only", action="store_true", help="decode nothing: draw the report of the run RECIPE again"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
+    options.add_threads_option(parser)
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let the model run its own code; off unless given"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from trimtab.cli import guide_options, options
 from trimtab.cli.options import GuideSpec
 from trimtab.engines.registry import BUILTIN, ENGINES, maker_of
 from trimtab.errors import CheckpointError, OptionError
+from trimtab.params import GUIDE_DRAFT, LOOKUP, NO_DRAFT
 
 if TYPE_CHECKING:
     from trimtab.core import SamplingParams, Tokenizer
@@ -150,13 +151,18 @@ def load(
     *,
     max_rows: int,
     prefill_chunk: int | None = None,
+    drafts: Collection[str] = (),
 ) -> tuple[Tokenizer, GenerationEngine]:
-    """An engine on this model with these guides, ready to answer text, saying on standard error what is loaded."""
+    """An engine on this model with these guides, ready to answer text, saying on standard error what is loaded.
+
+    `drafts` are what requests will say of drafts; what is neither a kind of them nor a guide is a model's name.
+    """
+    drafters = _drafters(drafts, guides)
     where = "" if choice.is_builtin else f" in {choice.name}"
     options.say(f"loading {source.name}{where}")
     maker = choice.open(source)
     tokenizer = tokenizer_of(maker, source.name)
-    engine = maker.make(guides, max_rows=max_rows, prefill_chunk=prefill_chunk)
+    engine = maker.make(guides, max_rows=max_rows, prefill_chunk=prefill_chunk, drafters=drafters)
     from trimtab.mixing.forms import forms_of
 
     forms = forms_of(engine.guides)
@@ -165,6 +171,16 @@ def load(
         form = f", as a {forms[name]}" if forms[name] else ""
         options.say(f"loaded guide {name} from {origin}, weight {guide.weight:g}{form}")
     return tokenizer, engine
+
+
+def _drafters(drafts: Collection[str], guides: Collection[str]) -> list[str]:
+    """The models among what drafts. Raises CheckpointError for one that is not there, before anything is loaded."""
+    from trimtab.storage.directories import resolve_model
+
+    names = [draft for draft in drafts if draft not in (NO_DRAFT, LOOKUP, GUIDE_DRAFT) and draft not in guides]
+    for name in names:
+        resolve_model(name)
+    return names
 
 
 def tokenizer_of(maker: EngineMaker, name: str) -> Tokenizer:

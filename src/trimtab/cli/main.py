@@ -24,6 +24,7 @@ from typing import Any, NoReturn, Protocol
 from trimtab.cli import bench, compare, convert, judge, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
+from trimtab.cli.options import use_threads
 from trimtab.cli.train import command as train
 from trimtab.cli.train.run_options import flags_of, is_main, naming_flags
 from trimtab.errors import OptionError, TrimtabError, unknown_name
@@ -116,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         args.given = sys.argv[1:] if argv is None else list(argv)
         _configure_logging(verbose=args.verbose)
+        use_threads(args)
         with naming_flags(args.flags):
             code = COMMANDS[args.command].run(args)
         sys.stdout.flush()

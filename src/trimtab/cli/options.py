@@ -143,10 +143,42 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
     guide_options.add_form_options(group)
     group.add_argument("--dtype", default="auto", help="auto (float32 on a CPU), float32, bfloat16 or float16")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
+    add_threads_option(group)
     group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     group.add_argument(
         "--trust-remote-code", action="store_true", help="let the model and the guides run their own code"
     )
+
+
+def add_threads_option(group: argparse._ActionsContainer) -> None:
+    """--threads."""
+    group.add_argument(
+        "--threads",
+        type=_threads,
+        metavar="N|auto",
+        help="threads that compute on a CPU; auto: as many as are fastest, measured in a moment (as torch and "
+        "OMP_NUM_THREADS say)",
+    )
+
+
+def _threads(text: str) -> int | str:
+    if text == AUTO_THREADS:
+        return text
+    if not (text.isdecimal() and 1 <= int(text) <= MOST_THREADS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads; give 1 to {MOST_THREADS}, or auto")
+    return int(text)
+
+
+def use_threads(args: argparse.Namespace) -> None:
+    """Do as --threads says; without it torch decides, by OMP_NUM_THREADS where that is set."""
+    wanted: int | str | None = getattr(args, "threads", None)
+    if wanted is None:
+        return
+    from trimtab.models.threads import use_threads as use
+
+    num = use(None if isinstance(wanted, str) else wanted)
+    if wanted == AUTO_THREADS:
+        say(f"computing with {num} threads" if num > 1 else "computing with 1 thread")
 
 
 def add_guide_option(group: argparse._ActionsContainer, strength: str) -> None:
@@ -162,6 +194,8 @@ def add_guide_option(group: argparse._ActionsContainer, strength: str) -> None:
     )
 
 
+AUTO_THREADS = "auto"
+MOST_THREADS = 1024
 NOT_SAMPLING_FLAGS = ("trace", "num_alternatives")
 """Fields of `SamplingParams` that say what is recorded, which each command asks for in its own way."""
 

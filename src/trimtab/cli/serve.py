@@ -69,6 +69,14 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="NAME",
         help="answer requests to this name too, * to any; on a loopback address only its own names are answered",
     )
+    group.add_argument(
+        "--draft-model",
+        dest="draft_models",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="load this small model too, for requests whose draft names it; repeatable",
+    )
     group = parser.add_argument_group("limits")
     flags.add_fields(group, Limits(), may_be_unset=True)
 
@@ -117,6 +125,7 @@ class _Wanted:
     limits_given: Mapping[str, float]
     """The limits that somebody has set."""
     origins: tuple[str, ...]
+    draft_models: tuple[str, ...]
 
 
 def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice) -> _Wanted:
@@ -150,6 +159,7 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
         limits=Limits(**given),  # type: ignore[arg-type]
         limits_given=given,
         origins=(*config.origins, *args.origins),
+        draft_models=(*config.draft_models, *args.draft_models),
     )
 
 
@@ -182,7 +192,12 @@ def _engine(wanted: _Wanted) -> GenerationEngine:
         kind.check_features([CACHE_LIMIT], what="--max-cached-tokens")
     chunk = limits.prefill_chunk if not kind.plans_caches or "prefill_chunk" in wanted.limits_given else None
     _, engine = engines.load(
-        wanted.engine, wanted.model, wanted.guides.sources(), max_rows=limits.max_rows, prefill_chunk=chunk
+        wanted.engine,
+        wanted.model,
+        wanted.guides.sources(),
+        max_rows=limits.max_rows,
+        prefill_chunk=chunk,
+        drafts=wanted.draft_models,
     )
     from trimtab.decoding.decoder import Decoder
 

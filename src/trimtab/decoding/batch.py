@@ -22,9 +22,12 @@ from torch import Tensor
 from trimtab.answers import TokenTrace
 from trimtab.core import Candidates, Guide, LanguageModel, Rule, Session
 from trimtab.decoding.capacity import Capacity
+from trimtab.decoding.drafts import Drafters
 from trimtab.decoding.failures import UNREADY, blame, broken_guide
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
+from trimtab.decoding.places import Places
 from trimtab.decoding.requests import Columns, Request
+from trimtab.drafting import drafting_model
 from trimtab.errors import TrimtabError
 from trimtab.mixing.noise import step_keys
 from trimtab.mixing.rules import NEVER, bad_rows, mix
@@ -37,20 +40,21 @@ from trimtab.mixing.tracing import StepTensors, traces
 class Outcome:
     """What one step came to, by row; a row whose prompt is not fed yet is in none of them."""
 
-    tokens: Mapping[int, int]
-    """The next token of every row that can go on."""
+    tokens: Mapping[int, Sequence[int]]
+    """The next token of every row that can go on, and those after it that were drafted rightly."""
     failures: Mapping[int, TrimtabError]
     """Why a row cannot."""
-    traces: Mapping[int, TokenTrace]
+    traces: Mapping[int, Sequence[TokenTrace]]
+    """Why each of these tokens was chosen, where the request asks for it."""
 
 
 @dataclass(slots=True)
 class _Selected:
-    """What guides that select came to, by row of the batch."""
+    """What guides that select came to, by place."""
 
     tokens: dict[int, int]
     mixed: dict[int, Tensor]
-    """Row -> its rule's policy at temperature 1, [V]; like `final`, only for rows with a trace."""
+    """Place -> its rule's policy at temperature 1, [V]; like `final`, only for those with a trace."""
     final: dict[int, Tensor]
     choices: dict[int, tuple[str, Walk, int]]
 
@@ -58,7 +62,13 @@ class _Selected:
 class Batch:
     """Running requests, a session of the model, and a lane for each guide."""
 
-    def __init__(self, model: LanguageModel, guides: Mapping[str, Guide], rule: Rule) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        guides: Mapping[str, Guide],
+        rule: Rule,
+        drafters: Mapping[str, LanguageModel] | None = None,
+    ) -> None:
         self.running: list[Request] = []
         self._rule = rule
         self._session = model.open()
@@ -71,7 +81,8 @@ class Batch:
             else:
                 self._selecting.append(SelectingLane(name, guide, guide.selection, self._session))
         self._lanes: list[Lane] = [*self._tilting, *self._selecting]
-        self._sides: tuple[Rows[Session], ...] = (self._base, *self._lanes)
+        self.drafters = Drafters(model, self._session, self._lanes, drafters or {})
+        self._sides: tuple[Rows[Session], ...] = (self._base, *self._lanes, *self.drafters.sides)
         self._columns: Columns | None = None
         self.capacity = Capacity(self._session, {lane.name: lane.session for lane in self._lanes})
 
@@ -83,7 +94,8 @@ class Batch:
     def cost(self, request: Request) -> int:
         """How many tokens of a request have to be fed before its next one, the costliest side's."""
         lanes = [lane.unknown(request.read_by(lane.name)) for lane in self._lanes if request.weights[lane.name] != 0]
-        return max(self._base.unknown(request.read_by(None)), *lanes, 1)
+        drafter = self.drafters.unknown(request)
+        return max(self._base.unknown(request.read_by(None)), *lanes, drafter, 1)
 
     def admit(self, new: Sequence[tuple[Request, int]]) -> None:
         """Take requests in, each with as many of its tokens fed as its number says."""
@@ -93,6 +105,7 @@ class Batch:
         for lane in self._lanes:
             mine = [(request, share) for request, share in new if request.weights[lane.name] != 0]
             lane.admit([(request, request.read_by(lane.name), share) for request, share in mine])
+        self.drafters.admit(new)
 
     def filling(self) -> dict[int, int]:
         """Row -> how many of its tokens are still to be fed, where there are any."""
@@ -109,31 +122,48 @@ class Batch:
         return budget
 
     def step(self) -> Outcome:
-        """The next token of every row that is fed. Nothing that is remembered changes: see `advance`."""
+        """The next tokens of every row that is fed; those that it read ahead stay or go in `advance`.
+
+        What is drafted decides nothing: each token is drawn from its own policy with its own number, and a draft only
+        lets it be read before it was drawn. A row's run ends where the draft is not what is drawn.
+        """
         waiting = self.filling()
-        ready = {row: request for row, request in enumerate(self.running) if row not in waiting}
+        ready = [request for row, request in enumerate(self.running) if row not in waiting]
         if not ready:
             return Outcome({}, {}, {})
-        tensors, policy, failures = self._policy()
+        places = Places.of(self.running, self._read_ahead(ready))
+        tensors, policy, failures = self._policy(places)
         for row in waiting:
-            failures[row] = UNREADY
-        keys = step_keys([(request.seed, len(request.token_ids)) for request in self.running], policy.device)
-        selected = self._select(policy, keys, failures)
-        if failures:  # these rows end in this step; give them something that can be drawn from
+            failures[places.first(row)] = UNREADY
+        keys = step_keys([(place.request.seed, place.position) for place in places], policy.device)
+        selected = self._select(policy, keys, places, failures)
+        if failures:  # these end in this step; give them something that can be drawn from
             policy = policy.index_fill(0, torch.tensor(list(failures), device=policy.device), 0.0)
-        forced = {row: token for row, request in ready.items() if (token := request.forced()) is not None}
-        drawn, final = self._draw(policy, keys, selected.tokens)
+        forced = {index: token for index, place in enumerate(places) if (token := place.forced()) is not None}
+        drawn, final = self._draw(policy, keys, places, selected.tokens)
         tokens = {**drawn, **selected.tokens, **forced}
+        runs = {row: places.run(row, tokens, failures) for row in range(len(self.running)) if row not in waiting}
         tensors = replace(
             tensors,
             mixed=_with_rows(tensors.mixed, selected.mixed),
             final=None if final is None else _with_rows(final, selected.final),
             choices=selected.choices,
         )
-        notes = self._trace(tensors, tokens, failures)
-        for row in waiting:
-            del failures[row]
-        return Outcome({row: tokens[row] for row in ready if row not in failures}, failures, notes)
+        notes = self._trace(tensors, tokens, places, [index for run in runs.values() for index in run])
+        return Outcome(
+            {row: [tokens[index] for index in run] for row, run in runs.items() if run},
+            {row: failures[places.first(row)] for row, run in runs.items() if not run},
+            {row: [notes[index] for index in run] for row, run in runs.items() if run and run[0] in notes},
+        )
+
+    def _read_ahead(self, ready: Sequence[Request]) -> Mapping[int, Sequence[int]]:
+        """Drafts of some requests, by request id; every side has read them."""
+        drafts = self.drafters.propose(ready)
+        if drafts:
+            self._base.draft(drafts)
+            for lane in self._lanes:
+                lane.draft(drafts)
+        return drafts
 
     def keep(self, requests: Sequence[Request]) -> None:
         """Go on with these of the running requests."""
@@ -142,64 +172,78 @@ class Batch:
         running = {request.request_id for request in requests}
         for side in self._sides:
             side.keep(running)
+        self.drafters.keep(running)
         self.running = list(requests)
         self._columns = None
 
-    def advance(self, tokens: Mapping[int, int]) -> None:
-        """Remember the token of each request, by request id."""
+    def settle(self, tokens: Mapping[int, Sequence[int]]) -> None:
+        """Take back what was drafted in vain: request id -> the tokens that it got."""
+        self.drafters.note(tokens)
         for side in self._sides:
-            side.advance(tokens)
+            side.settle({request_id: len(run) - 1 for request_id, run in tokens.items()})
 
-    def _policy(self) -> tuple[StepTensors, Tensor, dict[int, TrimtabError]]:
-        """The step's tables, the mixed and penalised policy [B, V], and the rows that cannot go on."""
-        base = self._session.logprobs()
-        columns = self._columns = self._columns or Columns.of(self.running, base.device)
+    def advance(self, tokens: Mapping[int, Sequence[int]]) -> None:
+        """Remember the tokens of each request that goes on, by request id; all but the last have been read."""
+        for side in self._sides:
+            side.advance({request_id: run[-1] for request_id, run in tokens.items()})
+
+    def _policy(self, places: Places) -> tuple[StepTensors, Tensor, dict[int, TrimtabError]]:
+        """The step's tables, the mixed and penalised policy [B, V], and the places that cannot go on."""
+        base = self._base_logprobs(places)
+        columns = self._columns_of(places, base.device)
         proposed = base
         if any(request.params.plausibility for request in self.running):
             proposed = base.masked_fill(~plausible(base, columns.plausibility), -torch.inf)
         ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
         context = self._session.context() if any(lane.guide.needs_context for lane in self._tilting) else None
         candidates = Candidates(ids, proposed, context=context, complete=True)
-        positions = self._positions()
-        parts = {lane.name: part for lane in self._tilting if (part := lane.part(candidates, positions)) is not None}
+        parts = {lane.name: part for lane in self._tilting if (part := lane.part(candidates, places)) is not None}
         mixed = proposed
         if parts:
             tilted = self._rule.policy(candidates, mix(base, list(parts.values())))
             # A row without guides keeps the base's numbers bit for bit.
             guided = torch.stack([weights != 0 for _, weights in parts.values()]).any(dim=0)
             mixed = tilted if bool(guided.all()) else torch.where(guided[:, None], tilted, proposed)
-        failures = {row: blame(row, base, parts) for row in bad_rows(mixed).nonzero().flatten().tolist()}
+        failures = {index: blame(index, base, parts) for index in bad_rows(mixed).nonzero().flatten().tolist()}
         tensors = StepTensors(
             base,
             mixed,
             {name: scores for name, (scores, _) in parts.items()},
             {name: weights != 0 for name, (_, weights) in parts.items()},
         )
-        return tensors, self._penalised(mixed, columns), failures
+        return tensors, self._penalised(mixed, columns, places), failures
 
-    def _positions(self) -> dict[int, int]:
-        return {request.request_id: row for row, request in enumerate(self.running)}
+    def _base_logprobs(self, places: Places) -> Tensor:
+        if not places.are_ahead:
+            return self._session.logprobs()
+        rows, drafted = places.tensors()
+        return drafting_model(self._session).logprobs_after(rows, drafted)
 
-    def _penalised(self, policy: Tensor, columns: Columns) -> Tensor:
+    def _columns_of(self, places: Places, device: torch.device) -> Columns:
+        if places.are_ahead:
+            return Columns.of([place.request for place in places], device)
+        self._columns = self._columns or Columns.of(self.running, device)
+        return self._columns
+
+    def _penalised(self, policy: Tensor, columns: Columns, places: Places) -> Tensor:
         if all(request.params.repetition_penalty == 1 for request in self.running):
             return policy
         seen = torch.zeros_like(policy, dtype=torch.bool)
-        for row, request in enumerate(self.running):
-            if request.params.repetition_penalty != 1:
-                ids = torch.tensor(request.read_by(None), device=seen.device)
-                seen[row, ids[ids < seen.shape[1]]] = True  # a model may read ids that it has no logit for
+        for index, place in enumerate(places):
+            if place.request.params.repetition_penalty != 1:
+                ids = torch.tensor(place.read(), device=seen.device)
+                seen[index, ids[ids < seen.shape[1]]] = True  # a model may read ids that it has no logit for
         return penalise_repetition(policy, seen, columns.repetition_penalty)
 
-    def _select(self, policy: Tensor, keys: Tensor, failures: dict[int, TrimtabError]) -> _Selected:
-        """The tokens of the rows in which a guide selects, with what led to them; adds to `failures`."""
+    def _select(self, policy: Tensor, keys: Tensor, places: Places, failures: dict[int, TrimtabError]) -> _Selected:
+        """The tokens of the places in which a guide selects, with what led to them; adds to `failures`."""
         selected = _Selected({}, {}, {}, {})
-        columns = self._columns
-        assert columns is not None
+        columns = self._columns_of(places, policy.device)
         for lane in self._selecting:
-            found = lane.select(policy, columns, self._positions(), failures)
-            if found is None:
+            selection = lane.select(policy, columns, places, failures)
+            if selection is None:
                 continue
-            rows, walk, chosen = found
+            rows, walk, chosen = selection
             ids = walk.candidates.token_ids
             final = apply_temperature(chosen, columns.temperature[rows])
             tokens = ids.gather(1, draw(final, keys[rows], ids)[:, None]).squeeze(1)
@@ -207,22 +251,23 @@ class Batch:
             for index, row in enumerate(rows.tolist()):
                 if bool(walk.broken[index]):
                     failures[row] = broken_guide(lane.name)
-                elif self.running[row].params.trace:
+                elif places[row].request.params.trace:
                     selected.choices[row] = (lane.name, walk, index)
                     selected.mixed[row] = _spread(chosen[index], ids[index], policy.shape[1])
                     selected.final[row] = _spread(final[index], ids[index], policy.shape[1])
         return selected
 
-    def _draw(self, policy: Tensor, keys: Tensor, without: Collection[int]) -> tuple[dict[int, int], Tensor | None]:
-        """A token for each row but those `without`, and what it was drawn from [B, V] where a row has a trace."""
-        columns = self._columns
-        assert columns is not None
-        left = [row for row in range(len(self.running)) if row not in without]
+    def _draw(
+        self, policy: Tensor, keys: Tensor, places: Places, without: Collection[int]
+    ) -> tuple[dict[int, int], Tensor | None]:
+        """A token for each place but those `without`, and what it was drawn from [B, V] where one has a trace."""
+        columns = self._columns_of(places, policy.device)
+        left = [index for index in range(len(places)) if index not in without]
         traced = any(request.params.trace for request in self.running)
-        greedy = all(self.running[row].params.temperature == 0 for row in left)
+        greedy = all(places[index].request.params.temperature == 0 for index in left)
         if greedy and not traced:
             best = policy.argmax(dim=-1).tolist()
-            return {row: best[row] for row in left}, None
+            return {index: best[index] for index in left}, None
         rows = slice(None) if traced or not without else torch.tensor(left, device=policy.device)
         final = final_policy(
             policy[rows],
@@ -231,21 +276,21 @@ class Batch:
             top_p=columns.top_p[rows],
             min_p=columns.min_p[rows],
         )
-        tokens = dict(zip(range(len(self.running)) if traced else left, draw(final, keys[rows]).tolist(), strict=True))
-        return {row: tokens[row] for row in left}, final if traced else None
+        tokens = dict(zip(range(len(places)) if traced else left, draw(final, keys[rows]).tolist(), strict=True))
+        return {index: tokens[index] for index in left}, final if traced else None
 
     def _trace(
-        self, tensors: StepTensors, tokens: Mapping[int, int], without: Collection[int]
+        self, tensors: StepTensors, tokens: Mapping[int, int], places: Places, taken: Sequence[int]
     ) -> dict[int, TokenTrace]:
-        rows = [row for row, request in enumerate(self.running) if request.params.trace and row not in without]
+        """The traces of some places, those whose request asks for one."""
+        rows = [index for index in taken if places[index].request.params.trace]
         if not rows:
             return {}
-        params = [self.running[row].params for row in rows]
         notes = traces(
             tensors,
-            [tokens[row] for row in rows],
+            [tokens[index] for index in rows],
             rows,
-            [how.num_alternatives for how in params],
+            [places[index].request.params.num_alternatives for index in rows],
         )
         return dict(zip(rows, notes, strict=True))
 

@@ -21,12 +21,14 @@ from trimtab.answers import Step
 from trimtab.core import Guide, LanguageModel, Prompt, Rule, SamplingParams
 from trimtab.decoding.batch import Batch, Outcome
 from trimtab.decoding.capacity import Capacity
+from trimtab.decoding.drafts import check_drafters
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.decoding.failures import is_lost, unexpected, without_frames
 from trimtab.decoding.pacing import Pace
 from trimtab.decoding.requests import Request, check_forced, room_for
 from trimtab.errors import OptionError
 from trimtab.mixing.rules import Tilt
+from trimtab.params import NO_DRAFT
 from trimtab.prompts import check_readable, encode_prompt, num_readable
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,9 @@ class Decoder(GenerationEngine):
     feeds at most so many tokens of prompts, and fewer where they would take longer than the step does without them, so
     that a long one does not hold up those that run; no answer depends on it. With `max_cached_tokens` a request
     waits, too, while those that run might come to hold so many tokens in caches with it (see `capacity.Capacity`);
-    one that would by itself is refused. A decoder belongs to one thread; several decoders may share one model.
+    one that would by itself is refused. `drafters` are small models of the same vocabulary that guess next tokens for
+    requests whose `draft` names one (see `decoding.drafts`): answers are the same with drafts, and may come sooner. A
+    decoder belongs to one thread; several decoders may share one model.
 
     >>> from trimtab import ARM, Decoder, TabularModel
     >>> base, expert = TabularModel.random(27, seed=0), TabularModel.random(27, seed=1)
@@ -66,6 +70,7 @@ class Decoder(GenerationEngine):
         max_rows: int = 64,
         prefill_chunk: int | None = None,
         max_cached_tokens: int | None = None,
+        drafters: Mapping[str, LanguageModel] | None = None,
     ) -> None:
         super().__init__()
         if max_rows < 1:
@@ -82,6 +87,8 @@ class Decoder(GenerationEngine):
                     f"Guide {name} tilts the whole vocabulary and needs the state after each token of it, which "
                     "would be a forward pass a token. Give it a selection (see trimtab.Selection)."
                 )
+        self.drafters = dict(drafters or {})
+        check_drafters(model, self.drafters, self.guides)
         self.rule: Rule = rule or Tilt()
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk
@@ -156,6 +163,8 @@ class Decoder(GenerationEngine):
                 room = min(room, room_for(len(guide_ids[name]), guide.max_length, f"guide {name}"))
         longest = int(min(params.max_new_tokens, room))
         request = Request(self._next_id, prompt, prompt_ids, guide_ids, params, weights, longest, self.model)
+        if params.draft != NO_DRAFT:
+            self._present_batch().drafters.check(request)
         if self.max_cached_tokens is not None:
             self.capacity.check(request, self.max_cached_tokens)
         self._next_id += 1
@@ -184,7 +193,7 @@ class Decoder(GenerationEngine):
         )
 
     def _new_batch(self) -> Batch:
-        return Batch(self.model, self.guides, self.rule)
+        return Batch(self.model, self.guides, self.rule, self.drafters)
 
     def _present_batch(self) -> Batch:
         """The batch, made where there is none (at first, and after a fault)."""
@@ -242,8 +251,13 @@ class Decoder(GenerationEngine):
             if row in outcome.failures:
                 steps.append(request.fail(outcome.failures[row]))
             elif row in outcome.tokens:
+                tokens = outcome.tokens[row]
+                traces = outcome.traces.get(row, [None] * len(tokens))
                 try:
-                    steps.append(request.push(outcome.tokens[row], outcome.traces.get(row)))
+                    for token, trace in zip(tokens, traces, strict=True):
+                        steps.append(request.push(token, trace))
+                        if request.finish_reason is not None:  # what was read ahead of the end is nobody's
+                            break
                 except Exception as error:
                     self._report(error, [request])
                     steps.append(request.fail(unexpected(without_frames(error))))
@@ -252,7 +266,8 @@ class Decoder(GenerationEngine):
     def _advance(self, outcome: Outcome) -> None:
         batch = self._batch
         assert batch is not None
-        tokens = {batch.running[row].request_id: token for row, token in outcome.tokens.items()}
+        tokens = {batch.running[row].request_id: run for row, run in outcome.tokens.items()}
+        batch.settle(tokens)
         batch.keep([request for request in batch.running if request.finish_reason is None])
         batch.advance(tokens)
 
@@ -262,6 +277,8 @@ class Decoder(GenerationEngine):
         `grown`: the fault came after the requests had been told of their tokens.
         """
         requests = self._unfinished()
+        for request in requests:
+            request.may_draft = False
         if not requests and self._waiting:  # not even an empty batch can be made
             requests = [self._waiting.popleft()]
         self._report(fault, requests)
@@ -295,7 +312,9 @@ class Decoder(GenerationEngine):
             while batch.filling():
                 batch.fill(budget)
             outcome = batch.step()
-            batch.advance({requests[row].request_id: token for row, token in outcome.tokens.items()})
+            tokens = {requests[row].request_id: run for row, run in outcome.tokens.items()}
+            batch.settle(tokens)
+            batch.advance(tokens)
         except Exception as error:
             return without_frames(error)
         return None

@@ -16,6 +16,7 @@ from trimtab.core import KnownModel, Prompt, SamplingParams, Selection
 from trimtab.decoding.requests import Request
 from trimtab.errors import OptionError, unknown_name
 from trimtab.mixing.forms import check_negative, forms_of
+from trimtab.params import NO_DRAFT
 from trimtab.prompts import as_prompts, with_options
 
 
@@ -139,6 +140,8 @@ class GenerationEngine(ABC):
         seed: int | None = None,
         trace: bool = False,
         num_alternatives: int = 0,
+        draft: str = NO_DRAFT,
+        draft_tokens: int | None = None,
         template_options: Mapping[str, Any] | None = None,
     ) -> Iterator[Answer]:
         """Answer prompts, in their order, each as soon as it and those before it are done.
@@ -172,6 +175,8 @@ class GenerationEngine(ABC):
                 seed=None if seed is None else seed + index,
                 trace=trace,
                 num_alternatives=num_alternatives,
+                draft=draft,
+                draft_tokens=draft_tokens,
             )
             for index in range(len(wanted))
         ]

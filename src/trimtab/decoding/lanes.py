@@ -11,7 +11,9 @@ from torch import Tensor
 
 from trimtab.caches import num_known
 from trimtab.core import Candidates, Guide, GuideSession, ModelSession, Selection, Session, TokenIds
+from trimtab.decoding.places import Places
 from trimtab.decoding.requests import Columns, Request
+from trimtab.drafting import drafting
 from trimtab.mixing.selecting import Walk, survivors, walk
 
 S_co = TypeVar("S_co", bound=Session, covariant=True)
@@ -24,6 +26,7 @@ class Rows(Generic[S_co]):
         self._session = session
         self._requests: list[Request] = []
         self._left: dict[int, TokenIds] = {}
+        self._drafted: dict[int, int] = {}  # request id -> drafted tokens that its row has
 
     @property
     def session(self) -> S_co:
@@ -34,6 +37,10 @@ class Rows(Generic[S_co]):
     def num_rows(self) -> int:
         """Rows that are remembered, by the session or here."""
         return max(self._session.num_rows, len(self._requests), len(self._left))
+
+    def row(self, request: Request) -> int:
+        """The row of a request."""
+        return self._requests.index(request)
 
     def left(self, request: Request) -> int:
         """How many tokens of a request's prompt are still to be fed."""
@@ -74,11 +81,37 @@ class Rows(Generic[S_co]):
 
     def advance(self, tokens: Mapping[int, int]) -> None:
         """One token to each row whose request has one."""
-        found = [(row, tokens.get(request.request_id)) for row, request in enumerate(self._requests)]
-        grown = [(row, token) for row, token in found if token is not None]
-        if grown:
-            rows, ids = zip(*grown, strict=True)
+        rows, ids = self._grown(tokens)
+        if rows:
             self._session.advance(torch.tensor(rows), torch.tensor(ids))
+
+    def draft(self, drafts: Mapping[int, Sequence[int]]) -> None:
+        """What is drafted for each request, by its id, as far as its row does not have it yet."""
+        for place in range(max(map(len, drafts.values()), default=0)):
+            some = {
+                key: draft[place] for key, draft in drafts.items() if self._drafted.get(key, 0) <= place < len(draft)
+            }
+            rows, ids = self._grown(some)
+            if rows:
+                drafting(self._session).draft(torch.tensor(rows), torch.tensor(ids))
+                for row in rows:
+                    key = self._requests[row].request_id
+                    self._drafted[key] = self._drafted.get(key, 0) + 1
+
+    def settle(self, counts: Mapping[int, int]) -> None:
+        """Keep so many of each request's drafted tokens, and take all others back."""
+        if self._drafted:
+            kept = [min(counts.get(key, 0), self._drafted.get(key, 0)) for key in self._ids()]
+            drafting(self._session).settle(torch.tensor(kept))
+            self._drafted = {}
+
+    def _ids(self) -> list[int]:
+        return [request.request_id for request in self._requests]
+
+    def _grown(self, tokens: Mapping[int, int]) -> tuple[list[int], list[int]]:
+        """The rows whose request has a token, and these."""
+        rows = [row for row, key in enumerate(self._ids()) if key in tokens]
+        return rows, [tokens[self._requests[row].request_id] for row in rows]
 
 
 class Lane(Rows[GuideSession]):
@@ -89,17 +122,24 @@ class Lane(Rows[GuideSession]):
         self.name = name
         self.guide = guide
 
-    def part(self, candidates: Candidates, positions: Mapping[int, int]) -> tuple[Tensor, Tensor] | None:
-        """A tilting guide's scores [B, K] and weights [B] for the whole batch (weight 0 where it does not run)."""
+    def part(self, candidates: Candidates, places: Places) -> tuple[Tensor, Tensor] | None:
+        """A tilting guide's scores [B, K] and weights [B] for all places of a step (weight 0 where it does not run)."""
         if not self._requests:
             return None
         base = candidates.logprobs
-        rows = [positions[request.request_id] for request in self._requests]
+        mine = [
+            (index, row, num) for row, key in enumerate(self._ids()) for num, index in enumerate(places.of_request(key))
+        ]
+        indices, rows, drafted = (list(column) for column in zip(*mine, strict=True))
+        at = None if indices == list(range(len(base))) else torch.tensor(indices, device=base.device)
+        some = candidates if at is None else candidates.select(at)
         weights = self._weights(base.device)
-        if rows == list(range(len(base))):
-            return self._session.score(candidates), weights
-        at = torch.tensor(rows, device=base.device)
-        scores = self._session.score(candidates.select(at))
+        if len(mine) > len(self._requests):
+            some = replace(some, rows=torch.tensor(rows), drafted=torch.tensor(drafted))
+            weights = weights[torch.tensor(rows, device=base.device)]
+        scores = self._session.score(some)
+        if at is None:
+            return scores, weights
         return torch.zeros_like(base).index_copy(0, at, scores), base.new_zeros(len(base)).index_copy(0, at, weights)
 
     def _weights(self, device: torch.device) -> Tensor:
@@ -115,29 +155,30 @@ class SelectingLane(Lane):
         self._base = beside
 
     def select(
-        self, policy: Tensor, columns: Columns, positions: Mapping[int, int], failed: Mapping[int, object]
+        self, policy: Tensor, columns: Columns, places: Places, failed: Mapping[int, object]
     ) -> tuple[Tensor, Walk, Tensor] | None:
-        """Rows [R] of the batch in which this guide selects, its walk there, and the rule's policy [R, K].
+        """Places [R] in which this guide selects, its walk there, and the rule's policy [R, K].
 
-        `policy` is [B, V]: the tilted policy at temperature 1. Rows that have failed already are left out.
+        `policy` is [B, V]: the tilted policy at temperature 1. Places that have failed already are left out.
         """
-        places = [(row, positions[request.request_id]) for row, request in enumerate(self._requests)]
-        places = [(row, place) for row, place in places if place not in failed]
-        if not places:
+        mine = [(row, index) for row, key in enumerate(self._ids()) for index in places.of_request(key)]
+        mine = [(row, index) for row, index in mine if index not in failed]
+        if not mine:
             return None
-        lane_rows = torch.tensor([row for row, _ in places], device=policy.device)
-        batch = torch.tensor([place for _, place in places], device=policy.device)
+        lane_rows = torch.tensor([row for row, _ in mine], device=policy.device)
+        batch = torch.tensor([index for _, index in mine], device=policy.device)
+        base_rows = torch.tensor([places[index].row for _, index in mine], device=policy.device)
         candidates, counts = survivors(
             policy[batch], top_k=columns.top_k[batch], top_p=columns.top_p[batch], min_p=columns.min_p[batch]
         )
         context = self._base.context() if self.guide.needs_context else None
 
         def look(rows: Tensor, some: Candidates, asked: Tensor) -> Tensor:
-            hidden = self._base.peek(some.token_ids, batch[rows]) if self.guide.needs_hidden else None
-            before = None if context is None else context[batch[rows].to(context.device)]
+            hidden = self._base.peek(some.token_ids, base_rows[rows]) if self.guide.needs_hidden else None
+            before = None if context is None else context[base_rows[rows].to(context.device)]
             shown = replace(some, hidden=hidden, context=before)
             scores = torch.zeros_like(some.logprobs)
-            mine = replace(shown.select(asked), rows=lane_rows[rows[asked]], base_rows=batch[rows[asked]])
+            mine = replace(shown.select(asked), rows=lane_rows[rows[asked]], base_rows=base_rows[rows[asked]])
             scores[asked] = self._session.score(mine).to(scores)
             return scores
 

@@ -42,6 +42,7 @@ class Request:
         self.trace: list[TokenTrace] = []
         self.finish_reason: str | None = None
         self.error: Exception | None = None
+        self.may_draft = True  # until a step fails that it takes part in
         self.seed = secrets.randbits(31) if params.seed is None else params.seed
         self._stream = TextStream(model.tokenizer, params.stop, self.prompt_ids)
         self._eos_ids = frozenset() if params.ignore_eos else model.eos_ids
@@ -50,17 +51,16 @@ class Request:
         """Every token so far, as a guide reads it (its prompt may be another) or, None, as the model does."""
         return (*(self.prompt_ids if guide is None else self.guide_ids[guide]), *self.token_ids)
 
-    def forced(self) -> int | None:
-        """The next token, where the request gives it."""
-        given = self.params.forced
-        return given[len(self.token_ids)] if len(self.token_ids) < len(given) else None
+    def ends(self, token_id: int) -> bool:
+        """Whether an answer ends with this token."""
+        return token_id in self._eos_ids
 
     def push(self, token_id: int, trace: TokenTrace | None) -> Step:
         """Take a sampled token; sets `finish_reason` when it is the last."""
         self.token_ids.append(token_id)
         if trace is not None:
             self.trace.append(trace)
-        if token_id in self._eos_ids:
+        if self.ends(token_id):
             text = self._stream.finish()
             return self._end("eos", token_id, trace, text, (*self._stream.pieces, b""))
         text = self._stream.push(token_id)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -51,15 +52,25 @@ class BuiltinMaker(EngineMaker):
         return {} if describe is None else describe()
 
     def make(
-        self, guides: Guides | None = None, *, max_rows: int | None = None, prefill_chunk: int | None = None
+        self,
+        guides: Guides | None = None,
+        *,
+        max_rows: int | None = None,
+        prefill_chunk: int | None = None,
+        drafters: Collection[str] = (),
     ) -> Decoder:
         loaded = {name: self._guide(guide) for name, guide in (guides or {}).items()}
-        return Decoder(
-            self.model, loaded, max_rows=self.max_rows if max_rows is None else max_rows, prefill_chunk=prefill_chunk
-        )
+        small = {name: self._beside(name) for name in drafters}
+        rows = self.max_rows if max_rows is None else max_rows
+        return Decoder(self.model, loaded, max_rows=rows, prefill_chunk=prefill_chunk, drafters=small)
 
     def itself(self) -> Guide:
         return ARM(self.model)
+
+    def _beside(self, name: str) -> LanguageModel:
+        """Another model, loaded as the base is."""
+        source = self._source if isinstance(self._source, ModelSource) else ModelSource("")
+        return replace(source, name=name, revision=None).load()
 
     def _guide(self, guide: GuideSource | Guide) -> Guide:
         if not isinstance(guide, GuideSource):

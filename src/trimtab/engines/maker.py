@@ -27,9 +27,10 @@ FORCED = "forced tokens"
 CACHE_LIMIT = "a limit of cached tokens"
 DEVICE = "a device of one's choice"
 RULES = "a rule for an agent's verdicts"
+DRAFTS = "drafts of next tokens"
 DEFAULT_ROWS = 64
 """Requests that run at a time where nobody says."""
-FEATURES = (SELECTING, IN_PROCESS, PREFERENCES, SECOND_BASE, FORCED, CACHE_LIMIT, DEVICE, RULES)
+FEATURES = (SELECTING, IN_PROCESS, PREFERENCES, SECOND_BASE, FORCED, CACHE_LIMIT, DEVICE, RULES, DRAFTS)
 """What a method or a command may need of an engine beyond decoding with guides that tilt."""
 
 
@@ -128,10 +129,16 @@ class EngineMaker(ABC):
 
     @abstractmethod
     def make(
-        self, guides: Guides | None = None, *, max_rows: int | None = None, prefill_chunk: int | None = None
+        self,
+        guides: Guides | None = None,
+        *,
+        max_rows: int | None = None,
+        prefill_chunk: int | None = None,
+        drafters: Collection[str] = (),
     ) -> GenerationEngine:
         """An engine with these guides. At most `max_rows` requests run at a time (None: the maker's); a step feeds at
-        most `prefill_chunk` tokens of prompts (None: as the kind does by itself).
+        most `prefill_chunk` tokens of prompts (None: as the kind does by itself). `drafters` are models that requests
+        may name in `draft`.
 
         A kind that holds one engine at a time ends the one before, unless its guides are the same. Raises OptionError
         and what `load_guide` raises.

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, GuideSession, LanguageModel, ModelSession, Prompt, TokenIds
+from trimtab.drafting import drafting_model, logprobs_for
 from trimtab.errors import BaseMismatchError, OptionError, unknown_name
 from trimtab.mixing.forms import FORMS, PRODUCT, SHIFT
 from trimtab.mixing.rules import NEVER
@@ -119,23 +120,37 @@ class ARM:
 class ARMSession(SessionView[ModelSession]):
     """The growing sequences of an ARM: a model's session, read as scores."""
 
+    reads_drafts = True
+
     def score(self, candidates: Candidates) -> Tensor:
         """[B, K] log π_r; −inf for ids beyond the guide's own logits (padding of the base's)."""
-        return scores_at(self._session.logprobs(), candidates)
+        return scores_at(logprobs_for(self._session, candidates), candidates)
+
+    def foreseen(self, rows: Tensor, drafted: Tensor, weights: Tensor) -> Tensor:
+        """[N, V]: π_r^(1+w), as if the base were the guide (`drafting.Foreseeing`)."""
+        return drafting_model(self._session).logprobs_after(rows, drafted) * (1 + weights[:, None])
 
 
 class ShiftSession(SessionView[ModelSession]):
     """The growing sequences of a shift from the steered base."""
 
+    reads_drafts = True
+
     def score(self, candidates: Candidates) -> Tensor:
         """[B, K] log π_r − log π_base; 0 where the base forbids, which it does at any score."""
-        scores = scores_at(self._session.logprobs(), candidates)
+        scores = scores_at(logprobs_for(self._session, candidates), candidates)
         forbidden = torch.isneginf(candidates.logprobs)
         return (scores - candidates.logprobs.to(scores)).masked_fill(forbidden, 0.0)
+
+    def foreseen(self, rows: Tensor, drafted: Tensor, weights: Tensor) -> Tensor:
+        """[N, V]: π_r, what is steered to at weight 1 (`drafting.Foreseeing`)."""
+        return drafting_model(self._session).logprobs_after(rows, drafted)
 
 
 class ReferencedSession(SessionGroup):
     """The growing sequences of a shift from another model than the steered base."""
+
+    reads_drafts = True
 
     def __init__(self, session: ModelSession, reference: ModelSession) -> None:
         super().__init__([session, reference])
@@ -144,10 +159,14 @@ class ReferencedSession(SessionGroup):
 
     def score(self, candidates: Candidates) -> Tensor:
         """[B, K] log π_r − log π_ref; −inf where either has no logit or forbids."""
-        scores = scores_at(self._session.logprobs(), candidates)
-        reference = scores_at(self._reference.logprobs(), candidates)
+        scores = scores_at(logprobs_for(self._session, candidates), candidates)
+        reference = scores_at(logprobs_for(self._reference, candidates), candidates)
         unknown = torch.isneginf(scores) | torch.isneginf(reference)
         return (scores - reference).masked_fill(unknown, NEVER)
+
+    def foreseen(self, rows: Tensor, drafted: Tensor, weights: Tensor) -> Tensor:
+        """[N, V]: π_r, which is like the policy where the steered base is like π_ref (`drafting.Foreseeing`)."""
+        return drafting_model(self._session).logprobs_after(rows, drafted)
 
 
 class Adapter(Protocol):

@@ -63,9 +63,12 @@ class StatelessGuide(ABC):
 class StatelessSession:
     """The tokens of each row, kept for a `StatelessGuide`."""
 
+    can_draft = True
+
     def __init__(self, guide: StatelessGuide) -> None:
         self._guide = guide
         self._rows: list[tuple[int, ...]] = []
+        self._drafted: dict[int, int] = {}  # row -> how many of its last tokens may be taken back
 
     @property
     def num_rows(self) -> int:
@@ -81,6 +84,19 @@ class StatelessSession:
     def keep(self, rows: Tensor) -> None:
         self._rows = [self._rows[row] for row in rows.tolist()]
 
+    def draft(self, rows: Tensor, token_ids: Tensor) -> None:
+        self.advance(rows, token_ids)
+        for row in rows.tolist():
+            self._drafted[row] = self._drafted.get(row, 0) + 1
+
+    def settle(self, counts: Tensor) -> None:
+        self._rows = [self._after(row, count) for row, count in enumerate(counts.tolist())]
+        self._drafted = {}
+
+    def _after(self, row: int, num_drafted: int) -> tuple[int, ...]:
+        tokens = self._rows[row]
+        return tokens[: len(tokens) - self._drafted.get(row, 0) + num_drafted]
+
     def known(self, prompt: TokenIds) -> int:
         """All of a prompt: there is nothing to feed (`caches.Sharing`)."""
         return len(prompt)
@@ -88,5 +104,8 @@ class StatelessSession:
     def score(self, candidates: Candidates) -> Tensor:
         """What the guide says of each row's candidates."""
         asked = range(len(self._rows)) if candidates.rows is None else candidates.rows.tolist()
-        scores = self._guide.score([self._rows[row] for row in asked], candidates)
+        rows = [self._rows[row] for row in asked]
+        if candidates.drafted is not None:
+            rows = [self._after(row, num) for row, num in zip(asked, candidates.drafted.tolist(), strict=True)]
+        scores = self._guide.score(rows, candidates)
         return scores.to(dtype=torch.float32, device=candidates.logprobs.device)

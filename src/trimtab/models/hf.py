@@ -21,7 +21,7 @@ from torch import Tensor
 from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError
 from trimtab.models.adapters.row_lora import routed
-from trimtab.models.forward.trunk import RowAdapter
+from trimtab.models.forward.grouping import RowAdapter
 from trimtab.models.networks.backbone import Backbone
 from trimtab.models.networks.heads import Head
 from trimtab.models.networks.kinds import refusing

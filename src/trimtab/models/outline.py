@@ -17,7 +17,7 @@ from torch import nn
 
 from trimtab.core import ModelSession
 from trimtab.errors import CheckpointError, CompatibilityError
-from trimtab.models.forward.trunk import RowAdapter
+from trimtab.models.forward.grouping import RowAdapter
 from trimtab.models.hf import HFTokenizer, end_ids
 from trimtab.models.networks.backbone import describe, norm_weights
 from trimtab.models.networks.kinds import longest

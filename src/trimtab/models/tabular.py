@@ -179,9 +179,12 @@ class TabularModel:
 class TabularSession:
     """Growing sequences, and nothing remembered about them but their tokens."""
 
+    can_draft = True
+
     def __init__(self, model: TabularModel) -> None:
         self._model = model
         self._rows: list[Prefix] = []
+        self._drafted: dict[int, int] = {}  # row -> how many of its last tokens may be taken back
 
     @property
     def num_rows(self) -> int:
@@ -201,9 +204,28 @@ class TabularSession:
     def keep(self, rows: Tensor) -> None:
         self._rows = [self._rows[row] for row in rows.tolist()]
 
+    def draft(self, rows: Tensor, token_ids: Tensor) -> None:
+        self.advance(rows, token_ids)
+        for row in rows.tolist():
+            self._drafted[row] = self._drafted.get(row, 0) + 1
+
+    def settle(self, counts: Tensor) -> None:
+        self._rows = [self._after(row, count) for row, count in enumerate(counts.tolist())]
+        self._drafted = {}
+
+    def logprobs_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
+        """[N, V] float32, after so many [N] of the drafted tokens."""
+        return self._logprobs([self._after(row, num) for row, num in zip(rows.tolist(), drafted.tolist(), strict=True)])
+
     def logprobs(self, rows: Tensor | None = None) -> Tensor:
         """[N, V] float32."""
-        prefixes = self._some(rows)
+        return self._logprobs(self._some(rows))
+
+    def _after(self, row: int, num_drafted: int) -> Prefix:
+        prefix = self._rows[row]
+        return prefix[: len(prefix) - self._drafted.get(row, 0) + num_drafted]
+
+    def _logprobs(self, prefixes: Sequence[Prefix]) -> Tensor:
         known = {prefix: self._model.next_logprobs(prefix) for prefix in set(prefixes)}
         return _stack([known[prefix] for prefix in prefixes], self._model.vocab_size)
 

@@ -168,4 +168,6 @@ def _params(
         seed=secrets.randbits(31) if body.seed is None else (body.seed + number) % (1 << 63),
         trace=guidance.explain or num_rivals is not None,
         num_alternatives=max(explained, num_rivals or 0),
+        draft=guidance.draft,
+        draft_tokens=guidance.draft_tokens,
     )

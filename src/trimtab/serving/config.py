@@ -49,6 +49,8 @@ class ServeConfig:
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     """Names that it answers to, beside this machine's own."""
+    draft_models: tuple[str, ...] = ()
+    """Small models that requests may name in `draft`."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """What the chat template is told where a request does not say otherwise."""
 
@@ -89,6 +91,7 @@ class _Reader:
             limits=self._limits(given.get("limits", {})),
             origins=tuple(self._texts(given.get("origins", []), "origins")),
             hosts=tuple(self._texts(given.get("hosts", []), "hosts")),
+            draft_models=tuple(map(self._path, self._texts(given.get("draft_models", []), "draft_models"))),
             template_options=self._mapping(given.get("template_options", {}), "template_options"),
         )
 

@@ -27,6 +27,8 @@ from pydantic import (
 )
 
 from trimtab.fields import MAX_SEED
+from trimtab.params import NO_DRAFT
+from trimtab.serving.neutral import NEUTRAL
 from trimtab.serving.sampling import bounds, meaning
 
 _TOLERANT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
@@ -40,26 +42,6 @@ MAX_NAMES = 256
 MAX_NAME_LENGTH = 512
 
 Body = TypeVar("Body", bound=BaseModel)
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "suffix": (None, ""),
-    "echo": (None, False),
-    "chat_template": (None,),
-    "documents": (None, []),
-    "ignore_eos": (None, False),
-}
-"""Fields of OpenAI's and vLLM's that cannot be honoured, and the values that ask for nothing."""
 
 
 def _whole(text: str) -> str:
@@ -124,6 +106,10 @@ class Guidance(_Wire):
     alternatives: int = Field(default=5, ge=0, le=20, description="with explain: rivals of each token")
     logprobs: Literal["mixed", "base"] = Field(default="mixed", description="of which policy `logprobs` are")
     plausibility: Annotated[float, bounds("plausibility")] = Field(default=0.0, description=meaning("plausibility"))
+    draft: Name = Field(default=NO_DRAFT, description=meaning("draft"))
+    draft_tokens: Annotated[int, bounds("draft_tokens")] | None = Field(
+        default=None, description=meaning("draft_tokens")
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -237,7 +223,7 @@ class Asked(_Wire):
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_cannot_be_honoured(cls, data: Any) -> Any:
-        for name, neutral in _NEUTRAL.items() if isinstance(data, dict) else ():
+        for name, neutral in NEUTRAL.items() if isinstance(data, dict) else ():
             if name in data and data[name] not in neutral:
                 raise ValueError(f"{name} is not supported by this server; leave it out")
         return data

@@ -11,10 +11,12 @@ import torch
 
 from trimtab.core import Guide, LanguageModel, Prompt
 from trimtab.prompts import num_readable
+from trimtab.testing.drafting import check_drafting
 from trimtab.testing.laws import (
     ADMIT,
     ALONE,
     BESIDE,
+    DRAFT,
     KEEP,
     PEEK,
     PURE,
@@ -69,7 +71,7 @@ def check_model(
         _check_tables(subject, "logprobs", normalised=True)
         _check_width(subject, model.vocab_size)
         _check_states(subject, model.hidden_size)
-    _check_laws(subject, {**_SESSION_LAWS, PEEK: _check_peek, REMEMBERED: check_remembered})
+    _check_laws(subject, {**_SESSION_LAWS, PEEK: _check_peek, REMEMBERED: check_remembered, DRAFT: check_drafting})
     with stating(ADMIT):
         _check_long(subject, model.max_length)
 
@@ -109,7 +111,7 @@ def check_guide(
     subject = Subject(partial(GuideRows, bound, model, probe), starts, readable, num_steps, tolerance, seed)
     with stating(WELL_FORMED):
         _check_tables(subject, subject.readings[0], normalised=False)
-    _check_laws(subject, {**_SESSION_LAWS, SUBSET: _check_subset, REMEMBERED: check_remembered})
+    _check_laws(subject, {**_SESSION_LAWS, SUBSET: _check_subset, REMEMBERED: check_remembered, DRAFT: check_drafting})
     with stating(ROWS):
         _check_base_rows(subject)
 

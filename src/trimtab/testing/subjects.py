@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, Guide, GuideSession, LanguageModel, ModelSession, Prompt
+from trimtab.drafting import drafting, drafting_model, drafts
 from trimtab.errors import OptionError
 from trimtab.prompts import encode_prompt
 from trimtab.testing.laws import PURE, ROWS, WELL_FORMED, LawViolation, same
@@ -44,6 +45,21 @@ class ModelRows:
 
     def keep(self, rows: Sequence[int]) -> None:
         self.session.keep(torch.tensor(rows, dtype=torch.int64))
+
+    @property
+    def drafts(self) -> bool:
+        return drafts(self.session)
+
+    def draft(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        drafting(self.session).draft(torch.tensor(rows), torch.tensor(token_ids))
+
+    def settle(self, counts: Sequence[int]) -> None:
+        drafting(self.session).settle(torch.tensor(counts))
+
+    def read_after(self, places: Sequence[tuple[int, int]]) -> Tensor:
+        """[N, V] log-probabilities of (row, drafted tokens before) pairs."""
+        rows, drafted = torch.tensor(places).T
+        return drafting_model(self.session).logprobs_after(rows, drafted).clone()
 
     @property
     def by_rows(self) -> tuple[str, ...]:
@@ -100,6 +116,26 @@ class GuideRows:
     def keep(self, rows: Sequence[int]) -> None:
         self.base.keep(rows)
         self.session.keep(torch.tensor(rows, dtype=torch.int64))
+
+    @property
+    def drafts(self) -> bool:
+        tilts = self.guide.selection is None and not (self.guide.needs_hidden or self.guide.needs_context)
+        return tilts and self.base.drafts and drafts(self.session)
+
+    def draft(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        self.base.draft(rows, token_ids)
+        drafting(self.session).draft(torch.tensor(rows), torch.tensor(token_ids))
+
+    def settle(self, counts: Sequence[int]) -> None:
+        self.base.settle(counts)
+        drafting(self.session).settle(torch.tensor(counts))
+
+    def read_after(self, places: Sequence[tuple[int, int]]) -> Tensor:
+        """[N, V] scores of all tokens, of (row, drafted tokens before) pairs."""
+        base = self.base.read_after(places)
+        rows, drafted = torch.tensor(places).T
+        ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
+        return self.session.score(Candidates(ids, base, complete=True, rows=rows, drafted=drafted)).clone()
 
     @property
     def by_rows(self) -> tuple[str, ...]:

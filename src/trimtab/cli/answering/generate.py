@@ -244,7 +244,9 @@ def _answer_all(job: _Job, requests: list[Request], plan: answer_file.Plan | Non
 
 def _mixed(job: _Job, requests: list[Request]) -> Iterator[Request]:
     """Answers of the guides in one mix, in one batch that requests join and leave."""
-    tokenizer, engine = engines.load(job.engine, job.model, job.guides, max_rows=job.batch_size)
+    tokenizer, engine = engines.load(
+        job.engine, job.model, job.guides, max_rows=job.batch_size, drafts=[job.params.draft]
+    )
     try:
         running = _admit(job, engine, requests, chat=use_template(job.template, tokenizer))
     except BaseException:

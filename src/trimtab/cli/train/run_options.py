@@ -20,6 +20,7 @@ def add_model_options(group: argparse._ArgumentGroup, *, placed: bool = False) -
     if placed:
         group.add_argument("--dtype", default="auto", help="auto (float32 on a CPU), float32, bfloat16 or float16")
         group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
+    options.add_threads_option(group)
     group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     group.add_argument("--trust-remote-code", action="store_true", help="let the model run its own code")
 

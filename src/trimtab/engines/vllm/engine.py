@@ -28,6 +28,7 @@ from trimtab.engines.vllm.manifest import ARCHITECTURE, Manifest
 from trimtab.engines.vllm.served import RunningGuide, ServedModel
 from trimtab.engines.vllm.versions import check_version
 from trimtab.errors import CheckpointError, CompatibilityError, ModelError, OptionError, naming, unknown_name
+from trimtab.params import NO_DRAFT
 from trimtab.prompts import encode_prompt
 
 log = logging.getLogger(__name__)
@@ -312,6 +313,11 @@ def check_params(params: SamplingParams) -> None:
     if params.repetition_penalty != 1:
         raise naming(
             OptionError, f"vLLM's {{repetition_penalty}} is another formula than trimtab's; give 1.{_BUILT_IN}"
+        )
+    if params.draft != NO_DRAFT:
+        raise naming(
+            OptionError,
+            f"vLLM has drafts of its own (speculative_config); give {{draft}} {NO_DRAFT}.{_BUILT_IN}",
         )
     if params.forced:
         raise OptionError(f"vLLM takes no forced tokens; force none.{_BUILT_IN}")

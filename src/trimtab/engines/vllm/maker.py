@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -48,6 +48,7 @@ class VLLMMaker(EngineMaker):
         maker.CACHE_LIMIT: "vLLM plans its own caches. Leave it out, or give --engine-option gpu_memory_utilization=F.",
         maker.DEVICE: "vLLM takes the devices that it finds; choose them with CUDA_VISIBLE_DEVICES.",
         maker.RULES: "an accept-reject agent has an engine of its own there.",
+        maker.DRAFTS: "vLLM has drafts of its own: give --engine-option speculative_config={...}.",
     }
 
     def __init__(self, source: ModelSource, options: Mapping[str, object], *, max_rows: int = DEFAULT_ROWS) -> None:
@@ -110,8 +111,15 @@ class VLLMMaker(EngineMaker):
         return self._outline.describe()
 
     def make(
-        self, guides: Guides | None = None, *, max_rows: int | None = None, prefill_chunk: int | None = None
+        self,
+        guides: Guides | None = None,
+        *,
+        max_rows: int | None = None,
+        prefill_chunk: int | None = None,
+        drafters: Collection[str] = (),
     ) -> VLLMEngine:
+        if drafters:
+            self.check_features([maker.DRAFTS], what="A model that drafts")
         sources = {name: _source(name, guide) for name, guide in (guides or {}).items()}
         max_rows = self.max_rows if max_rows is None else max_rows
         key = sources, max_rows, prefill_chunk

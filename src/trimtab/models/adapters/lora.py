@@ -24,7 +24,7 @@ from trimtab.errors import BaseMismatchError, OptionError, VocabularyMismatchErr
 from trimtab.models.adapters import files as adapter_files
 from trimtab.models.adapters.config import Targets
 from trimtab.models.adapters.row_lora import RowLoRA
-from trimtab.models.forward.trunk import RowAdapter
+from trimtab.models.forward.grouping import RowAdapter
 from trimtab.models.trained_on import UNKNOWN, ModelFacts, TrainedOn, VocabularyFacts
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core import ModelSession
-from trimtab.models.forward.trunk import RowAdapter
+from trimtab.models.forward.grouping import RowAdapter
 from trimtab.models.hooks import ForwardHook, hooked
 
 

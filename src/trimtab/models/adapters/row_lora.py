@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from trimtab.errors import CompatibilityError
 from trimtab.models.adapters.row_layers import Placement, RowModel, row_layers
-from trimtab.models.forward.trunk import RowAdapter
+from trimtab.models.forward.grouping import RowAdapter
 
 _active = threading.local()
 _hooks: weakref.WeakKeyDictionary[nn.Module, _Hook] = weakref.WeakKeyDictionary()

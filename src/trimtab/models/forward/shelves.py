@@ -19,10 +19,32 @@ _ROOM = 64
 """Columns past its rows' ends that a shelf has at least when it is cut down."""
 
 
+class Reading:
+    """What a token that was fed led to: the state after it, and log-probabilities once somebody asked for them."""
+
+    __slots__ = ("hidden", "table")
+
+    def __init__(self, hidden: Tensor, table: tuple[Tensor, int] | None = None) -> None:
+        self.hidden = hidden  # [D]
+        self.table = table  # ([N, V] log-probabilities, which of them)
+
+
 class Row:
     """One growing sequence: how much of it is in the cache and where, and what its last token led to."""
 
-    __slots__ = ("adapter", "hidden", "length", "moved_from", "peeked", "place", "table", "tables", "tokens")
+    __slots__ = (
+        "adapter",
+        "before",
+        "hidden",
+        "length",
+        "moved_from",
+        "num_drafted",
+        "peeked",
+        "place",
+        "table",
+        "tables",
+        "tokens",
+    )
 
     def __init__(self, prompt: list[int], adapter: object | None, *, tables: bool = True) -> None:
         self.place: Place | None = None  # none until there is something to feed it for
@@ -34,6 +56,8 @@ class Row:
         self.table: tuple[Tensor, int] | None = None  # ([N, V] log-probabilities, which of them)
         self.peeked: dict[int, tuple[int, Tensor]] = {}  # candidate -> (its column, its state [D])
         self.moved_from: int | None = None  # the accepted candidate's column, to be moved to the row's end
+        self.num_drafted = 0  # of the last tokens, how many `take_back` may still remove
+        self.before: list[Reading] = []  # what was read before each drafted token, as far as they are fed
 
     @property
     def shelf(self) -> int:
@@ -68,6 +92,36 @@ class Row:
         column, self.hidden = known
         self.moved_from = column if column != self.length else None
         self.length += 1
+
+    def draft(self, token_id: int) -> None:
+        """Append a token that may be taken back."""
+        if not self.num_pending and self.hidden is not None:
+            self.before.append(Reading(self.hidden, self.table))
+        self.tokens.append(token_id)
+        self.num_drafted += 1
+        self.hidden, self.table, self.peeked = None, None, {}
+
+    def take_back(self, num: int) -> None:
+        """Remove the last `num` drafted tokens; the others are the row's for good."""
+        if num:
+            del self.tokens[-num:]
+            fed = self.num_drafted - num < len(self.before)
+            known = self.before[self.num_drafted - num] if fed else None
+            self.length = min(self.length, len(self.tokens))
+            self.hidden, self.table = (None, None) if known is None else (known.hidden, known.table)
+            self.peeked = {}
+        self.num_drafted, self.before = 0, []
+
+    def note(self, states: Tensor, num: int) -> None:
+        """The states [Q, D] after its next tokens, of which `num` are the row's and the rest padding."""
+        last = len(self.tokens)
+        for index in range(num):
+            length = self.length + index + 1
+            if last - self.num_drafted <= length < last:
+                self.before.append(Reading(states[index]))
+        self.hidden = states[num - 1]
+        self.length += num
+        self.table, self.peeked = None, {}
 
 
 class Shelves:

@@ -8,6 +8,7 @@ the base costs one more row, not one more model.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,22 +17,18 @@ from torch import Tensor
 
 from trimtab.core import TokenIds
 from trimtab.errors import PromptError
+from trimtab.models.forward.grouping import RowAdapter, by_adapter, by_shelf, groups
 from trimtab.models.forward.prefixes import lend, shared_with
 from trimtab.models.forward.row_cache import Layout, RowCache
-from trimtab.models.forward.shelves import Row, Shelves
+from trimtab.models.forward.shelves import Reading, Row, Shelves
+from trimtab.models.forward.times import PassTimes
 
-_PREFILL_TOKENS = 4096
-"""Padded tokens of one prefill pass: bounds its activations."""
 _PIECE = 2048
 """Tokens of one row in one prefill pass: bounds its mask and what attention makes of it."""
 _LEAST_WORTH, _WORTH = 1024, 2048
 """Padded columns that cost what one pass more does: at least, and at most beside few tokens."""
 _TRAFFIC = 4
 """How often a pass moves a padded column: it is read, and copied for the heads that share it."""
-
-
-class RowAdapter(Protocol):
-    """Low-rank updates that apply to some rows of a batch."""
 
 
 class Network(Protocol):
@@ -72,6 +69,8 @@ class Trunk:
         self._shelves = Shelves(self._cache)
         self._rows: list[Row] = []
         self._others: dict[int, Trunk] = {}
+        self.times = PassTimes()
+        """What passes take that feed tokens."""
         self.num_passes = 0
         """Passes that fed waiting tokens so far; those that only looked at candidates are not counted."""
         self.num_fed = 0
@@ -123,6 +122,7 @@ class Trunk:
         self._shelves.settle([row])
         twin = Row(list(row.tokens), row.adapter, tables=row.tables)
         twin.length, twin.hidden, twin.table = row.length, row.hidden, row.table
+        twin.num_drafted, twin.before = row.num_drafted, list(row.before)
         self._shelves.fork(row, twin)
         self._rows.append(twin)
         return twin
@@ -144,12 +144,15 @@ class Trunk:
     def flush(self) -> None:
         """Feed every waiting token, then compute every missing log-probability."""
         self.feed()
-        missing = [row for row in self._rows if row.tables and row.table is None]
+        missing: list[tuple[Row, Row | Reading]] = []
+        for row in self._rows:
+            places: list[Row | Reading] = [*row.before, row] if row.tables else []
+            missing += [(row, place) for place in places if place.table is None]
         if missing:
-            states = [row.hidden for row in missing]
-            table = self.network.head(torch.stack(states), _by_adapter(missing))  # type: ignore[arg-type]
-            for index, row in enumerate(missing):
-                row.table = (table, index)
+            states = [place.hidden for _, place in missing]
+            table = self.network.head(torch.stack(states), by_adapter([row for row, _ in missing]))  # type: ignore[arg-type]
+            for index, (_, place) in enumerate(missing):
+                place.table = (table, index)
 
     @torch.inference_mode()
     def peek(self, rows: Sequence[Row], token_ids: Tensor) -> Tensor:
@@ -158,7 +161,7 @@ class Trunk:
             check_length(range(len(row.tokens) + 1), self.network.max_length)
         self._feed(rows)
         token_ids = token_ids.to(self.network.device)
-        parts = [(order, self._look([rows[at] for at in order], token_ids[order])) for order in _by_shelf(rows)]
+        parts = [(order, self._look([rows[at] for at in order], token_ids[order])) for order in by_shelf(rows)]
         if not parts:
             return torch.empty(*token_ids.shape, self.network.hidden_size, device=self.network.device)
         out = torch.cat([hidden for _, hidden in parts])
@@ -187,7 +190,7 @@ class Trunk:
             self._take_over(loans)
             postponed = {id(row) for row in later}
             now = [row for row in left if row.num_pending and id(row) not in postponed]
-            for group in (group for order in _by_shelf(now) for group in _groups([now[at] for at in order])):
+            for group in (group for order in by_shelf(now) for group in groups([now[at] for at in order])):
                 while any(row.num_pending for row in group):
                     self._extend(group)
             left = later
@@ -232,21 +235,24 @@ class Trunk:
         ids = [piece + [row.tokens[-1]] * (width - len(piece)) for row, piece in zip(batch, pieces, strict=True)]
         device = self.network.device
         layout = Layout.extend([row.slot for row in batch], [row.length for row in batch], width, device, shelf)
+        started = time.perf_counter()
         hidden = self._run(batch, torch.tensor(ids, device=device), layout)
+        if device.type == "cpu":
+            self.times.note(len(batch) * width, time.perf_counter() - started)
         self.num_passes += 1
         self.num_fed += sum(map(len, pieces))
         for row, piece, states in zip(batch, pieces, hidden, strict=True):
-            row.hidden = states[len(piece) - 1]
-            row.length += len(piece)
-            row.table, row.peeked = None, {}
+            row.note(states, len(piece))
 
     def _run(self, batch: Sequence[Row], token_ids: Tensor, layout: Layout) -> Tensor:
         self._cache.begin(layout)
-        return self.network.forward(token_ids, layout, self._cache, _by_adapter(batch))
+        return self.network.forward(token_ids, layout, self._cache, by_adapter(batch))
 
 
 class TrunkSession:
     """A model's session whose rows live in a trunk."""
+
+    can_draft = True
 
     def __init__(self, trunk: Trunk, adapter: RowAdapter | None = None, *, tables: bool = True) -> None:
         self.trunk = trunk
@@ -296,7 +302,32 @@ class TrunkSession:
     def logprobs(self, rows: Tensor | None = None) -> Tensor:
         """[N, V] float32, of some rows or of all."""
         self.trunk.flush()
-        tables = [row.table for row in self._some(rows) if row.table is not None]
+        return self._table_of(self._some(rows))
+
+    def draft(self, rows: Tensor, token_ids: Tensor) -> None:
+        """One drafted token more in each named row (`drafting.Drafting`)."""
+        limit = self.trunk.network.max_length
+        for index in rows.tolist():
+            check_length(range(len(self._rows[index].tokens) + 1), limit)
+        for index, token_id in zip(rows.tolist(), token_ids.tolist(), strict=True):
+            self._rows[index].draft(token_id)
+
+    def settle(self, counts: Tensor) -> None:
+        """Keep the first counts[i] drafted tokens of row i, and take the others back."""
+        for row, count in zip(self._rows, counts.tolist(), strict=True):
+            row.take_back(row.num_drafted - count)
+
+    def logprobs_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
+        """[N, V] float32, of some rows after so many [N] of their drafted tokens."""
+        self.trunk.flush()
+        places: list[Row | Reading] = []
+        for index, count in zip(rows.tolist(), drafted.tolist(), strict=True):
+            row = self._rows[index]
+            places.append(row if count == row.num_drafted else row.before[count])
+        return self._table_of(places)
+
+    def _table_of(self, places: Sequence[Row | Reading]) -> Tensor:
+        tables = [place.table for place in places if place.table is not None]
         if not tables:
             return torch.empty(0, self.trunk.network.vocab_size, device=self.trunk.network.device)
         first, start = tables[0]
@@ -341,34 +372,3 @@ def check_length(token_ids: Sequence[int], limit: int | None) -> None:
             f"The sequence has {len(token_ids)} tokens; the model holds {limit}. "
             "Shorten the prompt, or use a model with a longer context."
         )
-
-
-def _by_adapter(batch: Sequence[Row]) -> list[tuple[RowAdapter, list[int]]]:
-    """Each adapter of some rows, and which of them run with it."""
-    adapters: dict[int, tuple[RowAdapter, list[int]]] = {}
-    for index, row in enumerate(batch):
-        if row.adapter is not None:
-            adapters.setdefault(id(row.adapter), (row.adapter, []))[1].append(index)
-    return list(adapters.values())
-
-
-def _by_shelf(rows: Sequence[Row]) -> list[list[int]]:
-    """Which rows lie on each shelf, by slot."""
-    found: dict[int, list[int]] = {}
-    for at in sorted(range(len(rows)), key=lambda at: rows[at].place or (0, 0)):
-        found.setdefault(rows[at].shelf, []).append(at)
-    return list(found.values())
-
-
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that are fed together: alike in how many tokens they wait for, within a budget of padded tokens."""
-    groups: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: row.num_pending):
-        shortest = groups[-1][0].num_pending if groups else 0
-        width = row.num_pending
-        fits = groups and (len(groups[-1]) + 1) * width <= max(_PREFILL_TOKENS, width)
-        if fits and (width == shortest or (shortest > 1 and width <= 2 * shortest)):
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups

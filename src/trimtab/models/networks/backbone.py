@@ -14,9 +14,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from trimtab.core import ModelSession
 from trimtab.errors import CompatibilityError
 from trimtab.models.adapters.row_lora import routed
+from trimtab.models.forward.grouping import RowAdapter
 from trimtab.models.forward.row_cache import Layout, RowCache
-from trimtab.models.forward.trunk import RowAdapter, Trunk, TrunkSession
+from trimtab.models.forward.trunk import Trunk, TrunkSession
 from trimtab.models.networks.kinds import cache_argument, decoder_of, longest, reaches, refusing
+from trimtab.models.networks.products import hasten
 from trimtab.models.trained_on import ModelFacts
 
 
@@ -24,11 +26,13 @@ class Backbone:
     """Token ids to states, with a cache whose rows have their own length. A causal model adds the `head`.
 
     It takes the module over: from here on the module is in evaluation mode (no dropout) and none of its weights ask for
-    a gradient, also for whoever else holds it. Weights, buffers and config stay as they were.
+    a gradient, also for whoever else holds it, and its linear layers may compute their products in another way
+    (`products.hasten`). Weights, buffers and config stay as they were.
     """
 
     def __init__(self, module: Any) -> None:
         module.eval().requires_grad_(False)
+        hasten(module)
         self.module = module
         self.name = str(module.config.name_or_path)
         with refusing(module):

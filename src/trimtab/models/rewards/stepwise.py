@@ -18,7 +18,8 @@ from trimtab.core import LanguageModel, ModelSession
 from trimtab.errors import BaseMismatchError, CompatibilityError
 from trimtab.models.adapters.lora import LoRA
 from trimtab.models.adapters.row_lora import RowLoRA
-from trimtab.models.forward.trunk import RowAdapter, TrunkSession
+from trimtab.models.forward.grouping import RowAdapter
+from trimtab.models.forward.trunk import TrunkSession
 from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.models.networks.backbone import Backbone
 from trimtab.models.networks.probing import Numbers, probe

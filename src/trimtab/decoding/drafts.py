@@ -1,0 +1,225 @@
+"""Who guesses the next tokens of a request, so that the base reads several in one pass.
+
+A draft decides nothing. Each token of an answer is drawn from the policy at its own position with the number that
+belongs to its seed, position and id (`mixing.noise`), whether or not it was guessed before; a guess that is the token
+drawn spares a pass, another costs the time of reading it. So a request's tokens are the same with drafts and without,
+which the rejection rule of speculative sampling (Leviathan et al., arXiv 2211.17192) does not promise: it keeps the
+distribution only. A model that drafts draws with the same numbers, which makes it agree with the policy more often
+than numbers of its own would (drafter-invariant coupling, Daliri et al., arXiv 2408.07978).
+
+Three kinds: *lookup* continues as an earlier place of prompt and answer did that ended alike; a *guide* that is a
+smaller model of its own says what it would steer to by itself; another small *model* of the same vocabulary answers.
+How long a draft is follows what was accepted lately and what reading it costs (`lengths`, `costs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.caches import caches_of
+from trimtab.core import LanguageModel, ModelSession, Session
+from trimtab.decoding.costs import StepCost
+from trimtab.decoding.lanes import Lane, Rows, SelectingLane
+from trimtab.decoding.lengths import MOST, Appetite
+from trimtab.decoding.lookup import Lookup
+from trimtab.decoding.requests import Columns, Request
+from trimtab.drafting import Foreseeing, drafting_model, drafts
+from trimtab.errors import OptionError, unknown_name
+from trimtab.mixing.noise import step_keys
+from trimtab.mixing.sampling import draw, final_policy, normalised
+from trimtab.params import GUIDE_DRAFT, LOOKUP, NO_DRAFT
+from trimtab.prompts import check_same_vocabulary, num_readable
+from trimtab.sessions import SessionView
+
+
+class ModelForesight(SessionView[ModelSession]):
+    """The rows of a small model that drafts: what it says is what it foresees."""
+
+    reads_drafts = True
+
+    def foreseen(self, rows: Tensor, drafted: Tensor, weights: Tensor) -> Tensor:
+        """[N, V] (`drafting.Foreseeing`)."""
+        return drafting_model(self._session).logprobs_after(rows, drafted)
+
+
+@dataclass(slots=True)
+class _Habit:
+    """What is known of one request's drafts."""
+
+    appetite: Appetite
+    lookup: Lookup | None
+    num_drafted: int = 0
+    """In the step that runs."""
+
+
+class Drafters:
+    """Everything that drafts beside one batch."""
+
+    def __init__(
+        self, model: LanguageModel, base: ModelSession, lanes: Sequence[Lane], models: Mapping[str, LanguageModel]
+    ) -> None:
+        self._base = base
+        self._vocab_size = min(model.vocab_size, num_readable(model))
+        self._lanes = {lane.name: lane for lane in lanes}
+        self._models: dict[str, Rows[Session]] = {
+            name: Rows(ModelForesight(drafter.open())) for name, drafter in models.items()
+        }
+        self._habits: dict[int, _Habit] = {}
+
+    @property
+    def sides(self) -> tuple[Rows[Session], ...]:
+        """The rows of the models that draft."""
+        return tuple(self._models.values())
+
+    def check(self, request: Request) -> None:
+        """Raise OptionError for a request whose drafts cannot be made or read."""
+        draft = request.params.draft
+        if draft == NO_DRAFT:
+            return
+        way_out = f"Give the draft {NO_DRAFT}."
+        if not drafts(self._base):
+            raise OptionError(f"The model takes no token back, so nothing can be drafted for it. {way_out}")
+        for lane in self._running(request):
+            if isinstance(lane, SelectingLane):
+                raise OptionError(f"Guide {lane.name} selects the token, so none can be drafted. {way_out}")
+            if lane.guide.needs_context or not drafts(lane.session):
+                raise OptionError(f"Guide {lane.name} takes no token back, so nothing can be drafted. {way_out}")
+        if draft != LOOKUP:
+            self._source(request)
+
+    def unknown(self, request: Request) -> int:
+        """How many tokens of a request the model that drafts for it has to be fed."""
+        side = self._models.get(request.params.draft)
+        return 0 if side is None else side.unknown(request.read_by(None))
+
+    def admit(self, new: Sequence[tuple[Request, int]]) -> None:
+        """The requests that a model drafts for get a row of it."""
+        for name, side in self._models.items():
+            mine = [(request, share) for request, share in new if request.params.draft == name]
+            side.admit([(request, request.read_by(None), share) for request, share in mine])
+
+    def propose(self, requests: Sequence[Request]) -> dict[int, list[int]]:
+        """Guesses at the next tokens of requests that ask for them, by request id; none where none pays."""
+        wanted = {request.request_id: num for request in requests if (num := self._wanted(request))}
+        by_source: dict[int, tuple[Rows[Session], list[Request]]] = {}
+        proposals: dict[int, list[int]] = {}
+        for request in requests:
+            if request.request_id not in wanted:
+                continue
+            lookup = self._habits[request.request_id].lookup
+            if lookup is not None:
+                proposals[request.request_id] = lookup.next(request.read_by(None), wanted[request.request_id])
+            else:
+                source = self._source(request)
+                by_source.setdefault(id(source), (source, []))[1].append(request)
+        for source, some in by_source.values():
+            proposals.update(_answered(source, some, wanted, self._vocab_size))
+        proposals = {key: draft for key, draft in proposals.items() if draft}
+        for key, draft in proposals.items():
+            self._habits[key].num_drafted = len(draft)
+        return proposals
+
+    def note(self, tokens: Mapping[int, Sequence[int]]) -> None:
+        """What came of the drafts: request id -> the tokens that it got. Who got none is forgotten."""
+        for key, habit in self._habits.items():
+            if key in tokens:
+                habit.appetite.note(habit.num_drafted, len(tokens[key]) - 1)
+            habit.num_drafted = 0
+
+    def keep(self, running: set[int]) -> None:
+        """Forget the requests that are not among these."""
+        self._habits = {key: habit for key, habit in self._habits.items() if key in running}
+
+    def _wanted(self, request: Request) -> int:
+        """How many tokens to guess for a request: no more than it may still get besides the one it gets anyway."""
+        params = request.params
+        most = request.max_new_tokens - len(request.token_ids) - 1
+        if params.draft == NO_DRAFT or not request.may_draft or most < 1:
+            return 0
+        habit = self._habits.get(request.request_id)
+        if habit is None:
+            lookup = Lookup() if params.draft == LOOKUP else None
+            habit = self._habits[request.request_id] = _Habit(Appetite(), lookup)
+        if params.draft_tokens is not None:
+            return min(params.draft_tokens, most)
+        source = None if habit.lookup is not None else self._source(request)
+        return habit.appetite.length(min(most, MOST), StepCost(self._base, list(self._running(request)), source))
+
+    def _running(self, request: Request) -> Iterator[Lane]:
+        return (lane for name, lane in self._lanes.items() if request.weights[name] != 0)
+
+    def _source(self, request: Request) -> Rows[Session]:
+        """Whose rows draft for a request. Raises OptionError where nobody's do."""
+        draft = request.params.draft
+        if draft in self._models:
+            return self._models[draft]
+        able = {lane.name: lane for lane in self._running(request) if self._drafts_alone(lane)}
+        names = [name for name in able if draft in (GUIDE_DRAFT, name)]
+        if len(names) == 1:
+            return able[names[0]]
+        accepted = [NO_DRAFT, LOOKUP, *([GUIDE_DRAFT] if len(able) == 1 else []), *able, *self._models]
+        if draft == GUIDE_DRAFT and not able:
+            raise OptionError(
+                "No guide of this request is a smaller model of its own, so none can draft: an adapter of the base "
+                f"runs in the base's own passes. Give one of {', '.join(accepted)}."
+            )
+        if draft == GUIDE_DRAFT:
+            raise OptionError(f"Several guides could draft ({', '.join(able)}). Give the name of one of them.")
+        raise unknown_name("draft", draft, accepted)
+
+    def _drafts_alone(self, lane: Lane) -> bool:
+        """Whether a guide says by itself what it steers to, by passes that are not the base's."""
+        if not (isinstance(lane.session, Foreseeing) and drafts(lane.session)):
+            return False
+        own_caches = {id(cache) for cache in caches_of([lane.session])}
+        return own_caches.isdisjoint(id(cache) for cache in caches_of([self._base]))
+
+
+def check_drafters(model: LanguageModel, drafters: Mapping[str, LanguageModel], guides: Collection[str]) -> None:
+    """Raise OptionError for a name that a request could not mean, VocabularyMismatchError for another vocabulary."""
+    for name, drafter in drafters.items():
+        if name in (NO_DRAFT, LOOKUP, GUIDE_DRAFT) or name in guides:
+            raise OptionError(f"A model that drafts cannot be called {name}, which means something else as a draft.")
+        check_same_vocabulary(model, drafter)
+
+
+def _answered(
+    source: Rows[Session], requests: Sequence[Request], wanted: Mapping[int, int], num_known: int
+) -> dict[int, list[int]]:
+    """What a drafting side would answer, one token after another, each drawn with the number of its position.
+
+    Ids from `num_known` on are unknown to the base.
+    """
+    foresight = source.session
+    assert isinstance(foresight, Foreseeing), "checked when the request was made"
+    proposals: dict[int, list[int]] = {request.request_id: [] for request in requests}
+    going = list(requests)
+    while going := [request for request in going if _goes_on(request, proposals, wanted)]:
+        rows = torch.tensor([source.row(request) for request in going])
+        drafted = torch.tensor([len(proposals[request.request_id]) for request in going])
+        name = source.name if isinstance(source, Lane) else ""
+        weights = torch.tensor([request.weights.get(name, 0.0) for request in going])
+        table = foresight.foreseen(rows, drafted, weights)
+        columns = Columns.of(going, table.device)
+        policy = final_policy(
+            normalised(table[:, :num_known]),
+            temperature=columns.temperature,
+            top_k=columns.top_k,
+            top_p=columns.top_p,
+            min_p=columns.min_p,
+        )
+        names = [(request.seed, len(request.token_ids) + len(proposals[request.request_id])) for request in going]
+        tokens = draw(policy, step_keys(names, policy.device)).tolist()
+        for request, token in zip(going, tokens, strict=True):
+            proposals[request.request_id].append(token)
+        source.draft({request.request_id: proposals[request.request_id] for request in going})
+    return proposals
+
+
+def _goes_on(request: Request, proposals: Mapping[int, Sequence[int]], wanted: Mapping[int, int]) -> bool:
+    draft = proposals[request.request_id]
+    return len(draft) < wanted[request.request_id] and not (draft and request.ends(draft[-1]))

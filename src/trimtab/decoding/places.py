@@ -1,0 +1,100 @@
+"""Where tokens are asked for in one step: after each running request, and after each of the tokens drafted for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.decoding.requests import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A request, the row of the base's session that it has, and the drafted tokens that come before the place."""
+
+    request: Request
+    row: int
+    drafted: tuple[int, ...]
+
+    @property
+    def position(self) -> int:
+        """How many tokens of the answer come before it."""
+        return len(self.request.token_ids) + len(self.drafted)
+
+    def read(self) -> tuple[int, ...]:
+        """Every token before it, as the model reads them."""
+        return (*self.request.read_by(None), *self.drafted)
+
+    def forced(self) -> int | None:
+        """The token here, where the request gives it."""
+        given = self.request.params.forced
+        return given[self.position] if self.position < len(given) else None
+
+
+class Places(Sequence[Place]):
+    """All places of a step: those of a request stand together, in order; requests in the order of their rows."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = tuple(places)
+        self._of: dict[int, list[int]] = {}
+        self._first: dict[int, int] = {}
+        for index, place in enumerate(self._places):
+            self._of.setdefault(place.request.request_id, []).append(index)
+            self._first.setdefault(place.row, index)
+
+    @staticmethod
+    def of(running: Sequence[Request], drafts: Mapping[int, Sequence[int]]) -> Places:
+        """The places of running requests with these drafts, by request id."""
+        return Places(
+            [
+                Place(request, row, tuple(drafts.get(request.request_id, ())[:num]))
+                for row, request in enumerate(running)
+                for num in range(len(drafts.get(request.request_id, ())) + 1)
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self._places)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self._places[index]
+
+    @property
+    def are_ahead(self) -> bool:
+        """Whether any comes after a drafted token."""
+        return len(self._places) > len(self._of)
+
+    def of_request(self, request_id: int) -> Sequence[int]:
+        """The places of a request: after none of its drafted tokens, after one, and so on."""
+        return self._of[request_id]
+
+    def first(self, row: int) -> int:
+        """The place after none of a row's drafted tokens."""
+        return self._first[row]
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """[B] int64 each: the row of each place, and after how many of its drafted tokens it comes."""
+        rows = [place.row for place in self._places]
+        return torch.tensor(rows), torch.tensor([len(place.drafted) for place in self._places])
+
+    def run(self, row: int, tokens: Mapping[int, int], failures: Collection[int]) -> list[int]:
+        """The places of a row whose tokens count: up to the first whose token is not what was drafted after it.
+
+        One that failed after drafted tokens is asked again in the next step, then without them.
+        """
+        indices = self._of[self._places[self._first[row]].request.request_id]
+        run: list[int] = []
+        for num, index in enumerate(indices):
+            if index in failures:
+                break
+            run.append(index)
+            follows = num + 1 < len(indices) and self._places[indices[num + 1]].drafted[-1] == tokens[index]
+            if not follows:
+                break
+        return run

@@ -1,0 +1,209 @@
+"""Drafts: where they come from, how long they are, what is refused; that no answer depends on them is a law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from tests.laws.test_guide_laws import random_lora
+from tests.laws.tiny_models import tiny_model
+from tests.tiny import tiny_module
+from trimtab import ARM, Answer, Decoder, SamplingParams, Selection, StatelessGuide, TabularModel
+from trimtab.core import Candidates, TokenIds
+from trimtab.decoding.lengths import Appetite
+from trimtab.decoding.lookup import Lookup
+from trimtab.errors import OptionError, VocabularyMismatchError
+from trimtab.guides.arm import AdapterARM
+from trimtab.mixing.rules import FirstAccepted
+from trimtab.models.forward.times import PassTimes, guessed
+from trimtab.models.forward.trunk import Trunk
+from trimtab.models.hf import HFModel
+
+BASE = TabularModel.random(9, seed=0, order=2, scale=2.0)
+GUIDES = {"one": ARM(TabularModel.random(9, seed=1, order=1)), "two": ARM(BASE, prompt=[3], form="shift")}
+SMALL = {"small": TabularModel.random(9, seed=0, order=1, scale=2.0)}
+
+
+def answers(draft: str, **how: Any) -> list[Answer]:
+    decoder = Decoder(BASE, GUIDES, drafters=SMALL)
+    return list(decoder.generate(["ab", "ba", "ccc"], seed=3, draft=draft, **{"ignore_eos": True, **how}))
+
+
+@pytest.mark.parametrize("draft", ["lookup", "one", "two", "small"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"max_new_tokens": 40},
+        {"max_new_tokens": 40, "temperature": 0, "draft_tokens": 5},
+        {"max_new_tokens": 30, "top_k": 3, "repetition_penalty": 1.3, "plausibility": 0.1, "draft_tokens": 3},
+        {"max_new_tokens": 30, "stop": ("aa", "cb"), "draft_tokens": 6},
+        {"max_new_tokens": 30, "ignore_eos": False, "temperature": 0.7, "draft_tokens": 6},
+    ],
+    ids=["sampled", "greedy", "filters", "stop", "eos"],
+)
+def test_tokens_texts_ends_and_traces_are_the_same(draft: str, how: dict[str, Any]) -> None:
+    plain, drafted = (answers(kind, trace=True, num_alternatives=2, **how) for kind in ("none", draft))
+    for before, now in zip(plain, drafted, strict=True):
+        assert (now.token_ids, now.text, now.finish_reason) == (before.token_ids, before.text, before.finish_reason)
+        assert now.trace == before.trace
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "gpt2"])
+def test_right_guesses_spare_passes_and_steps_still_come_one_a_token(family: str) -> None:
+    model = tiny_model(family)
+    found = {}
+    for draft in ("none", "lookup"):
+        decoder = Decoder(model)
+        repeated = tuple([5, 6, 7, 8] * 12)
+        how = SamplingParams(max_new_tokens=50, seed=2, ignore_eos=True, forced=repeated, draft=draft, draft_tokens=4)
+        request = decoder.add([5, 6, 7, 8, 5, 6, 7, 8], how)
+        steps = []
+        while decoder.num_running or decoder.num_waiting:
+            steps += decoder.step()
+        assert {step.request_id for step in steps} == {request}
+        assert [step.finish_reason for step in steps] == [None] * 49 + ["length"]
+        (trunk,) = decoder.capacity.caches
+        assert isinstance(trunk, Trunk)
+        found[draft] = [step.token_id for step in steps], trunk.num_passes
+    assert found["lookup"][0] == found["none"][0]
+    assert found["none"][1] == 50
+    assert found["lookup"][1] <= 15
+
+
+def test_a_request_is_cancelled_between_its_drafts() -> None:
+    decoder = Decoder(BASE)
+    stays = decoder.add("ab", SamplingParams(max_new_tokens=20, ignore_eos=True, seed=1, draft="lookup"))
+    leaves = decoder.add("ab", SamplingParams(max_new_tokens=20, ignore_eos=True, seed=2, draft="lookup"))
+    tokens = [step.token_id for step in decoder.step() if step.request_id == stays]
+    decoder.cancel(leaves)
+    while decoder.num_running:
+        tokens += [step.token_id for step in decoder.step()]
+    [alone] = Decoder(BASE).generate("ab", max_new_tokens=20, ignore_eos=True, seed=1)
+    assert tuple(tokens) == alone.token_ids
+
+
+class Hesitant(StatelessGuide):
+    """NaN once a row holds so many tokens: the request fails there, and not before."""
+
+    def score(self, rows: Sequence[TokenIds], candidates: Candidates) -> torch.Tensor:
+        late = torch.tensor([len(row) >= 12 for row in rows])
+        return torch.zeros_like(candidates.logprobs).masked_fill(late[:, None], torch.nan)
+
+
+def test_an_error_after_a_draft_ends_the_request_where_it_would_without() -> None:
+    for draft in ("none", "lookup"):
+        decoder = Decoder(BASE, {"hesitant": Hesitant()})
+        [answer] = decoder.generate("ab", max_new_tokens=20, ignore_eos=True, seed=1, draft=draft, draft_tokens=6)
+        assert answer.finish_reason == "error"
+        assert len(answer.token_ids) == 10
+
+
+class Broken(TabularModel):
+    """A small model whose session cannot be read."""
+
+    def next_logprobs(self, prefix: TokenIds) -> torch.Tensor:
+        raise RuntimeError("broken")
+
+
+def test_a_model_that_fails_to_draft_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    broken = Broken(lambda prefix: torch.zeros(9), 9)
+    decoder = Decoder(BASE, drafters={"small": broken})
+    [answer] = decoder.generate("ab", max_new_tokens=20, ignore_eos=True, seed=1, draft="small", draft_tokens=2)
+    [plain] = Decoder(BASE).generate("ab", max_new_tokens=20, ignore_eos=True, seed=1)
+    assert answer.token_ids == plain.token_ids
+    assert "broken" in caplog.text
+
+
+def selecting() -> ARM:
+    @dataclass(frozen=True)
+    class Selecting(ARM):
+        selection = Selection(FirstAccepted())  # type: ignore[assignment]
+
+    return Selecting(BASE)
+
+
+@pytest.mark.parametrize(
+    ("guides", "draft", "message"),
+    [
+        ({}, "guide", "No guide of this request is a smaller model of its own.*Give one of none, lookup"),
+        ({"lora": "lora"}, "guide", "an adapter of the base runs in the base's own passes"),
+        (GUIDES, "guide", "Several guides could draft.*one, two"),
+        (GUIDES, "anything", "draft 'anything'.*lookup, none, one, two"),
+        ({"agent": selecting()}, "lookup", "Guide agent selects the token"),
+    ],
+)
+def test_what_cannot_draft_is_refused_by_name(guides: dict[str, Any], draft: str, message: str) -> None:
+    base: Any = BASE
+    if "lora" in guides:
+        base = tiny_model("llama")
+        guides = {"lora": AdapterARM(random_lora(base, seed=5))}
+    with pytest.raises(OptionError, match=f"(?s){message}"):
+        Decoder(base, guides).add([1, 2], SamplingParams(draft=draft, weights=dict.fromkeys(guides, 0.5)))
+
+
+def test_a_drafting_models_name_and_vocabulary_are_checked() -> None:
+    with pytest.raises(OptionError, match="cannot be called lookup"):
+        Decoder(BASE, drafters={"lookup": SMALL["small"]})
+    with pytest.raises(OptionError, match="cannot be called one"):
+        Decoder(BASE, GUIDES, drafters={"one": SMALL["small"]})
+    with pytest.raises(VocabularyMismatchError):
+        Decoder(BASE, drafters={"small": TabularModel.random(8, seed=0)})
+
+
+def test_a_model_of_another_kind_drafts_in_a_session_of_its_own() -> None:
+    base, small = tiny_model("llama"), HFModel(tiny_module("llama", seed=0, num_hidden_layers=1))
+    decoder = Decoder(base, drafters={"small": small})
+    how: dict[str, Any] = {"max_new_tokens": 20, "ignore_eos": True, "seed": 4}
+    prompts = [[5, 6, 7], [9, 3]]
+    drafted = list(decoder.generate(prompts, draft="small", draft_tokens=3, **how))
+    plain = list(Decoder(base).generate(prompts, **how))
+    assert [answer.token_ids for answer in drafted] == [answer.token_ids for answer in plain]
+
+
+def test_lookup_continues_as_the_last_like_place_did() -> None:
+    assert Lookup().next([1, 2, 3, 9, 1, 2, 4, 9, 1, 2], 3) == [4, 9, 1]
+    assert Lookup().next([1, 2, 3, 9, 5, 2, 3], 2) == [9, 5]
+    assert Lookup().next([1, 2, 3], 4) == []
+    assert Lookup().next([7, 8, 7, 8], 5) == [7, 8, 7, 8, 7]
+    growing, lookup = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 1, 4], Lookup()
+    for end in range(1, len(growing) + 1):
+        assert lookup.next(growing[:end], 3) == Lookup().next(growing[:end], 3)
+
+
+def test_a_draft_is_as_long_as_what_was_accepted_pays_for() -> None:
+    def costly(num: int) -> float:
+        return 1 + num
+
+    def cheap(num: int) -> float:
+        return 1 + 0.05 * num
+
+    appetite = Appetite()
+    assert appetite.length(8, costly) == 0
+    first = appetite.length(8, cheap)
+    assert 1 <= first < 8
+    for _ in range(30):
+        appetite.note(4, 4)
+    assert appetite.length(8, cheap) == 8
+    assert appetite.length(2, cheap) == 2
+    for _ in range(30):
+        appetite.note(4, 0)
+    assert appetite.length(8, cheap) == 0
+    waited = next(step for step in range(2000) if appetite.length(8, cheap))
+    assert waited > 20  # another is tried now and then, not at once
+
+
+def test_passes_tell_what_they_take_and_the_nearest_stands_for_the_others() -> None:
+    times = PassTimes()
+    assert times.seconds(3) is None
+    times.note(1, 2.0)
+    assert times.seconds(1) == 2.0
+    assert times.seconds(4) == pytest.approx(2.0 * guessed(4))
+    times.note(4, 3.0)
+    assert times.seconds(4) == pytest.approx(3.0)
+    assert times.seconds(5) == pytest.approx(3.0 * guessed(5) / guessed(4))
+    times.note(1000, 9.0)
+    assert times.seconds(100) == pytest.approx(3.0 * guessed(100) / guessed(4))
