@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.errors import NotFiniteError
 from trimtab.models.hooks import hooked
@@ -249,12 +249,12 @@ def disturbed(module: Any, seed: int = 0) -> Iterator[None]:
     """Disturb what each innermost part of a network gives by as much as its dtype rounds."""
     generators: dict[torch.device, torch.Generator] = {}
 
-    def disturb(_part: object, _inputs: object, output: object) -> Tensor | None:
+    def disturb(part: nn.Module, _inputs: object, output: object) -> Tensor | None:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return None
         generator = generators.setdefault(output.device, torch.Generator(output.device).manual_seed(seed))
         noise = torch.rand(output.shape, generator=generator, device=output.device) - 0.5
-        return (output * (1 + _step(module, output) * noise)).to(output.dtype)
+        return (output * (1 + max(_step(module, output), getattr(part, "rounding", 0.0)) * noise)).to(output.dtype)
 
     parts = [part for part in module.modules() if not any(True for _ in part.children())]
     with hooked((part, disturb) for part in parts):
