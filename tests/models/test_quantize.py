@@ -1,4 +1,4 @@
-"""Weights of fewer bits: what a layer computes, what it refuses, and the laws on models that are made of such layers."""
+"""Weights of fewer bits: what a layer computes, what it refuses, and the laws on models of such layers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trimtab.decoding.decoder import Decoder
 from trimtab.errors import CompatibilityError, OptionError
 from trimtab.guides.arm import ARM, AdapterARM
 from trimtab.models.hf import HFModel
-from trimtab.models.quantize.layers import Float16Linear, Int8Linear, QuantizedLinear
-from trimtab.models.quantize.network import KINDS, quantize
+from trimtab.models.quantize.layers import KINDS, Float16Linear, Int8Linear, QuantizedLinear
+from trimtab.models.quantize.network import quantize
 from trimtab.testing import check_guide, check_model
 
 WITHIN = 1e-2
@@ -89,7 +89,7 @@ def test_shapes_zeros_and_no_rows(kind: type[QuantizedLinear]) -> None:
     assert torch.equal(broken[0], found[0])
 
 
-QUICK = ("llama", "gemma3", "gpt2", "mixtral")
+QUICK = ("llama", "gpt2", "mixtral")
 REST = [pytest.param(name, marks=pytest.mark.slow) for name in (*FAMILIES, *FLATTENED) if name not in QUICK]
 
 
@@ -111,9 +111,10 @@ def test_guides_of_a_quantised_base(kind: str) -> None:
     """A LoRA of it, whose layers stay in float; itself under another prompt; another quantised model."""
     model = quantized("llama", kind)
     tolerance = WITHIN if kind == "int8" else 1e-3
-    check_guide(AdapterARM(random_lora(model, seed=5)), model, PROMPTS, num_steps=3, tolerance=tolerance)
-    check_guide(ARM(model, prompt=[11, 7, 3]), model, PROMPTS, num_steps=3, tolerance=tolerance)
-    check_guide(ARM(quantized("gemma2", kind)), model, PROMPTS, num_steps=3, tolerance=tolerance)
+    check_guide(AdapterARM(random_lora(model, seed=5)), model, PROMPTS, num_steps=2, tolerance=tolerance)
+    check_guide(ARM(model, prompt=[11, 7, 3]), model, PROMPTS, num_steps=2, tolerance=tolerance)
+    if kind == "int8":
+        check_guide(ARM(quantized("gpt2")), model, PROMPTS, num_steps=2, tolerance=tolerance)
 
 
 def test_an_adapter_adds_to_a_quantised_layer_what_it_adds_to_the_plain_one() -> None:
@@ -133,9 +134,9 @@ def test_the_tokens_of_a_seed_are_the_same_alone_and_in_company() -> None:
     decoder = Decoder(quantized("llama"))
     prompts = [[3 + row, 5, 7][: 1 + row % 3] for row in range(8)]
     options = {"max_new_tokens": 12, "temperature": 1.0, "ignore_eos": True}
-    together = decoder.generate(prompts, seed=list(range(8)), **options)
+    together = list(decoder.generate(prompts, seed=0, **options))
     for row, prompt in enumerate(prompts):
-        assert decoder.generate([prompt], seed=[row], **options)[0].token_ids == together[row].token_ids
+        assert next(iter(decoder.generate([prompt], seed=row, **options))).token_ids == together[row].token_ids
 
 
 def test_tied_embeddings_stay_in_float() -> None:
@@ -190,7 +191,7 @@ def test_half_precision_and_other_devices_are_refused() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(OptionError, match="int7.*int8"):
+    with pytest.raises(OptionError, match=r"int7.*int8"):
         quantize(tiny_module("llama"), "int7")
 
 
@@ -225,7 +226,10 @@ def test_without_vnni_fewer_bits_are_used_since_its_sums_would_saturate(
 
 def test_a_wide_model_reads_fewer_bytes() -> None:
     config = transformers.LlamaConfig(
-        **{"vocab_size": 64, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1},
+        vocab_size=64,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=1,
         num_attention_heads=4,
     )
     plain = HFModel(peaked_module(config)).weight_bytes

@@ -22,12 +22,13 @@ from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError
 from trimtab.models.adapters.row_lora import routed
 from trimtab.models.forward.trunk import RowAdapter
+from trimtab.models.half_precision import warn_where_slower
 from trimtab.models.networks.backbone import Backbone
 from trimtab.models.networks.heads import Head
 from trimtab.models.networks.kinds import refusing
 from trimtab.models.networks.probing import Numbers, probe
-from trimtab.models.quantize.network import refuse_place
 from trimtab.models.quantize.network import quantize as quantized
+from trimtab.models.quantize.network import refuse_place
 from trimtab.models.tokenizing.conversations import Conversations
 from trimtab.models.tokenizing.decoders import Decoding
 from trimtab.models.tokenizing.spelling import Spelling, shown
@@ -205,6 +206,8 @@ def load_pretrained(
         module.to(device)
     if quantize is not None:
         quantized(module, quantize)
+    if quantization_config is None:
+        warn_where_slower(module, name)
     return HFModel(module, tokenizer, name=name)
 
 

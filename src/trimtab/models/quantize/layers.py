@@ -2,11 +2,11 @@
 
 What a layer gives for a row never depends on the rows beside it, to the last bit: nothing is scaled by a whole batch.
 
-`Int8Linear` holds a weight as 8-bit integers, one scale for each output (symmetric). A row x with largest magnitude s is
-written in two digits to the base 2n (n = 127): x = s/n · (a + b/2n), a and b integers of 8 bits. Both digits are rows of
-one product of 8-bit integers, whose sums are exact in 32 bits. One digit would be faster, and would make a model's
-numbers depend on their company all the same: sums in attention are made in another order for another batch, and each of
-their last bits that crosses the boundary of an 8-bit step becomes a whole step, layer after layer.
+`Int8Linear` holds a weight as 8-bit integers, one scale for each output (symmetric). A row x whose largest magnitude is
+s is written in two digits to the base 2n (n = 127): x = s/n · (a + b/2n), a and b integers of 8 bits. Both digits are
+rows of one product of 8-bit integers, whose sums are exact in 32 bits. One digit would be faster, and would make a
+model's numbers depend on their company all the same: sums in attention are made in another order for another batch, and
+each of their last bits that crosses the boundary of an 8-bit step becomes a whole step, layer after layer.
 
 `Float16Linear` holds a weight in half precision and computes in float32.
 """
@@ -16,12 +16,11 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from trimtab.errors import OptionError
 
@@ -80,8 +79,8 @@ class QuantizedLinear(nn.Module, ABC):
         super()._apply(fn, recurse)
         if self.anchor.device.type != "cpu" or self.anchor.dtype != torch.float32:
             raise OptionError(
-                f"A model quantised to {self.kind} stays on the processor, and in float32 around its packed weights; it "
-                f"was to be {self.anchor.dtype} on {self.anchor.device}. Load it anew, without `quantize`."
+                f"A model quantised to {self.kind} stays on the processor, and in float32 around its packed weights; "
+                f"it was to be {self.anchor.dtype} on {self.anchor.device}. Load it anew, without `quantize`."
             )
         return self
 
@@ -100,7 +99,7 @@ class Int8Linear(QuantizedLinear):
         scales = weight.abs().amax(1).clamp_min(_TINY) / 127
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch calls its quantised tensors deprecated; `supported` asks for the ops
+            warnings.simplefilter("ignore")  # torch may drop its quantised tensors; `network` asks for them first
             whole = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
         self._packed = torch.ops.quantized.linear_prepack(whole, None)
 
@@ -143,11 +142,21 @@ class Float16Linear(QuantizedLinear):
         return found if self.bias is None else found.add_(self.bias)
 
 
+CLASSES: Mapping[str, type[QuantizedLinear]] = {layer.kind: layer for layer in (Int8Linear, Float16Linear)}
+KINDS = tuple(CLASSES)
+"""What `network.quantize` takes."""
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """What a network is quantised to here; None for one that is not."""
+    return next((part.kind for part in module.modules() if isinstance(part, QuantizedLinear)), None)
+
+
 def packed_bytes(module: nn.Module) -> int:
     """What the packed weights of a network take."""
     return sum(part.num_bytes for part in module.modules() if isinstance(part, QuantizedLinear))
 
 
 def has_vnni() -> bool:
-    """Whether the processor adds products of 8 bits in 32; without it they are added in 16, and 8-bit inputs overflow."""
+    """Whether the processor adds products of 8 bits in 32 bits; else in 16, which two of 8 bits overflow."""
     return bool(torch.cpu._is_vnni_supported())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,11 +9,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import CompatibilityError, OptionError, unknown_name
-from trimtab.models.quantize.layers import Float16Linear, Int8Linear, QuantizedLinear
+from trimtab.models.quantize.layers import CLASSES, KINDS, QuantizedLinear, kind_of
 
-_CLASSES: Mapping[str, type[QuantizedLinear]] = {kind.kind: kind for kind in (Int8Linear, Float16Linear)}
-KINDS = tuple(_CLASSES)
-"""What `quantize` takes."""
 _NARROWEST = 8
 """Layers of fewer outputs stay in float: score heads, and routers, whose choice of experts rounding would change."""
 
@@ -24,18 +20,18 @@ def quantize(module: Any, kind: str) -> None:
     """Replace a network's linear layers, its output head included, by ones with weights of fewer bits, in place.
 
     `kind` is one of `KINDS`. Embeddings, norms, and layers of a class of the model's own stay as they are; a head that
-    shares its weight with the embeddings gets a packed copy. Raises OptionError for an unknown kind, for a model that is
-    quantised already, and for one that is not float32 on the processor; CompatibilityError where this torch has no such
-    kernels.
+    shares its weight with the embeddings gets a packed copy. Raises OptionError for an unknown kind, for a model that
+    is quantised already, and for one that is not float32 on the processor; CompatibilityError where this torch has no
+    such kernels.
     """
     check_kind(kind)
     _check(module, kind)
     packed: dict[int, QuantizedLinear] = {}
     for name, part in list(module.named_modules(remove_duplicate=False)):
         if id(part) not in packed and (weight := _weight_of(part)) is not None:
-            if weight.shape[0] < _NARROWEST or not _CLASSES[kind].holds(weight):
+            if weight.shape[0] < _NARROWEST or not CLASSES[kind].holds(weight):
                 continue
-            packed[id(part)] = _CLASSES[kind](weight, part.bias).eval()
+            packed[id(part)] = CLASSES[kind](weight, part.bias).eval()
         if id(part) in packed:
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, packed[id(part)])
@@ -61,28 +57,30 @@ def refuse_place(
     """Raise OptionError for what is asked for beside `quantize` and does not go with it, before anything is loaded."""
     check_kind(kind)
     if quantization_config is not None:
-        raise OptionError(f"quantize {kind} and quantization_config are two ways to quantise a model; give one of them.")
+        raise OptionError(
+            f"quantize {kind} and quantization_config are two ways to quantise a model; give one of them."
+        )
     if device_map is not None or torch.device(device).type != "cpu":
         asked = f"device {device}" if device_map is None else "device_map"
         raise OptionError(
-            f"quantize {kind} is for processors, and {asked} is given. Give device cpu, or leave quantize out; on a GPU "
-            "give transformers' own `quantization_config`."
+            f"quantize {kind} is for processors, and {asked} is given. Give device cpu, or leave quantize out; on a "
+            "GPU give transformers' own `quantization_config`."
         )
     if str(dtype).removeprefix("torch.") not in ("auto", "float32"):
         raise OptionError(
-            f"quantize {kind} computes in float32 around its packed weights, and dtype is {dtype}. Give dtype float32 or "
-            "auto, or leave quantize out."
+            f"quantize {kind} computes in float32 around its packed weights, and dtype is {dtype}. Give dtype float32 "
+            "or auto, or leave quantize out."
         )
 
 
 def check_kind(kind: str) -> None:
     """Raise OptionError for a kind that is not one of `KINDS`."""
-    if kind not in _CLASSES:
+    if kind not in CLASSES:
         raise unknown_name("kind of quantisation", kind, KINDS)
 
 
 def _check(module: Any, kind: str) -> None:
-    before = next((part.kind for part in module.modules() if isinstance(part, QuantizedLinear)), None)
+    before = kind_of(module)
     if before is not None:
         raise OptionError(f"The model is {before} already, and cannot be quantised to {kind}; quantise it once.")
     if getattr(module.config, "quantization_config", None) is not None:
