@@ -102,6 +102,7 @@ def host() -> Callable[[str], Any]:
             dtype="float32",
             device="cpu",
             device_map=None,
+            quantize=None,
             quantization_config=None,
             attn_implementation=None,
             trust_remote_code=False,

@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
+    from trimtab.engines.maker import QUANTIZE
     from trimtab.evaluation.comparison.catalogued import known_methods
     from trimtab.evaluation.comparison.recipe import resolved
     from trimtab.evaluation.comparison.recipe_reader import path_problems, read_recipe, role_problems
@@ -82,6 +83,8 @@ def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
         raise OptionError(f"{args.recipe}:\n" + "\n".join(problems))
     if problems := role_problems(recipe):
         raise OptionError(f"{args.recipe} says of a reward what is not so:\n" + "\n".join(problems))
+    if recipe.quantize is not None:
+        engine.maker.check_features([QUANTIZE], what=f"quantize: {recipe.quantize}")
     check_engine((spec.method for spec in recipe.methods), engine.maker)
     engine.maker.check_params(recipe.params)
     _check_packages(recipe)
@@ -94,6 +97,7 @@ def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
         recipe.dtype,
         args.device,
         trust_remote_code=args.trust_remote_code,
+        quantize=recipe.quantize,
     )
     base = engine.open(source, min_rows=recipe.batch_size)
     try:

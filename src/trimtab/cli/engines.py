@@ -65,7 +65,8 @@ def engine_choice(args: argparse.Namespace) -> EngineChoice:
     from trimtab.engines import maker
 
     choice.maker.check_options(choice.options, verbose=args.verbose)
-    for name, feature in (("preference", maker.PREFERENCES), ("rule", maker.RULES), ("device", maker.DEVICE)):
+    wanted = (("preference", maker.PREFERENCES), ("rule", maker.RULES), ("device", maker.DEVICE))
+    for name, feature in (*wanted, ("quantize", maker.QUANTIZE)):
         if getattr(args, f"{name}s", None) or getattr(args, name, None):
             choice.maker.check_features([feature], what=f"--{name}")
     if getattr(args, "model", None) is not None:  # a comparison names it in its recipe

@@ -150,7 +150,7 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
     )
     given = {**config.limits, **_given(args)}
     return _Wanted(
-        model=ModelSource(model, args.dtype, args.device, args.trust_remote_code, args.revision),
+        model=ModelSource(model, args.dtype, args.device, args.trust_remote_code, args.revision, args.quantize),
         engine=engine,
         guides=guides,
         name=name,

@@ -85,6 +85,7 @@ class BuiltinMaker(EngineMaker):
             rule=guide.rule,
             preference=guide.preference,
             dtype=source.dtype,
+            quantize=source.quantize,
             device=source.device,
             trust_remote_code=source.trust_remote_code,
         )

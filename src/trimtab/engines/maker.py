@@ -26,11 +26,12 @@ SECOND_BASE = "a second model that answers beside the base"
 FORCED = "forced tokens"
 CACHE_LIMIT = "a limit of cached tokens"
 DEVICE = "a device of one's choice"
+QUANTIZE = "weights of fewer bits"
 RULES = "a rule for an agent's verdicts"
 DRAFTS = "drafts of next tokens"
 DEFAULT_ROWS = 64
 """Requests that run at a time where nobody says."""
-FEATURES = (SELECTING, IN_PROCESS, PREFERENCES, SECOND_BASE, FORCED, CACHE_LIMIT, DEVICE, RULES, DRAFTS)
+FEATURES = (SELECTING, IN_PROCESS, PREFERENCES, SECOND_BASE, FORCED, CACHE_LIMIT, DEVICE, QUANTIZE, RULES, DRAFTS)
 """What a method or a command may need of an engine beyond decoding with guides that tilt."""
 
 

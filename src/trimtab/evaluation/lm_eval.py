@@ -29,11 +29,12 @@ import torch
 
 from trimtab.core import Guide, SamplingParams
 from trimtab.engines.builtin import BuiltinMaker
-from trimtab.engines.maker import FORCED, IN_PROCESS, GuideSource
+from trimtab.engines.maker import FORCED, IN_PROCESS, QUANTIZE, GuideSource
 from trimtab.engines.registry import BUILTIN, maker_of
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError, PromptError
 from trimtab.evaluation import lm_eval_arguments as arguments
 from trimtab.models.hf import HFModel, HFTokenizer
+from trimtab.models.quantize.layers import kind_of
 from trimtab.storage.digests import model_contents
 from trimtab.storage.model_source import ModelSource
 from trimtab.storage.same_run import check_same
@@ -96,6 +97,7 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         engine: str = BUILTIN,
         engine_options: str = "",
         dtype: str = "auto",
+        quantize: str | None = None,
         device: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -107,7 +109,9 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         options = arguments.engine_options(engine_options)
         kind.check_options(options)
         if isinstance(model, str):
-            engines = kind.open(ModelSource(model, dtype, device, trust_remote_code, revision), options)
+            if quantize is not None:
+                kind.check_features([QUANTIZE], what="quantize")
+            engines = kind.open(ModelSource(model, dtype, device, trust_remote_code, revision, quantize), options)
         else:
             kind.check_features([IN_PROCESS], what="A model that is loaded already")
             engines = BuiltinMaker(model)
@@ -151,6 +155,7 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         loaded: dict[str, str] = {}
         if isinstance(model, HFModel):
             loaded = {"dtype": str(model.module.dtype), "weights": _sampled_digest(model.module)}
+            loaded |= {} if (kind := kind_of(model.module)) is None else {"quantize": kind}
         return {
             "model": {**self._engines.describe(), **loaded, "content": self._content["model"]},
             "guides": {name: {"content": of_guides.get(name)} for name in guides},

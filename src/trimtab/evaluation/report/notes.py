@@ -30,9 +30,10 @@ _KL = {
 
 def notes_of(recipe: Recipe, run: RunRecord, cells: Sequence[Cell]) -> dict[str, str]:
     """How it was done: term -> plain text. What the run itself says of it (`notes` of run.json) comes first."""
+    held = f", quantised to {recipe.quantize}" if recipe.quantize else ""
     notes = {
         **run.get("notes", {}),
-        "Model": f"{recipe.model}, frozen, dtype {recipe.dtype}",
+        "Model": f"{recipe.model}, frozen, dtype {recipe.dtype}{held}",
         "Prompts": "; ".join(f"{split}: {_prompts(source, run, split)}" for split, source in recipe.prompts.items()),
         "Decoding": _decoding(recipe),
         "Seeds": f"{', '.join(map(str, recipe.seeds))}; a prompt's seeds are averaged before anything is resampled",

@@ -19,6 +19,7 @@ from trimtab.models.forward.row_cache import Layout, RowCache
 from trimtab.models.forward.trunk import Trunk, TrunkSession
 from trimtab.models.networks.kinds import cache_argument, decoder_of, longest, reaches, refusing
 from trimtab.models.networks.products import hasten
+from trimtab.models.quantize.layers import packed_bytes
 from trimtab.models.trained_on import ModelFacts
 
 
@@ -55,7 +56,8 @@ class Backbone:
     def weight_bytes(self) -> int:
         """What a forward pass reads of weights: all but the table of embeddings, of which it reads a row a token."""
         table = self.module.get_input_embeddings().weight
-        return sum(weight.nbytes for weight in self._decoder.parameters() if weight is not table)
+        plain = sum(weight.nbytes for weight in self._decoder.parameters() if weight is not table)
+        return plain + packed_bytes(self._decoder)
 
     @cached_property
     def token_bytes(self) -> int:

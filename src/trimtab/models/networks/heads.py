@@ -7,8 +7,10 @@ decoder, a part that gives back the states that it is handed.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.models.networks.kinds import refusal
@@ -21,6 +23,8 @@ class Head:
         self.output = module.get_output_embeddings()
         if self.output is None:
             raise refusal(module, "it has no output layer")
+        weight = getattr(self.output, "weight", None)  # a quantised layer has none that could be read
+        self.vocab_size = int(self.output.out_features if weight is None else weight.shape[0])
         self._forward = type(module).forward  # not the instance's own, which accelerate may have bound to its weights
         self._twin = module.__class__.__new__(module.__class__)
         parts = {
@@ -31,9 +35,13 @@ class Head:
 
     def logits(self, states: Tensor) -> Tensor:
         """[N, D] states after the final norm -> [N, V], in the model's own dtype; each is a row of one token."""
-        states = states.to(self.output.weight.device)
+        states = states.to(self._device)
         logits: Tensor = self._forward(self._twin, inputs_embeds=states[:, None], use_cache=False).logits
         return logits[:, 0]
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device(next(itertools.chain(self.output.parameters(), self.output.buffers())).device)
 
 
 class _Given(nn.Module):

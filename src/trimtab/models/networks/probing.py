@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.errors import NotFiniteError
 from trimtab.models.hooks import hooked
@@ -117,12 +117,29 @@ class _Probe:
     def reason(self) -> str:
         """What is wrong with a model that does not agree, as the end of a sentence."""
         gap = self._gap
+        if (company := self._company()) is not None:
+            return company
         short = self._own([self._rows[0][:3]])[0][-1:]
         if not self._same(_relative(short, self._truth[0][2:3])):
             return "it is bidirectional: what it says of a token changes with the tokens after it"
         return (
             f"in a batch of unequal rows with a cache its numbers are {gap:.2g} of their spread from those of "
             f"its own forward pass, which rounds by {self._rounding:.1g}"
+        )
+
+    def _company(self) -> str | None:
+        """Why its own forward pass, with no cache and no rows of other lengths, changes a row by the ones beside it."""
+        width = min(map(len, self._rows))
+        rows = [row[:width] for row in self._rows]
+        alone = torch.cat([self._own([row])[0] for row in rows])
+        if self._same(_relative(torch.cat(self._own(rows)), alone)):
+            return None
+        said = f"its own forward pass, with no cache, changes a row by {self._gap:.2g} of its spread in other company"
+        method = _quantizer(self.backbone.module)
+        return (
+            said
+            if method is None
+            else (f"{said}, as {method} rounds them together. Quantise weights alone, or load it without quantisation")
         )
 
     def _own(self, rows: Sequence[list[int]] | None = None) -> list[Tensor]:
@@ -198,6 +215,15 @@ def _settle_length(backbone: Backbone, probed: _Probe) -> None:
         )
 
 
+def _quantizer(module: Any) -> str | None:
+    """What a model's config says that it was quantised by; None where it was not."""
+    config = getattr(module.config, "quantization_config", None)
+    if config is None:
+        return None
+    entries = config if isinstance(config, Mapping) else config.to_dict()
+    return str(getattr(entries.get("quant_method"), "value", entries.get("quant_method")))
+
+
 def _ids(row: int, length: int, num_ids: int) -> list[int]:
     return [(3 + 17 * row + 7 * place + place * place) % num_ids for place in range(length)]
 
@@ -249,12 +275,12 @@ def disturbed(module: Any, seed: int = 0) -> Iterator[None]:
     """Disturb what each innermost part of a network gives by as much as its dtype rounds."""
     generators: dict[torch.device, torch.Generator] = {}
 
-    def disturb(_part: object, _inputs: object, output: object) -> Tensor | None:
+    def disturb(part: nn.Module, _inputs: object, output: object) -> Tensor | None:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return None
         generator = generators.setdefault(output.device, torch.Generator(output.device).manual_seed(seed))
         noise = torch.rand(output.shape, generator=generator, device=output.device) - 0.5
-        return (output * (1 + _step(module, output) * noise)).to(output.dtype)
+        return (output * (1 + max(_step(module, output), getattr(part, "rounding", 0.0)) * noise)).to(output.dtype)
 
     parts = [part for part in module.modules() if not any(True for _ in part.children())]
     with hooked((part, disturb) for part in parts):

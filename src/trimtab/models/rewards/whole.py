@@ -24,6 +24,8 @@ from trimtab.core import Chat, Message, Prompt
 from trimtab.errors import CheckpointError, CompatibilityError, NotFiniteError, OptionError, PromptError
 from trimtab.models.networks.kinds import longest
 from trimtab.models.networks.probing import RATIO, company_length, disturbed
+from trimtab.models.quantize.network import quantize as quantized
+from trimtab.models.quantize.network import refuse_place
 from trimtab.models.tokenizing.beginning import begun_once
 from trimtab.models.tokenizing.conversations import Conversations
 from trimtab.models.tokenizing.templates import check_messages, readable, render
@@ -249,6 +251,7 @@ def load_whole_reward_model(
     *,
     name: str = "",
     dtype: str | torch.dtype = "auto",
+    quantize: str | None = None,
     device: str | torch.device | None = None,
     max_length: int | None = None,
     trust_remote_code: bool = False,
@@ -256,8 +259,9 @@ def load_whole_reward_model(
     """Load a reward model and its tokenizer from a local directory.
 
     `dtype` "auto" is float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is
-    one. Raises CheckpointError for a directory that does not load, without safetensors, with another number of labels
-    than one, or that lacks weights: a score head that transformers would make up gives random rewards.
+    one; `quantize` is `load_model`'s. Raises CheckpointError for a directory that does not load, without safetensors,
+    with another number of labels than one, or that lacks weights: a score head that transformers would make up gives
+    random rewards.
     """
     directory = Path(directory)
     name = name or str(directory)
@@ -265,7 +269,9 @@ def load_whole_reward_model(
         raise CheckpointError(
             f"{name} holds an adapter, whose rewards need its base too. Load it with trimtab.load_reward_model."
         )
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() and quantize is None else "cpu"))
+    if quantize is not None:
+        refuse_place(quantize, dtype, device)
     if dtype == "auto" and device.type == "cpu":
         dtype = torch.float32
     if not any(directory.glob("*.safetensors")):
@@ -294,7 +300,10 @@ def load_whole_reward_model(
             f"{name} lacks {len(missing)} weights (first: {missing[0]}), which would be newly initialised, so its "
             "rewards would be random. Give a model that was trained as a reward model."
         )
-    return RewardModel(module.to(device), tokenizer, name=name, max_length=max_length)
+    module.to(device)
+    if quantize is not None:
+        quantized(module, quantize)
+    return RewardModel(module, tokenizer, name=name, max_length=max_length)
 
 
 def _conversation(prompt: Prompt, answer: str) -> Chat:
