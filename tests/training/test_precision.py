@@ -125,3 +125,49 @@ def test_a_finished_run_is_the_one_that_was_asked_for(tiny: str, tmp_path: Path)
     train(tiny, tmp_path / "guide", resume=True)
     with pytest.raises(OptionError, match="dtype is float32 here and bfloat16 in the run"):
         train(tiny, out, resume=True, settings=dataclasses.replace(SETTINGS, dtype="float32"))
+
+
+def letters(prompts: Any, texts: Any) -> list[float]:
+    return [float(len(set(text))) for text in texts]
+
+
+@pytest.mark.parametrize("gain", [2.0, 1.0])
+def test_an_agents_base_is_kept_so_too_and_the_run_goes_on_in_it(
+    gain: float, tiny: str, tmp_path: Path, faster: list[float]
+) -> None:
+    pytest.importorskip("torchrl")
+    from trimtab.training.agent.train import AgentReward, AgentSettings, train_agent
+
+    settings = AgentSettings(
+        episodes=6,
+        rollout_batch=2,
+        max_new_tokens=4,
+        top_k=4,
+        batch_size=4,
+        warmup_batches=1,
+        hidden_dim=8,
+        save_episodes=2,
+    )
+
+    def run(name: str, **options: Any) -> Any:
+        rewards = [AgentReward("letters", letters)]
+        train_agent(tiny, ["ab", "cd"], rewards, out=tmp_path / name, settings=settings, **options)
+        return card(tmp_path / name)
+
+    def stop(progress: Any) -> None:
+        if progress.step == 4:
+            raise StopError
+
+    faster[0] = gain
+    whole = run("whole")
+    assert whole.get("dtype") == ("bfloat16" if gain > 1 else None)
+    with pytest.raises(StopError):
+        run("guide", progress=stop)
+    faster[0] = 3.0 - gain
+    assert run("guide", resume=True).get("dtype") == whole.get("dtype")
+    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "guide")]
+    assert same[0] == same[1]
+    exact = run("exact", dtype="float32")
+    assert "dtype" not in exact
+    differs = (tmp_path / "exact" / "model.safetensors").read_bytes() != same[0]
+    assert differs == (gain > 1)

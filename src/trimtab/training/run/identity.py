@@ -36,6 +36,7 @@ _NAMES = {
     ("data", "objectives"): "the data of the objectives",
     ("rewards",): "{rewards}",
     ("num_processes",): "the number of processes",
+    ("dtype",): "{dtype}",
     ("kind",): "the kind of training",
     ("method",): "the method",
 }

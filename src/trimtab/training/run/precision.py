@@ -13,6 +13,7 @@ import logging
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from trimtab.training.run import checkpoints
 from trimtab.training.run.arguments import RunArguments
-from trimtab.training.run.configs import uses_bfloat16
 from trimtab.training.run.settings import DTYPES, RunSettings
 
 log = logging.getLogger(__name__)
@@ -37,13 +37,11 @@ _NUM_TURNS = 5
 
 def as_begun(settings: SettingsT, arguments: RunArguments) -> SettingsT:
     """The settings, with what the run to be continued was begun in where they leave it open."""
-    path = arguments.workspace / checkpoints.RUN
-    if settings.dtype != "auto" or not arguments.resume or not path.exists():
+    if settings.dtype != "auto":
         return settings
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))["hyperparameters"]["dtype"]
-    except (ValueError, KeyError, TypeError):
-        return settings  # whoever opens the workspace says what is wrong with it
+    before = _begun(arguments) or {}
+    section = before.get("hyperparameters")
+    begun = section.get("dtype") if isinstance(section, Mapping) else None
     return dataclasses.replace(settings, dtype=begun) if begun in DTYPES else settings
 
 
@@ -52,17 +50,41 @@ def measured(settings: SettingsT, module: nn.Module, arguments: RunArguments) ->
 
     Several processes would not find the same, so they stay in float32.
     """
+    from trimtab.training.run.configs import uses_bfloat16
+
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    is_new = not (arguments.resume and (arguments.workspace / checkpoints.RUN).exists())
-    if settings.dtype != "auto" or torch.accelerator.is_available() or not alone or not is_new:
+    if settings.dtype != "auto" or torch.accelerator.is_available() or not alone or _begun(arguments) is not None:
         return settings
     if uses_bfloat16(settings):  # the launcher has said so
         return settings
+    return dataclasses.replace(settings, dtype="bfloat16") if _pays(module) else settings
+
+
+def rolls_out_compact(dtype: str, module: nn.Module, arguments: RunArguments) -> bool:
+    """Whether a loaded model that rolls out in this process is to be kept in bfloat16, where `dtype` leaves it open."""
+    if dtype != "auto" or next(module.parameters()).device.type != "cpu":
+        return False
+    before = _begun(arguments)
+    return _pays(module) if before is None else before.get("dtype") == "bfloat16"
+
+
+def _pays(module: nn.Module) -> bool:
     gain = bfloat16_gain(module)
-    if gain < WORTH:
-        return settings
-    log.info("training in bfloat16, %.1f times as fast as float32 in this model's products (--dtype float32)", gain)
-    return dataclasses.replace(settings, dtype="bfloat16")
+    if gain >= WORTH:
+        log.info("computing in bfloat16, %.1f times as fast as float32 in this model's products", gain)
+    return gain >= WORTH
+
+
+def _begun(arguments: RunArguments) -> Mapping[str, object] | None:
+    """What the run to be continued says of itself; None where there is none, {} where nobody can read it."""
+    path = arguments.workspace / checkpoints.RUN
+    if not arguments.resume or not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}  # whoever opens the workspace says what is wrong with it
+    return found if isinstance(found, dict) else {}
 
 
 def bfloat16_gain(module: nn.Module) -> float:
