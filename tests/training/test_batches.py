@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from trimtab.training.pairs.batches import PairCollator, evaluation_order, training_order
+from trimtab.training.pairs.batches import PairCollator, evaluation_order, packed_length, packed_of, training_order
 from trimtab.training.pairs.tokens import TokenPair
 
 
@@ -60,6 +60,18 @@ def test_pairs_of_like_length_share_a_step() -> None:
     assert padding(order(MANY)) < padding(list(range(100))) / 4
 
 
+def test_what_like_length_means_is_said_by_whoever_lays_the_rows() -> None:
+    pairs = [TokenPair((1,), (5,) * long, (6,) * short) for long, short in [(30, 1), (20, 19)] * 8]
+
+    def uneven(found: list[int]) -> int:
+        sizes = [packed_length(pairs[i]) for i in found]
+        return sum(max(sizes[at : at + 8]) - min(sizes[at : at + 8]) for at in (0, 8))
+
+    assert (packed_length(pairs[0]), packed_length(pairs[1])) == (32, 40)
+    packed = training_order(pairs, num_pairs=16, step_size=8, micro_size=4, seed=0, length=packed_length)
+    assert uneven(packed) == 0
+
+
 def test_steps_of_like_length_do_not_follow_each_other() -> None:
     found = order(MANY)
     longest = [max(MANY[i].length for i in found[start : start + 8]) for start in range(0, 96, 8)]
@@ -89,44 +101,60 @@ def test_evaluation_sees_every_pair_once_the_longest_first() -> None:
     assert lengths == sorted(lengths, reverse=True)
 
 
-def rows(*pairs: TokenPair, pad: int = 0) -> dict[str, torch.Tensor]:
+def rows(*pairs: TokenPair) -> dict[str, torch.Tensor]:
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return PairCollator(pad)([{name: list(getattr(pair, name)) for name in names} for pair in pairs])
+    return PairCollator()([{name: list(getattr(pair, name)) for name in names} for pair in pairs])
+
+
+def responses(batch: dict[str, torch.Tensor]) -> dict[int, list[int]]:
+    """The tokens that are predicted, by the number of their response."""
+    found: dict[int, list[int]] = {}
+    for number, token in zip(batch["rows"].tolist(), batch["token_ids"].tolist(), strict=True):
+        found.setdefault(number, []).append(token)
+    return found
 
 
 def test_a_batch_by_hand() -> None:
-    batch = rows(TokenPair((1, 4), (5, 2), (6, 6, 2)))
-    assert batch["input_ids"].tolist() == [[1, 4, 5, 2, 0], [1, 4, 6, 6, 2]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert batch["response_mask"].tolist() == [
-        [False, False, True, True, False],
-        [False, False, True, True, True],
-    ]
-    assert (batch["chosen_rows"].tolist(), batch["rejected_rows"].tolist()) == ([0], [1])
+    batch = rows(TokenPair((1, 4), (5, 2), (6, 6, 2)), TokenPair((1, 9), (5,), (7,)))
+    assert batch["input_ids"].tolist() == [[1, 4, 5, 4, 6, 6], [1, 9, 9, 0, 0, 0]]
+    assert batch["positions"].tolist() == [[0, 1, 2, 1, 2, 3], [0, 1, 1, 0, 0, 0]]
+    assert batch["segments"].tolist() == [[0, 1, 1, 2, 2, 2], [0, 1, 2, -1, -1, -1]]
+    assert batch["predicting"].tolist() == [[False, *[True] * 5], [False, True, True, *[False] * 3]]
+    assert responses(batch) == {0: [5, 2], 1: [6, 6, 2], 2: [5], 3: [7]}
+    assert (batch["chosen_rows"].tolist(), batch["rejected_rows"].tolist()) == ([0, 2], [1, 3])
+    assert packed_of(batch).num_tokens == 9
 
 
-def test_masks_come_from_lengths_even_where_the_pad_is_the_end() -> None:
-    batch = rows(TokenPair((1, 2), (5, 2), (6, 6, 2)), pad=2)
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert batch["response_mask"][0].tolist() == [False, False, True, True, False]
+def test_what_fills_a_row_up_is_seen_by_no_token_of_it() -> None:
+    batch = rows(TokenPair((1, 4), (5, 2), (6, 6, 2)), TokenPair((1, 9), (5,), (7,)))
+    seen = packed_of(batch).visible
+    assert not bool(seen[1, :3, 3:].any())
+    assert seen[1, 1].tolist() == [True, True, False, False, False, False]
 
 
-def test_a_response_of_several_pairs_is_one_row() -> None:
+def test_a_response_of_several_pairs_is_run_once() -> None:
     batch = rows(TokenPair((1,), (5,), (6,)), TokenPair((1,), (5,), (7,)), TokenPair((1,), (6,), (5,)))
-    assert len(batch["input_ids"]) == 3
+    assert batch["token_ids"].tolist() == [5, 6, 7]
     assert batch["chosen_rows"].tolist() == [0, 0, 1]
     assert batch["rejected_rows"].tolist() == [1, 2, 0]
 
 
-def test_the_same_response_to_another_prompt_is_another_row() -> None:
+def test_the_same_response_to_another_prompt_is_another() -> None:
     batch = rows(TokenPair((1,), (5,), (6,)), TokenPair((2,), (5,), (6,)))
-    assert len(batch["input_ids"]) == 4
+    assert (len(batch["input_ids"]), len(batch["token_ids"])) == (2, 4)
 
 
-def test_prompt_and_response_that_join_alike_are_not_the_same_row() -> None:
+def test_prompt_and_response_that_join_alike_are_not_the_same() -> None:
     batch = rows(TokenPair((1, 5), (6,), (7,)), TokenPair((1,), (5, 6), (7,)))
-    assert len(batch["input_ids"]) == 4
-    assert batch["response_mask"][0].tolist() != batch["response_mask"][2].tolist()
+    assert responses(batch) == {0: [6], 1: [7], 2: [5, 6], 3: [7]}
+
+
+def test_behind_no_prompt_the_first_token_is_predicted_from_nothing() -> None:
+    batch = rows(TokenPair((), (5, 6), (5,)), TokenPair((), (5, 6), (7, 8, 9)))
+    assert batch["input_ids"].tolist() == [[5, 5], [7, 8]]
+    assert responses(batch) == {0: [6], 2: [8, 9]}
+    assert batch["chosen_rows"].tolist() == [0, 0]
+    assert batch["rejected_rows"].tolist() == [1, 2]
 
 
 def test_the_first_tensor_has_the_length_of_the_batch() -> None:

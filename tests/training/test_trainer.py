@@ -14,7 +14,7 @@ pytest.importorskip("trl")
 
 from trimtab.errors import OptionError
 from trimtab.training.arm.trainer import ArmTrainer, arm_config, arm_parts
-from trimtab.training.pairs.batches import training_order
+from trimtab.training.pairs.batches import packed_length, training_order
 from trimtab.training.pairs.losses import arm_loss
 from trimtab.training.pairs.tokens import TokenData, TokenPair
 from trimtab.training.run.arguments import RunArguments
@@ -65,7 +65,8 @@ def test_loss_and_gradient_are_those_of_one_sequence_at_a_time(
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
     inputs = batch(trainer)
-    assert len(inputs["input_ids"]) == 7, "a response that two pairs share is one row; another prompt makes another"
+    assert len(inputs["input_ids"]) == 3, "three prompts are run once each"
+    assert int(inputs["rows"].max()) == 6, "a response that two pairs share is run once; another prompt makes another"
 
     trainer.compute_loss(model, inputs).backward()
     found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
@@ -100,7 +101,7 @@ def test_the_head_runs_where_a_response_is_predicted_and_nowhere_else(
     head.register_forward_hook(lambda module, args, output: seen.append(output.shape))
     inputs = batch(trainer)
     trainer.compute_loss(trainer.model, inputs)
-    assert seen == [(int(inputs["response_mask"].sum()), 262)]
+    assert seen == [(len(inputs["token_ids"]), 262)]
 
 
 def test_the_head_is_whole_again_afterwards_even_after_an_error() -> None:
@@ -143,11 +144,13 @@ def test_what_trl_asks_of_a_config_does_not_stay(tiny: str, make: Callable[..., 
 
 
 def test_pairs_come_in_the_order_of_training(tiny: str, make: Callable[..., ArmTrainer]) -> None:
-    pairs = tuple(TokenPair((1,), (40 + i,), (90, 3)) for i in range(40))
+    pairs = tuple(TokenPair((1,), (40 + i,), (90,) * (i % 7) + (3,)) for i in range(40))
     settings = ArmSettings(batch_size=4, gradient_accumulation=2)
     batches = list(make(tiny, settings, pairs).get_train_dataloader())
-    found = [int(row[1]) - 40 for batch in batches for row in batch["input_ids"][batch["chosen_rows"]]]
-    assert found == training_order(pairs, num_pairs=40, step_size=8, micro_size=4, seed=0)
+    first = [dict(zip(batch["rows"].tolist(), batch["token_ids"].tolist(), strict=True)) for batch in batches]
+    chosen = [batch["chosen_rows"].tolist() for batch in batches]
+    found = [tokens[number] - 40 for tokens, numbers in zip(first, chosen, strict=True) for number in numbers]
+    assert found == training_order(pairs, num_pairs=40, step_size=8, micro_size=4, seed=0, length=packed_length)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

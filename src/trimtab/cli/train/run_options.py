@@ -18,7 +18,12 @@ def add_model_options(group: argparse._ArgumentGroup, *, placed: bool = False) -
     """--model and how it is loaded; with `placed`, in which precision and on which device."""
     group.add_argument("--model", required=True, metavar="NAME", help='a hub id, a directory, a .gguf file, or "demo"')
     if placed:
-        group.add_argument("--dtype", default="auto", help="auto (float32 on a CPU), float32, bfloat16 or float16")
+        group.add_argument(
+            "--dtype",
+            default="auto",
+            help="auto (on a CPU float32, or bfloat16 where that is found to be faster and there are no workers), "
+            "float32, bfloat16 or float16",
+        )
         group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
     options.add_threads_option(group)
     group.add_argument("--revision", help="branch, tag or commit of a model on the hub")

@@ -37,7 +37,7 @@ from trimtab.storage.model_source import ModelSource
 from trimtab.training.agent.card import agent_card, versions
 from trimtab.training.agent.settings import AgentSettings
 from trimtab.training.agent.worker_options import WorkerOptions
-from trimtab.training.run import checkpoints, run
+from trimtab.training.run import checkpoints, precision, run
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.identity import Facts
 from trimtab.training.run.interruption import interruptible
@@ -96,9 +96,10 @@ def train_agent(
 ) -> AgentResult:
     """Train an agent on a model's own answers to prompts and write a guide's directory that `load_guide` reads.
 
-    `model` is a name as in `load_model`, or a model that is loaded (then without workers). `template` says what a
-    prompt of text is: "raw", text to go on with; "chat", a user's message; "auto", a message where the model has a chat
-    template, which is told `template_options` with each prompt. `prompt_files` are names for the model card. With
+    `model` is a name as in `load_model`, or a model that is loaded (then without workers). With `dtype` "auto" a model
+    that is loaded in this process for a CPU is kept in bfloat16 where its products are found to be faster in it.
+    `template` says what a prompt of text is: "raw", text to go on with; "chat", a user's message; "auto", a message
+    where the model has a chat template, which is told `template_options` with each prompt. `prompt_files` are names for the model card. With
     `workers`, so many Ray actors roll out, each with a model of its own, on this machine or on the cluster at
     `ray_address`; the learner stays here. Each claims `worker_cpus` and `worker_gpus` of a node (None: a GPU, or its
     part of one where there are fewer). `out` must not exist unless `overwrite`, or `resume`, which continues an
@@ -128,8 +129,9 @@ def train_agent(
     def work() -> Facts:
         rater = Rater(rewards, baseline=settings.baseline, reward_scale=settings.reward_scale)
         source = ModelSource(str(model), dtype, device, trust_remote_code, revision)
-        with contextlib.closing(_rollouts(model, source, settings, options)) as rollouts:
-            return _carry_out(rollouts, data, rater, settings, arguments, facts)
+        base, kept = _base(model, source, options, arguments)
+        with contextlib.closing(_rollouts(base, source, settings, options)) as rollouts:
+            return _carry_out(rollouts, data, rater, settings, arguments, {**facts, **kept})
 
     return _result(arguments.out, run.once(arguments, {"kind": "agent", **facts}, work))
 
@@ -141,16 +143,33 @@ def _require_extra() -> None:
             raise MissingExtraError(package, "agent", "Training an agent")
 
 
-def _rollouts(
-    model: str | Path | LanguageModel, source: ModelSource, settings: AgentSettings, options: WorkerOptions
-) -> Rollouts:
+def _base(
+    model: str | Path | LanguageModel, source: ModelSource, options: WorkerOptions, arguments: RunArguments
+) -> tuple[LanguageModel | None, Facts]:
+    """The model that rolls out in this process, None where workers load theirs; and what is to be said of its dtype."""
+    in_half: Facts = {"dtype": "bfloat16"}
+    kept = in_half if source.dtype == "bfloat16" else {}
     if options.count:
+        return None, kept
+    if not isinstance(model, str | Path):
+        return model, {}
+    host = source.load()
+    if not precision.rolls_out_compact(source.dtype, host.module, arguments):
+        return host, kept
+    precision.compact(host.module)
+    return host, in_half
+
+
+def _rollouts(
+    base: LanguageModel | None, source: ModelSource, settings: AgentSettings, options: WorkerOptions
+) -> Rollouts:
+    if base is None:
         from trimtab.training.agent.workers import RayRollouts
 
         return RayRollouts(source, settings, options)
     from trimtab.training.agent.rollouts import LocalRollouts
 
-    return LocalRollouts(source.load() if isinstance(model, str | Path) else model, settings)
+    return LocalRollouts(base, settings)
 
 
 def _facts(rewards: Sequence[AgentReward], settings: AgentSettings, data: Mapping[str, object]) -> Facts:

@@ -1,8 +1,8 @@
 """TRL's reward trainer with another loss: the reward of a sequence is the sum of its response's log-probabilities.
 
 Everything but the loss, and what is reported about it, is TRL's and transformers': optimiser, schedule, devices,
-processes, checkpoints, resuming, trackers. There is no reference model. The output head runs at the positions that
-predict a response token and nowhere else.
+processes, checkpoints, resuming, trackers. There is no reference model. Responses to one prompt share a row
+(`packing`), and the output head runs at the positions that predict a response token and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
-from trimtab.training.pairs.batches import PairCollator, prompts_in_order
+from trimtab.models.forward.row_cache import Reach
+from trimtab.training.pairs.batches import PairCollator, packed_length, packed_of, prompts_in_order
 from trimtab.training.pairs.losses import arm_loss, sequence_logprobs, token_logprobs
 from trimtab.training.pairs.meter import PairMeter
 from trimtab.training.pairs.tokens import TokenData
@@ -35,13 +35,15 @@ if TYPE_CHECKING:
 class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carries no types
     """RewardTrainer on batches of `PairCollator`, with `losses.arm_loss` at β_r and γ.
 
-    `prompts` has the prompt of each held-out pair, in the order of evaluation; the other options are TRL's.
+    `reaches` is the model's (`HFModel.reaches`), `prompts` has the prompt of each held-out pair, in the order of
+    evaluation; the other options are TRL's.
     """
 
     def __init__(
         self,
         *,
         model: PreTrainedModel,
+        reaches: Mapping[str, Reach],
         beta: float,
         gamma: float,
         prompts: Sequence[Hashable] = (),
@@ -49,7 +51,7 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
     ) -> None:
         with as_reward_model(model.config):
             super().__init__(model=model, **options)
-        self.beta, self.gamma = beta, gamma
+        self.reaches, self.beta, self.gamma = reaches, beta, gamma
         self.meter = PairMeter(margin_scale=beta, names=("logps_chosen", "logps_rejected"), prompts=prompts)
 
     def compute_loss(
@@ -62,22 +64,23 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
         """The mean loss of the batch's pairs."""
         chosen, rejected = self._rewards(model, inputs)
         loss = arm_loss(chosen, rejected, beta=self.beta, gamma=self.gamma)
-        self.meter.add(self, chosen, rejected, loss, int(inputs["attention_mask"].sum()))
+        self.meter.add(self, chosen, rejected, loss, packed_of(inputs).num_tokens)
         mean = loss.mean()
         return (mean, {"chosen": chosen, "rejected": rejected}) if return_outputs else mean
 
     def _rewards(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Σ_t log π_r(y_t | x, y_<t) of both responses of each pair: [B], [B] float32."""
-        input_ids, labelled = inputs["input_ids"], inputs["response_mask"]
-        # The token at t is predicted at t − 1.
-        predicting = torch.zeros_like(labelled)
-        predicting[:, :-1] = labelled[:, 1:]
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        with head_at(head, predicting):
-            output = model(input_ids=input_ids, attention_mask=inputs["attention_mask"], use_cache=False)
-        rows = predicting.nonzero()[:, 0]
-        logprobs = token_logprobs(output.logits, input_ids[:, 1:][predicting[:, :-1]])
-        sums = sequence_logprobs(logprobs, rows, len(input_ids))
+        rows = packed_of(inputs)
+        plain = self.accelerator.unwrap_model(model)
+        with head_at(plain.get_output_embeddings(), rows.predicting):
+            output = model(
+                input_ids=rows.input_ids,
+                attention_mask=rows.masks(self.reaches, plain.dtype),
+                position_ids=rows.positions,
+                use_cache=False,
+            )
+        logprobs = token_logprobs(output.logits, rows.token_ids)
+        sums = sequence_logprobs(logprobs, rows.rows, 2 * len(inputs["chosen_rows"]))
         return sums[inputs["chosen_rows"]], sums[inputs["rejected_rows"]]
 
 
@@ -94,19 +97,20 @@ def arm_parts(
 ) -> TrainerParts[ArmTrainer]:
     """What the trainer is built of (`build_trainer`)."""
     assert host.tokenizer is not None
-    tokenizer = host.tokenizer.hf
-    pairs = pairs_to_train_on(train.pairs, settings, world_size, share_rows=settings.share_rows)
+    share_rows = settings.share_rows
+    pairs = pairs_to_train_on(train.pairs, settings, world_size, share_rows=share_rows, length=packed_length)
     return TrainerParts(
         trainer=partial(
             ArmTrainer,
+            reaches=host.reaches,
             beta=settings.beta,
             gamma=settings.gamma,
             prompts=prompts_in_order(held.pairs),
-            data_collator=PairCollator(tokenizer.pad_token_id or 0),
+            data_collator=PairCollator(),
             eval_dataset=pairs_to_measure_on(held.pairs),
         ),
         module=host.module,
-        tokenizer=tokenizer,
+        tokenizer=host.tokenizer.hf,
         dataset=pair_dataset(pairs),
     )
 

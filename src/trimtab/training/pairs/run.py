@@ -177,7 +177,7 @@ def train_on_pairs(
     arguments.check()
     split = method.split(pairs, eval_pairs, settings)
     training = Training(kind=method.kind, model=model, data=split.card, settings=settings, arguments=arguments)
-    facts = run.train(training, lambda: lambda host: method.job(host, split, settings, arguments))
+    facts = run.train(training, lambda: lambda host, settled: method.job(host, split, settled, arguments))
     return result_of(arguments.out, facts)
 
 

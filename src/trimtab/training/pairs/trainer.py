@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 from transformers import Trainer
 
-from trimtab.training.pairs.batches import evaluation_order, training_order
+from trimtab.training.pairs.batches import Length, evaluation_order, longer_length, training_order
 from trimtab.training.pairs.tokens import TokenPair
 
 if TYPE_CHECKING:
@@ -57,7 +57,12 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers carries no typ
 
 
 def pairs_to_train_on(
-    pairs: Sequence[TokenPair], settings: PairSettings, world_size: int, *, share_rows: bool = False
+    pairs: Sequence[TokenPair],
+    settings: PairSettings,
+    world_size: int,
+    *,
+    share_rows: bool = False,
+    length: Length = longer_length,
 ) -> list[TokenPair]:
     """Pairs in the order of training, in whole steps; `share_rows` keeps those of one response together."""
     order = training_order(
@@ -67,6 +72,7 @@ def pairs_to_train_on(
         micro_size=settings.batch_size,
         seed=settings.seed,
         share_rows=share_rows,
+        length=length,
     )
     return [pairs[index] for index in order]
 

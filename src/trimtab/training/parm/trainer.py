@@ -25,7 +25,14 @@ from trl import RewardConfig
 from trimtab.guides.parm import corner, middle
 from trimtab.statistics import Interval, proportion_interval
 from trimtab.training.arm.trainer import ArmTrainer, arm_config
-from trimtab.training.pairs.batches import PairCollator, evaluation_order, prompts_in_order, training_order
+from trimtab.training.pairs.batches import (
+    PairCollator,
+    evaluation_order,
+    packed_length,
+    packed_of,
+    prompts_in_order,
+    training_order,
+)
 from trimtab.training.pairs.losses import arm_loss
 from trimtab.training.pairs.meter import PairMeter
 from trimtab.training.pairs.tokens import TokenData, TokenPair
@@ -108,7 +115,7 @@ class ParmTrainer(ArmTrainer):
         chosen, rejected = self._rewards(model, inputs)
         betas = self.betas.to(chosen.device)[objectives]
         loss = arm_loss(chosen, rejected, beta=betas, gamma=self.settings.gamma)
-        num_tokens = int(inputs["attention_mask"].sum())
+        num_tokens = packed_of(inputs).num_tokens
         if training:
             (index,) = set(objectives.tolist())
             self._meters[self.names[index]].add(self, betas * chosen, betas * rejected, loss, num_tokens)
@@ -209,8 +216,8 @@ class ParmTrainer(ArmTrainer):
 class ObjectiveCollator:
     """A `PairCollator` whose batches say which objective each pair belongs to: `objective` [B] int64."""
 
-    def __init__(self, pad_id: int) -> None:
-        self._pairs = PairCollator(pad_id)
+    def __init__(self) -> None:
+        self._pairs = PairCollator()
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         batch = self._pairs(examples)
@@ -236,6 +243,7 @@ def interleaved(
             micro_size=settings.batch_size,
             seed=settings.seed,
             share_rows=settings.share_rows,
+            length=packed_length,
         )
         for of_one in pairs
     ]
@@ -262,7 +270,6 @@ def parm_parts(
 ) -> TrainerParts[ParmTrainer]:
     """What the trainer is built of (`build_trainer`)."""
     assert host.tokenizer is not None
-    tokenizer = host.tokenizer.hf
     measured = {
         name: _dataset([(index, data.pairs[i]) for i in evaluation_order(data.pairs)])
         for index, (name, data) in enumerate(held.items())
@@ -271,14 +278,15 @@ def parm_parts(
     return TrainerParts(
         trainer=partial(
             ParmTrainer,
+            reaches=host.reaches,
             objectives=tuple(train),
             settings=settings,
             held_prompts={name: prompts_in_order(data.pairs) for name, data in held.items() if data.pairs},
-            data_collator=ObjectiveCollator(tokenizer.pad_token_id or 0),
+            data_collator=ObjectiveCollator(),
             eval_dataset=measured or None,
         ),
         module=host.module,
-        tokenizer=tokenizer,
+        tokenizer=host.tokenizer.hf,
         dataset=_dataset(interleaved([data.pairs for data in train.values()], settings, world_size)),
     )
 

@@ -114,16 +114,16 @@ def train_rl(
         facts={"rewards": rewards_card(rewards), "contents": reward_contents(rewards)},
     )
 
-    facts = run.train(training, lambda: _job_maker(prompt_data, rewards, settings, arguments))
+    facts = run.train(training, lambda: _job_maker(prompt_data, rewards, arguments))
     return _result(arguments.out, facts)
 
 
 def _job_maker(
-    data: TrainingPrompts, rewards: Sequence[AgentReward], settings: RLSettings, arguments: RunArguments
-) -> Callable[[HFModel], Job]:
+    data: TrainingPrompts, rewards: Sequence[AgentReward], arguments: RunArguments
+) -> Callable[[HFModel, RLSettings], Job]:
     """Load what rates, before the model; what makes the job of the model."""
     rater = Rater(rewards)  # without a baseline: RLOO has one of its own
-    return lambda host: _job(host, data, rater, rewards, settings, arguments)
+    return lambda host, settings: _job(host, data, rater, rewards, settings, arguments)
 
 
 def _job(

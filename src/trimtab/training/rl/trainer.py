@@ -25,7 +25,8 @@ from trimtab.decoding.text import text_of
 from trimtab.errors import NotFiniteError, naming
 from trimtab.models.forward.row_cache import Reach
 from trimtab.training.pairs.losses import token_logprobs
-from trimtab.training.rl.packing import Packed, pack
+from trimtab.training.pairs.packing import Packed
+from trimtab.training.rl.packing import pack
 from trimtab.training.rl.settings import RLSettings
 from trimtab.training.run.configs import run_options, spared_renamings
 from trimtab.training.run.logs import filtered

@@ -25,6 +25,8 @@ from trimtab.training.run.identity import check_same_training
 log = logging.getLogger(__name__)
 
 SEAL = "complete.json"
+RUN = "run.json"
+"""What a run is, in its workspace: the description that a run to be continued must share."""
 CURVE = "metrics.jsonl"
 """A run's curve, in its workspace and in the finished directory: a line of JSON for each window of steps."""
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -53,7 +55,7 @@ def open_workspace(out: Path, run: Mapping[str, object], *, resume: bool) -> Pat
     A run to be continued that has no whole checkpoint starts anew, which is logged.
     """
     workspace = workspace_of(out)
-    path = workspace / "run.json"
+    path = workspace / RUN
     if not resume:
         shutil.rmtree(workspace, ignore_errors=True)
     if resume and path.exists():

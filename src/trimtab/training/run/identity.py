@@ -36,6 +36,7 @@ _NAMES = {
     ("data", "objectives"): "the data of the objectives",
     ("rewards",): "{rewards}",
     ("num_processes",): "the number of processes",
+    ("dtype",): "{dtype}",
     ("kind",): "the kind of training",
     ("method",): "the method",
 }
@@ -64,7 +65,7 @@ def check_same_training(now: Facts, before: Facts, *, problem: str, way_out: str
 
 def decided_differences(now: Mapping[str, object], before: Mapping[str, object]) -> list[Difference]:
     """The facts that the caller decided and that differ, and do not follow from others that do."""
-    differing = [one for one in differences(before, now, depth=2) if _is_decided(one.key)]
+    differing = [one for one in differences(before, now, depth=2) if _is_decided(one.key) and not _is_open(one)]
     settings = [one for one in differing if one.key[0] == _SETTINGS]
     set_here = [one for one in settings if not isinstance(one.now, Follows)]
     if set_here:
@@ -79,6 +80,11 @@ def _data(description: Mapping[str, object]) -> Mapping[str, object]:
 
 def _is_decided(key: tuple[str, ...]) -> bool:
     return key[0] not in _FOLLOWS and not (key[0] == _SETTINGS and key[1] in NOT_OF_THE_RUN)
+
+
+def _is_open(one: Difference) -> bool:
+    """Whether what is asked for now leaves a setting to the run: what it computes in."""
+    return one.key == (_SETTINGS, "dtype") and one.now == "auto"
 
 
 def _causes(differing: Sequence[Difference], *, any_setting: bool) -> list[Difference]:

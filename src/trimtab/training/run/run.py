@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import safetensors
 
@@ -41,9 +41,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SettingsT = TypeVar("SettingsT", bound=RunSettings)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
+class Training(Generic[SettingsT]):
     """A training that is asked for, before its model is loaded."""
 
     kind: str
@@ -52,7 +54,7 @@ class Training:
     """A name as in `load_model`."""
     data: Facts
     """The account of the data, which a finished run must share, and so it must the settings."""
-    settings: RunSettings
+    settings: SettingsT
     arguments: RunArguments
     facts: Facts = field(default_factory=dict)
     """Further parts of `guide.json` that are known before the model is loaded."""
@@ -107,27 +109,33 @@ def publish(arguments: RunArguments, write: Callable[[Path], None]) -> None:
     shutil.rmtree(arguments.workspace)
 
 
-def train(training: Training, prepare: Callable[[], Callable[[HFModel], Job]]) -> Facts:
+def train(training: Training[SettingsT], prepare: Callable[[], Callable[[HFModel, SettingsT], Job]]) -> Facts:
     """The whole road from a name: `guide.json` of what is trained now, or of a run that had come to its end before.
 
     `prepare` is called where there is something to train: it makes what has to be there before the model is loaded,
-    and gives what makes a job of the model.
+    and gives what makes a job of the model and of the settings, in which a dtype that was left open may be settled.
     """
 
     def work() -> Facts:
+        from trimtab.training.run import precision
+
         arguments, make_job = training.arguments, prepare()
+        begun = precision.as_begun(training.settings, arguments)
         host = load_host(
             training.model,
-            training.settings,
+            begun,
             trust_remote_code=arguments.trust_remote_code,
             revision=arguments.revision,
         )
-        return carry_out(training, host, make_job(host))
+        settings = precision.measured(begun, host.module, arguments)
+        if settings is not begun and not settings.full:
+            precision.compact(host.module)
+        return carry_out(dataclasses.replace(training, settings=settings), host, make_job(host, settings))
 
     return once(training.arguments, training.known, work)
 
 
-def carry_out(training: Training, host: HFModel, job: Job) -> Facts:
+def carry_out(training: Training[SettingsT], host: HFModel, job: Job) -> Facts:
     """Train, measure and write; the content of `guide.json`.
 
     Raises CheckpointError where the disk is full, Interrupted where a signal ended it (`interruption`).
@@ -178,7 +186,7 @@ def _opened(arguments: RunArguments, description: Facts, group: PartialState) ->
     return start
 
 
-def _built(training: Training, job: Job, start: Path | None, is_main: bool) -> Trainer:
+def _built(training: Training[SettingsT], job: Job, start: Path | None, is_main: bool) -> Trainer:
     """The trainer. Where the settings are refused, a workspace that holds no checkpoint is not left in the way."""
     from trimtab.training.run.trainer import build_trainer
 
@@ -254,7 +262,7 @@ def check_length(host: HFModel, max_length: int) -> None:
         )
 
 
-def describe(training: Training, host: HFModel) -> Facts:
+def describe(training: Training[SettingsT], host: HFModel) -> Facts:
     """What a guide is, but for what training it gives: the part of `guide.json` that a resumed run must share."""
     assert host.tokenizer is not None
     return {

@@ -56,7 +56,8 @@ class RunSettings:
     seed: int = seed_field(0, "of the adapter, the order and the sample")
     dtype: str = described(
         "auto",
-        "to compute in; auto: bfloat16 on a GPU that has it, float32 elsewhere (it is faster on CPUs)",
+        "to compute in; auto: bfloat16 on a GPU that has it, and on a CPU where the model's products are found to be "
+        "faster in it, in one process; else float32",
         choices=DTYPES,
     )
     save_dtype: str = described("float32", "of the weights that are written", choices=DTYPES[1:])
