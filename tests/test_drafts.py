@@ -150,6 +150,8 @@ def test_a_drafting_models_name_and_vocabulary_are_checked() -> None:
         Decoder(BASE, drafters={"lookup": SMALL["small"]})
     with pytest.raises(OptionError, match="cannot be called one"):
         Decoder(BASE, GUIDES, drafters={"one": SMALL["small"]})
+    with pytest.raises(OptionError, match="no guide that steers has its name"):
+        Decoder(BASE, GUIDES, drafters={"three": GUIDES["one"]})
     with pytest.raises(VocabularyMismatchError):
         Decoder(BASE, drafters={"small": TabularModel.random(8, seed=0)})
 
@@ -162,6 +164,23 @@ def test_a_model_of_another_kind_drafts_in_a_session_of_its_own() -> None:
     drafted = list(decoder.generate(prompts, draft="small", draft_tokens=3, **how))
     plain = list(Decoder(base).generate(prompts, **how))
     assert [answer.token_ids for answer in drafted] == [answer.token_ids for answer in plain]
+
+
+@pytest.mark.parametrize("draft", ["lora", "guide"])
+def test_a_copy_of_a_guide_drafts_in_its_stead(draft: str) -> None:
+    base, copied = tiny_model("llama"), HFModel(tiny_module("llama"))
+    lora = random_lora(base, seed=5)
+    decoder = Decoder(base, {"lora": AdapterARM(lora)}, drafters={"lora": AdapterARM(lora).bind(copied)})
+    how: dict[str, Any] = {"max_new_tokens": 24, "ignore_eos": True, "seed": 4, "temperature": 0.7}
+    prompts = [[5, 6, 7], [9, 3]]
+    plain = list(decoder.generate(prompts, **how))
+    trunk, copy = decoder.capacity.caches[0], decoder._present_batch().drafters.sides[0].session.caches[0]
+    assert isinstance(trunk, Trunk)
+    before = trunk.num_passes
+    drafted = list(decoder.generate(prompts, draft=draft, draft_tokens=3, **how))
+    assert [answer.token_ids for answer in drafted] == [answer.token_ids for answer in plain]
+    assert trunk.num_passes - before < 24  # the copy is as good as the guide, and the base not far from it
+    assert copy.num_rows == 0
 
 
 def test_lookup_continues_as_the_last_like_place_did() -> None:

@@ -82,7 +82,7 @@ def test_the_batch_size_changes_no_answer(run: Run, argv: list[str], tmp_path: P
     assert (tmp_path / "1").read_text() == (tmp_path / "5").read_text()
 
 
-@pytest.mark.parametrize("draft", ["lookup", "guide", "b", "model"])
+@pytest.mark.parametrize("draft", ["lookup", "guide", "b", "model", "a --draft-quantize float16"])
 def test_drafts_change_no_answer(run: Run, argv: list[str], tmp_path: Path, tiny: Tiny, draft: str) -> None:
     assert run(*argv).code == 0
     plain = (tmp_path / "answers.jsonl").read_text().splitlines()
@@ -94,7 +94,7 @@ def test_drafts_change_no_answer(run: Run, argv: list[str], tmp_path: Path, tiny
     )
     asked = [str(prompts) if part.endswith("p.jsonl") else part for part in argv]
     who = tiny.model if draft == "model" else draft
-    outcome = run(*asked, "--overwrite", "--draft", who, "--draft-tokens", "3")
+    outcome = run(*asked, "--overwrite", "--draft", *who.split(), "--draft-tokens", "3")
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "answers.jsonl").read_text().splitlines() == weighs_all
 

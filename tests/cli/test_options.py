@@ -99,7 +99,7 @@ def test_whole_numbers_out_of_range_are_refused(text: str) -> None:
 SAMPLING = [
     *("--max-new-tokens", "3", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--min-p", "0.01"),
     *("--plausibility", "0.001", "--repetition-penalty", "1.1", "--stop", "x", "--stop", "yz", "--ignore-eos"),
-    *("--seed", "6"),
+    *("--seed", "6", "--draft", "lookup", "--draft-tokens", "4"),
 ]
 
 
@@ -126,6 +126,8 @@ def test_every_sampling_flag_reaches_the_decoder(
     assert outcome.code == 0, outcome.err
     (params,) = asked
     expected = SamplingParams(
+        draft="lookup",
+        draft_tokens=4,
         max_new_tokens=3,
         temperature=0.5,
         top_k=7,

@@ -66,9 +66,9 @@ def engine_choice(args: argparse.Namespace) -> EngineChoice:
 
     choice.maker.check_options(choice.options, verbose=args.verbose)
     wanted = (("preference", maker.PREFERENCES), ("rule", maker.RULES), ("device", maker.DEVICE))
-    for name, feature in (*wanted, ("quantize", maker.QUANTIZE)):
+    for name, feature in (*wanted, ("quantize", maker.QUANTIZE), ("draft_quantize", maker.DRAFTS)):
         if getattr(args, f"{name}s", None) or getattr(args, name, None):
-            choice.maker.check_features([feature], what=f"--{name}")
+            choice.maker.check_features([feature], what=f"--{name.replace('_', '-')}")
     if getattr(args, "model", None) is not None:  # a comparison names it in its recipe
         given = {name: getattr(args, f"{name.replace('-', '_')}s", None) for name in ("guide", "form", "guide-base")}
         check_packed(choice, args.model, [name for name, value in given.items() if value])
@@ -153,17 +153,24 @@ def load(
     max_rows: int,
     prefill_chunk: int | None = None,
     drafts: Collection[str] = (),
+    draft_quantize: str | None = None,
 ) -> tuple[Tokenizer, GenerationEngine]:
     """An engine on this model with these guides, ready to answer text, saying on standard error what is loaded.
 
-    `drafts` are what requests will say of drafts; what is neither a kind of them nor a guide is a model's name.
+    `drafts` are what requests will say of drafts; what is neither a kind of them nor a guide is a model's name. With
+    `draft_quantize` copies of the guides with such weights draft in the guides' stead. Raises OptionError where nobody
+    asks for a guide's drafts.
     """
     drafters = _drafters(drafts, guides)
+    if draft_quantize is not None and not any(draft == GUIDE_DRAFT or draft in guides for draft in drafts):
+        raise OptionError("--draft-quantize is about drafts that a guide makes; give --draft guide with it.")
     where = "" if choice.is_builtin else f" in {choice.name}"
     options.say(f"loading {source.name}{where}")
     maker = choice.open(source)
     tokenizer = tokenizer_of(maker, source.name)
-    engine = maker.make(guides, max_rows=max_rows, prefill_chunk=prefill_chunk, drafters=drafters)
+    engine = maker.make(
+        guides, max_rows=max_rows, prefill_chunk=prefill_chunk, drafters=drafters, copies=draft_quantize
+    )
     from trimtab.mixing.forms import forms_of
 
     forms = forms_of(engine.guides)

@@ -149,6 +149,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
     add_threads_option(group)
+    group.add_argument(
+        "--draft-quantize",
+        choices=("int8", "float16"),
+        help="with --draft guide: a copy of the guide with such weights drafts in its stead (no copy)",
+    )
     group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     group.add_argument(
         "--trust-remote-code", action="store_true", help="let the model and the guides run their own code"

@@ -18,6 +18,7 @@ from trimtab.cli.template_options import add_template_option, template_options
 from trimtab.errors import MissingExtraError, OptionError, renamed
 from trimtab.fields import table
 from trimtab.mixing.forms import check_negative, forms_of
+from trimtab.params import GUIDE_DRAFT
 from trimtab.serving.config import ServeConfig, read_config
 from trimtab.serving.door import ANY, is_loopback
 from trimtab.serving.limits import Limits
@@ -126,6 +127,7 @@ class _Wanted:
     """The limits that somebody has set."""
     origins: tuple[str, ...]
     draft_models: tuple[str, ...]
+    draft_quantize: str | None
 
 
 def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice) -> _Wanted:
@@ -160,6 +162,7 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
         limits_given=given,
         origins=(*config.origins, *args.origins),
         draft_models=(*config.draft_models, *args.draft_models),
+        draft_quantize=args.draft_quantize,
     )
 
 
@@ -197,7 +200,8 @@ def _engine(wanted: _Wanted) -> GenerationEngine:
         wanted.guides.sources(),
         max_rows=limits.max_rows,
         prefill_chunk=chunk,
-        drafts=wanted.draft_models,
+        drafts=[*wanted.draft_models, *([GUIDE_DRAFT] if wanted.draft_quantize else [])],
+        draft_quantize=wanted.draft_quantize,
     )
     from trimtab.decoding.decoder import Decoder
 

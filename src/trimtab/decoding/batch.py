@@ -22,7 +22,7 @@ from torch import Tensor
 from trimtab.answers import TokenTrace
 from trimtab.core import Candidates, Guide, LanguageModel, Rule, Session
 from trimtab.decoding.capacity import Capacity
-from trimtab.decoding.drafts import Drafters
+from trimtab.decoding.drafts import Drafter, Drafters
 from trimtab.decoding.failures import UNREADY, blame, broken_guide
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
 from trimtab.decoding.places import Places
@@ -67,7 +67,7 @@ class Batch:
         model: LanguageModel,
         guides: Mapping[str, Guide],
         rule: Rule,
-        drafters: Mapping[str, LanguageModel] | None = None,
+        drafters: Mapping[str, Drafter] | None = None,
     ) -> None:
         self.running: list[Request] = []
         self._rule = rule

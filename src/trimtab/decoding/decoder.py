@@ -21,7 +21,7 @@ from trimtab.answers import Step
 from trimtab.core import Guide, LanguageModel, Prompt, Rule, SamplingParams
 from trimtab.decoding.batch import Batch, Outcome
 from trimtab.decoding.capacity import Capacity
-from trimtab.decoding.drafts import check_drafters
+from trimtab.decoding.drafts import Drafter, bound_drafters
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.decoding.failures import is_lost, unexpected, without_frames
 from trimtab.decoding.pacing import Pace
@@ -46,8 +46,9 @@ class Decoder(GenerationEngine):
     that a long one does not hold up those that run; no answer depends on it. With `max_cached_tokens` a request
     waits, too, while those that run might come to hold so many tokens in caches with it (see `capacity.Capacity`);
     one that would by itself is refused. `drafters` are small models of the same vocabulary that guess next tokens for
-    requests whose `draft` names one (see `decoding.drafts`): answers are the same with drafts, and may come sooner. A
-    decoder belongs to one thread; several decoders may share one model.
+    requests whose `draft` names one, and cheaper copies of guides, by the guides' names, that guess in their stead (see
+    `decoding.drafts`): answers are the same with drafts, and may come sooner. A decoder belongs to one thread; several
+    decoders may share one model.
 
     >>> from trimtab import ARM, Decoder, TabularModel
     >>> base, expert = TabularModel.random(27, seed=0), TabularModel.random(27, seed=1)
@@ -70,7 +71,7 @@ class Decoder(GenerationEngine):
         max_rows: int = 64,
         prefill_chunk: int | None = None,
         max_cached_tokens: int | None = None,
-        drafters: Mapping[str, LanguageModel] | None = None,
+        drafters: Mapping[str, Drafter] | None = None,
     ) -> None:
         super().__init__()
         if max_rows < 1:
@@ -87,8 +88,7 @@ class Decoder(GenerationEngine):
                     f"Guide {name} tilts the whole vocabulary and needs the state after each token of it, which "
                     "would be a forward pass a token. Give it a selection (see trimtab.Selection)."
                 )
-        self.drafters = dict(drafters or {})
-        check_drafters(model, self.drafters, self.guides)
+        self.drafters = bound_drafters(model, drafters or {}, self.guides)
         self.rule: Rule = rule or Tilt()
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk

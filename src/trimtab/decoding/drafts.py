@@ -8,7 +8,8 @@ distribution only. A model that drafts draws with the same numbers, which makes 
 than numbers of its own would (drafter-invariant coupling, Daliri et al., arXiv 2408.07978).
 
 Three kinds: *lookup* continues as an earlier place of prompt and answer did that ended alike; a *guide* that is a
-smaller model of its own says what it would steer to by itself; another small *model* of the same vocabulary answers.
+smaller model of its own, or a cheaper copy of a guide in its stead, says what it would steer to by itself; another
+small *model* of the same vocabulary answers.
 How long a draft is follows what was accepted lately and what reading it costs (`lengths`, `costs`).
 """
 
@@ -16,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from trimtab.caches import caches_of
-from trimtab.core import LanguageModel, ModelSession, Session
+from trimtab.core import Guide, LanguageModel, ModelSession, Session
 from trimtab.decoding.costs import StepCost
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
 from trimtab.decoding.lengths import MOST, Appetite
@@ -34,6 +36,9 @@ from trimtab.mixing.sampling import draw, final_policy, normalised
 from trimtab.params import GUIDE_DRAFT, LOOKUP, NO_DRAFT
 from trimtab.prompts import check_same_vocabulary, num_readable
 from trimtab.sessions import SessionView
+
+Drafter: TypeAlias = LanguageModel | Guide
+"""A small model that answers, or a copy of a guide that is cheaper to run than the guide."""
 
 
 class ModelForesight(SessionView[ModelSession]):
@@ -60,20 +65,22 @@ class Drafters:
     """Everything that drafts beside one batch."""
 
     def __init__(
-        self, model: LanguageModel, base: ModelSession, lanes: Sequence[Lane], models: Mapping[str, LanguageModel]
+        self, model: LanguageModel, base: ModelSession, lanes: Sequence[Lane], drafters: Mapping[str, Drafter]
     ) -> None:
         self._base = base
         self._vocab_size = min(model.vocab_size, num_readable(model))
         self._lanes = {lane.name: lane for lane in lanes}
-        self._models: dict[str, Rows[Session]] = {
-            name: Rows(ModelForesight(drafter.open())) for name, drafter in models.items()
-        }
+        self._beside: dict[str, Rows[Session]] = {}
+        """What drafts and nothing else: models by their names, copies of guides by the guides'."""
+        for name, drafter in drafters.items():
+            session: Session = drafter.open() if isinstance(drafter, Guide) else ModelForesight(drafter.open())
+            self._beside[name] = Rows(session)
         self._habits: dict[int, _Habit] = {}
 
     @property
     def sides(self) -> tuple[Rows[Session], ...]:
-        """The rows of the models that draft."""
-        return tuple(self._models.values())
+        """The rows of what drafts and nothing else."""
+        return tuple(self._beside.values())
 
     def check(self, request: Request) -> None:
         """Raise OptionError for a request whose drafts cannot be made or read."""
@@ -92,20 +99,20 @@ class Drafters:
             self._source(request)
 
     def unknown(self, request: Request) -> int:
-        """How many tokens of a request the model that drafts for it has to be fed."""
-        side = self._models.get(request.params.draft)
-        return 0 if side is None else side.unknown(request.read_by(None))
+        """How many tokens of a request have to be fed to what drafts for it and nothing else."""
+        name = self._name_beside(request)
+        return 0 if name is None else self._beside[name].unknown(self._read_by(name, request))
 
     def admit(self, new: Sequence[tuple[Request, int]]) -> None:
-        """The requests that a model drafts for get a row of it."""
-        for name, side in self._models.items():
-            mine = [(request, share) for request, share in new if request.params.draft == name]
-            side.admit([(request, request.read_by(None), share) for request, share in mine])
+        """Requests that something drafts for that does nothing else get a row of it."""
+        for name, side in self._beside.items():
+            mine = [(request, share) for request, share in new if self._name_beside(request) == name]
+            side.admit([(request, self._read_by(name, request), share) for request, share in mine])
 
     def propose(self, requests: Sequence[Request]) -> dict[int, list[int]]:
         """Guesses at the next tokens of requests that ask for them, by request id; none where none pays."""
         wanted = {request.request_id: num for request in requests if (num := self._wanted(request))}
-        by_source: dict[int, tuple[Rows[Session], list[Request]]] = {}
+        by_drafter: dict[str, list[Request]] = {}
         proposals: dict[int, list[int]] = {}
         for request in requests:
             if request.request_id not in wanted:
@@ -114,10 +121,10 @@ class Drafters:
             if lookup is not None:
                 proposals[request.request_id] = lookup.next(request.read_by(None), wanted[request.request_id])
             else:
-                source = self._source(request)
-                by_source.setdefault(id(source), (source, []))[1].append(request)
-        for source, some in by_source.values():
-            proposals.update(_answered(source, some, wanted, self._vocab_size))
+                by_drafter.setdefault(self._drafter(request), []).append(request)
+        for name, some in by_drafter.items():
+            source = self._source(some[0])
+            proposals.update(_answered(name, source, some, wanted, self._vocab_size))
         proposals = {key: draft for key, draft in proposals.items() if draft}
         for key, draft in proposals.items():
             self._habits[key].num_drafted = len(draft)
@@ -152,20 +159,38 @@ class Drafters:
     def _running(self, request: Request) -> Iterator[Lane]:
         return (lane for name, lane in self._lanes.items() if request.weights[name] != 0)
 
+    def _read_by(self, name: str, request: Request) -> tuple[int, ...]:
+        """What a drafter reads: a copy of a guide what the guide reads, a model what the base does."""
+        return request.read_by(name if name in self._lanes else None)
+
+    def _name_beside(self, request: Request) -> str | None:
+        """The name of what drafts for a request and does nothing else; None where there is no such thing."""
+        if request.params.draft in (NO_DRAFT, LOOKUP):
+            return None
+        name = self._drafter(request)
+        return name if name in self._beside else None
+
     def _source(self, request: Request) -> Rows[Session]:
         """Whose rows draft for a request. Raises OptionError where nobody's do."""
+        name = self._drafter(request)
+        return self._beside[name] if name in self._beside else self._lanes[name]
+
+    def _drafter(self, request: Request) -> str:
+        """The name of who drafts for a request. Raises OptionError where nobody does."""
         draft = request.params.draft
-        if draft in self._models:
-            return self._models[draft]
-        able = {lane.name: lane for lane in self._running(request) if self._drafts_alone(lane)}
+        models = [name for name in self._beside if name not in self._lanes]
+        if draft in models:
+            return draft
+        able = [lane.name for lane in self._running(request) if lane.name in self._beside or self._drafts_alone(lane)]
         names = [name for name in able if draft in (GUIDE_DRAFT, name)]
         if len(names) == 1:
-            return able[names[0]]
-        accepted = [NO_DRAFT, LOOKUP, *([GUIDE_DRAFT] if len(able) == 1 else []), *able, *self._models]
+            return names[0]
+        accepted = [NO_DRAFT, LOOKUP, *([GUIDE_DRAFT] if len(able) == 1 else []), *able, *models]
         if draft == GUIDE_DRAFT and not able:
             raise OptionError(
                 "No guide of this request is a smaller model of its own, so none can draft: an adapter of the base "
-                f"runs in the base's own passes. Give one of {', '.join(accepted)}."
+                f"runs in the base's own passes. Give one of {', '.join(accepted)}, or a copy of the guide that "
+                "drafts in its stead (--draft-quantize)."
             )
         if draft == GUIDE_DRAFT:
             raise OptionError(f"Several guides could draft ({', '.join(able)}). Give the name of one of them.")
@@ -179,18 +204,34 @@ class Drafters:
         return own_caches.isdisjoint(id(cache) for cache in caches_of([self._base]))
 
 
-def check_drafters(model: LanguageModel, drafters: Mapping[str, LanguageModel], guides: Collection[str]) -> None:
-    """Raise OptionError for a name that a request could not mean, VocabularyMismatchError for another vocabulary."""
+def bound_drafters(
+    model: LanguageModel, drafters: Mapping[str, Drafter], guides: Collection[str]
+) -> dict[str, Drafter]:
+    """What drafts, ready to: copies of guides are bound to the model.
+
+    Raises OptionError for a name that a request could not mean, and for a copy that has a guide's name and says nothing
+    by itself; VocabularyMismatchError for another vocabulary.
+    """
+    bound: dict[str, Drafter] = {}
     for name, drafter in drafters.items():
-        if name in (NO_DRAFT, LOOKUP, GUIDE_DRAFT) or name in guides:
-            raise OptionError(f"A model that drafts cannot be called {name}, which means something else as a draft.")
-        check_same_vocabulary(model, drafter)
+        if name in (NO_DRAFT, LOOKUP, GUIDE_DRAFT):
+            raise OptionError(f"What drafts cannot be called {name}, which means something else as a draft.")
+        if isinstance(drafter, Guide):
+            if name not in guides:
+                raise OptionError(f"{name} is a guide, and no guide that steers has its name; a copy has the guide's.")
+            bound[name] = drafter.bind(model)
+        elif name in guides:
+            raise OptionError(f"A model that drafts cannot be called {name}, which is a guide's name.")
+        else:
+            check_same_vocabulary(model, drafter)
+            bound[name] = drafter
+    return bound
 
 
 def _answered(
-    source: Rows[Session], requests: Sequence[Request], wanted: Mapping[int, int], num_known: int
+    name: str, source: Rows[Session], requests: Sequence[Request], wanted: Mapping[int, int], num_known: int
 ) -> dict[int, list[int]]:
-    """What a drafting side would answer, one token after another, each drawn with the number of its position.
+    """What the drafter of this name would answer, one token after another, each drawn with its position's number.
 
     Ids from `num_known` on are unknown to the base.
     """
@@ -201,7 +242,6 @@ def _answered(
     while going := [request for request in going if _goes_on(request, proposals, wanted)]:
         rows = torch.tensor([source.row(request) for request in going])
         drafted = torch.tensor([len(proposals[request.request_id]) for request in going])
-        name = source.name if isinstance(source, Lane) else ""
         weights = torch.tensor([request.weights.get(name, 0.0) for request in going])
         table = foresight.foreseen(rows, drafted, weights)
         columns = Columns.of(going, table.device)

@@ -10,9 +10,11 @@ import torch
 
 from trimtab.core import Guide, KnownModel, LanguageModel
 from trimtab.decoding.decoder import Decoder
+from trimtab.decoding.drafts import Drafter
 from trimtab.engines.maker import DEFAULT_ROWS, EngineMaker, Guides, GuideSource, no_options
 from trimtab.engines.registry import BUILTIN
-from trimtab.guides.arm import ARM
+from trimtab.errors import OptionError
+from trimtab.guides.arm import ARM, AdapterARM
 from trimtab.storage.loading import load_guide
 from trimtab.storage.model_source import ModelSource
 
@@ -58,21 +60,43 @@ class BuiltinMaker(EngineMaker):
         max_rows: int | None = None,
         prefill_chunk: int | None = None,
         drafters: Collection[str] = (),
+        copies: str | None = None,
     ) -> Decoder:
         loaded = {name: self._guide(guide) for name, guide in (guides or {}).items()}
-        small = {name: self._beside(name) for name in drafters}
+        small: dict[str, Drafter] = {name: self._beside(name) for name in drafters}
+        if copies is not None:
+            small |= self._copies(guides or {}, copies)
         rows = self.max_rows if max_rows is None else max_rows
         return Decoder(self.model, loaded, max_rows=rows, prefill_chunk=prefill_chunk, drafters=small)
 
     def itself(self) -> Guide:
         return ARM(self.model)
 
+    def _copies(self, guides: Guides, quantize: str) -> dict[str, Guide]:
+        """Guides that tilt, once more, with weights of fewer bits: those of the base too, for its adapters."""
+        copies: dict[str, Guide] = {}
+        base: LanguageModel | None = None
+        for name, guide in guides.items():
+            copy = self._guide(guide, quantize=quantize) if isinstance(guide, GuideSource) else None
+            if isinstance(copy, AdapterARM):
+                base = base or self._again(quantize)
+                copy = copy.bind(base)
+            if copy is not None and copy.selection is None:
+                copies[name] = copy
+        return copies
+
+    def _again(self, quantize: str) -> LanguageModel:
+        """The base once more, with weights of fewer bits."""
+        if not isinstance(self._source, ModelSource):
+            raise OptionError("A model that is loaded already cannot be loaded again for a copy; give its name.")
+        return replace(self._source, quantize=quantize).load()
+
     def _beside(self, name: str) -> LanguageModel:
         """Another model, loaded as the base is."""
         source = self._source if isinstance(self._source, ModelSource) else ModelSource("")
         return replace(source, name=name, revision=None).load()
 
-    def _guide(self, guide: GuideSource | Guide) -> Guide:
+    def _guide(self, guide: GuideSource | Guide, *, quantize: str | None = None) -> Guide:
         if not isinstance(guide, GuideSource):
             return guide
         source = self._source if isinstance(self._source, ModelSource) else ModelSource("")
@@ -85,7 +109,7 @@ class BuiltinMaker(EngineMaker):
             rule=guide.rule,
             preference=guide.preference,
             dtype=source.dtype,
-            quantize=source.quantize,
+            quantize=quantize or source.quantize,
             device=source.device,
             trust_remote_code=source.trust_remote_code,
         )

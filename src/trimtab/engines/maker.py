@@ -136,10 +136,11 @@ class EngineMaker(ABC):
         max_rows: int | None = None,
         prefill_chunk: int | None = None,
         drafters: Collection[str] = (),
+        copies: str | None = None,
     ) -> GenerationEngine:
         """An engine with these guides. At most `max_rows` requests run at a time (None: the maker's); a step feeds at
         most `prefill_chunk` tokens of prompts (None: as the kind does by itself). `drafters` are models that requests
-        may name in `draft`.
+        may name in `draft`. `copies` says what weights copies of the guides are held in, which draft in their stead.
 
         A kind that holds one engine at a time ends the one before, unless its guides are the same. Raises OptionError
         and what `load_guide` raises.

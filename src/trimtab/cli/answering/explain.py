@@ -63,7 +63,14 @@ def run(args: argparse.Namespace) -> int:
     )
     choice.maker.check_params(params)
     guides = engines.GuideFlags.of(args).sources(params)
-    tokenizer, engine = engines.load(choice, options.model_source(args), guides, max_rows=1, drafts=[params.draft])
+    tokenizer, engine = engines.load(
+        choice,
+        options.model_source(args),
+        guides,
+        max_rows=1,
+        drafts=[params.draft],
+        draft_quantize=args.draft_quantize,
+    )
     from trimtab.answers import finished
 
     prompt = as_asked(args.prompt, chat=use_template(args.template, tokenizer), options=template_options(args))

@@ -86,6 +86,7 @@ class _Job:
     guides: Mapping[str, GuideSource]
     method: MethodChoice | None
     params: SamplingParams
+    draft_quantize: str | None
     template: str
     template_options: Mapping[str, Any]
     batch_size: int
@@ -134,6 +135,7 @@ def _job(args: argparse.Namespace) -> _Job:
         guides=engines.GuideFlags.of(args).sources(params) if method is None else {},
         method=method,
         params=params,
+        draft_quantize=args.draft_quantize,
         template=args.template,
         template_options=template_options(args),
         batch_size=args.batch_size,
@@ -246,7 +248,12 @@ def _answer_all(job: _Job, requests: list[Request], plan: answer_file.Plan | Non
 def _mixed(job: _Job, requests: list[Request]) -> Iterator[Request]:
     """Answers of the guides in one mix, in one batch that requests join and leave."""
     tokenizer, engine = engines.load(
-        job.engine, job.model, job.guides, max_rows=job.batch_size, drafts=[job.params.draft]
+        job.engine,
+        job.model,
+        job.guides,
+        max_rows=job.batch_size,
+        drafts=[job.params.draft],
+        draft_quantize=job.draft_quantize,
     )
     try:
         running = _admit(job, engine, requests, chat=use_template(job.template, tokenizer))

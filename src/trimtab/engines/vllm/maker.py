@@ -118,8 +118,9 @@ class VLLMMaker(EngineMaker):
         max_rows: int | None = None,
         prefill_chunk: int | None = None,
         drafters: Collection[str] = (),
+        copies: str | None = None,
     ) -> VLLMEngine:
-        if drafters:
+        if drafters or copies:
             self.check_features([maker.DRAFTS], what="A model that drafts")
         sources = {name: _source(name, guide) for name, guide in (guides or {}).items()}
         max_rows = self.max_rows if max_rows is None else max_rows
