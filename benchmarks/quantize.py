@@ -60,7 +60,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="demo", help="as in trimtab generate (%(default)s)")
     parser.add_argument("--guide", default="builtin:sentiment", help="(%(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="(all)")
-    parser.add_argument("--batches", nargs="+", type=int, default=list(AIMS), help="(1 16)")
+    parser.add_argument(
+        "--batches", nargs="*", type=int, default=list(AIMS), help="requests at a time; none: no speeds (1 16)"
+    )
     parser.add_argument("--num-new-tokens", type=int, default=32, help="(%(default)s)")
     parser.add_argument("--num-repeats", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--threads", type=int, help="(torch's own choice)")

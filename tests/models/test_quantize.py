@@ -20,7 +20,7 @@ from trimtab.models.quantize.layers import KINDS, Float16Linear, Int8Linear, Qua
 from trimtab.models.quantize.network import quantize
 from trimtab.testing import check_guide, check_model
 
-WITHIN = 1e-2
+WITHIN = 3e-3
 """Nats. A layer's numbers are its row's alone, but an 8-bit model rounds what attention's sums differ by."""
 HEIGHTS = (1, 2, 7, 16, 48)
 
@@ -98,12 +98,12 @@ def test_an_int8_model_keeps_every_law(family: str) -> None:
     model = quantized(family)
     layers = [part for part in model.module.modules() if isinstance(part, QuantizedLinear)]
     assert len(layers) > int(model.config.num_hidden_layers)
-    check_model(model, PROMPTS, num_candidates=2, tolerance=WITHIN)
+    check_model(model, PROMPTS, num_candidates=2, num_steps=2, tolerance=WITHIN)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_float16_model_keeps_every_law_as_closely_as_float32(family: str) -> None:
-    check_model(quantized(family, "float16"), PROMPTS, num_candidates=2)
+    check_model(quantized(family, "float16"), PROMPTS, num_candidates=2, num_steps=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,6 +130,35 @@ def test_an_adapter_adds_to_a_quantised_layer_what_it_adds_to_the_plain_one() ->
     torch.testing.assert_close(changes[1], changes[0], atol=2e-2, rtol=2e-2)
 
 
+def test_rows_of_a_wider_model_depend_on_their_company_far_less_than_by_a_step_of_8_bits() -> None:
+    """With one digit an input this is 0.03 nats, though each layer gives a row the same bits in any company."""
+    config = transformers.LlamaConfig(
+        vocab_size=61,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        initializer_range=0.08,
+    )
+    torch.manual_seed(0)
+    module = transformers.AutoModelForCausalLM.from_config(config).eval()
+    quantize(module, "int8")
+    model = HFModel(module)
+    rows = [[(7 * place * place + 11 * row * place + 3 * row) % 61 for place in range(5 + 9 * row)] for row in range(6)]
+    together = grown(model, rows, list(range(6)))
+    alone = torch.cat([grown(model, [row], [token]) for token, row in enumerate(rows)])
+    assert (together - alone).abs().max() < WITHIN
+
+
+def grown(model: HFModel, rows: list[list[int]], tokens: list[int]) -> torch.Tensor:
+    """[B, V] of rows after one token more of each."""
+    session = model.open()
+    session.admit(rows)
+    session.logprobs()
+    session.advance(torch.arange(len(rows)), torch.tensor(tokens))
+    return session.logprobs()
+
+
 def test_the_tokens_of_a_seed_are_the_same_alone_and_in_company() -> None:
     decoder = Decoder(quantized("llama"))
     prompts = [[3 + row, 5, 7][: 1 + row % 3] for row in range(8)]
@@ -146,7 +175,7 @@ def test_tied_embeddings_stay_in_float() -> None:
     quantize(module, "int8")
     assert isinstance(module.lm_head, Int8Linear)
     assert torch.equal(module.model.embed_tokens.weight, before)
-    check_model(HFModel(module), PROMPTS, num_candidates=2, tolerance=WITHIN)
+    check_model(HFModel(module), PROMPTS, num_candidates=2, num_steps=2, tolerance=WITHIN)
 
 
 def test_one_layer_under_two_names_stays_one() -> None:
