@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from trimtab.training.run import checkpoints
 from trimtab.training.run.arguments import RunArguments
@@ -90,7 +91,7 @@ def _begun(arguments: RunArguments) -> Mapping[str, object] | None:
 def bfloat16_gain(module: nn.Module) -> float:
     """How many times as fast as in float32 a model's largest layer runs in bfloat16, its head left out; 1 for a small
     model."""
-    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer is not head]
     shape = max((layer.weight.shape for layer in layers), key=lambda shape: shape.numel(), default=torch.Size((0, 0)))
     if shape.numel() < _SMALLEST:
