@@ -37,9 +37,12 @@ class QuantizedLinear(nn.Module, ABC):
     kind: ClassVar[str]
     """What `quantize` calls it."""
     bits: ClassVar[int]
-    """Of one weight."""
+    """Bits of one weight."""
     rounding: ClassVar[float]
     """By how much two neighbouring numbers differ, relatively, as the layer computes them."""
+
+    bias: Tensor | None
+    anchor: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -76,7 +79,8 @@ class QuantizedLinear(nn.Module, ABC):
         return f"in_features={self.in_features}, out_features={self.out_features}, kind={self.kind}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        move: Callable[[Callable[[Tensor], Tensor], bool], nn.Module] = super()._apply
+        move(fn, recurse)
         if self.anchor.device.type != "cpu" or self.anchor.dtype != torch.float32:
             raise OptionError(
                 f"A model quantised to {self.kind} stays on the processor, and in float32 around its packed weights; "

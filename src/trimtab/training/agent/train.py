@@ -96,17 +96,15 @@ def train_agent(
 ) -> AgentResult:
     """Train an agent on a model's own answers to prompts and write a guide's directory that `load_guide` reads.
 
-    `model` is a name as in `load_model`, or a model that is loaded (then without workers). `dtype` "auto" keeps one
-    that is loaded here for a CPU in bfloat16 where that is found to be faster. `template` says what a prompt of text
-    is: "raw", text to go on with; "chat", a user's message; "auto", a message where the model has a chat template,
-    which is told `template_options` with each prompt. `prompt_files` are names for the model card. With `workers`, so
-    many Ray actors roll out, each with a model of its own, on this machine or on the cluster at `ray_address`; the
-    learner stays here. Each claims `worker_cpus` and `worker_gpus` of a node (None: a GPU, or its part of one where
-    there are fewer). `out` must not exist unless `overwrite`, or `resume`, which continues an interrupted run exactly
-    where its last whole checkpoint stands.
+    `model` is a name as in `load_model`, or a loaded model (then without workers). `dtype` "auto" keeps one that is
+    loaded here for a CPU in bfloat16 where that is faster. `template` says what a prompt of text is: "raw", text to go
+    on with; "chat", a user's message; "auto", a message where the model has a chat template, which is told
+    `template_options`. `prompt_files` are names for the model card. With `workers`, so many Ray actors roll out, each
+    with a model of its own, here or on the cluster at `ray_address`; the learner stays here. Each claims `worker_cpus`
+    and `worker_gpus` of a node (None: its part of the GPUs). `out` must not exist unless `overwrite`, or `resume`,
+    which continues an interrupted run exactly where its last whole checkpoint stands.
 
-    Raises what `train_arm` raises (Interrupted once the round is finished and saved), PromptError for what the caller
-    gave, and ModelError where rewards are never finite or all workers died.
+    Raises what `train_arm` raises, PromptError, and ModelError where rewards are never finite or all workers died.
     """
     settings = settings or AgentSettings()
     arguments = RunArguments(
