@@ -34,6 +34,14 @@ class Cache(Protocol):
 
 
 @runtime_checkable
+class Timed(Protocol):
+    """What a cache may offer besides: what passes over its rows cost."""
+
+    def pass_cost(self, num_tokens: int) -> float:
+        """What a pass costs that reads so many tokens of every row: in seconds, as passes took lately."""
+
+
+@runtime_checkable
 class Caching(Protocol):
     """What a session may offer besides: what its rows take of memory."""
 

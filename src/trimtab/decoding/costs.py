@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.caches import Cache, caches_of
+from trimtab.caches import Cache, Timed, caches_of
 from trimtab.core import Session
 from trimtab.decoding.lanes import Lane, Rows
-from trimtab.models.forward.times import guessed
-from trimtab.models.forward.trunk import Trunk
 
 
 class StepCost:
@@ -29,10 +27,6 @@ class StepCost:
         return reading + passes * sum(_pass(cache, 1) for cache in self._drafting)
 
 
-def _pass(cache: Cache, columns: int) -> float:
-    """A pass over all rows of a cache, so many tokens each: in seconds, or in guesses where none was measured."""
-    if not isinstance(cache, Trunk):
-        return 1.0
-    num_tokens = max(1, cache.num_rows) * columns
-    measured = cache.times.seconds(num_tokens)
-    return guessed(num_tokens) if measured is None else measured
+def _pass(cache: Cache, num_tokens: int) -> float:
+    """A pass that reads so many tokens of every row; all are alike where a cache does not say."""
+    return cache.pass_cost(num_tokens) if isinstance(cache, Timed) else 1.0

@@ -25,10 +25,10 @@ class PassTimes:
             before = self._seconds.get(num_tokens, seconds)
             self._seconds[num_tokens] = before + _NEWEST * (seconds - before)
 
-    def seconds(self, num_tokens: int) -> float | None:
-        """What a pass over so many tokens takes; None where no pass was measured."""
+    def seconds(self, num_tokens: int) -> float:
+        """What a pass over so many tokens takes; where no pass was measured, in passes over one token."""
         if not self._seconds:
-            return None
+            return guessed(num_tokens)
         nearest = min(self._seconds, key=lambda known: abs(known - num_tokens))
         return self._seconds[nearest] * guessed(num_tokens) / guessed(nearest)
 

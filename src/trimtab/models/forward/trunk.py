@@ -96,6 +96,10 @@ class Trunk:
         """What the cache takes."""
         return self._cache.num_bytes
 
+    def pass_cost(self, num_tokens: int) -> float:
+        """What a pass over so many tokens of every row takes, in seconds; a guess where none was measured."""
+        return self.times.seconds(max(1, self.num_rows) * num_tokens)
+
     def of(self, network: Network) -> Trunk:
         """The trunk of a network among the sessions opened beside this one's: this one itself, or another's.
 
