@@ -107,8 +107,14 @@ def train_agent(
     Raises what `train_arm` raises, PromptError, and ModelError where rewards are never finite or all workers died.
     """
     settings = settings or AgentSettings()
-    how = {"resume": resume, "overwrite": overwrite, "trust_remote_code": trust_remote_code}
-    arguments = RunArguments(out=Path(out), revision=revision, progress=progress, **how)
+    arguments = RunArguments(
+        out=Path(out),
+        resume=resume,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        progress=progress,
+    )
     data = TrainingPrompts(prompts, template, template_options, prompt_files)
     options = WorkerOptions(count=workers, address=ray_address, cpus=worker_cpus, gpus=worker_gpus)
     _require_extra()
