@@ -10,7 +10,6 @@ and the buffer:
 * Rounds: `rollout_batch` episodes are decoded together with one actor, then learnt from, each worth the same updates as
   in the released code, which decodes one at a time on workers whose actor may lag behind, as `rollout_batch` 1 does.
 * Workers hand a round's episodes back in order, so a run does not depend on who was faster.
-* A base that is loaded here for a CPU is kept in bfloat16 where that is found to be faster (`run.precision`).
 * Every end-of-sequence token ends an answer; an episode in which nothing was asked is counted and leaves nothing.
 * A reward that is not finite drops its episode.
 * Network and initial weights are torch's own defaults, as theirs; the seed decides them.
@@ -97,15 +96,15 @@ def train_agent(
 ) -> AgentResult:
     """Train an agent on a model's own answers to prompts and write a guide's directory that `load_guide` reads.
 
-    `model` is a name as in `load_model`, or a model that is loaded (then without workers). `template` says what a
-    prompt of text is: "raw", text to go on with; "chat", a user's message; "auto", a message where the model has a chat
-    template, which is told `template_options` with each prompt. `prompt_files` are names for the model card. With
-    `workers`, so many Ray actors roll out, each with its own model, on the cluster at `ray_address` or on this machine.
-    Each claims `worker_cpus` and `worker_gpus` of a node (None: a GPU, or its part of one where there are fewer). `out`
-    must not exist unless `overwrite`, or `resume`, which continues an interrupted run from its last whole checkpoint.
+    `model` is a name as in `load_model`, or a loaded model (then without workers). `dtype` "auto" keeps one that is
+    loaded here for a CPU in bfloat16 where that is faster. `template` says what a prompt of text is: "raw", text to go
+    on with; "chat", a user's message; "auto", a message where the model has a chat template, which is told
+    `template_options`. `prompt_files` are names for the model card. With `workers`, so many Ray actors roll out, each
+    with a model of its own, here or on the cluster at `ray_address`; the learner stays here. Each claims `worker_cpus`
+    and `worker_gpus` of a node (None: its part of the GPUs). `out` must not exist unless `overwrite`, or `resume`,
+    which continues an interrupted run exactly where its last whole checkpoint stands.
 
-    Raises what `train_arm` raises (Interrupted once the round is finished and saved), PromptError for what the caller
-    gave, and ModelError where rewards are never finite or all workers died.
+    Raises what `train_arm` raises, PromptError, and ModelError where rewards are never finite or all workers died.
     """
     settings = settings or AgentSettings()
     arguments = RunArguments(
