@@ -52,7 +52,7 @@ class Backbone:
     def weight_bytes(self) -> int:
         """What a forward pass reads of weights: all but the table of embeddings, of which it reads a row a token."""
         table = self.module.get_input_embeddings().weight
-        plain = sum(weight.nbytes for weight in self._decoder.parameters() if weight is not table)
+        plain: int = sum(weight.nbytes for weight in self._decoder.parameters() if weight is not table)
         return plain + packed_bytes(self._decoder)
 
     @cached_property

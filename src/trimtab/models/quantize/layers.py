@@ -40,6 +40,9 @@ class QuantizedLinear(nn.Module, ABC):
     """Of one weight."""
     rounding: ClassVar[float]
     """By how much two neighbouring numbers differ, relatively, as the layer computes them."""
+    bias: Tensor | None
+    anchor: Tensor
+    """Goes where the layer is moved to, in the dtype that it is cast to."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -76,7 +79,7 @@ class QuantizedLinear(nn.Module, ABC):
         return f"in_features={self.in_features}, out_features={self.out_features}, kind={self.kind}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not type it
         if self.anchor.device.type != "cpu" or self.anchor.dtype != torch.float32:
             raise OptionError(
                 f"A model quantised to {self.kind} stays on the processor, and in float32 around its packed weights; "
