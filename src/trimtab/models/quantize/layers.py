@@ -40,9 +40,9 @@ class QuantizedLinear(nn.Module, ABC):
     """Bits of one weight."""
     rounding: ClassVar[float]
     """By how much two neighbouring numbers differ, relatively, as the layer computes them."""
-
     bias: Tensor | None
     anchor: Tensor
+    """Goes where the layer is moved to, in the dtype that it is cast to."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
