@@ -43,6 +43,7 @@ def test_the_product_is_the_same(shape: tuple[int, ...], bias: bool) -> None:
         assert torch.allclose(quick(states), plain(states), atol=1e-6)
         strided = torch.randn(*shape[:-1], 48)[..., ::2]
         assert torch.allclose(quick(strided), plain(strided), atol=1e-6)
+        assert quick(states).is_contiguous()  # some models look at the last dimension in pairs
 
 
 def test_other_types_and_gradients_take_the_usual_road() -> None:

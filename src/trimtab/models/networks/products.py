@@ -31,7 +31,8 @@ class FewRowsLinear(nn.Linear):
         if num_rows < 2:
             return super().forward(input)
         if num_rows == 2 and self.out_features >= self.in_features and self.bias is None:
-            return torch.mm(self.weight, input.reshape(2, -1).t()).t().reshape(*input.shape[:-1], -1)
+            turned = torch.mm(self.weight, input.reshape(2, -1).t())  # [out, 2]
+            return turned.t().contiguous().view(*input.shape[:-1], -1)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
         return product
 
