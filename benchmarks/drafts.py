@@ -24,10 +24,11 @@ from typing import Any
 import torch
 
 from trimtab.answers import Answer
-from trimtab.core import Prompt
+from trimtab.core import Guide, Prompt
 from trimtab.decoding.decoder import Decoder
 from trimtab.evaluation import throughput
 from trimtab.evaluation.prompt_sets import demo_prompts
+from trimtab.guides.arm import AdapterARM
 from trimtab.models.hf import HFModel
 from trimtab.prompts import encode_prompt
 from trimtab.storage.loading import load_guide, load_model
@@ -38,6 +39,7 @@ AIMS = {
     "prompts: guided, guide drafts, over the unguided base in this engine": 1.05,
     "adversarial: drafted over not drafted": 0.97,
 }
+GUIDE = "steering"
 LIST = [
     "Paris is the capital of France, and the Seine runs through it.",
     "Rome is the capital of Italy, and the Tiber runs through it.",
@@ -52,7 +54,8 @@ def main() -> int:
     args = _arguments()
     model = load_model(args.model)
     guide = load_guide(args.guide, beside=model, weight=args.weight)
-    found = {kind: _measured(args, model, guide, kind) for kind in args.kinds}
+    copies = {} if args.draft_quantize is None else {GUIDE: _copy(args, model)}
+    found = {kind: _measured(args, model, guide, copies, kind) for kind in args.kinds}
     settings = {name: value for name, value in vars(args).items() if name != "json"}
     print(throughput.write_report({"drafts": found, "settings": settings, "aims": AIMS}, args.json))
     return 0
@@ -64,6 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--guide", default="builtin:sentiment", help="a guide (%(default)s)")
     parser.add_argument("--weight", type=float, default=1.0, help="its weight (%(default)s)")
     parser.add_argument("--draft", default="lookup", help="lookup or guide (%(default)s)")
+    parser.add_argument("--draft-quantize", help="int8 or float16: a copy of the guide with such weights drafts (none)")
     parser.add_argument("--draft-tokens", type=int, help="tokens guessed at a time (as many as pay)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="of all arms but adversarial text's (%(default)s)"
@@ -85,11 +89,19 @@ def _prompts(kind: str, num: int) -> list[Prompt]:
     return [" ".join(random.Random(seed).choices(pairs, k=60)) for seed in range(num)]
 
 
-def _measured(args: argparse.Namespace, model: HFModel, guide: Any, kind: str) -> Mapping[str, object]:
+def _copy(args: argparse.Namespace, model: HFModel) -> Guide:
+    """The guide with weights of fewer bits; an adapter of the base on a base with such weights."""
+    copy = load_guide(args.guide, beside=model, weight=args.weight, quantize=args.draft_quantize)
+    return copy.bind(load_model(args.model, quantize=args.draft_quantize)) if isinstance(copy, AdapterARM) else copy
+
+
+def _measured(
+    args: argparse.Namespace, model: HFModel, guide: Guide, copies: Mapping[str, Guide], kind: str
+) -> Mapping[str, object]:
     prompts = [encode_prompt(model, prompt) for prompt in _prompts(kind, args.num_prompts)]
     temperature = 2.0 if kind == "adversarial" else args.temperature
     how = {"max_new_tokens": args.num_new_tokens, "temperature": temperature, "ignore_eos": True, "seed": 1}
-    alone, guided = Decoder(model), Decoder(model, {"guide": guide})
+    alone, guided = Decoder(model), Decoder(model, {GUIDE: guide}, drafters=copies)
 
     def decode(decoder: Decoder, **more: Any) -> list[Answer]:
         return [answer for prompt in prompts for answer in decoder.generate([prompt], **how, **more)]

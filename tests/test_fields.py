@@ -177,10 +177,13 @@ def test_the_wire_publishes_the_ranges_and_meanings_of_the_fields() -> None:
     schema = pytest.importorskip("trimtab.serving.schema")
     wire = {**schema.Asked.model_json_schema()["properties"], **schema.Guidance.model_json_schema()["properties"]}
     shared = [name for name in table(SamplingParams) if name in wire and name not in ("seed", "stop")]
-    assert shared == ["temperature", "top_k", "top_p", "min_p", "plausibility", "repetition_penalty"]
+    numbers = ["temperature", "top_k", "top_p", "min_p", "plausibility", "repetition_penalty"]
+    assert shared == [*numbers, "draft", "draft_tokens"]
     for name in shared:
         entry, published = table(SamplingParams)[name], wire[name]
         assert entry.sentence() in published["description"]
+        if entry.kind == "text":
+            continue
         number = published["anyOf"][0] if "anyOf" in published else published
         lows = {False: "minimum", True: "exclusiveMinimum"}
         assert number[lows[entry.open_low]] == entry.low
@@ -191,4 +194,8 @@ def test_a_recipe_sets_what_decides_how_an_answer_is_decoded() -> None:
     from trimtab.evaluation.comparison.recipe_reader import _DECODING
 
     decided_elsewhere = {"weights", "seed", "trace", "num_alternatives", "forced"}
-    assert set(_DECODING) == {field.name for field in dataclasses.fields(SamplingParams)} - decided_elsewhere
+    decides_nothing = {"draft", "draft_tokens"}
+    assert (
+        set(_DECODING)
+        == {field.name for field in dataclasses.fields(SamplingParams)} - decided_elsewhere - decides_nothing
+    )
