@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.caches import num_known
-from trimtab.core import Candidates, TokenIds
+from trimtab.core import Candidates, SamplingParams, TokenIds
 from trimtab.decoding.decoder import Decoder
 from trimtab.guides.arm import ARM
 from trimtab.guides.stateless import StatelessGuide, StatelessSession
@@ -67,3 +67,23 @@ def test_only_the_rows_that_are_asked_about_are_scored() -> None:
 def test_a_prompt_costs_it_nothing_to_read() -> None:
     """Else prompts that the base knows already would count against a step's budget."""
     assert num_known(Expert().open(), [1, 2, 3]) == 3
+
+
+def test_requests_that_join_and_leave_on_the_way_change_no_answer() -> None:
+    how = {"weights": {"g": 2.0}, "max_new_tokens": 8, "ignore_eos": True}
+    alone = {}
+    for seed, prompt in enumerate(["ab", "c", "da"]):
+        [answer] = Decoder(BASE, {"g": Expert()}).generate(prompt, seed=seed, **how)
+        alone[seed] = answer.token_ids
+    decoder = Decoder(BASE, {"g": Expert()})
+    tokens: dict[int, list[int | None]] = {}
+    ids = [decoder.add("ab", SamplingParams(seed=0, **how))]
+    stranger = decoder.add("dd", SamplingParams(seed=9, **how))
+    for step in range(40):
+        if step in (2, 4):
+            ids.append(decoder.add("c" if step == 2 else "da", SamplingParams(seed=step // 2, **how)))
+        if step == 3:
+            decoder.cancel(stranger)
+        for event in decoder.step():
+            tokens.setdefault(event.request_id, []).append(event.token_id)
+    assert [tuple(tokens[request_id]) for request_id in ids] == [alone[seed] for seed in range(3)]

@@ -13,8 +13,8 @@ from trimtab.core import Candidates, ModelSession, Selection, TokenIds
 from trimtab.errors import OptionError
 from trimtab.guides.arm import ARM, ARMSession
 from trimtab.mixing.rules import NEVER, FirstAccepted, Tilt
-from trimtab.models.tabular import TabularModel, TabularSession
-from trimtab.testing import LawViolation, check_guide, check_model, check_rule, laws
+from trimtab.models.tabular import LetterTokenizer, TabularModel, TabularSession
+from trimtab.testing import LawViolation, check_guide, check_model, check_rule, check_tokenizer, laws
 
 V = 6
 SOUND = TabularModel.random(V, seed=0)
@@ -685,3 +685,24 @@ def test_a_guide_that_raises_breaks_the_law_that_was_checked() -> None:
 def test_a_mistake_in_the_checkers_arguments_is_not_the_models() -> None:
     with pytest.raises(OptionError):
         check_model(SOUND, [[1]])
+
+
+class RaisingRule(Tilt):
+    def policy(self, candidates: Candidates, scores: Tensor) -> Tensor:
+        raise ZeroDivisionError("no policy")
+
+
+def test_a_rule_that_raises_breaks_the_law_that_was_checked() -> None:
+    with pytest.raises(LawViolation, match="well formed: ZeroDivisionError was raised: no policy"):
+        check_rule(RaisingRule())
+
+
+class RaisingTokenizer(LetterTokenizer):
+    def decode(self, token_ids: TokenIds) -> str:
+        raise UnicodeError("no text")
+
+
+def test_a_tokenizer_that_raises_breaks_the_law_of_texts() -> None:
+    with pytest.raises(LawViolation, match="UnicodeError was raised: no text") as caught:
+        check_tokenizer(RaisingTokenizer(6))
+    assert caught.value.law == laws.TEXT

@@ -21,6 +21,7 @@ from trimtab.testing.laws import (
     WELL_FORMED,
     LawViolation,
     same,
+    stating,
 )
 
 
@@ -40,10 +41,14 @@ def check_rule(
         base[row, : row % 4] = NEVER
     scores = torch.randn(8, num_candidates, generator=generator) * 3
     case = _RuleCase(rule, base.sort(1, descending=True).values, scores, tolerance)
-    tilting = (_check_weight_zero, _check_constant) if not hasattr(rule, "lazy") else ()
-    lazy = (_check_lazy,) if getattr(rule, "lazy", False) else ()
-    for law in (_check_policy, _check_alone, _check_forbidden, *tilting, *lazy):
-        law(case)
+    checks = {WELL_FORMED: _check_policy, ALONE: _check_alone, FORBIDDEN: _check_forbidden}
+    if not hasattr(rule, "lazy"):
+        checks |= {WEIGHT_ZERO: _check_weight_zero, CONSTANT: _check_constant}
+    elif rule.lazy:
+        checks[LAZY] = _check_lazy
+    for law, check in checks.items():
+        with stating(law):
+            check(case)
 
 
 @dataclass(frozen=True)

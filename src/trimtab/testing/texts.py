@@ -9,7 +9,7 @@ from trimtab.core import TokenIds, Tokenizer
 from trimtab.decoding.text import TextStream
 from trimtab.errors import OptionError
 from trimtab.models.tokenizing.spelling import bytes_of, shared
-from trimtab.testing.laws import TEXT, LawViolation
+from trimtab.testing.laws import TEXT, LawViolation, stating
 
 
 def check_tokenizer(tokenizer: Tokenizer, *, num_answers: int = 200, max_tokens: int = 16, seed: int = 0) -> None:
@@ -23,16 +23,19 @@ def check_tokenizer(tokenizer: Tokenizer, *, num_answers: int = 200, max_tokens:
         raise OptionError(f"num_answers is {num_answers} and max_tokens {max_tokens}; give at least 1 of each.")
     draws = random.Random(seed)
     known = sorted(set(tokenizer.tokens.values()))
-    rare = [token_id for token_id in known if not _is_text(bytes_of(tokenizer, token_id))] or known
+    with stating(TEXT):
+        rare = [token_id for token_id in known if not _is_text(bytes_of(tokenizer, token_id))] or known
     for _ in range(num_answers):
         pool = draws.choice((known, known, [*rare, draws.choice(known)]))
         prompt_ids = draws.choices(pool, k=draws.randrange(5))
         token_ids = draws.choices(pool, k=draws.randint(1, max_tokens))
-        _check_answer(tokenizer, prompt_ids, token_ids, ())
-        text = _added(tokenizer, prompt_ids, token_ids)
+        with stating(TEXT):
+            _check_answer(tokenizer, prompt_ids, token_ids, ())
+            text = _added(tokenizer, prompt_ids, token_ids)
         if text:
             start = draws.randrange(len(text))
-            _check_answer(tokenizer, prompt_ids, token_ids, (text[start : start + draws.randint(1, 3)],))
+            with stating(TEXT):
+                _check_answer(tokenizer, prompt_ids, token_ids, (text[start : start + draws.randint(1, 3)],))
 
 
 def _check_answer(tokenizer: Tokenizer, prompt_ids: TokenIds, token_ids: TokenIds, stop: Sequence[str]) -> None:
