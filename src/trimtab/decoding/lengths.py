@@ -8,9 +8,9 @@ MOST = 16
 """The longest draft that is made unasked."""
 FIRST_RATE = 0.6
 """The share of guesses that is taken to be right before any is seen."""
-_MEMORY = 0.15
+_MEMORY = 0.1
 """Weight of the newest guess in the rate."""
-_HOPE = 0.004
+_HOPE = 0.01
 """How far a step without a guess moves the rate back towards the first: so another is tried now and then."""
 _WORTH = 1.02
 """How much faster drafts must be to be made."""
