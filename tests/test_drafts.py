@@ -226,3 +226,27 @@ def test_passes_tell_what_they_take_and_the_nearest_stands_for_the_others() -> N
     assert times.seconds(5) == pytest.approx(3.0 * guessed(5) / guessed(4))
     times.note(1000, 9.0)
     assert times.seconds(100) == pytest.approx(3.0 * guessed(100) / guessed(4))
+
+
+class Contextual(StatelessGuide):
+    """Scores every token by the state before it, which differs from row to row."""
+
+    needs_context = True
+
+    def score(self, rows: Sequence[TokenIds], candidates: Candidates) -> torch.Tensor:
+        assert candidates.context is not None
+        return candidates.context[:, :1] * candidates.token_ids
+
+
+def test_a_guide_that_reads_the_state_is_shown_its_own_row_where_a_neighbour_drafts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    guides = {"state": Contextual()}
+    how: dict[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
+    drafted = SamplingParams(weights={"state": 0.0}, seed=1, draft="lookup", draft_tokens=4, forced=(1, 2) * 6, **how)
+    plain = SamplingParams(weights={"state": 2.0}, seed=2, **how)
+    requests = [([1, 2, 1, 2], drafted), ([3, 4], plain), ([5], plain)]
+    together = list(Decoder(BASE, guides).answers(requests))
+    alone = [next(Decoder(BASE, guides).answers([request])) for request in requests]
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    assert not caplog.records  # no step failed on the way

@@ -195,7 +195,7 @@ class Batch:
         if any(request.params.plausibility for request in self.running):
             proposed = base.masked_fill(~plausible(base, columns.plausibility), -torch.inf)
         ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
-        context = self._session.context() if any(lane.guide.needs_context for lane in self._tilting) else None
+        context = self._context(places) if any(lane.guide.needs_context for lane in self._tilting) else None
         candidates = Candidates(ids, proposed, context=context, complete=True)
         parts = {lane.name: part for lane in self._tilting if (part := lane.part(candidates, places)) is not None}
         mixed = proposed
@@ -218,6 +218,11 @@ class Batch:
             return self._session.logprobs()
         rows, drafted = places.tensors()
         return drafting_model(self._session).logprobs_after(rows, drafted)
+
+    def _context(self, places: Places) -> Tensor:
+        """[B, D]: the state before each place, but for those after drafted tokens, which no guide that reads it has."""
+        context = self._session.context()
+        return context[places.tensors()[0].to(context.device)] if places.are_ahead else context
 
     def _columns_of(self, places: Places, device: torch.device) -> Columns:
         if places.are_ahead:
