@@ -12,7 +12,7 @@ The laws (`trimtab.testing` checks them):
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from trimtab.core import Candidates, ModelSession, Session
 
 
 @runtime_checkable
-class Drafting(Protocol):
+class Drafting(Session, Protocol):
     """Rows whose last tokens may be taken back. Between `draft` and `settle` there is nothing but reading.
 
     A guide's session that drafts reads `Candidates.drafted` in `score`.
@@ -53,22 +53,22 @@ class Foreseeing(Protocol):
         """[N, V] log-probabilities, up to a constant, at the guide's weights [N]; see `logprobs_after`."""
 
 
-def drafts(session: Session) -> bool:
+def drafts(session: Session) -> TypeGuard[Drafting]:
     """Whether tokens of a session's rows may be taken back."""
     return isinstance(session, Drafting) and session.can_draft
 
 
 def drafting(session: Session) -> Drafting:
     """The session as one that drafts. Raises TypeError where it does not: ask `drafts` before."""
-    if not (isinstance(session, Drafting) and session.can_draft):
-        raise TypeError(f"{type(session).__name__} does not draft.")
+    if not drafts(session):
+        raise _does_not_draft(session)
     return session
 
 
 def drafting_model(session: ModelSession) -> DraftingModelSession:
     """The session as a model's that drafts. Raises TypeError where it does not."""
     if not (isinstance(session, DraftingModelSession) and session.can_draft):
-        raise TypeError(f"{type(session).__name__} does not draft.")
+        raise _does_not_draft(session)
     return session
 
 
@@ -77,3 +77,7 @@ def logprobs_for(session: ModelSession, candidates: Candidates) -> Tensor:
     if candidates.drafted is None or candidates.rows is None:
         return session.logprobs()
     return drafting_model(session).logprobs_after(candidates.rows, candidates.drafted)
+
+
+def _does_not_draft(session: Session) -> TypeError:
+    return TypeError(f"{type(session).__name__} does not draft.")

@@ -131,7 +131,7 @@ class Batch:
         ready = [request for row, request in enumerate(self.running) if row not in waiting]
         if not ready:
             return Outcome({}, {}, {})
-        places = Places.of(self.running, self._read_ahead(ready))
+        places = Places(self.running, self._read_ahead(ready))
         tensors, policy, failures = self._policy(places)
         for row in waiting:
             failures[places.first(row)] = UNREADY

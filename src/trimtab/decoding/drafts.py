@@ -9,14 +9,14 @@ than numbers of its own would (drafter-invariant coupling, Daliri et al., arXiv 
 
 Three kinds: *lookup* continues as an earlier place of prompt and answer did that ended alike; a *guide* that is a
 smaller model of its own, or a cheaper copy of a guide in its stead, says what it would steer to by itself; another
-small *model* of the same vocabulary answers.
-How long a draft is follows what was accepted lately and what reading it costs (`lengths`, `costs`).
+small *model* of the same vocabulary answers. How long a draft is follows what was accepted lately and what reading it
+costs (`lengths`, `costs`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -53,10 +53,12 @@ class ModelForesight(SessionView[ModelSession]):
 
 @dataclass(slots=True)
 class _Habit:
-    """What is known of one request's drafts."""
+    """What is known of one request's drafts: who makes them, what they cost, and how they fared lately."""
 
-    appetite: Appetite
-    lookup: Lookup | None
+    source: Lookup | str
+    """The look-up of its text, or the name of who drafts for it."""
+    cost: StepCost
+    appetite: Appetite = field(default_factory=Appetite)
     num_drafted: int = 0
     """In the step that runs."""
 
@@ -84,9 +86,6 @@ class Drafters:
 
     def check(self, request: Request) -> None:
         """Raise OptionError for a request whose drafts cannot be made or read."""
-        draft = request.params.draft
-        if draft == NO_DRAFT:
-            return
         way_out = f"Give the draft {NO_DRAFT}."
         if not drafts(self._base):
             raise OptionError(f"The model takes no token back, so nothing can be drafted for it. {way_out}")
@@ -95,8 +94,8 @@ class Drafters:
                 raise OptionError(f"Guide {lane.name} selects the token, so none can be drafted. {way_out}")
             if lane.guide.needs_context or not drafts(lane.session):
                 raise OptionError(f"Guide {lane.name} takes no token back, so nothing can be drafted. {way_out}")
-        if draft != LOOKUP:
-            self._source(request)
+        if request.params.draft != LOOKUP:
+            self._drafter(request)
 
     def unknown(self, request: Request) -> int:
         """How many tokens of a request have to be fed to what drafts for it and nothing else."""
@@ -117,14 +116,13 @@ class Drafters:
         for request in requests:
             if request.request_id not in wanted:
                 continue
-            lookup = self._habits[request.request_id].lookup
-            if lookup is not None:
-                proposals[request.request_id] = lookup.next(request.read_by(None), wanted[request.request_id])
+            source = self._habits[request.request_id].source
+            if isinstance(source, Lookup):
+                proposals[request.request_id] = source.next(request.read_by(None), wanted[request.request_id])
             else:
-                by_drafter.setdefault(self._drafter(request), []).append(request)
+                by_drafter.setdefault(source, []).append(request)
         for name, some in by_drafter.items():
-            source = self._source(some[0])
-            proposals.update(_answered(name, source, some, wanted, self._vocab_size))
+            proposals.update(_answered(name, self._rows_of(name), some, wanted, self._vocab_size))
         proposals = {key: draft for key, draft in proposals.items() if draft}
         for key, draft in proposals.items():
             self._habits[key].num_drafted = len(draft)
@@ -149,12 +147,17 @@ class Drafters:
             return 0
         habit = self._habits.get(request.request_id)
         if habit is None:
-            lookup = Lookup() if params.draft == LOOKUP else None
-            habit = self._habits[request.request_id] = _Habit(Appetite(), lookup)
+            habit = self._habits[request.request_id] = self._new_habit(request)
         if params.draft_tokens is not None:
             return min(params.draft_tokens, most)
-        source = None if habit.lookup is not None else self._source(request)
-        return habit.appetite.length(min(most, MOST), StepCost(self._base, list(self._running(request)), source))
+        return habit.appetite.length(min(most, MOST), habit.cost)
+
+    def _new_habit(self, request: Request) -> _Habit:
+        lanes = list(self._running(request))
+        if request.params.draft == LOOKUP:
+            return _Habit(Lookup(), StepCost(self._base, lanes, None))
+        name = self._drafter(request)
+        return _Habit(name, StepCost(self._base, lanes, self._rows_of(name)))
 
     def _running(self, request: Request) -> Iterator[Lane]:
         return (lane for name, lane in self._lanes.items() if request.weights[name] != 0)
@@ -170,9 +173,8 @@ class Drafters:
         name = self._drafter(request)
         return name if name in self._beside else None
 
-    def _source(self, request: Request) -> Rows[Session]:
-        """Whose rows draft for a request. Raises OptionError where nobody's do."""
-        name = self._drafter(request)
+    def _rows_of(self, name: str) -> Rows[Session]:
+        """The rows of who drafts by this name."""
         return self._beside[name] if name in self._beside else self._lanes[name]
 
     def _drafter(self, request: Request) -> str:
@@ -200,8 +202,8 @@ class Drafters:
         """Whether a guide says by itself what it steers to, by passes that are not the base's."""
         if not (isinstance(lane.session, Foreseeing) and drafts(lane.session)):
             return False
-        own_caches = {id(cache) for cache in caches_of([lane.session])}
-        return own_caches.isdisjoint(id(cache) for cache in caches_of([self._base]))
+        guides_caches = {id(cache) for cache in caches_of([lane.session])}
+        return guides_caches.isdisjoint(id(cache) for cache in caches_of([self._base]))
 
 
 def bound_drafters(
@@ -209,8 +211,8 @@ def bound_drafters(
 ) -> dict[str, Drafter]:
     """What drafts, ready to: copies of guides are bound to the model.
 
-    Raises OptionError for a name that a request could not mean, and for a copy that has a guide's name and says nothing
-    by itself; VocabularyMismatchError for another vocabulary.
+    Raises OptionError for a name that a request could not mean, and for a copy of no guide that steers;
+    VocabularyMismatchError for another vocabulary.
     """
     bound: dict[str, Drafter] = {}
     for name, drafter in drafters.items():

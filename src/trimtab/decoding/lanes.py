@@ -66,7 +66,7 @@ class Rows(Generic[S_co]):
         left = self._left.pop(request.request_id, ())
         if not left:
             return
-        row = torch.tensor([self._requests.index(request)])
+        row = torch.tensor([self.row(request)])
         for token_id in left[:limit]:
             self._session.advance(row, torch.tensor([token_id]))
         if len(left) > limit:

@@ -28,8 +28,8 @@ class Lookup:
         for size in SIZES:
             start = self._follows.get(tuple(tokens[len(tokens) - size :])) if size <= len(tokens) else None
             if start is not None:
-                text = list(tokens)
+                draft: list[int] = []
                 for place in range(start, start + num):
-                    text.append(text[place])
-                return text[len(tokens) :]
+                    draft.append(tokens[place] if place < len(tokens) else draft[place - len(tokens)])
+                return draft
         return []

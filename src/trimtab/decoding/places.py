@@ -34,27 +34,18 @@ class Place:
         return given[self.position] if self.position < len(given) else None
 
 
-class Places(Sequence[Place]):
+class Places:
     """All places of a step: those of a request stand together, in order; requests in the order of their rows."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = tuple(places)
-        self._of: dict[int, list[int]] = {}
-        self._first: dict[int, int] = {}
-        for index, place in enumerate(self._places):
-            self._of.setdefault(place.request.request_id, []).append(index)
-            self._first.setdefault(place.row, index)
-
-    @staticmethod
-    def of(running: Sequence[Request], drafts: Mapping[int, Sequence[int]]) -> Places:
+    def __init__(self, running: Sequence[Request], drafts: Mapping[int, Sequence[int]]) -> None:
         """The places of running requests with these drafts, by request id."""
-        return Places(
-            [
-                Place(request, row, tuple(drafts.get(request.request_id, ())[:num]))
-                for row, request in enumerate(running)
-                for num in range(len(drafts.get(request.request_id, ())) + 1)
-            ]
-        )
+        self._places: list[Place] = []
+        self._of_row: list[range] = []
+        for row, request in enumerate(running):
+            draft, first = drafts.get(request.request_id, ()), len(self._places)
+            self._places += [Place(request, row, tuple(draft[:num])) for num in range(len(draft) + 1)]
+            self._of_row.append(range(first, len(self._places)))
+        self._rows = {request.request_id: row for row, request in enumerate(running)}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -62,21 +53,21 @@ class Places(Sequence[Place]):
     def __iter__(self) -> Iterator[Place]:
         return iter(self._places)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    def __getitem__(self, index: int) -> Place:
         return self._places[index]
 
     @property
     def are_ahead(self) -> bool:
         """Whether any comes after a drafted token."""
-        return len(self._places) > len(self._of)
+        return len(self._places) > len(self._of_row)
 
-    def of_request(self, request_id: int) -> Sequence[int]:
+    def of_request(self, request_id: int) -> range:
         """The places of a request: after none of its drafted tokens, after one, and so on."""
-        return self._of[request_id]
+        return self._of_row[self._rows[request_id]]
 
     def first(self, row: int) -> int:
         """The place after none of a row's drafted tokens."""
-        return self._first[row]
+        return self._of_row[row].start
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """[B] int64 each: the row of each place, and after how many of its drafted tokens it comes."""
@@ -88,13 +79,9 @@ class Places(Sequence[Place]):
 
         One that failed after drafted tokens is asked again in the next step, then without them.
         """
-        indices = self._of[self._places[self._first[row]].request.request_id]
         run: list[int] = []
-        for num, index in enumerate(indices):
-            if index in failures:
+        for index in self._of_row[row]:
+            if index in failures or (run and self._places[index].drafted[-1] != tokens[run[-1]]):
                 break
             run.append(index)
-            follows = num + 1 < len(indices) and self._places[indices[num + 1]].drafted[-1] == tokens[index]
-            if not follows:
-                break
         return run
