@@ -1,4 +1,4 @@
-"""Sessions made of other sessions: one that is read in another way, or several whose rows go together."""
+"""Sessions made of other sessions (one read in another way, several whose rows go together), or of tokens alone."""
 
 from __future__ import annotations
 
@@ -111,3 +111,57 @@ class SessionGroup:
     def settle(self, counts: Tensor) -> None:
         for session in self._sessions:
             drafting(session).settle(counts)
+
+
+class TokenRows:
+    """Rows of which nothing is kept but their tokens; a subclass says what is read off them, and may refuse a row."""
+
+    can_draft = True
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, ...]] = []
+        self._drafted: dict[int, int] = {}  # row -> how many of its last tokens may be taken back
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        rows = [tuple(map(int, prompt)) for prompt in prompts]
+        for row in rows:
+            self._check(row)
+        self._rows.extend(rows)
+
+    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
+        longer = {row: (*self._rows[row], token) for row, token in zip(rows.tolist(), token_ids.tolist(), strict=True)}
+        for tokens in longer.values():
+            self._check(tokens)
+        self._rows = [longer.get(row, tokens) for row, tokens in enumerate(self._rows)]
+
+    def keep(self, rows: Tensor) -> None:
+        self._rows = [self._rows[row] for row in rows.tolist()]
+
+    def draft(self, rows: Tensor, token_ids: Tensor) -> None:
+        self.advance(rows, token_ids)
+        for row in rows.tolist():
+            self._drafted[row] = self._drafted.get(row, 0) + 1
+
+    def settle(self, counts: Tensor) -> None:
+        self._rows = [self._after(row, count) for row, count in enumerate(counts.tolist())]
+        self._drafted = {}
+
+    def _some(self, rows: Tensor | None, drafted: Tensor | None = None) -> list[tuple[int, ...]]:
+        """The tokens of some rows [N] or of all, after so many [N] of their drafted ones or after all."""
+        if rows is None:
+            return self._rows
+        if drafted is None:
+            return [self._rows[row] for row in rows.tolist()]
+        return [self._after(row, num) for row, num in zip(rows.tolist(), drafted.tolist(), strict=True)]
+
+    def _after(self, row: int, num_drafted: int) -> tuple[int, ...]:
+        tokens = self._rows[row]
+        return tokens[: len(tokens) - self._drafted.get(row, 0) + num_drafted]
+
+    def _check(self, token_ids: TokenIds) -> None:
+        """Raise for a row that may not be."""
+        return  # any may, unless a subclass says otherwise

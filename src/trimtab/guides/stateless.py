@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, LanguageModel, ModelSession, Prompt, Selection, TokenIds
+from trimtab.sessions import TokenRows
 
 GuideT = TypeVar("GuideT", bound="StatelessGuide")
 
@@ -60,42 +61,12 @@ class StatelessGuide(ABC):
         return StatelessSession(self)
 
 
-class StatelessSession:
+class StatelessSession(TokenRows):
     """The tokens of each row, kept for a `StatelessGuide`."""
 
-    can_draft = True
-
     def __init__(self, guide: StatelessGuide) -> None:
+        super().__init__()
         self._guide = guide
-        self._rows: list[tuple[int, ...]] = []
-        self._drafted: dict[int, int] = {}  # row -> how many of its last tokens may be taken back
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._rows)
-
-    def admit(self, prompts: Sequence[TokenIds]) -> None:
-        self._rows += [tuple(prompt) for prompt in prompts]
-
-    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
-        for row, token_id in zip(rows.tolist(), token_ids.tolist(), strict=True):
-            self._rows[row] = (*self._rows[row], token_id)
-
-    def keep(self, rows: Tensor) -> None:
-        self._rows = [self._rows[row] for row in rows.tolist()]
-
-    def draft(self, rows: Tensor, token_ids: Tensor) -> None:
-        self.advance(rows, token_ids)
-        for row in rows.tolist():
-            self._drafted[row] = self._drafted.get(row, 0) + 1
-
-    def settle(self, counts: Tensor) -> None:
-        self._rows = [self._after(row, count) for row, count in enumerate(counts.tolist())]
-        self._drafted = {}
-
-    def _after(self, row: int, num_drafted: int) -> tuple[int, ...]:
-        tokens = self._rows[row]
-        return tokens[: len(tokens) - self._drafted.get(row, 0) + num_drafted]
 
     def known(self, prompt: TokenIds) -> int:
         """All of a prompt: there is nothing to feed (`caches.Sharing`)."""
@@ -103,9 +74,5 @@ class StatelessSession:
 
     def score(self, candidates: Candidates) -> Tensor:
         """What the guide says of each row's candidates."""
-        asked = range(len(self._rows)) if candidates.rows is None else candidates.rows.tolist()
-        rows = [self._rows[row] for row in asked]
-        if candidates.drafted is not None:
-            rows = [self._after(row, num) for row, num in zip(asked, candidates.drafted.tolist(), strict=True)]
-        scores = self._guide.score(rows, candidates)
+        scores = self._guide.score(self._some(candidates.rows, candidates.drafted), candidates)
         return scores.to(dtype=torch.float32, device=candidates.logprobs.device)

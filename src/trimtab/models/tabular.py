@@ -20,6 +20,7 @@ from trimtab.core import Chat, Message, ModelSession, TokenIds
 from trimtab.errors import OptionError, PromptError
 from trimtab.models.forward.trunk import check_length
 from trimtab.models.tokenizing.spelling import ByteSpelling, Spelling
+from trimtab.sessions import TokenRows
 
 Prefix: TypeAlias = tuple[int, ...]
 
@@ -176,54 +177,23 @@ class TabularModel:
         return TabularSession(self)
 
 
-class TabularSession:
+class TabularSession(TokenRows):
     """Growing sequences, and nothing remembered about them but their tokens."""
 
-    can_draft = True
-
     def __init__(self, model: TabularModel) -> None:
+        super().__init__()
         self._model = model
-        self._rows: list[Prefix] = []
-        self._drafted: dict[int, int] = {}  # row -> how many of its last tokens may be taken back
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._rows)
-
-    def admit(self, prompts: Sequence[TokenIds]) -> None:
-        for prompt in prompts:
-            check_length(prompt, self._model.max_length)
-        self._rows.extend(tuple(map(int, prompt)) for prompt in prompts)
-
-    def advance(self, rows: Tensor, token_ids: Tensor) -> None:
-        longer = {row: (*self._rows[row], token) for row, token in zip(rows.tolist(), token_ids.tolist(), strict=True)}
-        for prefix in longer.values():
-            check_length(prefix, self._model.max_length)
-        self._rows = [longer.get(row, prefix) for row, prefix in enumerate(self._rows)]
-
-    def keep(self, rows: Tensor) -> None:
-        self._rows = [self._rows[row] for row in rows.tolist()]
-
-    def draft(self, rows: Tensor, token_ids: Tensor) -> None:
-        self.advance(rows, token_ids)
-        for row in rows.tolist():
-            self._drafted[row] = self._drafted.get(row, 0) + 1
-
-    def settle(self, counts: Tensor) -> None:
-        self._rows = [self._after(row, count) for row, count in enumerate(counts.tolist())]
-        self._drafted = {}
 
     def logprobs_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
         """[N, V] float32, after so many [N] of the drafted tokens."""
-        return self._logprobs([self._after(row, num) for row, num in zip(rows.tolist(), drafted.tolist(), strict=True)])
+        return self._logprobs(self._some(rows, drafted))
 
     def logprobs(self, rows: Tensor | None = None) -> Tensor:
         """[N, V] float32."""
         return self._logprobs(self._some(rows))
 
-    def _after(self, row: int, num_drafted: int) -> Prefix:
-        prefix = self._rows[row]
-        return prefix[: len(prefix) - self._drafted.get(row, 0) + num_drafted]
+    def _check(self, token_ids: TokenIds) -> None:
+        check_length(token_ids, self._model.max_length)
 
     def _logprobs(self, prefixes: Sequence[Prefix]) -> Tensor:
         known = {prefix: self._model.next_logprobs(prefix) for prefix in set(prefixes)}
@@ -242,9 +212,6 @@ class TabularSession:
     def context(self, rows: Tensor | None = None) -> Tensor:
         """[N, D]."""
         return _stack([self._model.state(prefix) for prefix in self._some(rows)], self._model.hidden_size)
-
-    def _some(self, rows: Tensor | None) -> list[tuple[int, ...]]:
-        return self._rows if rows is None else [self._rows[row] for row in rows.tolist()]
 
 
 def _stack(rows: Sequence[Tensor], width: int) -> Tensor:
