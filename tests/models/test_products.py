@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.tiny import tiny_module
+from trimtab.models import processor
 from trimtab.models.hf import HFModel
 from trimtab.models.networks import products
 from trimtab.models.networks.products import FewRowsLinear, hasten
@@ -82,7 +83,7 @@ def test_the_choice_is_by_the_processors_maker(
     info = tmp_path / "cpuinfo"
     if maker is not None:
         info.write_text(f"processor\t: 0\nvendor_id\t: {maker}\n")
-    monkeypatch.setattr(products, "_CPU_INFO", info)
+    monkeypatch.setattr(processor, "CPU_INFO", info)
     has_both = torch._C.has_mkl and torch.backends.mkldnn.is_available()
     assert products.is_slow_here.__wrapped__() is (is_slow and has_both)
     monkeypatch.setattr(products, "is_slow_here", lambda: False)

@@ -16,7 +16,8 @@ from trimtab.decoding.decoder import Decoder
 from trimtab.errors import CompatibilityError, OptionError
 from trimtab.guides.arm import ARM, AdapterARM
 from trimtab.models.hf import HFModel
-from trimtab.models.quantize.layers import KINDS, Float16Linear, Int8Linear, QuantizedLinear
+from trimtab.models.quantize import KINDS
+from trimtab.models.quantize.layers import CLASSES, Float16Linear, Int8Linear, QuantizedLinear
 from trimtab.models.quantize.network import quantize
 from trimtab.testing import check_guide, check_model
 
@@ -265,3 +266,7 @@ def test_a_wide_model_reads_fewer_bytes() -> None:
     module = peaked_module(config)
     quantize(module, "int8")
     assert HFModel(module).weight_bytes < 0.3 * plain
+
+
+def test_every_kind_has_its_layer() -> None:
+    assert tuple(CLASSES) == KINDS

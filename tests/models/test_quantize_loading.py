@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from trimtab.engines.builtin import BuiltinMaker
 from trimtab.engines.maker import GuideSource
 from trimtab.errors import CompatibilityError, OptionError
 from trimtab.guides.arm import ARM
-from trimtab.models import half_precision
+from trimtab.models import processor
 from trimtab.models.hf import HFModel
-from trimtab.models.quantize.layers import KINDS, kind_of
+from trimtab.models.quantize import KINDS
+from trimtab.models.quantize.layers import kind_of
 from trimtab.storage.loading import load_guide, load_model
 from trimtab.storage.model_source import ModelSource
 
@@ -105,17 +107,17 @@ def test_a_training_has_no_such_flag(capsys: pytest.CaptureFixture[str]) -> None
 def test_half_precision_says_where_it_is_slower(
     directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ratio: float, warns: bool
 ) -> None:
-    def seconds(weights: list[Tensor]) -> float:
-        return 1.0 if weights[0].dtype == torch.float32 else ratio
+    def seconds(products: Sequence[processor.Product]) -> float:
+        return 1.0 if all(weight.dtype == torch.float32 for _, weight in products) else ratio
 
-    monkeypatch.setattr(half_precision, "seconds", seconds)
+    monkeypatch.setattr(processor, "seconds", seconds)
     with caplog.at_level(logging.WARNING):
         load_model(directory, dtype="bfloat16", device="cpu")
     assert ("2.0 times as long as in float32" in caplog.text) == warns
 
 
 def test_float32_is_not_measured(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(half_precision, "seconds", lambda _: pytest.fail("measured"))
+    monkeypatch.setattr(processor, "seconds", lambda _: pytest.fail("measured"))
     load_model(directory, device="cpu")
     load_model(directory, quantize="int8")
 

@@ -16,6 +16,7 @@ from trimtab import fields
 from trimtab.cli import flags, guide_options
 from trimtab.errors import OptionError, unknown_name
 from trimtab.fields import Described
+from trimtab.models.quantize import KINDS
 from trimtab.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -144,14 +145,14 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
     group.add_argument("--dtype", default="auto", help="auto (float32 on a CPU), float32, bfloat16 or float16")
     group.add_argument(
         "--quantize",
-        choices=("int8", "float16"),
+        choices=KINDS,
         help="what weights are held in on a CPU, also those of guides that are models: smaller and faster",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
     add_threads_option(group)
     group.add_argument(
         "--draft-quantize",
-        choices=("int8", "float16"),
+        choices=KINDS,
         help="with --draft guide: a copy of the guide with such weights drafts in its stead (no copy)",
     )
     group.add_argument("--revision", help="branch, tag or commit of a model on the hub")

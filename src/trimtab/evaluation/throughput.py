@@ -14,7 +14,6 @@ base alone with the base and its guides, measure each in a process of its own (`
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import statistics
@@ -35,6 +34,7 @@ from trimtab.engines.builtin import BuiltinMaker
 from trimtab.engines.maker import EngineMaker, Guides
 from trimtab.errors import OptionError
 from trimtab.models.hf import HFModel
+from trimtab.models.processor import cpu_info, num_cores
 
 Arm: TypeAlias = Callable[[int], int]
 """One side of a measurement: number of new tokens -> tokens made."""
@@ -257,25 +257,12 @@ def peak_memory_mb(device: torch.device) -> float:
 def machine(device: torch.device) -> dict[str, object]:
     """What the figures were measured on."""
     return {
-        "processor": _processor(),
-        "num_cores": _num_cores(),
+        "processor": cpu_info("model name") or platform.processor() or platform.machine(),
+        "num_cores": num_cores(),
         "num_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "system": platform.platform(),
     }
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def versions() -> dict[str, str]:

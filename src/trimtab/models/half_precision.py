@@ -7,12 +7,13 @@ the processor, on the sizes and on the number of rows, so it is measured and not
 from __future__ import annotations
 
 import logging
-import statistics
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trimtab.models.processor import medians
 
 log = logging.getLogger(__name__)
 
@@ -40,21 +41,9 @@ def warn_where_slower(module: Any, name: str) -> None:
 
 
 @torch.inference_mode()
-def ratio_to_float32(weights: list[Tensor]) -> float:
+def ratio_to_float32(weights: Sequence[Tensor]) -> float:
     """Seconds that products with some weights [out, in] take, over those of the same in float32; of medians."""
-    wide = [weight.float() for weight in weights]
-    halves, floats = [], []
-    for _ in range(_NUM_TURNS):
-        halves.append(seconds(weights))
-        floats.append(seconds(wide))
-    return statistics.median(halves) / statistics.median(floats)
-
-
-def seconds(weights: list[Tensor]) -> float:
-    """How long one product with each of the weights takes, once all of them have been used."""
-    inputs = [torch.ones(_NUM_ROWS, weight.shape[1], dtype=weight.dtype) for weight in weights]
-    nn.functional.linear(inputs[0], weights[0])
-    started = time.perf_counter()
-    for x, weight in zip(inputs, weights, strict=True):
-        nn.functional.linear(x, weight)
-    return time.perf_counter() - started
+    halves = [(torch.ones(_NUM_ROWS, weight.shape[1], dtype=weight.dtype), weight) for weight in weights]
+    floats = [(rows.float(), weight.float()) for rows, weight in halves]
+    half, single = medians([halves, floats], _NUM_TURNS)
+    return half / single

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
+from collections.abc import Sequence
 
 import torch
+
+from trimtab.models.processor import medians, num_cores
 
 _OUT, _IN, _NUM_LAYERS = 1536, 1536, 8
 """Layers that together do not fit into a core's own cache, as those of a model do not."""
@@ -17,7 +17,7 @@ _WORTH = 1.1
 
 def use_threads(wanted: int | None) -> int:
     """Compute with so many threads from here on, or, None, with as many as are fastest now. Returns how many."""
-    num = quickest(_num_cores()) if wanted is None else wanted
+    num = quickest(num_cores()) if wanted is None else wanted
     torch.set_num_threads(num)
     return num
 
@@ -43,19 +43,8 @@ def quickest(most: int) -> int:
         torch.set_num_threads(before)
 
 
-def _seconds(layers: list[torch.Tensor], num_threads: int) -> float:
-    """What one product with each layer takes with so many threads: a median."""
+def _seconds(layers: Sequence[torch.Tensor], num_threads: int) -> float:
+    """What one product with each layer takes with so many threads."""
     torch.set_num_threads(num_threads)
     rows = torch.ones(2, _IN)
-    taken = []
-    for _ in range(_NUM_TURNS):
-        started = time.perf_counter()
-        for layer in layers:
-            torch.nn.functional.linear(rows, layer)
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
-
-
-def _num_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return medians([[(rows, layer) for layer in layers]], _NUM_TURNS)[0]

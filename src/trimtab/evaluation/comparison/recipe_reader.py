@@ -26,7 +26,7 @@ from trimtab.evaluation.comparison.recipe import (
 )
 from trimtab.fields import table
 from trimtab.methods.method import Strength
-from trimtab.models.quantize.layers import KINDS
+from trimtab.models.quantize import KINDS
 
 T = TypeVar("T")
 

@@ -12,12 +12,11 @@ The choice is by the processor's maker, not by a stopwatch: a request has to giv
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-_CPU_INFO = Path("/proc/cpuinfo")
+from trimtab.models.processor import cpu_info
 
 
 class FewRowsLinear(nn.Linear):
@@ -54,13 +53,4 @@ def is_slow_here() -> bool:
     """Whether torch's float32 products are MKL's on a processor of another maker, and oneDNN is there."""
     if not (torch._C.has_mkl and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
-    return _maker() not in ("GenuineIntel", "")
-
-
-def _maker() -> str:
-    """Who made the processor, as Linux says; empty where it does not."""
-    try:
-        lines = _CPU_INFO.read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+    return cpu_info("vendor_id") not in ("GenuineIntel", None)

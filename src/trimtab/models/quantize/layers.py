@@ -147,8 +147,7 @@ class Float16Linear(QuantizedLinear):
 
 
 CLASSES: Mapping[str, type[QuantizedLinear]] = {layer.kind: layer for layer in (Int8Linear, Float16Linear)}
-KINDS = tuple(CLASSES)
-"""What `network.quantize` takes."""
+"""A kind of `quantize.KINDS` -> its layer."""
 
 
 def kind_of(module: nn.Module) -> str | None:

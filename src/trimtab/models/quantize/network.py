@@ -9,7 +9,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import CompatibilityError, OptionError, unknown_name
-from trimtab.models.quantize.layers import CLASSES, KINDS, QuantizedLinear, kind_of
+from trimtab.models.quantize import KINDS
+from trimtab.models.quantize.layers import CLASSES, QuantizedLinear, kind_of
 
 _NARROWEST = 8
 """Layers of fewer outputs stay in float: score heads, and routers, whose choice of experts rounding would change."""

@@ -11,15 +11,14 @@ import dataclasses
 import json
 import logging
 import os
-import statistics
-import time
 from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from trimtab.models.processor import medians
 from trimtab.training.run import checkpoints
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.settings import DTYPES, RunSettings
@@ -97,14 +96,7 @@ def bfloat16_gain(module: nn.Module) -> float:
     if shape.numel() < _SMALLEST:
         return 1.0
     states, weight = torch.ones(_NUM_TOKENS, shape[1]), torch.ones(shape)
-    pairs = [(states, weight), (states.bfloat16(), weight.bfloat16())]
-    times: list[list[float]] = [[], []]
-    for turn in range(_NUM_TURNS + 1):  # the first turn warms up
-        for at, pair in enumerate(pairs):
-            seconds = _seconds(*pair)
-            if turn:
-                times[at].append(seconds)
-    exact, compact = (statistics.median(one) for one in times)
+    exact, compact = medians([[(states, weight)], [(states.bfloat16(), weight.bfloat16())]], _NUM_TURNS)
     return exact / max(compact, 1e-9)
 
 
@@ -113,9 +105,3 @@ def compact(module: nn.Module) -> None:
     for weight in module.parameters():
         if weight.dtype == torch.float32:
             weight.data = weight.data.bfloat16()
-
-
-def _seconds(states: Tensor, weight: Tensor) -> float:
-    started = time.perf_counter()
-    nn.functional.linear(states, weight)
-    return time.perf_counter() - started
