@@ -181,6 +181,20 @@ def load(
     return tokenizer, engine
 
 
+def load_for_one(
+    args: argparse.Namespace, choice: EngineChoice, guides: Mapping[str, GuideSource], params: SamplingParams
+) -> tuple[Tokenizer, GenerationEngine]:
+    """`load` what the flags of a command ask for that answers one request at a time."""
+    return load(
+        choice,
+        options.model_source(args),
+        guides,
+        max_rows=1,
+        drafts=[params.draft],
+        draft_quantize=args.draft_quantize,
+    )
+
+
 def _drafters(drafts: Collection[str], guides: Collection[str]) -> list[str]:
     """The models among what drafts. Raises CheckpointError for one that is not there, before anything is loaded."""
     from trimtab.storage.directories import resolve_model

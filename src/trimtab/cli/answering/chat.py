@@ -61,14 +61,7 @@ def run(args: argparse.Namespace) -> int:
     choice.maker.check_params(params)
     guides = engines.GuideFlags.of(args).sources(params)
     asked_options = template_options(args)
-    tokenizer, engine = engines.load(
-        choice,
-        options.model_source(args),
-        guides,
-        max_rows=1,
-        drafts=[params.draft],
-        draft_quantize=args.draft_quantize,
-    )
+    tokenizer, engine = engines.load_for_one(args, choice, guides, params)
     if not tokenizer.has_chat_template:
         raise OptionError(
             f"{args.model} has no chat template. Use a model tuned for chat, or `trimtab generate --raw`."

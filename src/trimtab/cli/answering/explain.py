@@ -63,14 +63,7 @@ def run(args: argparse.Namespace) -> int:
     )
     choice.maker.check_params(params)
     guides = engines.GuideFlags.of(args).sources(params)
-    tokenizer, engine = engines.load(
-        choice,
-        options.model_source(args),
-        guides,
-        max_rows=1,
-        drafts=[params.draft],
-        draft_quantize=args.draft_quantize,
-    )
+    tokenizer, engine = engines.load_for_one(args, choice, guides, params)
     from trimtab.answers import finished
 
     prompt = as_asked(args.prompt, chat=use_template(args.template, tokenizer), options=template_options(args))
