@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from trimtab.core import COLUMNS, Candidates, Selection
+from trimtab.core import Candidates, Selection
 from trimtab.mixing.rules import NEVER, FirstAccepted, MostAccepted
-from trimtab.mixing.selecting import survivors, walk
+from trimtab.mixing.selecting import Begun, Walk, survivors, walk
 
 
 def plain_survivors(row: Tensor, top_k: int, top_p: float, min_p: float) -> list[int]:
@@ -119,8 +121,55 @@ def test_a_score_that_no_guide_may_give_marks_its_row(bad: float) -> None:
     assert found.broken.tolist() == [False, True]
 
 
-def test_many_rows_share_the_columns_of_a_look() -> None:
-    selection = Selection(FirstAccepted(), looks=(8, 64))
-    assert [selection.width(0, rows) for rows in (1, 4, 16, 100)] == [8, 8, COLUMNS // 16, 1]
-    assert [selection.width(1, rows) for rows in (1, 4, 100)] == [COLUMNS, COLUMNS // 4, 1]
-    assert Selection(MostAccepted()).width(0, 1) is None
+def test_a_lazy_rule_looks_at_as_many_candidates_as_pay_and_others_at_all() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def look(rows: Tensor, some: Candidates, asked_about: Tensor) -> Tensor:
+        asked.append((len(rows), some.token_ids.shape[1]))
+        return SCORES[rows[:, None], some.token_ids]
+
+    candidates = Candidates(torch.arange(6).repeat(4, 1), torch.zeros(4, 6))
+    for selection, expected in (
+        (Selection(FirstAccepted()), [(4, 2), (2, 3)]),
+        (Selection(FirstAccepted(), looks=(3,)), [(4, 3), (1, 2)]),
+        (Selection(MostAccepted()), [(4, 6)]),
+    ):
+        asked.clear()
+        walk(candidates, COUNTS, torch.full((4,), 0.5), selection, look, pays=lambda rows: 2 if rows > 2 else 3)
+        assert asked == expected
+
+
+@pytest.mark.parametrize("looks", [(1,), (2, 3), (5, 1), ()])
+@pytest.mark.parametrize("patience", [1, 2])
+def test_walks_that_end_early_and_are_gone_on_with_come_to_what_one_walk_does(
+    looks: tuple[int, ...], patience: int
+) -> None:
+    """Nothing is looked at twice, and nobody who is decided is looked at again."""
+    selection = Selection(FirstAccepted(), looks=looks)
+    rows, begun, seen = [0, 1, 2, 3], [None] * 4, []
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def look(which: Tensor, some: Candidates, asked: Tensor) -> Tensor:
+        here = torch.tensor(rows)[which]
+        for row, ids in zip(here.tolist(), some.token_ids.tolist(), strict=True):
+            seen.extend((row, token) for token in dict.fromkeys(ids))
+        return SCORES[here[:, None], some.token_ids]
+
+    def go(begun: list[Begun | None], ends: Callable[[Tensor], bool] | None) -> Walk:
+        candidates = Candidates(torch.arange(6).repeat(len(rows), 1), torch.zeros(len(rows), 6))
+        return walk(candidates, COUNTS[rows], torch.full((len(rows),), 0.5), selection, look, begun=begun, ends=ends)
+
+    whole, seen_whole = go(begun, None), list(seen)
+    seen.clear()
+    while rows:
+        left = iter(range(patience))
+        part = go(begun, lambda decided, left=left: next(left, None) == patience - 1)
+        found |= {row: (part.scores[at], part.weighted[at]) for at, row in enumerate(rows) if at not in part.left}
+        begun, rows = list(part.left.values()), [rows[at] for at in part.left]
+    for row, (scores, weighted) in found.items():
+        assert torch.equal(scores.nan_to_num(99.0), whole.scores[row].nan_to_num(99.0))
+        assert torch.equal(weighted, whole.weighted[row])
+    assert sorted(found) == [0, 1, 2, 3]
+    real = [(row, token) for row, token in seen if token < int(COUNTS[row]) - 1]
+    assert len(real) == len(set(real))
+    assert set(seen) == set(seen_whole)

@@ -37,8 +37,12 @@ class Cache(Protocol):
 class Timed(Protocol):
     """What a cache may offer besides: what passes over its rows cost."""
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows it holds, those of all sessions."""
+
     def pass_cost(self, num_tokens: int) -> float:
-        """What a pass costs that reads so many tokens of every row: in seconds, as passes took lately."""
+        """What a pass costs that reads so many tokens over all rows: in seconds, as passes took lately."""
 
 
 @runtime_checkable

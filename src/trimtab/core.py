@@ -296,10 +296,6 @@ class SelectingRule(Rule, Protocol):
         """[B, K] scores and [B, 1] non-zero weights -> the weighted scores [B, K] that `policy` reads."""
 
 
-COLUMNS = 48
-"""Candidates of one look over all rows: on a CPU so many cost about as much as the pass itself."""
-
-
 @dataclass(frozen=True, slots=True)
 class Selection:
     """How a guide that selects does so: its rule, and the candidates that it is asked about.
@@ -313,12 +309,11 @@ class Selection:
     """The temperature of the rule's policy, and of the candidates' probabilities in training."""
     top_k: int = 40
     top_p: float = 0.95
-    looks: tuple[int, ...] = (8, 64)
-    """Candidates of a row in successive passes, where a rule is lazy; the last number repeats; many rows get fewer each
-    (`COLUMNS`). Empty: all at once. No answer depends on it."""
+    looks: tuple[int, ...] | None = None
+    """Candidates of a row in successive passes; the last number repeats; (): all at once. None: all at once where the
+    rule needs every verdict; where it is lazy, as many as pay, by what passes take and how often one was accepted
+    lately. No answer depends on it."""
 
-    def width(self, look: int, num_rows: int) -> int | None:
-        """Candidates a row in one pass (numbered from 0) over so many rows; None: all that are left."""
-        if not (self.looks and self.rule.lazy):
-            return None
-        return max(1, min(self.looks[min(look, len(self.looks) - 1)], COLUMNS // num_rows))
+    def width(self, look: int) -> int | None:
+        """Candidates of a row in a pass, numbered from 0, where `looks` are given; None: all that are left."""
+        return self.looks[min(look, len(self.looks) - 1)] if self.looks else None

@@ -14,6 +14,7 @@ from trimtab.core import SamplingParams, Selection
 from trimtab.decoding.decoder import Decoder
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.mixing.rules import FirstAccepted, MostAccepted, RandomAccepted
+from trimtab.models.forward.trunk import Trunk
 from trimtab.models.hf import HFModel
 
 RULES: dict[str, Any] = {
@@ -114,8 +115,8 @@ def test_a_request_that_leaves_disturbs_nobody() -> None:
     params = SamplingParams(max_new_tokens=12, ignore_eos=True, seed=0)
     wanted = {decoder.add(prompt, params): prompt for prompt in PROMPTS}
     found: dict[int, list[int]] = {request: [] for request in wanted}
-    for number in range(12):
-        if number == 4:
+    while decoder.num_running or decoder.num_waiting:
+        if len(found[1]) == 4:
             decoder.cancel(1)
         for step in decoder.step():
             found[step.request_id].append(step.token_id or 0)
@@ -157,6 +158,26 @@ def test_rows_that_decide_early_are_not_looked_at_again(monkeypatch: pytest.Monk
     columns.clear()
     assert ours(model, agent.with_looks(()), ignore_eos=True) == expected
     assert one_by_one < 0.5 * sum(columns)
+
+
+def test_a_row_that_is_decided_does_not_wait_for_those_that_still_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes are as many as the row takes that needs most looks, and not as many as the slowest row of each token."""
+    model, network = world("llama", 0.15)
+    agent = Agent(network).with_looks((1,))
+    alone = [_looks_of(model, agent, [prompt], monkeypatch) for prompt in PROMPTS]
+    together = _looks_of(model, agent, PROMPTS, monkeypatch)
+    assert together == max(alone)
+    assert len(set(alone)) > 1
+
+
+def _looks_of(model: HFModel, agent: Agent, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many passes look at candidates while these are answered."""
+    looks: list[int] = []
+    peek = Trunk.peek
+    with monkeypatch.context() as patched:
+        patched.setattr(Trunk, "peek", lambda self, *args: looks.append(1) or peek(self, *args))
+        list(Decoder(model, {"agent": agent}).generate(prompts, max_new_tokens=12, ignore_eos=True, seed=3))
+    return len(looks)
 
 
 def test_an_agent_after_an_arm_chooses_among_the_tilted_candidates() -> None:

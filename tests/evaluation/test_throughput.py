@@ -72,7 +72,7 @@ def test_rows_are_medians_of_turns_taken_in_turn(model: HFModel, monkeypatch: py
         return run
 
     monkeypatch.setattr(throughput, "base_arm", lambda *_: arm("base"))
-    monkeypatch.setattr(throughput, "engine_arm", lambda engine, weight, *_: arm(str(weight)))
+    monkeypatch.setattr(throughput, "engine_arm", lambda engine, weight, *_, draft: arm(str(weight)))
     clock = iter(time for start in (0.0,) * 9 for time in (start, next(seconds)))
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
     rows = throughput.measure(
@@ -83,6 +83,27 @@ def test_rows_are_medians_of_turns_taken_in_turn(model: HFModel, monkeypatch: py
     assert [row.base_tokens_per_s for row in rows] == [5.0, 5.0]
     assert [(row.weight, row.tokens_per_s, row.ratio_to_base) for row in rows] == [(None, 10.0, 2.0), (1.0, 20.0, 4.0)]
     assert (rows[0].tokens_per_s_low, rows[0].tokens_per_s_high) == (1.0, 10.0)
+
+
+def test_drafts_are_measured_beside_none_and_a_guides_where_it_runs(model: HFModel) -> None:
+    small = HFModel(LlamaForCausalLM(model.module.config))
+
+    def measured(kind: str) -> list[tuple[float | None, str]]:
+        rows = throughput.measure(
+            model,
+            {"g": ARM(small)},
+            batches=[1],
+            weights=[0.0, 1.0],
+            workload=Workload(4, 5, num_repeats=1),
+            drafts=throughput.Drafts(kind),
+        )
+        assert {(row.dtype, row.quantize) for row in rows} == {("float32", None)}
+        return [(row.weight, row.draft) for row in rows]
+
+    none = [(None, "none"), (0.0, "none"), (1.0, "none")]
+    assert measured("none") == none
+    assert sorted(measured("guide"), key=str) == sorted([*none, (1.0, "guide")], key=str)
+    assert len(measured("lookup")) == 6
 
 
 def test_a_run_that_stopped_early_is_no_measurement(model: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,9 +161,8 @@ def load(
     `draft_quantize` copies of the guides with such weights draft in the guides' stead. Raises OptionError where nobody
     asks for a guide's drafts.
     """
-    drafters = _drafters(drafts, guides)
-    if draft_quantize is not None and not any(draft == GUIDE_DRAFT or draft in guides for draft in drafts):
-        raise OptionError("--draft-quantize is about drafts that a guide makes; give --draft guide with it.")
+    drafters = draft_models(drafts, guides)
+    check_copies(draft_quantize, drafts, guides)
     where = "" if choice.is_builtin else f" in {choice.name}"
     options.say(f"loading {source.name}{where}")
     maker = choice.open(source)
@@ -195,7 +194,13 @@ def load_for_one(
     )
 
 
-def _drafters(drafts: Collection[str], guides: Collection[str]) -> list[str]:
+def check_copies(draft_quantize: str | None, drafts: Collection[str], guides: Collection[str]) -> None:
+    """Raise OptionError for --draft-quantize where no guide drafts."""
+    if draft_quantize is not None and not any(draft == GUIDE_DRAFT or draft in guides for draft in drafts):
+        raise OptionError("--draft-quantize is about drafts that a guide makes; give --draft guide with it.")
+
+
+def draft_models(drafts: Collection[str], guides: Collection[str]) -> list[str]:
     """The models among what drafts. Raises CheckpointError for one that is not there, before anything is loaded."""
     from trimtab.storage.directories import resolve_model
 

@@ -119,12 +119,7 @@ def _preference(text: str) -> tuple[str, tuple[float, ...]]:
 def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """--model, --guide and how they are loaded."""
     group = parser.add_argument_group("model and guides")
-    group.add_argument(
-        "--model",
-        required=required,
-        metavar="NAME",
-        help='a hub id, a directory, a .gguf file, or "demo" (SmolLM2-135M-Instruct)',
-    )
+    _add_model(group, required=required)
     add_guide_option(group, "and its strength (1; an agent's threshold: 0.5)")
     group.add_argument(
         "--preference",
@@ -142,6 +137,31 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
         help="which accepted candidate an agent takes: the first, a random one, or the one it accepts most (first)",
     )
     guide_options.add_form_options(group)
+    group.add_argument(
+        "--draft-quantize",
+        choices=KINDS,
+        help="with --draft guide: a copy of the guide with such weights drafts in its stead (no copy)",
+    )
+    _add_loading(group)
+
+
+def add_base_options(parser: argparse.ArgumentParser) -> None:
+    """--model and how it is loaded, where no guide runs."""
+    group = parser.add_argument_group("model")
+    _add_model(group, required=True)
+    _add_loading(group)
+
+
+def _add_model(group: argparse._ArgumentGroup, *, required: bool) -> None:
+    group.add_argument(
+        "--model",
+        required=required,
+        metavar="NAME",
+        help='a hub id, a directory, a .gguf file, or "demo" (SmolLM2-135M-Instruct)',
+    )
+
+
+def _add_loading(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dtype", default="auto", help="auto (float32 on a CPU), float32, bfloat16 or float16")
     group.add_argument(
         "--quantize",
@@ -150,11 +170,6 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
     add_threads_option(group)
-    group.add_argument(
-        "--draft-quantize",
-        choices=KINDS,
-        help="with --draft guide: a copy of the guide with such weights drafts in its stead (no copy)",
-    )
     group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     group.add_argument(
         "--trust-remote-code", action="store_true", help="let the model and the guides run their own code"

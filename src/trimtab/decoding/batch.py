@@ -38,7 +38,8 @@ from trimtab.mixing.tracing import StepTensors, traces
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one step came to, by row; a row whose prompt is not fed yet is in none of them."""
+    """What one step came to, by row. A row is in none of them whose prompt is not fed yet, or whose candidates a guide
+    that selects has still to look at."""
 
     tokens: Mapping[int, Sequence[int]]
     """The next token of every row that can go on, and those after it that were drafted rightly."""
@@ -57,6 +58,8 @@ class _Selected:
     """Place -> its rule's policy at temperature 1, [V]; like `final`, only for those with a trace."""
     final: dict[int, Tensor]
     choices: dict[int, tuple[str, Walk, int]]
+    undecided: set[int]
+    """Places whose candidates are looked at further in the next step."""
 
 
 class Batch:
@@ -127,7 +130,7 @@ class Batch:
         What is drafted decides nothing: each token is drawn from its own policy with its own number, and a draft only
         lets it be read before it was drawn. A row's run ends where the draft is not what is drawn.
         """
-        waiting = self.filling()
+        waiting = set(self.filling())
         ready = [request for row, request in enumerate(self.running) if row not in waiting]
         if not ready:
             return Outcome({}, {}, {})
@@ -142,6 +145,7 @@ class Batch:
         forced = {index: token for index, place in enumerate(places) if (token := place.forced()) is not None}
         drawn, final = self._draw(policy, keys, places, selected.tokens)
         tokens = {**drawn, **selected.tokens, **forced}
+        waiting = {*waiting, *(places[index].row for index in selected.undecided)}
         runs = {row: places.run(row, tokens, failures) for row in range(len(self.running)) if row not in waiting}
         tensors = replace(
             tensors,
@@ -242,7 +246,7 @@ class Batch:
 
     def _select(self, policy: Tensor, keys: Tensor, places: Places, failures: dict[int, TrimtabError]) -> _Selected:
         """The tokens of the places in which a guide selects, with what led to them; adds to `failures`."""
-        selected = _Selected({}, {}, {}, {})
+        selected = _Selected({}, {}, {}, {}, set())
         columns = self._columns_of(places, policy.device)
         for lane in self._selecting:
             selection = lane.select(policy, columns, places, failures)
@@ -254,7 +258,9 @@ class Batch:
             tokens = ids.gather(1, draw(final, keys[rows], ids)[:, None]).squeeze(1)
             selected.tokens.update(zip(rows.tolist(), tokens.tolist(), strict=True))
             for index, row in enumerate(rows.tolist()):
-                if bool(walk.broken[index]):
+                if index in walk.left:
+                    selected.undecided.add(row)
+                elif bool(walk.broken[index]):
                     failures[row] = broken_guide(lane.name)
                 elif places[row].request.params.trace:
                     selected.choices[row] = (lane.name, walk, index)

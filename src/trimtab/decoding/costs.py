@@ -29,4 +29,4 @@ class StepCost:
 
 def _pass(cache: Cache, num_tokens: int) -> float:
     """A pass that reads so many tokens of every row; all are alike where a cache does not say."""
-    return cache.pass_cost(num_tokens) if isinstance(cache, Timed) else 1.0
+    return cache.pass_cost(max(1, cache.num_rows) * num_tokens) if isinstance(cache, Timed) else 1.0

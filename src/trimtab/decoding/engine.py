@@ -75,7 +75,8 @@ class GenerationEngine(ABC):
             self._stop(request_id)
 
     def step(self) -> list[Step]:
-        """One step of the batch: a token for each running request, none for one whose prompt is not fed yet.
+        """One step of the batch: the next tokens of its requests. One has none whose prompt is not fed yet, or whose
+        candidates a guide that selects has still to look at.
 
         A request that fails ends with `finish_reason` "error"; the others go on, with the same tokens. Raises only
         where the device computes nothing any more, and what is not an `Exception`.

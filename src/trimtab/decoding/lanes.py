@@ -11,10 +11,11 @@ from torch import Tensor
 
 from trimtab.caches import num_known
 from trimtab.core import Candidates, Guide, GuideSession, ModelSession, Selection, Session, TokenIds
+from trimtab.decoding.looks import Looks, look_cost
 from trimtab.decoding.places import Places
 from trimtab.decoding.requests import Columns, Request
 from trimtab.drafting import drafting
-from trimtab.mixing.selecting import Walk, survivors, walk
+from trimtab.mixing.selecting import Begun, Walk, survivors, walk
 
 S_co = TypeVar("S_co", bound=Session, covariant=True)
 
@@ -153,13 +154,20 @@ class SelectingLane(Lane):
         super().__init__(name, guide, beside)
         self.selection = selection
         self._base = beside
+        self._looks = Looks(lambda num: look_cost(beside, num))
+        self._begun: dict[int, Begun] = {}  # request id -> what was found of its next token's candidates
+
+    def keep(self, running: set[int]) -> None:
+        super().keep(running)
+        self._begun = {key: begun for key, begun in self._begun.items() if key in running}
 
     def select(
         self, policy: Tensor, columns: Columns, places: Places, failed: Mapping[int, object]
     ) -> tuple[Tensor, Walk, Tensor] | None:
         """Places [R] in which this guide selects, its walk there, and the rule's policy [R, K].
 
-        `policy` is [B, V]: the tilted policy at temperature 1. Places that have failed already are left out.
+        `policy` is [B, V]: the tilted policy at temperature 1. Places that have failed already are left out. Those
+        that stay undecided (`Walk.left`) are asked about again in the next step, with the candidates that follow.
         """
         mine = [(row, index) for row, key in enumerate(self._ids()) for index in places.of_request(key)]
         mine = [(row, index) for row, index in mine if index not in failed]
@@ -182,5 +190,20 @@ class SelectingLane(Lane):
             scores[asked] = self._session.score(mine).to(scores)
             return scores
 
-        found = walk(candidates, counts, self._weights(policy.device)[lane_rows], self.selection, look)
+        keys = [places[index].request.request_id for _, index in mine]
+        others = len(places) > len(mine) + len(failed)
+        can_wait = self.selection.rule.lazy and not places.are_ahead
+        found = walk(
+            candidates,
+            counts,
+            self._weights(policy.device)[lane_rows],
+            self.selection,
+            look,
+            pays=self._looks.width,
+            begun=[self._begun.get(key) for key in keys],
+            ends=(lambda decided: others or bool(decided.any())) if can_wait else None,
+        )
+        self._begun = {keys[row]: begun for row, begun in found.left.items()}
+        if self.selection.rule.lazy:
+            self._looks.note(found)
         return batch, found, self.selection.rule.policy(candidates, found.weighted)

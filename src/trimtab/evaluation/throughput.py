@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +35,8 @@ from trimtab.engines.maker import EngineMaker, Guides
 from trimtab.errors import OptionError
 from trimtab.models.hf import HFModel
 from trimtab.models.processor import cpu_info, num_cores
+from trimtab.models.quantize.layers import kind_of
+from trimtab.params import GUIDE_DRAFT, NO_DRAFT
 
 Arm: TypeAlias = Callable[[int], int]
 """One side of a measurement: number of new tokens -> tokens made."""
@@ -60,6 +62,11 @@ class Row:
     batch: int
     weight: float | None
     """That of every guide; None: the decoder without guides."""
+    draft: str
+    """What guessed next tokens (`SamplingParams.draft`)."""
+    dtype: str
+    quantize: str | None
+    """What weights of fewer bits the base has."""
     tokens_per_s: float
     base_tokens_per_s: float
     ratio_to_base: float
@@ -68,6 +75,30 @@ class Row:
     tokens_per_s_low: float
     """The slowest repetition."""
     tokens_per_s_high: float
+
+
+How: TypeAlias = tuple[float | None, str]
+"""The weight of every guide (None: none runs), and what drafts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """What makes drafts in a measurement beside those without."""
+
+    kind: str = NO_DRAFT
+    """As in `SamplingParams.draft`."""
+    model: str | None = None
+    """The model that drafts, where `kind` is its name."""
+    copies: str | None = None
+    """What weights copies of the guides are held in, which draft in their stead."""
+
+    def kinds(self, weight: float | None, guides: Collection[str]) -> list[str]:
+        """What drafts are tried at a weight: none, and those asked for; a guide's only where it runs."""
+        is_guide = self.kind == GUIDE_DRAFT or self.kind in guides
+        return list(dict.fromkeys([NO_DRAFT, *([self.kind] if weight or not is_guide else [])]))
+
+
+NO_DRAFTS = Drafts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +116,16 @@ def measure(
     batches: Sequence[int],
     weights: Sequence[float],
     workload: Workload,
+    drafts: Drafts = NO_DRAFTS,
     engines: EngineMaker | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """The table: for each batch size, the engine without guides and with all guides at each of the weights.
 
-    `model` is the base that transformers runs; `engines` makes the engines of the same base (left out: the built-in
-    one on `model`). Where an engine has to be started anew for other guides, it takes turns with the base without
-    guides first, and then with them. Raises OptionError where prompt and new tokens do not fit into the model.
+    Where `drafts` are made, each of them without and with drafts; a guide's drafts only where it runs. `model` is the
+    base that transformers runs; `engines` makes the engines of the same base (left out: the built-in one on `model`).
+    Where an engine has to be started anew for other guides, it takes turns with the base without guides first, and
+    then with them. Raises OptionError where prompt and new tokens do not fit into the model.
     """
     length = workload.num_prompt_tokens + workload.num_new_tokens
     if model.max_length is not None and length > model.max_length:
@@ -102,26 +135,38 @@ def measure(
     for batch in batches:
         prompts = benchmark_prompts(model, batch, workload.num_prompt_tokens)
         base = base_arm(model, prompts, workload.temperature)
-        for arms in _arms(engines, guides, weights, prompts, workload.temperature):
+        for arms in _arms(engines, guides, weights, drafts, prompts, workload.temperature):
             base_turns, turns = _take_turns(base, arms, workload, batch, engines.device, progress)
-            rows += [_row(batch, weight, turns[weight], base_turns, workload.num_new_tokens) for weight in arms]
+            rows += [_row(model, batch, how, turns[how], base_turns, workload.num_new_tokens) for how in arms]
     return rows
 
 
 def _arms(
-    engines: EngineMaker, guides: Guides, weights: Sequence[float], prompts: Sequence[TokenIds], temperature: float
-) -> Iterator[dict[float | None, Arm]]:
+    engines: EngineMaker,
+    guides: Guides,
+    weights: Sequence[float],
+    drafts: Drafts,
+    prompts: Sequence[TokenIds],
+    temperature: float,
+) -> Iterator[dict[How, Arm]]:
     """The arms that can take turns with each other: all of them, or one lot for each engine that has to be started."""
 
-    def arms_of(engine: GenerationEngine, strengths: Sequence[float | None]) -> dict[float | None, Arm]:
-        return {weight: engine_arm(engine, weight, prompts, temperature) for weight in strengths}
+    def arms_of(engine: GenerationEngine, strengths: Sequence[float | None]) -> dict[How, Arm]:
+        drafted = {weight: drafts.kinds(weight, guides) for weight in strengths}
+        return {
+            (weight, draft): engine_arm(engine, weight, prompts, temperature, draft=draft)
+            for weight in strengths
+            for draft in drafted[weight]
+        }
 
-    alone = arms_of(engines.make(max_rows=len(prompts)), [None])
+    drafters = [] if drafts.model is None else [drafts.model]
+    alone = arms_of(engines.make(max_rows=len(prompts), drafters=drafters), [None])
     if engines.holds_one or not guides:
         yield alone
         alone = {}
     if guides:
-        yield {**alone, **arms_of(engines.make(guides, max_rows=len(prompts)), weights)}
+        engine = engines.make(guides, max_rows=len(prompts), drafters=drafters, copies=drafts.copies)
+        yield {**alone, **arms_of(engine, weights)}
 
 
 def benchmark_prompts(model: HFModel, batch: int, num_tokens: int) -> list[list[int]]:
@@ -151,7 +196,14 @@ def base_arm(model: HFModel, prompts: Sequence[TokenIds], temperature: float) ->
     return run
 
 
-def engine_arm(engine: GenerationEngine, weight: float | None, prompts: Sequence[TokenIds], temperature: float) -> Arm:
+def engine_arm(
+    engine: GenerationEngine,
+    weight: float | None,
+    prompts: Sequence[TokenIds],
+    temperature: float,
+    *,
+    draft: str = NO_DRAFT,
+) -> Arm:
     """A run of an engine of ours with every guide at `weight` (None: it has no guides)."""
 
     def run(num_new_tokens: int) -> int:
@@ -161,6 +213,7 @@ def engine_arm(engine: GenerationEngine, weight: float | None, prompts: Sequence
             temperature=temperature,
             ignore_eos=True,
             seed=0,
+            draft=draft,
         )
         for prompt in prompts:
             engine.add(prompt, params)
@@ -177,22 +230,22 @@ def engine_arm(engine: GenerationEngine, weight: float | None, prompts: Sequence
 
 def _take_turns(
     base: Arm,
-    arms: Mapping[float | None, Arm],
+    arms: Mapping[How, Arm],
     workload: Workload,
     batch: int,
     device: torch.device,
     progress: Callable[[str], None] | None,
-) -> tuple[list[Turn], dict[float | None, list[Turn]]]:
+) -> tuple[list[Turn], dict[How, list[Turn]]]:
     for arm in (base, *arms.values()):
         arm(WARM_UP_TOKENS)
     base_turns: list[Turn] = []
-    turns: dict[float | None, list[Turn]] = {weight: [] for weight in arms}
+    turns: dict[How, list[Turn]] = {how: [] for how in arms}
     for repeat in range(workload.num_repeats):
         if progress is not None:
             progress(f"batch {batch}: repetition {repeat + 1} of {workload.num_repeats}")
         base_turns.append(_turn(base, batch, workload.num_new_tokens, device))
-        for weight, arm in arms.items():
-            turns[weight].append(_turn(arm, batch, workload.num_new_tokens, device))
+        for how, arm in arms.items():
+            turns[how].append(_turn(arm, batch, workload.num_new_tokens, device))
     return base_turns, turns
 
 
@@ -213,13 +266,15 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _row(batch: int, weight: float | None, turns: Sequence[Turn], base: Sequence[Turn], num_new_tokens: int) -> Row:
+def _row(model: HFModel, batch: int, how: How, turns: Sequence[Turn], base: Sequence[Turn], num_new_tokens: int) -> Row:
     speeds = [batch * num_new_tokens / turn.seconds for turn in turns]
     base_speed = statistics.median(batch * num_new_tokens / turn.seconds for turn in base)
     speed = statistics.median(speeds)
     return Row(
         batch,
-        weight,
+        *how,
+        dtype=str(model.module.dtype).removeprefix("torch."),
+        quantize=kind_of(model.module),
         tokens_per_s=speed,
         base_tokens_per_s=base_speed,
         ratio_to_base=speed / base_speed,

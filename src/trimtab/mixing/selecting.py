@@ -1,12 +1,13 @@
 """The candidates of a guide that selects, and the walk over them. Functions of tensors; what looks is handed in.
 
-Candidates are evaluated in growing looks, a few columns of one forward pass each, and a row leaves the walk as soon as
-its rule is decided. How the looks are cut changes no verdict: a score belongs to a candidate and its row's past alone.
+Candidates are evaluated in looks, a few columns of one forward pass each, and a row leaves the walk as soon as its rule
+is decided. A walk may end before every row is decided, and another go on there. How the looks are cut changes no
+verdict: a score belongs to a candidate and its row's past alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,18 @@ from trimtab.mixing.sampling import keep_min_p, keep_top_k, keep_top_p
 
 Look = Callable[[Tensor, Candidates, Tensor], Tensor]
 """(rows [N] of the walk, their candidates of this look [N, k], which are asked about [N] bool) -> scores [N, k]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What an earlier walk found of the first k candidates of a row that it left undecided."""
+
+    scores: Tensor
+    """[k] float32."""
+    weighted: Tensor
+    """[k] float32."""
+    num_looks: int
+    """How many looks that took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +49,8 @@ class Walk:
     """[R] bool: rows with a score that no guide may give (NaN or +inf)."""
     accepts: bool
     """Whether the rule accepts or rejects, or weighs (`SelectingRule.accepts`)."""
+    left: dict[int, Begun]
+    """Row -> what was found of it, where the walk ended before its rule was decided."""
 
 
 def survivors(policy: Tensor, *, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Candidates, Tensor]:
@@ -51,33 +66,71 @@ def survivors(policy: Tensor, *, top_k: Tensor, top_p: Tensor, min_p: Tensor) ->
     return Candidates(places if ids is None else ids.gather(1, places), logprobs), counts
 
 
-def walk(candidates: Candidates, counts: Tensor, weights: Tensor, selection: Selection, look: Look) -> Walk:
+def walk(
+    candidates: Candidates,
+    counts: Tensor,
+    weights: Tensor,
+    selection: Selection,
+    look: Look,
+    *,
+    pays: Callable[[int], int] | None = None,
+    begun: Sequence[Begun | None] | None = None,
+    ends: Callable[[Tensor], bool] | None = None,
+) -> Walk:
     """Look at candidates [R, K] until every row's rule is decided; `weights` [R] are the requests'.
 
     A row with one candidate is not asked about, but looked at with the others: it is fed in the same forward pass.
+    `pays` says how many candidates of each of so many rows a look is worth, where the selection does not say and its
+    rule is lazy. `begun` is what earlier walks found of each row. `ends` is asked after each look with the rows that
+    are decided [R] bool, and says whether the walk ends there: the others are then in `Walk.left`.
     """
     scores = torch.full_like(candidates.logprobs, torch.nan, dtype=torch.float32)
     weighted = torch.full_like(scores, NEVER)
     broken = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
+    starts, numbers = torch.zeros_like(counts), [0] * len(counts)
+    for row, found in enumerate(begun or ()):
+        if found is not None:
+            starts[row], numbers[row] = len(found.scores), found.num_looks
+            scores[row, : len(found.scores)], weighted[row, : len(found.scores)] = found.scores, found.weighted
     rows = torch.arange(len(counts), device=counts.device) if bool((counts > 1).any()) else counts.new_empty(0)
-    start, number = 0, 0
     while len(rows):
-        left = int(counts[rows].max())
-        width = selection.width(number, len(rows))
-        stop = left if width is None else min(start + width, left)
+        most = int((counts - starts)[rows].max())
+        width = _width(selection, min(numbers[row] for row in rows.tolist()), len(rows), pays)
+        columns = starts[rows, None] + torch.arange(most if width is None else min(width, most), device=rows.device)
         asked = counts[rows] > 1
-        found = look(rows, _slice(candidates, counts, rows, start, stop), asked).to(scores)
-        real = (torch.arange(start, stop, device=rows.device) < counts[rows, None]) & asked[:, None]
-        bad = not_finite_rows(found.masked_fill(~real, 0.0))
-        verdicts = selection.rule.weigh(found, weights[rows, None]).masked_fill(~real, NEVER)
-        scores[rows, start:stop] = found.masked_fill(~real, torch.nan)
-        weighted[rows, start:stop] = verdicts
+        verdicts = look(rows, _pick(candidates, counts, rows, columns), asked).to(scores)
+        real = (columns < counts[rows, None]) & asked[:, None]
+        bad = not_finite_rows(verdicts.masked_fill(~real, 0.0))
+        weighed = selection.rule.weigh(verdicts, weights[rows, None])
+        which, where = real.nonzero(as_tuple=True)
+        scores[rows[which], columns[which, where]] = verdicts[which, where]
+        weighted[rows[which], columns[which, where]] = weighed[which, where]
         broken[rows] = bad
-        decided = bad | (counts[rows] <= stop)
+        starts[rows] = columns[:, -1] + 1
+        numbers = [number + 1 for number in numbers]
+        decided = bad | (counts[rows] <= starts[rows])
         if selection.rule.lazy:
-            decided |= (verdicts > 0).any(dim=-1)
-        rows, start, number = rows[~decided], stop, number + 1
-    return Walk(candidates, counts, scores, weighted, broken, selection.rule.accepts)
+            decided |= (weighed.masked_fill(~real, NEVER) > 0).any(dim=-1)
+        rows = rows[~decided]
+        if len(rows) and ends is not None and ends(_all_but(rows, len(counts))):
+            break
+    ends_at = starts.tolist()
+    left = {
+        row: Begun(scores[row, : ends_at[row]], weighted[row, : ends_at[row]], numbers[row]) for row in rows.tolist()
+    }
+    return Walk(candidates, counts, scores, weighted, broken, selection.rule.accepts, left)
+
+
+def _width(selection: Selection, number: int, num_rows: int, pays: Callable[[int], int] | None) -> int | None:
+    """Candidates of a row in a look; None: all that are left."""
+    if selection.looks is None and selection.rule.lazy and pays is not None:
+        return max(1, pays(num_rows))
+    return selection.width(number)
+
+
+def _all_but(rows: Tensor, num: int) -> Tensor:
+    """[num] bool: all but these rows."""
+    return torch.ones(num, dtype=torch.bool, device=rows.device).index_fill(0, rows, False)
 
 
 def _head(policy: Tensor, top_k: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -103,8 +156,7 @@ def _best_first(kept: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return values, ids.gather(1, order)
 
 
-def _slice(candidates: Candidates, counts: Tensor, rows: Tensor, start: int, stop: int) -> Candidates:
-    """Columns start..stop-1 of some rows; a row that has fewer repeats its last candidate, whose score is not read."""
-    columns = torch.arange(start, stop, device=rows.device).expand(len(rows), -1)
+def _pick(candidates: Candidates, counts: Tensor, rows: Tensor, columns: Tensor) -> Candidates:
+    """Columns [N, k] of some rows [N]; a row that has fewer repeats its last candidate, whose score is not read."""
     columns = torch.minimum(columns, counts[rows, None] - 1)
     return Candidates(candidates.token_ids[rows].gather(1, columns), candidates.logprobs[rows].gather(1, columns))

@@ -80,9 +80,9 @@ def label_legend(legend: Legend, labels: Sequence[str]) -> None:
         text.set_text(label)
 
 
-def write_png(draw: Draw, path: Path) -> None:
-    """A drawing as a PNG, 200 dots an inch."""
-    _render(draw, path, "png")
+def write(draw: Draw, path: Path) -> None:
+    """A drawing as an .svg file, or as a .png file of 200 dots an inch."""
+    _render(draw, path, path.suffix.removeprefix("."))
 
 
 def _render(draw: Draw, target: Path | IO[str], kind: str) -> None:

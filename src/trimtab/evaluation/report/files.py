@@ -13,7 +13,7 @@ from trimtab.evaluation.comparison.summary import Measured
 from trimtab.evaluation.report import tables
 from trimtab.evaluation.report.csv_files import write_csv
 from trimtab.evaluation.report.curves import PALETTE, Series, Spot, described, plot
-from trimtab.evaluation.report.figure import as_svg, write_png
+from trimtab.evaluation.report.figure import as_svg, write
 from trimtab.evaluation.report.notes import choices_note, notes_of, warnings_of
 from trimtab.evaluation.report.page import Page, Sample, Section, figure_html, note, report_page, samples_html
 from trimtab.evaluation.report.results import Results, cost_row, difference_row, front_row, method_row, sample_rows
@@ -132,7 +132,7 @@ def _drawn(path: Path, series: Sequence[Series], x_label: str, y_label: str, *, 
     if not series:
         return note("Nothing can be drawn: no method's KL is known.")
     draw = plot(series, x_label, y_label, root_x=root)
-    write_png(draw, path)
+    write(draw, path)
     svg = as_svg(draw, label=f"{y_label} against {x_label}. {described(series)}.", colours=PALETTE)
     return figure_html(svg, caption)
 

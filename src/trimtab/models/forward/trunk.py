@@ -21,7 +21,7 @@ from trimtab.models.forward.grouping import RowAdapter, by_adapter, by_shelf, gr
 from trimtab.models.forward.prefixes import lend, shared_with
 from trimtab.models.forward.row_cache import Layout, RowCache
 from trimtab.models.forward.shelves import Reading, Row, Shelves
-from trimtab.models.forward.times import PassTimes
+from trimtab.models.forward.times import PassTimes, guessed_elsewhere
 
 _PIECE = 2048
 """Tokens of one row in one prefill pass: bounds its mask and what attention makes of it."""
@@ -69,8 +69,8 @@ class Trunk:
         self._shelves = Shelves(self._cache)
         self._rows: list[Row] = []
         self._others: dict[int, Trunk] = {}
-        self.times = PassTimes()
-        """What passes take that feed tokens."""
+        self.times = PassTimes(None if network.device.type == "cpu" else guessed_elsewhere)
+        """What passes take."""
         self.num_passes = 0
         """Passes that fed waiting tokens so far; those that only looked at candidates are not counted."""
         self.num_fed = 0
@@ -97,8 +97,8 @@ class Trunk:
         return self._cache.num_bytes
 
     def pass_cost(self, num_tokens: int) -> float:
-        """What a pass over so many tokens of every row takes, in seconds; a guess where none was measured."""
-        return self.times.seconds(max(1, self.num_rows) * num_tokens)
+        """What a pass over so many tokens of all rows takes, in seconds; a guess where none was measured."""
+        return self.times.seconds(num_tokens)
 
     def of(self, network: Network) -> Trunk:
         """The trunk of a network among the sessions opened beside this one's: this one itself, or another's.
@@ -239,10 +239,7 @@ class Trunk:
         ids = [piece + [row.tokens[-1]] * (width - len(piece)) for row, piece in zip(batch, pieces, strict=True)]
         device = self.network.device
         layout = Layout.extend([row.slot for row in batch], [row.length for row in batch], width, device, shelf)
-        started = time.perf_counter()
         hidden = self._run(batch, torch.tensor(ids, device=device), layout)
-        if device.type == "cpu":
-            self.times.note(len(batch) * width, time.perf_counter() - started)
         self.num_passes += 1
         self.num_fed += sum(map(len, pieces))
         for row, piece, states in zip(batch, pieces, hidden, strict=True):
@@ -250,7 +247,11 @@ class Trunk:
 
     def _run(self, batch: Sequence[Row], token_ids: Tensor, layout: Layout) -> Tensor:
         self._cache.begin(layout)
-        return self.network.forward(token_ids, layout, self._cache, by_adapter(batch))
+        started = time.perf_counter()
+        hidden = self.network.forward(token_ids, layout, self._cache, by_adapter(batch))
+        if self.network.device.type == "cpu":
+            self.times.note(token_ids.numel(), time.perf_counter() - started)
+        return hidden
 
 
 class TrunkSession:

@@ -109,15 +109,6 @@ class _DrawnFirst(FirstAccepted):
         super().__init__(fallback="last")
 
 
-class _Everything(Selection):
-    """All candidates, in looks of given widths; the last repeats. No width: all at once."""
-
-    __slots__ = ()
-
-    def width(self, look: int, num_rows: int) -> int | None:
-        return self.looks[min(look, len(self.looks) - 1)] if self.looks else None
-
-
 @dataclass(frozen=True, slots=True)
 class _Look:
     """Some candidates of a step: N rows, k columns."""
@@ -151,9 +142,7 @@ class Recorder:
         self._indices = indices
         on_cpu = next(network.parameters()).device.type == "cpu"
         looks = CPU_LOOKS if on_cpu else ()
-        self.selection: Selection = _Everything(
-            _DrawnFirst(), settings.temperature, settings.top_k, settings.top_p, looks
-        )
+        self.selection = Selection(_DrawnFirst(), settings.temperature, settings.top_k, settings.top_p, looks)
         self.seconds = 0.0
         """Time in the actor and in recording."""
         self._looks: list[_Look] = []
