@@ -6,8 +6,8 @@
 Methods take turns in one process, each on the same prompts; figures are medians of their ratios to the base of the same
 turn, with the smallest and the largest. With --references, a plain ARGS (each candidate's whole text through the reward
 model, one by one) and a plain Transfer-Q (each candidate completed by transformers' generate, one by one) run the same
-first tokens; theirs and ours must be the same. Memory is the process's, so give --only for a method's own. --json
-writes the figures.
+first tokens of the first prompt; theirs and ours must be the same. Memory is the process's, so give --only for a
+method's own. --json writes the figures.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="NAME", help="methods not to measure")
     parser.add_argument("--only", metavar="NAME", help="this method and the base: its memory is then its own")
     parser.add_argument("--references", action="store_true", help="measure ARGS and Transfer-Q against plain ones")
+    parser.add_argument(
+        "--num-rows",
+        type=int,
+        default=1,
+        help="with --references: prompts that we answer at a time; the plain way answers the first alone (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser.parse_args()
 
@@ -138,7 +144,7 @@ def _references(args: argparse.Namespace, model: HFModel) -> dict[str, Any]:
     """Ours and the plain way, greedy, on the same rows; the tokens are compared."""
     module = load_reward_model(args.reward).module
     rewards = load_rewards(args.reward)
-    prompts = [demo_prompts()[0]]
+    prompts = demo_prompts()[: args.num_rows]
     plain = _Plain(model, lambda ids: _plain_reward(module, ids))
     found: dict[str, Any] = {}
     for name, guide, rollout in (
@@ -149,10 +155,10 @@ def _references(args: argparse.Namespace, model: HFModel) -> dict[str, Any]:
         for _ in range(args.num_repeats):
             started = time.perf_counter()
             decoder = Decoder(model, {"r": guide})
-            answer = next(decoder.generate(prompts, temperature=0, max_new_tokens=args.num_new_tokens, ignore_eos=True))
+            answer, *_ = decoder.generate(prompts, temperature=0, max_new_tokens=args.num_new_tokens, ignore_eos=True)
             middle = time.perf_counter()
             expected = plain.answer(list(encode_prompt(model, prompts[0])), args.num_new_tokens, rollout)
-            ours.append(args.num_new_tokens / (middle - started))
+            ours.append(args.num_rows * args.num_new_tokens / (middle - started))
             plain_tokens.append(args.num_new_tokens / (time.perf_counter() - middle))
         ratios = [one / other for one, other in zip(ours, plain_tokens, strict=True)]
         found[name] = {
@@ -161,7 +167,8 @@ def _references(args: argparse.Namespace, model: HFModel) -> dict[str, Any]:
             "times_faster": [round(value, 2) for value in (statistics.median(ratios), min(ratios), max(ratios))],
             "same_tokens": list(answer.token_ids) == expected,
         }
-    return {"references": found, "num_repeats": args.num_repeats, "num_new_tokens": args.num_new_tokens}
+    measured = {name: getattr(args, name) for name in ("num_repeats", "num_new_tokens", "num_rows")}
+    return {"references": found, **measured}
 
 
 class _Plain:

@@ -13,7 +13,7 @@ from tests.guides.rewards import adapter_rewards, check_equal, merged, next_logp
 from tests.laws.test_guide_laws import random_lora
 from tests.laws.tiny_models import PROMPTS, tiny_model
 from trimtab.errors import BaseMismatchError, OptionError
-from trimtab.guides.transfer_q import Meter, RolloutGuide, Rollouts
+from trimtab.guides.transfer_q import RolloutGuide, Rollouts
 from trimtab.testing import check_guide
 
 
@@ -66,11 +66,11 @@ def test_a_completion_ends_at_an_end_of_sequence_token_and_leaves_no_row_behind(
 
     session = model.open()
     session.admit([prompt])
-    meter = Meter()
-    rollouts = Rollouts(Ending(), session, 5, meter)  # type: ignore[arg-type]
+    made: list[int] = []
+    rollouts = Rollouts(Ending(), session, 5, made.append)  # type: ignore[arg-type]
     texts = rollouts.complete(torch.tensor([0, 0]), [7, next(iter(ends))])
     assert texts == [[7, *ends], list(ends)]
-    assert meter.num_tokens == 1
+    assert made == [1]
     assert session.num_rows == 1
 
 

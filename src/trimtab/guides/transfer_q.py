@@ -13,8 +13,8 @@ an answer are decided in `decoding` alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,20 +39,13 @@ INDIRECT_TOKENS = 5
 """The paper's lengths of a completion."""
 
 
-@dataclass(slots=True)
-class Meter:
-    """What completions cost."""
-
-    num_tokens: int = 0
-    """Tokens of completions so far, over all sessions of a guide."""
-
-
 @dataclass(frozen=True)
 class RolloutGuide:
     """A guide that selects among the base's `top_k` by log-probability plus weight times the value of a completion.
 
     `policy` completes (None: the base itself), at most `num_tokens` tokens. `rewards` is r₂; with `policy_rewards`,
-    what the policy was aligned to (r₁), the indirect form. All read the base's tokens and its prompt.
+    what the policy was aligned to (r₁), the indirect form. All read the base's tokens and its prompt. `note` is told
+    how many tokens each pass of completions made.
     """
 
     rewards: SequenceRewards | RewardAdapter
@@ -61,7 +54,7 @@ class RolloutGuide:
     num_tokens: int = DIRECT_TOKENS
     weight: float = 1.0
     selection: Selection = args_selection()  # noqa: RUF009  frozen
-    meter: Meter = field(default_factory=Meter)
+    note: Callable[[int], None] | None = None
 
     needs_hidden = False
     needs_context = False
@@ -110,7 +103,7 @@ class RolloutGuide:
         if not isinstance(self.policy, LanguageModel):
             raise BaseMismatchError("This guide has no policy to complete with yet. Call guide.bind(model) first.")
         return RolloutSession(
-            Rollouts(self.policy, self.policy.open(beside), self.num_tokens, self.meter),
+            Rollouts(self.policy, self.policy.open(beside), self.num_tokens, self.note),
             opened(self.rewards, beside),
             None if self.policy_rewards is None else opened(self.policy_rewards, beside),
         )
@@ -141,9 +134,11 @@ class RolloutSession(SessionGroup):
 class Rollouts:
     """Greedy completions by a policy, from its cached rows."""
 
-    def __init__(self, policy: LanguageModel, session: ModelSession, num_tokens: int, meter: Meter) -> None:
+    def __init__(
+        self, policy: LanguageModel, session: ModelSession, num_tokens: int, note: Callable[[int], None] | None
+    ) -> None:
         self.session = session
-        self._meter = meter
+        self._note = note
         self._eos_ids = policy.eos_ids
         self._num_tokens = num_tokens
 
@@ -157,7 +152,8 @@ class Rollouts:
                     break
                 self.session.advance(twins[alive], torch.tensor([texts[index][-1] for index in alive.tolist()]))
                 best = self.session.logprobs(twins[alive]).argmax(dim=-1).tolist()
-                self._meter.num_tokens += len(best)
+                if self._note is not None:
+                    self._note(len(best))
                 for index, token_id in zip(alive.tolist(), best, strict=True):
                     texts[index].append(token_id)
                 alive = alive[torch.tensor([token_id not in self._eos_ids for token_id in best])]

@@ -79,14 +79,16 @@ def args(engines: EngineMaker, options: Options) -> Policy:
 
 def transfer_q(engines: EngineMaker, options: Options) -> Policy:
     indirect = options["policy_reward"] is not None
+    completed: list[int] = []
     guide = RolloutGuide(
         load_rewards(options["reward"], beside=engines.model, guide_base=options["guide_base"]),
         None if options["policy"] is None else load_policy(options["policy"], beside=engines.model),
         load_rewards(options["policy_reward"], beside=engines.model) if indirect else None,
         num_tokens=options["rollout_tokens"] or (INDIRECT_TOKENS if indirect else DIRECT_TOKENS),
         selection=args_selection(top_k=options["top_k"]),
+        note=completed.append,
     )
-    return _one_guide(engines, guide, ask=_own_candidates, others=lambda: guide.meter.num_tokens)
+    return _one_guide(engines, guide, ask=_own_candidates, others=lambda: sum(completed))
 
 
 def best_of_n(engines: EngineMaker, options: Options) -> Policy:
