@@ -64,14 +64,20 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: $(STAMP)
 	@$(BIN)/trimtab demo
 
-# Tests never reach for the network. One thread for each operation: tiny models gain nothing from more. Property tests
-# draw the same examples in every run, so that a change is judged by what it changes; test-all draws new ones.
+# Tests never reach for the network. One thread for each operation: tiny models gain nothing from more. Files are shared out
+# among TEST_WORKERS processes; what is about load and time (`alone`) runs after them. Property tests draw the same
+# examples in every run, so that a change is judged by what it changes; test-all draws new ones.
+TEST_WORKERS ?= 2
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+TOGETHER = -n $(TEST_WORKERS) --dist loadfile
 test: $(STAMP)
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m "not slow" --hypothesis-profile=ci
+	@$(PYTEST) $(TOGETHER) -m "not slow and not alone" --hypothesis-profile=ci
+	@$(PYTEST) -m "alone and not slow" --hypothesis-profile=ci
 
 # The mixed load on the server lasts an hour here, ten minutes where pytest is called without it.
 test-all: $(STAMP)
-	@TRIMTAB_SOAK_MINUTES=$${TRIMTAB_SOAK_MINUTES:-60} HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+	@$(PYTEST) $(TOGETHER) -m "not alone"
+	@TRIMTAB_SOAK_MINUTES=$${TRIMTAB_SOAK_MINUTES:-60} $(PYTEST) -m alone
 
 # The wheel itself is what is installed, built from a copy, because setuptools leaves a build directory beside what it builds.
 # $(1) is the environment.

@@ -14,6 +14,7 @@ import pytest
 from trimtab.storage.directories import DEMO_PACKAGE
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec(DEMO_PACKAGE) is None, reason=f"needs the package {DEMO_PACKAGE}, the demo model"

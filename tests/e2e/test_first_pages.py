@@ -28,6 +28,7 @@ LIMIT = 900
 """Seconds that a piece may take where other work shares the cores."""
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec(DEMO_PACKAGE) is None, reason=f"needs the package {DEMO_PACKAGE}, the demo model"

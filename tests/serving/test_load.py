@@ -32,6 +32,8 @@ from trimtab.models.hf import HFModel
 from trimtab.serving.limits import Limits
 from trimtab.serving.memory import Memory, plan
 
+pytestmark = pytest.mark.alone
+
 SOAK_S = 60 * float(os.environ.get("TRIMTAB_SOAK_MINUTES", "10"))
 LIMITS = Limits(
     max_rows=12,

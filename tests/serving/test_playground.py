@@ -34,6 +34,9 @@ PROMPT = "Say something."
 Visit = Callable[..., Any]
 
 
+pytestmark = pytest.mark.alone
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     names = ("chromium", "chromium-browser", "google-chrome")
