@@ -49,11 +49,12 @@ def test_training_reads_what_was_meant(what: str, tmp_path: Path) -> None:
 def test_a_pair_that_training_would_read_otherwise_is_left_out() -> None:
     """A raw answer that says its prompt again is cut by the reader, or refused."""
     prompt = "The film was the best"
-    groups = [[Pair(prompt, f"{prompt} of all.", "; no.")], [Pair(prompt, " by far.", " of none.")]]
+    again = [Pair(prompt, f"{prompt} of all.", "; no."), Pair(prompt, f"{prompt} ever", f"{prompt} of May")]
+    groups = [again, [Pair(prompt, " by far.", " of none.")]]
     account = Account()
     found = pair_set(groups, ChoiceSettings(eval_share=0), account, seed=0)
     assert [pair.chosen for pair in found.pairs] == [" by far."]
-    assert account.pairs_out == {MISREAD: 1}
+    assert account.pairs_out == {MISREAD: 2}
 
 
 def test_whole_prompts_are_held_out() -> None:
