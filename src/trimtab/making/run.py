@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,7 +34,7 @@ class ByReward:
 
     rewarder: Rewarder
     files: PairFiles
-    described: dict[str, object]
+    described: Mapping[str, object]
     """What the rewards are, digests included: others are kept in another file."""
     progress: Progress | None = None
 
@@ -70,7 +70,7 @@ class ByJudge:
 
     judge: Judge
     files: PairFiles
-    described: dict[str, object]
+    described: Mapping[str, object]
     progress: Progress | None = None
 
     def pairs(
