@@ -12,6 +12,7 @@ from trimtab.cli.options import NOT_SAMPLING_FLAGS
 from trimtab.cli.train.parm import NOT_FLAGS
 from trimtab.cli.train.run_options import NOT_SETTINGS
 from trimtab.fields import shown, table
+from trimtab.making.settings import ChoiceSettings, SampleSettings
 from trimtab.params import SamplingParams
 from trimtab.serving.limits import Limits
 from trimtab.training.agent.settings import AgentSettings
@@ -40,6 +41,7 @@ def tables() -> dict[str, str]:
     agent = by_method.pop("agent")
     return {
         "sampling": _markdown(heading, flags.rows(SamplingParams(), but=NOT_SAMPLING_FLAGS)),
+        "pairs": _markdown(heading, (*flags.rows(SampleSettings()), *flags.rows(ChoiceSettings()))),
         "training": _markdown((*heading, "only"), _by_method(by_method)),
         "agent": _markdown(heading, agent),
         "limits": _markdown(heading, flags.rows(Limits())),

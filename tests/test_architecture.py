@@ -31,6 +31,7 @@ LAYERS = (
     {"engines"},
     {"methods"},
     {"evaluation", "serving", "training"},
+    {"making"},
     {"cli"},
 )
 """Files and folders at the top; each imports what is below it, or beside it in `models`, `decoding` and the like."""
@@ -321,6 +322,11 @@ PLANTED = {
     "sideways": ("training/arm/train.py", "from trimtab.evaluation import harness", "evaluation, its neighbour"),
     "sideways, back": ("evaluation/harness.py", "import trimtab.training.arm.train", "training, its neighbour"),
     "sideways, serving": ("serving/app.py", "import trimtab.evaluation", "evaluation, its neighbour"),
+    "a training imports what is made with it": (
+        "training/pairs/data.py",
+        "import trimtab.making.run",
+        "training imports making, a layer above it",
+    ),
     "a library uses the command line": ("evaluation/report.py", "import trimtab.cli.main", "a layer above it"),
     "a guide imports a model": ("guides/arm.py", "from trimtab.models.hf import HFModel", "a guide is given its model"),
     "the surface from inside": ("cli/chat.py", "from trimtab import Decoder", "imports the public surface"),

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--lower-is-better", action="store_true", help="the judge is a cost model (scorer:offence is known to be one)"
     )
     _add_pairs(parser)
-    _add_endpoint(parser)
+    add_endpoint(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--export", nargs=2, metavar=("FORMAT", "DIR"), help="also write the answers; FORMAT: alpaca_eval"
@@ -72,7 +73,8 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_endpoint(parser: argparse.ArgumentParser) -> None:
+def add_endpoint(parser: argparse.ArgumentParser, *, prefix: str = "") -> None:
+    """How a judge behind an endpoint is asked; `prefix` stands before what a command says of its own model too."""
     group = parser.add_argument_group("a judge behind an endpoint (openai:MODEL); its key is read from OPENAI_API_KEY")
     group.add_argument("--base-url", metavar="URL", help="of any endpoint that speaks OpenAI's (OpenAI's own)")
     group.add_argument("--concurrency", type=options.whole(1), default=4, metavar="N", help="calls at a time (4)")
@@ -87,10 +89,18 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         "--max-attempts", type=options.whole(1), default=5, metavar="N", help="calls for one verdict at most (5)"
     )
     group.add_argument(
-        "--temperature", type=options.any_number, default=0.0, metavar="T", help="of the judge; below 0: not sent (0)"
+        f"--{prefix}temperature",
+        type=options.any_number,
+        default=0.0,
+        metavar="T",
+        help="of the judge; below 0: not sent (0)",
     )
     group.add_argument(
-        "--max-tokens", type=options.whole(0), default=256, metavar="N", help="of a reply; 0: not sent (256)"
+        f"--{prefix}max-tokens",
+        type=options.whole(0),
+        default=256,
+        metavar="N",
+        help="of a reply; 0: not sent (256)",
     )
 
 
@@ -145,7 +155,7 @@ def _judge(
         raise OptionError(f"The run has only {baseline.method}; there is nothing to compare it with.")
     # All sets are checked before anybody is asked.
     groups = [pairs_against(rows, other, baseline, common=args.common) for other in others]
-    judge = load_judge(args)
+    judge = load_judge(JudgeChoice.of(args))
     sizes = ", ".join(f"{other}: {len(pairs)}" for other, pairs in zip(others, groups, strict=True))
     options.say(f"{judge.name} compares with {baseline}: pairs of {sizes}")
     judged: list[list[Judged]] = []
@@ -158,34 +168,62 @@ def _judge(
     return judgement
 
 
-def load_judge(args: argparse.Namespace) -> Judge:
-    """What --judge names, ready to be asked."""
+@dataclass(frozen=True, slots=True)
+class JudgeChoice:
+    """What --judge, --lower-is-better and the flags of `add_endpoint` say."""
+
+    name: str
+    lower_is_better: bool
+    base_url: str | None
+    concurrency: int
+    timeout_s: float
+    max_attempts: int
+    temperature: float | None
+    max_tokens: int | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, *, prefix: str = "") -> JudgeChoice:
+        temperature, max_tokens = (getattr(args, f"{prefix}{name}") for name in ("temperature", "max_tokens"))
+        return cls(
+            args.judge,
+            args.lower_is_better,
+            args.base_url,
+            args.concurrency,
+            args.timeout,
+            args.max_attempts,
+            temperature if temperature >= 0 else None,
+            max_tokens or None,
+        )
+
+
+def load_judge(choice: JudgeChoice) -> Judge:
+    """The judge that is chosen, ready to be asked."""
     from trimtab.evaluation.judging.judges import COSTS, RewardJudge, split_judge
 
-    kind, name = split_judge(args.judge)
+    kind, name = split_judge(choice.name)
     if kind == "openai":
-        if args.lower_is_better:
-            raise OptionError(f"--lower-is-better is of a judge that gives numbers, and {args.judge} gives none.")
+        if choice.lower_is_better:
+            raise OptionError(f"--lower-is-better is of a judge that gives numbers, and {choice.name} gives none.")
         from trimtab.evaluation.judging.chat_judge import ChatJudge, Endpoint
 
         return ChatJudge(
             Endpoint(
                 model=name,
-                base_url=args.base_url,
-                api_key=_api_key(args.base_url),
-                concurrency=args.concurrency,
-                timeout_s=args.timeout,
-                max_attempts=args.max_attempts,
-                temperature=args.temperature if args.temperature >= 0 else None,
-                max_tokens=args.max_tokens or None,
+                base_url=choice.base_url,
+                api_key=_api_key(choice.base_url),
+                concurrency=choice.concurrency,
+                timeout_s=choice.timeout_s,
+                max_attempts=choice.max_attempts,
+                temperature=choice.temperature,
+                max_tokens=choice.max_tokens,
             )
         )
-    if args.base_url is not None:
-        raise OptionError(f"--base-url is of a judge behind an endpoint, and {args.judge} is none. Leave it out.")
+    if choice.base_url is not None:
+        raise OptionError(f"--base-url is of a judge behind an endpoint, and {choice.name} is none. Leave it out.")
     from trimtab.storage.scorers import load_scorer
 
     scorer = load_scorer(name if kind == "scorer" or "/" in name else f"./{name}")
-    return RewardJudge(args.judge, scorer, lower_is_better=args.lower_is_better or name in COSTS)
+    return RewardJudge(choice.name, scorer, lower_is_better=choice.lower_is_better or name in COSTS)
 
 
 def _api_key(base_url: str | None) -> str | None:

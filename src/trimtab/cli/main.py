@@ -25,6 +25,7 @@ from trimtab.cli import bench, compare, convert, judge, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
 from trimtab.cli.options import use_threads
+from trimtab.cli.pairs import command as pairs
 from trimtab.cli.train import command as train
 from trimtab.cli.train.run_options import flags_of, is_main, naming_flags
 from trimtab.errors import OptionError, TrimtabError, unknown_name
@@ -39,6 +40,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {
     "demo": demo,
+    "pairs": pairs,
     "train": train,
     "soup": soup,
     "generate": generate,

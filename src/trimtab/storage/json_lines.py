@@ -46,12 +46,12 @@ def open_to_append(path: Path) -> TextIO:
 
 def append(stream: TextIO, items: Iterable[Mapping[str, Any]]) -> None:
     """Write lines and see them to the disk."""
-    stream.write("".join(_line(item) + "\n" for item in items))
+    stream.write("".join(line_of(item) + "\n" for item in items))
     stream.flush()
     os.fsync(stream.fileno())
 
 
-def _line(item: Mapping[str, Any]) -> str:
+def line_of(item: Mapping[str, Any]) -> str:
     """An object as a line; half of a surrogate pair, which UTF-8 has no bytes for, is written as an escape."""
     text = json.dumps(item, ensure_ascii=False, allow_nan=False)
     try:

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from trimtab.cli import engines, guide_options, options
-from trimtab.cli.answering import answer_file
+from trimtab.cli import engines, options
+from trimtab.cli.answering import answer_file, described
 from trimtab.cli.answering.by_method import (
     MethodChoice,
     add_method_options,
@@ -39,11 +37,6 @@ if TYPE_CHECKING:
     from trimtab.decoding.engine import GenerationEngine
     from trimtab.engines.maker import GuideSource
     from trimtab.storage.model_source import ModelSource
-
-_SETTINGS = (
-    *("model", "revision", "dtype", "template", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
-    *("rule", "plausibility", "repetition_penalty", "stop", "ignore_eos", "trace", "num_alternatives"),
-)
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -104,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     job = _job(args)
     rows = _read_rows(args, engines.guide_names(job.engine, args.model, [spec.name for spec in args.guides]))
     plan = None if args.out is None else answer_file.plan(args.out, resume=args.resume, overwrite=args.overwrite)
-    seed = _first_seed(args.seed, plan)
+    seed = described.first_seed(args.seed, None if plan is None else plan.settings)
     settings = _settings(args, job, rows, seed)
     if plan is not None:
         settings["contents"] = _contents(job)
@@ -163,67 +156,22 @@ def _read_rows(args: argparse.Namespace, guides: Sequence[str]) -> list[PromptRo
     return read_prompts(args.prompts, guides, skip_bad_lines=args.skip_bad_lines, ignore_columns=args.ignore_columns)
 
 
-def _first_seed(seed: int | None, plan: answer_file.Plan | None) -> int:
-    """The seed given, else that of the file to be continued, else a new one."""
-    if seed is not None:
-        return seed
-    if plan is not None and plan.settings is not None and isinstance(plan.settings.get("seed"), int):
-        return int(plan.settings["seed"])
-    return secrets.randbelow(2**31)
-
-
 def _settings(args: argparse.Namespace, job: _Job, rows: Sequence[PromptRow], seed: int) -> dict[str, Any]:
-    """Everything that an answer depends on. The batch size is not among them: it changes no answer."""
-    preferences = options.named_preferences(args.preferences, [spec.name for spec in args.guides])
-    forms, bases = guide_options.read(args)
-    from trimtab.prompts import as_json
-
-    content = json.dumps([[as_json(row.prompt), row.weights, row.seed] for row in rows], ensure_ascii=True)
+    """Everything that a line of answers depends on, what names stand for aside."""
     return {
-        **{name: getattr(args, name) for name in _SETTINGS},
-        **({"quantize": args.quantize} if args.quantize else {}),
-        **({"template_options": dict(job.template_options)} if job.template_options else {}),
-        "guides": {
-            spec.name: {
-                "source": _content_of(spec.path),
-                "weight": spec.weight,
-                **({"preference": list(preferences[spec.name])} if spec.name in preferences else {}),
-                **({"form": forms[spec.name]} if spec.name in forms else {}),
-                **({"guide_base": bases[spec.name]} if spec.name in bases else {}),
-            }
-            for spec in args.guides
-        },
-        "prompts": hashlib.sha256(content.encode()).hexdigest(),
-        "seed": seed,
-        **_engine(job),
+        **described.sampling(args, job.engine, job.model, job.template_options, rows, seed),
+        "trace": args.trace,
+        "num_alternatives": args.num_alternatives,
         **({} if job.method is None else {"method": dataclasses.asdict(job.method)}),
     }
-
-
-def _engine(job: _Job) -> dict[str, Any]:
-    """What another engine adds to that: its draws are others. Nothing where the built-in engine answers."""
-    if job.engine.is_builtin:
-        return {}
-    return {"engine": job.engine.name, **job.engine.open(job.model).contents}
-
-
-def _content_of(path: str) -> str:
-    """What a guide is: its content, so that one trained anew is not taken for the old; its name where it has none."""
-    from trimtab.storage.digests import model_contents
-
-    files = model_contents(path).get("files")
-    return path if files is None else f"sha256:{files}"
 
 
 def _contents(job: _Job) -> dict[str, Any]:
     """The content of what the names stand for: the model, the guides' bases, and all that the method reads."""
     from trimtab.evaluation.comparison.fingerprints import option_contents
-    from trimtab.storage.digests import model_contents
 
-    bases = {name: guide.guide_base for name, guide in job.guides.items() if guide.guide_base is not None}
     return {
-        "model": model_contents(job.model.name),
-        **({"guide_bases": {name: model_contents(base) for name, base in bases.items()}} if bases else {}),
+        **described.contents(job.model, job.guides),
         **({} if job.method is None else {"method": option_contents(job.method.options)}),
     }
 

@@ -1,0 +1,50 @@
+"""Where a sentence that tells a model how to answer stands in front of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trimtab.core import Chat, Message, Prompt, Tokenizer
+from trimtab.errors import PromptError
+from trimtab.prompts import is_chat, options_of
+
+SYSTEM, USER, TEXT = "system message", "user's message", "text"
+"""The places: a system message; the beginning of the user's first message; the beginning of a raw text."""
+
+
+def takes_system(tokenizer: Tokenizer) -> bool:
+    """Whether the model's chat template writes a system message, rather than refuse it or leave it out."""
+    try:
+        tokenizer.encode_chat([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}])
+    except PromptError:
+        return False
+    return True
+
+
+def place_of(prompt: Prompt, *, system: bool) -> str:
+    """Where a sentence stands in front of this prompt; `system` says whether the template has a system message."""
+    return TEXT if isinstance(prompt, str) else SYSTEM if system else USER
+
+
+def with_sentence(prompt: Prompt, sentence: str, *, system: bool) -> Prompt:
+    """The prompt with the sentence in front of it.
+
+    A system message that the prompt has already follows the sentence in the same message. Without `system` (a template
+    that has no such role) the sentence begins the user's first message. Raises PromptError for token ids, and for
+    messages without a user's.
+    """
+    if isinstance(prompt, str):
+        return f"{sentence}\n\n{prompt}"
+    if not is_chat(prompt):
+        raise PromptError("A sentence cannot stand before token ids. Give the prompt as text or chat messages.")
+    messages: Sequence[Message] = prompt  # type: ignore[assignment]
+    role = "system" if system else "user"
+    place = next((index for index, message in enumerate(messages) if message["role"] == role), None)
+    if place is None and not system:
+        raise PromptError("The prompt has no user's message that the sentence could begin. Give one.")
+    if place is None:
+        said: list[Message] = [{"role": "system", "content": sentence}, *messages]
+    else:
+        content = f"{sentence}\n\n{messages[place].get('content') or ''}".rstrip()
+        said = [*messages[:place], {**messages[place], "content": content}, *messages[place + 1 :]]
+    return Chat(said, options_of(prompt))
