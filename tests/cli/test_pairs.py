@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.cli.conftest import Outcome, Run, Tiny
 from tests.fake_judge import Reply, fake_judge, in_turn, prefers
@@ -124,6 +126,20 @@ def test_by_two_sentences(argv: list[str], run: Run, out: Path, tmp_path: Path) 
     assert "“Be kind.”" in text
     assert "“Be rude.”" in text
     assert "system message" in text
+
+
+def test_a_template_without_a_system_message(argv: list[str], run: Run, tiny: Tiny, out: Path, tmp_path: Path) -> None:
+    """The sentence begins the user's message, and both the command and the card say so."""
+    model = Path(shutil.copytree(tiny.model, tmp_path / "without_system"))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = tokenizer.chat_template.replace("in messages", "in messages if m['role'] != 'system'")
+    tokenizer.save_pretrained(model)
+    argv[argv.index("--model") + 1] = str(model)
+    outcome = run(*argv, *SENTENCES)
+    assert outcome.code == 0, outcome.err
+    assert "the chat template has no system message" in outcome.err
+    assert "The sentence stood in the user's message" in (out / "p.README.md").read_text()
+    assert rows(out / "p.work" / "samples.jsonl")[0]["prompt"] == [{"role": "user", "content": "a?"}]
 
 
 def test_answers_under_a_sentence_are_those_of_generate_with_it(

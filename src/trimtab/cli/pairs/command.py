@@ -133,6 +133,8 @@ def _sample(job: Job, place: Plan, settings: Mapping[str, Any], rows: Sequence[P
         check_prompts(asks)
         params = dataclasses.replace(job.params, seed=seed)
         has_system = bool(job.sentences) and tokenizer.has_chat_template and takes_system(tokenizer)
+        if job.sentences and not has_system and not isinstance(asks[0].prompt, str):
+            options.say("the chat template has no system message, so a sentence begins the user's")
         sampler = Sampler(engine, params, job.samples, job.sentences, has_system, job.skip_bad_lines)
         answered = sampler.answer(asks, num_done)
         if place.before is None:
