@@ -171,11 +171,14 @@ def load(
     engine = maker.make(
         guides, max_rows=max_rows, prefill_chunk=prefill_chunk, drafters=drafters, copies=draft_quantize
     )
+    from trimtab.guides.prompt import BoundPromptGuide
     from trimtab.mixing.forms import forms_of
 
     forms = forms_of(engine.guides)
     for name, guide in engine.guides.items():
         origin = guides[name].path if name in guides else source.name
+        if isinstance(guide, BoundPromptGuide):
+            origin = guide.reading
         form = f", as a {forms[name]}" if forms[name] else ""
         options.say(f"loaded guide {name} from {origin}, weight {guide.weight:g}{form}")
     return tokenizer, engine

@@ -18,8 +18,7 @@ template has a place for it. The beginning that requests have in common is fed o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -96,18 +95,10 @@ class PromptGuide:
     def open(self, beside: ModelSession | None = None) -> GuideSession:
         raise BaseMismatchError("A sentence is read by the model that it steers. Call guide.bind(model) first.")
 
-    def save_files(self, directory: Path) -> None:
-        """It has no files but its card (see `loading.save_guide`)."""
-
     def facts(self) -> Mapping[str, object]:
         """The content of `guide.json`."""
-        said = {"towards": self.towards, "away": self.away, "place": self.place, "separator": self.separator}
-        return {
-            "format": 1,
-            "kind": "prompt",
-            "prompt": {name: value for name, value in said.items() if value is not None},
-            "weight": self.weight,
-        }
+        said = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"format": 1, "kind": "prompt", "prompt": said}
 
 
 @dataclass(frozen=True)
@@ -130,6 +121,17 @@ class BoundPromptGuide:
     @property
     def max_length(self) -> int | None:
         return self.model.max_length
+
+    @property
+    def reading(self) -> str:
+        """What is read and where, for a person."""
+        away = "" if self.guide.away is None else f", away from {_cut(self.guide.away)!r}"
+        where = "in the system message" if self.place == SYSTEM else "before the user's text"
+        return f"the sentence {_cut(self.guide.towards)!r}{away}, {where}"
+
+    def facts(self) -> Mapping[str, object]:
+        """The content of `guide.json`."""
+        return self.guide.facts()
 
     def bind(self, base: LanguageModel) -> BoundPromptGuide:
         return self if base is self.model else self.guide.bind(base)
