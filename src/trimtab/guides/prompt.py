@@ -138,13 +138,13 @@ class BoundPromptGuide:
 
     def prompt_ids(self, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
         rows = [self._read(sentence, prompt) for sentence in self.guide.sentences]
-        return rows[0] if len(rows) == 1 else _Pairs(self.model).joined(*rows)
+        return rows[0] if len(rows) == 1 else Pairs(self.model).joined(*rows)
 
     def open(self, beside: ModelSession | None = None) -> GuideSession:
         towards = self.model.open(beside)
         if self.guide.away is None:
             return ShiftSession(towards)
-        return ContrastSession(towards, self.model.open(towards if beside is None else beside), _Pairs(self.model))
+        return ContrastSession(towards, self.model.open(towards if beside is None else beside), Pairs(self.model))
 
     def _read(self, sentence: str, prompt: Prompt) -> list[int]:
         """A prompt's token ids with the sentence in it."""
@@ -162,10 +162,10 @@ class BoundPromptGuide:
 class ContrastSession(ReferencedSession):
     """The growing sequences of two sentences: the same tokens behind two prompts.
 
-    A prompt holds both in one list of ids (`_Pairs`); tokens of the answer are the base's and go to both.
+    A prompt holds both in one list of ids (`Pairs`); tokens of the answer are the base's and go to both.
     """
 
-    def __init__(self, towards: ModelSession, away: ModelSession, pairs: _Pairs) -> None:
+    def __init__(self, towards: ModelSession, away: ModelSession, pairs: Pairs) -> None:
         super().__init__(towards, away)
         self._pairs = pairs
 
@@ -190,7 +190,7 @@ class ContrastSession(ReferencedSession):
         return min(found)
 
 
-class _Pairs:
+class Pairs:
     """Two prompts as one list of ids, so that a row of a guide can begin with both.
 
     Where both have the same token, the id is that token; any other stands for a pair of tokens, of which the shorter
@@ -205,6 +205,14 @@ class _Pairs:
         length = max(len(towards), len(away))
         first, second = ([*ids, *[self._none] * (length - len(ids))] for ids in (towards, away))
         return [one if one == other else self._pair(one, other) for one, other in zip(first, second, strict=True)]
+
+    def alone(self, towards: Sequence[int]) -> list[int]:
+        """A prompt without another: no id of it is a token of both."""
+        return [self._pair(one, self._none) for one in towards]
+
+    def is_alone(self, token_id: int) -> bool:
+        """Whether a row that begins with this id has one prompt only."""
+        return self._split(int(token_id))[1] == self._none
 
     def apart(self, ids: TokenIds) -> tuple[list[int], list[int]]:
         both: tuple[list[int], list[int]] = ([], [])
