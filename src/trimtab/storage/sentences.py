@@ -57,8 +57,8 @@ def read_weighed(target: str, *, home: Path | None = None) -> tuple[PromptGuide,
     if not text.strip():
         raise OptionError(f"{target!r} has no sentence behind the colon. Accepted: {FORM}.")
     operands, weight = _quoted(text) or _plain(text)
-    sentences = [_said(operand, quoted, home or Path()) for operand, quoted in operands]
-    return PromptGuide(*sentences, place=head.group(1) or AUTO), weight
+    towards, *others = [_said(operand, quoted, home or Path()) for operand, quoted in operands]
+    return PromptGuide(towards, others[0] if others else None, place=head.group(1) or AUTO), weight
 
 
 def kept_sentence(directory: Path, card: GuideCard, *, weight: float | None = None) -> PromptGuide:
