@@ -26,6 +26,7 @@ OLD: dict[str, dict[str, Any]] = {
     },
     "a preference-aware guide": {"kind": "parm", "form": "bilinear", "parm": {"objectives": ["a", "b"], "scale": 2.0}},
     "a reward model without a record": {"kind": "reward", "form": "full", "base": BASE},
+    "a sentence": {"kind": "prompt", "prompt": {"towards": "Be short.", "place": "user", "weight": 2.0}},
     "a card without a kind": {"base": BASE},
     "a card of a later version": {"kind": "arm", "base": {**BASE, "colour": "ü"}, "later": [1, {"x": None}]},
 }
@@ -84,6 +85,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a scale": ({"kind": "parm", "parm": {"scale": "2"}}, r"parm\.scale is '2'; accepted: a finite number"),
     "a selection": ({"kind": "agent", "selection": []}, r"selection is \[\]; accepted: an object"),
+    "a sentence": ({"kind": "prompt", "prompt": {"towards": 7}}, r"prompt\.towards is 7; accepted: a text"),
     "a form": ({"kind": "arm", "guide_form": "sum"}, r"guide_form 'sum'; accepted: product, shift"),
 }
 

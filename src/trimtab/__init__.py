@@ -16,6 +16,7 @@ from trimtab.errors import TrimtabError
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM, AdapterARM
 from trimtab.guides.parm import PARM
+from trimtab.guides.prompt import PromptGuide
 from trimtab.guides.stateless import StatelessGuide
 from trimtab.mixing.rules import Tilt
 from trimtab.storage.loading import load_guide, load_model, load_parm, save_guide
@@ -73,6 +74,7 @@ __all__ = [
     "ParmSettings",
     "PreferencePair",
     "Prompt",
+    "PromptGuide",
     "RLSettings",
     "RewardModel",
     "RewardSettings",

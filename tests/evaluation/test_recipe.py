@@ -10,7 +10,8 @@ import yaml
 
 from tests.evaluation.comparison_fakes import METHODS, check, recipe, source
 from trimtab.errors import DataError, OptionError
-from trimtab.evaluation.comparison.recipe import Recipe, resolved, strength_text
+from trimtab.evaluation.comparison.fingerprints import option_contents
+from trimtab.evaluation.comparison.recipe import Recipe, missing_paths, resolved, strength_text
 from trimtab.evaluation.comparison.recipe_reader import parse_recipe, read_recipe
 
 
@@ -202,3 +203,13 @@ def test_options_that_cannot_reach_a_template_are_refused(changes: dict[str, Any
     with pytest.raises(OptionError) as caught:
         recipe(**changes)
     assert problem in str(caught.value)
+
+
+def test_sentences_of_methods_are_read_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "glad.txt").write_text("Be glad, he/she said: now.\n")
+    assert resolved("prompt:@glad.txt", tmp_path) == 'prompt:"Be glad, he/she said: now."'
+    assert resolved(f"prompt:{'very ' * 99}glad/sad.", tmp_path) == f'prompt:"{"very " * 99}glad/sad."'
+    assert missing_paths(["prompt:@glad.txt", "prompt:Be glad/sad, and/or short."], tmp_path) == []
+    assert missing_paths("prompt:@none.txt", tmp_path) == ["prompt:@none.txt"]
+    contents = option_contents({"guide": resolved("prompt:@glad.txt", tmp_path)})
+    assert contents == option_contents({"guide": "prompt:Be glad, he/she said: now."}) != {}

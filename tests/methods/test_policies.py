@@ -15,6 +15,7 @@ from trimtab.core import Prompt, SamplingParams
 from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError
 from trimtab.guides.arm import ARM
+from trimtab.guides.prompt import PromptGuide
 from trimtab.methods.best_of_n import BestOfN
 from trimtab.methods.catalogue import METHODS, build_policy, check_method
 from trimtab.methods.method import Guided, Policy, Strength, derived_seed, number, numbers
@@ -69,6 +70,41 @@ def test_greedy_answers_are_certain_so_their_kl_is_what_the_base_says_of_them() 
     assert answer.base_logprob is not None
     assert policy.kl(answer, 0.0) == pytest.approx(-answer.base_logprob)
     assert policy.kl(answer, 0.0) != pytest.approx(0.0, abs=1e-2)
+
+
+def test_a_sentence_is_weighed_or_read_as_a_system_prompt() -> None:
+    """At weight 1 one sentence is the system prompt itself, with its exact KL to the base that does not read it."""
+    prompt: Prompt = [{"role": "user", "content": "w8 w9"}]
+    weighed = build_policy(MODEL, "prompt", {"guide": "prompt:w3 w4"})
+    system = build_policy(MODEL, "system", {"guide": "prompt:w3 w4"})
+    read: Prompt = [{"role": "system", "content": "w3 w4"}, {"role": "user", "content": "w8 w9"}]
+    expected = next(Decoder(MODEL).answers([(read, replace(PARAMS, seed=5))]))
+    for policy in (weighed, system):
+        answer = next(policy.answer([prompt], 1.0, PARAMS, [5]))
+        assert answer.token_ids == expected.token_ids
+        assert policy.kl_kind == "exact"
+        assert policy.kl(answer, 1.0) == answer.kl
+        assert answer.kl is not None
+        assert answer.kl > 0.01
+    assert texts_of(system, 0.0, [prompt]) == texts_of(build_policy(MODEL, "base", {}), 0.0, [prompt])
+    two = build_policy(MODEL, "prompt", {"guide": 'prompt:"w3 w4"/"w5"'})
+    guided = Decoder(MODEL, {"g": PromptGuide("w3 w4", "w5")})
+    answer = next(guided.answers([(prompt, replace(PARAMS, seed=5, weights={"g": 2.0}))]))
+    assert texts_of(two, 2.0, [prompt]) == [answer.text]
+
+
+@pytest.mark.parametrize(
+    ("name", "guide", "strength", "message"),
+    [
+        ("system", 'prompt:"w3"/"w4"', 1.0, "takes one sentence"),
+        ("system", "prompt:w3", 0.5, "is there \\(1\\) or not \\(0\\)"),
+        ("prompt", "builtin:sentiment", 1.0, "is no guide made of a sentence"),
+        ("prompt", "prompt:@none.txt", 1.0, "no file none.txt"),
+    ],
+)
+def test_sentences_that_a_method_cannot_take_are_refused(name: str, guide: str, strength: float, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        texts_of(build_policy(MODEL, name, {"guide": guide}), strength)
 
 
 def test_the_best_of_n_has_the_highest_reward_among_drafts_that_start_with_the_bases_own() -> None:

@@ -16,7 +16,7 @@ from trimtab.params import GUIDE_DRAFT, LOOKUP, NO_DRAFT
 if TYPE_CHECKING:
     from trimtab.core import SamplingParams, Tokenizer
     from trimtab.decoding.engine import GenerationEngine
-    from trimtab.engines.maker import EngineMaker, GuideSource
+    from trimtab.engines.maker import EngineMaker, Guides, GuideSource
     from trimtab.storage.model_source import ModelSource
 
 
@@ -148,7 +148,7 @@ def _kind(path: str) -> tuple[str, str | None]:
 def load(
     choice: EngineChoice,
     source: ModelSource,
-    guides: Mapping[str, GuideSource],
+    guides: Guides,
     *,
     max_rows: int,
     prefill_chunk: int | None = None,
@@ -170,11 +170,18 @@ def load(
     engine = maker.make(
         guides, max_rows=max_rows, prefill_chunk=prefill_chunk, drafters=drafters, copies=draft_quantize
     )
+    from trimtab.engines.maker import GuideSource
+    from trimtab.guides.prompt import BoundPromptGuide
     from trimtab.mixing.forms import forms_of
 
     forms = forms_of(engine.guides)
     for name, guide in engine.guides.items():
-        origin = guides[name].path if name in guides else source.name
+        given = guides.get(name)
+        if given is not None and not isinstance(given, GuideSource):
+            continue  # nothing was loaded for it
+        origin = source.name if given is None else given.path
+        if isinstance(guide, BoundPromptGuide):
+            origin = guide.reading
         form = f", as a {forms[name]}" if forms[name] else ""
         options.say(f"loaded guide {name} from {origin}, weight {guide.weight:g}{form}")
     return tokenizer, engine

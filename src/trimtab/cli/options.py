@@ -40,7 +40,8 @@ def parse_guide(text: str) -> GuideSpec:
     """`NAME=PATH[:WEIGHT]` -> GuideSpec.
 
     PATH is a directory, a hub id or `builtin:NAME`, and may hold colons: what follows the last one is the weight if it
-    is a number, unless the whole is the name of something that exists. Raises OptionError.
+    is a number, unless the whole is the name of something that exists. Or it is `prompt:` and a sentence
+    (`storage.sentences`). Raises OptionError.
     """
     name, equals, target = text.partition("=")
     if not equals or not target:
@@ -49,6 +50,11 @@ def parse_guide(text: str) -> GuideSpec:
         raise OptionError(
             f"{name!r} is not a name for a guide; use letters, digits, '.', '_' and '-'. Form: {_GUIDE_FORM}."
         )
+    from trimtab.storage.sentences import is_sentence, read_weighed, sentence_name
+
+    if is_sentence(target):
+        guide, strength = read_weighed(target)
+        return GuideSpec(name, sentence_name(guide), strength)
     path, weight = _split_weight(target)
     if not path:
         raise OptionError(f"{text!r} names no directory. Accepted: {_GUIDE_FORM}.")
@@ -216,7 +222,8 @@ def add_guide_option(group: argparse._ActionsContainer, strength: str) -> None:
         default=[],
         type=_guide,
         metavar="NAME=PATH[:WEIGHT]",
-        help=f"a guide to steer with: a directory, a hub id or builtin:NAME, {strength}; repeat for several",
+        help=f"a guide to steer with: a directory, a hub id, builtin:NAME, or prompt:SENTENCE, {strength}; repeat for "
+        "several",
     )
 
 

@@ -78,6 +78,12 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="MODEL",
         help="load this small model too, for requests whose draft names it; repeatable",
     )
+    group.add_argument(
+        "--allow-prompt-guides",
+        action="store_true",
+        help="let requests, and the playground's visitors, bring sentences as guides (guidance.prompts); each is a row "
+        "or two more of the batch",
+    )
     group = parser.add_argument_group("limits")
     flags.add_fields(group, Limits(), may_be_unset=True)
 
@@ -128,6 +134,8 @@ class _Wanted:
     origins: tuple[str, ...]
     draft_models: tuple[str, ...]
     draft_quantize: str | None
+    places: tuple[str, ...]
+    """Guides that hold the sentences which a request brings."""
 
 
 def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice) -> _Wanted:
@@ -163,7 +171,18 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
         origins=(*config.origins, *args.origins),
         draft_models=(*config.draft_models, *args.draft_models),
         draft_quantize=args.draft_quantize,
+        places=_places(args.allow_prompt_guides or config.allow_prompt_guides, engine, Limits(**given)),  # type: ignore[arg-type]
     )
+
+
+def _places(allowed: bool, engine: EngineChoice, limits: Limits) -> tuple[str, ...]:
+    """A guide for each sentence that a request may bring, by names that no guide of the operator's can have."""
+    if not allowed:
+        return ()
+    from trimtab.engines.maker import PROMPTS
+
+    engine.maker.check_features([PROMPTS], what="--allow-prompt-guides")
+    return tuple(f"sentence:{number}" for number in range(1, limits.max_prompt_guides + 1))
 
 
 def _service(wanted: _Wanted, thread: TensorThread) -> Service:
@@ -173,13 +192,13 @@ def _service(wanted: _Wanted, thread: TensorThread) -> Service:
     from trimtab.serving.app import Service
     from trimtab.serving.asking import Catalogue
 
-    usual = _usual_weights(wanted.guides.specs, engine)
+    usual = _usual_weights(wanted.guides.specs, engine, wanted.places)
     check_options(engine.model, wanted.template_options)
     presets = {preset: dict(weights) for preset, weights in wanted.presets.items()}
     _check_weights(engine, {wanted.name: usual, **presets})
     return Service(
         engine=engine,
-        catalogue=Catalogue(engine.model, wanted.name, usual, wanted.presets, wanted.template_options),
+        catalogue=Catalogue(engine.model, wanted.name, usual, wanted.presets, wanted.template_options, wanted.places),
         limits=wanted.limits,
         origins=wanted.origins,
         thread=thread,
@@ -194,10 +213,12 @@ def _engine(wanted: _Wanted) -> GenerationEngine:
     if limits.max_cached_tokens:
         kind.check_features([CACHE_LIMIT], what="--max-cached-tokens")
     chunk = limits.prefill_chunk if not kind.plans_caches or "prefill_chunk" in wanted.limits_given else None
+    from trimtab.guides.brought import SentencePlace
+
     _, engine = engines.load(
         wanted.engine,
         wanted.model,
-        wanted.guides.sources(),
+        {**wanted.guides.sources(), **{place: SentencePlace(place) for place in wanted.places}},
         max_rows=limits.max_rows,
         prefill_chunk=chunk,
         drafts=[*wanted.draft_models, *([GUIDE_DRAFT] if wanted.draft_quantize else [])],
@@ -222,10 +243,15 @@ def _within_memory(decoder: Decoder, limits: Limits, asked: Collection[str]) -> 
     return decoder
 
 
-def _usual_weights(specs: Sequence[options.GuideSpec], engine: GenerationEngine) -> dict[str, float]:
-    """Guide -> its weight in a request that does not say: off unless its flag or the packed directory has one."""
+def _usual_weights(
+    specs: Sequence[options.GuideSpec], engine: GenerationEngine, places: Collection[str]
+) -> dict[str, float]:
+    """Guide -> its weight in a request that does not say: off unless its flag or the packed directory has one.
+
+    The places of sentences that requests bring are none of the server's own guides.
+    """
     flags = {spec.name: spec.weight or 0.0 for spec in specs}
-    return {name: flags.get(name, guide.weight) for name, guide in engine.guides.items()}
+    return {name: flags.get(name, guide.weight) for name, guide in engine.guides.items() if name not in places}
 
 
 def _check_weights(engine: GenerationEngine, presets: Mapping[str, Mapping[str, float]]) -> None:

@@ -29,9 +29,22 @@ DEVICE = "a device of one's choice"
 QUANTIZE = "weights of fewer bits"
 RULES = "a rule for an agent's verdicts"
 DRAFTS = "drafts of next tokens"
+PROMPTS = "guides that read another prompt"
 DEFAULT_ROWS = 64
 """Requests that run at a time where nobody says."""
-FEATURES = (SELECTING, IN_PROCESS, PREFERENCES, SECOND_BASE, FORCED, CACHE_LIMIT, DEVICE, QUANTIZE, RULES, DRAFTS)
+FEATURES = (
+    SELECTING,
+    IN_PROCESS,
+    PREFERENCES,
+    SECOND_BASE,
+    FORCED,
+    CACHE_LIMIT,
+    DEVICE,
+    QUANTIZE,
+    RULES,
+    DRAFTS,
+    PROMPTS,
+)
 """What a method or a command may need of an engine beyond decoding with guides that tilt."""
 
 

@@ -52,6 +52,30 @@ def genarm(engines: EngineMaker, options: Options) -> Policy:
     return Guided(engine, lambda strength: numbers(strength, list(paths)))
 
 
+def prompt(engines: EngineMaker, options: Options) -> Policy:
+    _sentence_of(options["guide"])
+    return _one_guide(engines, GuideSource(options["guide"]))
+
+
+def system(engines: EngineMaker, options: Options) -> Policy:
+    """The sentence in the prompt and nothing else: `prompt` with one sentence at weight 1, so its KL is exact too."""
+    if "away" in _sentence_of(options["guide"]):
+        raise OptionError(
+            "system takes one sentence, which the base reads as its system prompt, and two are given; leave the other "
+            "out, or weigh both with the method prompt."
+        )
+
+    def weights(strength: Strength) -> dict[str, float]:
+        if strength not in (0, 1):
+            raise OptionError(
+                f"A strength of {strength} means nothing to system: a system prompt is there (1) or not (0). Weigh the "
+                "sentence with the method prompt."
+            )
+        return {GUIDE: number(strength, what="give 1 (the sentence is read) or 0")}
+
+    return Guided(engines.make({GUIDE: GuideSource(options["guide"])}), weights)
+
+
 def parm(engines: EngineMaker, options: Options) -> Policy:
     def at(strength: Strength) -> Policy:
         vector = strength if isinstance(strength, tuple) else (strength,)
@@ -176,6 +200,13 @@ def guide_base_of(options: Options, name: str) -> str | None:
         base_name = given.get(name)
         return None if base_name is None else str(base_name)
     return None if given is None else str(given)
+
+
+def _sentence_of(path: str) -> Mapping[str, str]:
+    card = locate_guide(path).card
+    if card.kind != "prompt":
+        raise OptionError(f'{path} is no guide made of a sentence; give prompt:"SENTENCE", or a directory of one.')
+    return card.sentences
 
 
 def _tuned(path: str, options: Options) -> GuideSource:

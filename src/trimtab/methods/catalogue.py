@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, TypeAlias
 
 from trimtab.core import LanguageModel
-from trimtab.engines.maker import IN_PROCESS, PREFERENCES, SECOND_BASE, SELECTING, EngineMaker
+from trimtab.engines.maker import IN_PROCESS, PREFERENCES, PROMPTS, SECOND_BASE, SELECTING, EngineMaker
 from trimtab.errors import OptionError
 from trimtab.methods import options as opt
 from trimtab.methods.method import Policy, Strength
@@ -82,6 +82,29 @@ METHODS: Mapping[str, Method] = {
             "builders:genarm",
             reads="guides",
             objectives=True,
+        ),
+        Method(
+            "prompt",
+            "a sentence that the base reads, or one towards and one away, untrained",
+            "2405.01768",
+            "weight: π · (π with one / π with the other)^w",
+            (1.0, 2.0, 4.0),
+            {"guide": opt.SENTENCE},
+            "builders:prompt",
+            reads="guide",
+            needs=frozenset({PROMPTS}),
+        ),
+        Method(
+            "system",
+            "control: the sentence as plain system prompt, guided by nobody",
+            "",
+            "1: the sentence is read; 0: it is not",
+            (1.0,),
+            {"guide": opt.SENTENCE},
+            "builders:system",
+            reads="guide",
+            low=0,
+            needs=frozenset({PROMPTS}),
         ),
         Method(
             "parm",

@@ -96,6 +96,7 @@ GUIDE_BASES = Option(
     None,
 )
 REWARD = path("trajectory reward model: what `trimtab train reward` wrote, or a one-label classifier")
+SENTENCE = path('a sentence, prompt:"TOWARDS"[/"AWAY"] or prompt:@FILE, or a directory with the card of one')
 SCORER = path("sentiment, offence, a reward model's directory, or module:function")
 SIGN = one_of((1, -1), "-1 where a lower score is better", 1)
 TOP_K = count("candidates at each step", 10)

@@ -192,7 +192,13 @@ def _add_lists(app: FastAPI, service: Service) -> None:
 
     forms = forms_of(service.engine.guides)
 
-    @app.get("/v1/guides", response_model=schema.NamedList)
+    brought = {
+        "max_guides": len(catalogue.places),
+        "max_tokens": service.limits.max_sentence_tokens,
+        "max_weight": service.limits.max_weight,
+    }
+
+    @app.get("/v1/guides", response_model=schema.GuideList)
     async def guides() -> dict[str, Any]:
         listed = []
         for name, weight in catalogue.guides.items():
@@ -204,7 +210,7 @@ def _add_lists(app: FastAPI, service: Service) -> None:
             }
             entry = {"id": name, "object": "guide", "weight": weight, "max_weight": service.limits.max_weight}
             listed.append({**entry, **kind})
-        return {"object": "list", "data": listed}
+        return {"object": "list", "data": listed, "prompts": brought if catalogue.places else None}
 
 
 def _add_status(app: FastAPI, metrics: Metrics) -> None:

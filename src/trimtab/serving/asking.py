@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.core import Chat, KnownModel, Prompt, SamplingParams
 from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_name
+from trimtab.guides.brought import bringing
+from trimtab.guides.prompt import PromptGuide
 from trimtab.prompts import encode_prompt, reads_key
 from trimtab.serving.limits import Limits
 from trimtab.serving.problems import cut
-from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest, Guidance
+from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest, Guidance, Sentences
 
 _MOST_CHARACTERS = 64
 """The most characters of a token, as prompts go: a longer text is refused before it is made tokens of, which takes
 seconds."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +38,29 @@ class Catalogue:
     """Model name -> weights."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """What the chat template is told where a request does not say otherwise."""
+    places: Sequence[str] = ()
+    """Guides that hold the sentences of a request (`guides.brought`); none: requests may bring none."""
 
-    def weights(self, name: str, asked: Mapping[str, float], limits: Limits) -> dict[str, float]:
+    def weights(
+        self, name: str, asked: Mapping[str, float], limits: Limits, brought: Collection[str] = ()
+    ) -> dict[str, float]:
         """The weight of every guide: the model name's, with what the request says over it.
 
-        Raises UnknownModelError for an unknown name, OptionError for an unknown guide or a weight out of range.
+        `brought` are the guides that the request brings itself, at 1 where it does not say. Raises UnknownModelError
+        for an unknown name, OptionError for an unknown guide or a weight out of range.
         """
         if name != self.name and name not in self.presets:
             listed = ", ".join([self.name, *self.presets])
             raise UnknownModelError(f"The model {cut(name)!r} does not exist. This server has: {listed}.")
         for guide, weight in asked.items():
-            if guide not in self.guides:
-                raise unknown_name("guide", cut(guide), self.guides)
+            if guide not in self.guides and guide not in brought:
+                raise unknown_name("guide", cut(guide), [*self.guides, *brought])
             if not math.isfinite(weight) or abs(weight) > limits.max_weight:
                 raise OptionError(
                     f"The weight of guide {guide} is {weight}; give at most {limits.max_weight:g} either way."
                 )
         start = self.guides if name == self.name else {**dict.fromkeys(self.guides, 0.0), **self.presets[name]}
-        weights = {**start, **asked}
+        weights = {**start, **dict.fromkeys(brought, 1.0), **asked}
         running = [guide for guide, weight in weights.items() if weight]
         if len(running) > limits.max_guides:
             raise OptionError(f"{len(running)} guides would run; at most {limits.max_guides} may in one request.")
@@ -66,6 +77,13 @@ class Wanted:
     num_prompt_tokens: int
     place: int
     """Which of the request's prompts it answers."""
+    brought: Mapping[str, str] = field(default_factory=dict)
+    """Places of sentences -> what the request calls them."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights as the request knows the guides."""
+        return {self.brought.get(name, name): weight for name, weight in self.params.weights.items()}
 
 
 def wanted_chat(body: ChatRequest, catalogue: Catalogue, limits: Limits) -> list[Wanted]:
@@ -106,7 +124,10 @@ def _wanted(
     limits: Limits,
 ) -> list[Wanted]:
     guidance = body.guidance or Guidance()
-    weights = catalogue.weights(body.model, guidance.weights, limits)
+    sentences = _sentences(guidance.prompts, catalogue, limits)
+    weights = catalogue.weights(body.model, guidance.weights, limits, guidance.prompts)
+    names = dict(zip(catalogue.places, guidance.prompts, strict=False))
+    weights |= {place: weights.pop(name) for place, name in names.items()}
     _check(body, len(prompts), num_new, num_rivals, limits)
     each = body.n or 1
     wanted: list[Wanted] = []
@@ -115,8 +136,39 @@ def _wanted(
         for _ in range(each):
             params = _params(body, guidance, weights, num_new or limits.default_new_tokens, num_rivals, len(wanted))
             guides = tuple(name for name, weight in weights.items() if weight)
-            wanted.append(Wanted(prompt, params, guides, num_prompt, place))
+            wanted.append(Wanted(bringing(prompt, sentences), params, guides, num_prompt, place, names))
     return wanted
+
+
+def _sentences(prompts: Mapping[str, Sentences], catalogue: Catalogue, limits: Limits) -> dict[str, PromptGuide]:
+    """Place -> the sentences that a request brings for it. Raises OptionError for those that are not taken."""
+    if prompts and not catalogue.places:
+        raise OptionError(
+            "guidance.prompts brings sentences, and this server takes none from requests (whoever runs it may allow "
+            f"them: --allow-prompt-guides). Guides that it has: {', '.join(catalogue.guides) or 'none'}."
+        )
+    if len(prompts) > len(catalogue.places):
+        raise OptionError(
+            f"guidance.prompts brings {len(prompts)} guides; this server takes at most {len(catalogue.places)}."
+        )
+    for name, said in prompts.items():
+        if name in catalogue.guides or not _NAME.fullmatch(name):
+            raise OptionError(
+                f"guidance.prompts has the name {cut(name)!r}; give one of letters, digits, '.', '_' and '-' that no "
+                f"guide of this server has ({', '.join(catalogue.guides) or 'it has none'})."
+            )
+        for sentence in (said.towards, said.away or ""):
+            _check_sentence(name, sentence, catalogue.model, limits)
+    guides = (PromptGuide(said.towards, said.away, place=said.place) for said in prompts.values())
+    return dict(zip(catalogue.places, guides, strict=False))
+
+
+def _check_sentence(name: str, sentence: str, model: KnownModel, limits: Limits) -> None:
+    most, tokenizer = limits.max_sentence_tokens, model.tokenizer
+    if tokenizer is None or len(sentence) > most * _MOST_CHARACTERS:
+        raise OptionError(f"A sentence of {name} has {len(sentence)} characters; this server takes {most} tokens.")
+    if (num_tokens := len(tokenizer.encode(sentence))) > most:
+        raise OptionError(f"A sentence of {name} has {num_tokens} tokens; this server takes at most {most}.")
 
 
 def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int | None, limits: Limits) -> None:

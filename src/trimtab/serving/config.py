@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.documents import read_yaml
-from trimtab.errors import DataError
+from trimtab.errors import DataError, OptionError
 from trimtab.fields import table
+from trimtab.guides.prompt import AUTO, PromptGuide
 from trimtab.mixing.forms import FORMS
 from trimtab.serving.limits import Limits
+from trimtab.storage.sentences import is_sentence, read_weighed, sentence_name
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+SENTENCE_KEYS = ("towards", "away", "place")
+"""What a guide that is made of sentences may be given by, instead of a path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +28,7 @@ class GuideEntry:
     """A guide that a server has."""
 
     path: str
-    """A directory (from the configuration's own), a hub id or builtin:NAME."""
+    """A directory (from the configuration's own), a hub id, builtin:NAME, or a sentence (`storage.sentences`)."""
     weight: float = 0.0
     """In a request that does not say; 0: off."""
     preference: tuple[float, ...] | None = None
@@ -53,6 +57,8 @@ class ServeConfig:
     """Small models that requests may name in `draft`."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """What the chat template is told where a request does not say otherwise."""
+    allow_prompt_guides: bool = False
+    """Whether requests may bring sentences as guides."""
 
 
 def read_config(path: str | Path) -> ServeConfig:
@@ -93,17 +99,19 @@ class _Reader:
             hosts=tuple(self._texts(given.get("hosts", []), "hosts")),
             draft_models=tuple(map(self._path, self._texts(given.get("draft_models", []), "draft_models"))),
             template_options=self._mapping(given.get("template_options", {}), "template_options"),
+            allow_prompt_guides=self._flag(given.get("allow_prompt_guides", False), "allow_prompt_guides"),
         )
 
     def _guide(self, entry: Any, place: str) -> GuideEntry:
         self._check_name(place)
         if isinstance(entry, str):
-            return GuideEntry(path=self._path(entry))
-        given = self._mapping(entry, place, [item.name for item in fields(GuideEntry)])
-        path = self._text(given.get("path"), f"{place}.path")
-        if path is None:
-            self.problems.append(f"{place}.path is missing; give a directory, a hub id or builtin:NAME")
-        weight = self._number(given.get("weight", 0.0), f"{place}.weight")
+            path, strength = self._named(entry, place)
+            return GuideEntry(path=path, weight=strength or 0.0)
+        given = self._mapping(entry, place, [*(item.name for item in fields(GuideEntry)), *SENTENCE_KEYS])
+        if any(key in given for key in SENTENCE_KEYS):
+            return self._sentence(given, place)
+        path, strength = self._named(self._text(given.get("path"), f"{place}.path"), place)
+        weight = self._number(given.get("weight", strength or 0.0), f"{place}.weight")
         vector = given.get("preference")
         preference = None
         if vector is not None:
@@ -114,12 +122,38 @@ class _Reader:
             self.problems.append(f"{place}.form is {form!r}; give {' or '.join(FORMS)}")
         guide_base = self._text(given.get("guide_base"), f"{place}.guide_base")
         return GuideEntry(
-            path=self._path(path or ""),
+            path=path,
             weight=weight,
             preference=preference,
             form=form,
             guide_base=None if guide_base is None else self._path(guide_base),
         )
+
+    def _named(self, name: str | None, place: str) -> tuple[str, float | None]:
+        """The path or name of a guide, and the weight that a sentence's may end in."""
+        if name is None:
+            self.problems.append(f"{place}.path is missing; give a directory, a hub id, builtin:NAME or a sentence")
+            return "", None
+        if not is_sentence(name):
+            return self._path(name), None
+        try:
+            guide, weight = read_weighed(name, home=self._home)
+        except OptionError as error:
+            self.problems.append(f"{place}: {str(error).rstrip('.')}")
+            return "", None
+        return sentence_name(guide), weight
+
+    def _sentence(self, given: Mapping[str, Any], place: str) -> GuideEntry:
+        """A guide that is given by its sentences: `towards`, and maybe `away` and `place`."""
+        texts = {key: self._text(given[key], f"{place}.{key}") for key in SENTENCE_KEYS if key in given}
+        self._mapping(given, place, [*SENTENCE_KEYS, "weight"])
+        weight = self._number(given.get("weight", 0.0), f"{place}.weight")
+        try:
+            guide = PromptGuide(texts.get("towards") or "", texts.get("away"), place=texts.get("place") or AUTO)
+        except OptionError as error:
+            self.problems.append(f"{place}: {str(error).rstrip('.')}")
+            return GuideEntry(path="")
+        return GuideEntry(path=sentence_name(guide), weight=weight)
 
     def _weights(self, entry: Any, place: str, guides: Iterable[str]) -> dict[str, float]:
         given = self._mapping(entry, place, list(guides))
@@ -165,6 +199,12 @@ class _Reader:
         if value is not None and not (isinstance(value, str) and value):
             self.problems.append(f"{place} is {value!r}; give a text")
             return None
+        return value
+
+    def _flag(self, value: Any, place: str) -> bool:
+        if not isinstance(value, bool):
+            self.problems.append(f"{place} is {value!r}; give true or false")
+            return False
         return value
 
     def _texts(self, value: Any, place: str) -> list[str]:

@@ -27,6 +27,10 @@ class Limits:
     max_top_logprobs: int = described(20, "top log-probabilities of a token", low=0)
     max_stop: int = described(16, "stop strings of a request", low=0)
     max_guides: int = described(8, "guides that one request may run", low=0)
+    max_prompt_guides: int = described(
+        2, "sentences that one request may bring as guides, where the server takes any", low=1
+    )
+    max_sentence_tokens: int = described(256, "tokens of a sentence that a request brings", low=1)
     max_body_bytes: int = described(1 << 20, "bytes of a body; more is refused with 413", low=1)
     max_connections: int = described(
         1000,

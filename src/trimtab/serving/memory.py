@@ -15,6 +15,7 @@ import torch
 
 from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError, naming
+from trimtab.guides.brought import SentencePlace
 from trimtab.models.forward.shelves import bound
 from trimtab.serving.limits import Limits
 
@@ -126,13 +127,22 @@ def plan(decoder: Decoder, limits: Limits, asked: Collection[str], memory: Memor
 
 
 def _wanted(decoder: Decoder, limits: Limits) -> tuple[int, int]:
-    """(rows of caches, tokens of the base's in them) of as many of the largest answers as may run."""
+    """(rows of caches, tokens of the base's in them) of as many of the largest answers as may run.
+
+    A row that reads a sentence which its request brings is longer by that sentence.
+    """
     longest = limits.max_prompt_tokens + limits.max_new_tokens
-    if decoder.model.max_length is not None:
-        longest = min(longest, decoder.model.max_length)
-    shares = sorted(decoder.capacity.shares.values(), reverse=True)[: limits.max_guides]
-    rows = limits.max_rows * (1 + sum(share > 0 for share in shares))
-    return rows, int(limits.max_rows * longest * (1 + sum(shares)))
+    held = decoder.model.max_length
+    with_sentence = longest + limits.max_sentence_tokens
+    if held is not None:
+        longest, with_sentence = min(longest, held), min(with_sentence, held)
+    tokens = [
+        share * (with_sentence if isinstance(decoder.guides[name], SentencePlace) else longest)
+        for name, share in decoder.capacity.shares.items()
+    ]
+    largest = sorted(tokens, reverse=True)[: limits.max_guides]
+    rows = limits.max_rows * (1 + sum(num > 0 for num in largest))
+    return rows, int(limits.max_rows * (longest + sum(largest)))
 
 
 def _totals() -> Iterator[tuple[int, str]]:

@@ -62,7 +62,7 @@ class _Read(Request):
 async def reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted], style: Style) -> Response:
     """The answers, whole or as a stream. A client that goes frees their rows."""
     answering = Answering(request.app.state.batch, wanted, request.app.state.answerings)
-    writers = [Writer(style, index, one.params.weights, one.params.seed) for index, one in enumerate(wanted)]
+    writers = [Writer(style, index, one.weights, one.params.seed, one.brought) for index, one in enumerate(wanted)]
     kind, letters = ("chat.completion", "chatcmpl") if style.chat else ("text_completion", "cmpl")
     frame = {
         "id": f"{letters}-{uuid.uuid4().hex}",

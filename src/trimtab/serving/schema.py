@@ -65,6 +65,10 @@ def _few(value: Any) -> Any:
     return value
 
 
+def _towards(value: Any) -> Any:
+    return {"towards": value} if isinstance(value, str) else value
+
+
 def _text_or_list(value: Any) -> str | None:
     return "text" if isinstance(value, str) else "list" if isinstance(value, list) else None
 
@@ -94,6 +98,15 @@ class _Wire(BaseModel):
         return {name: value for name, value in data.items() if value is not None or name not in cls.model_fields}
 
 
+class Sentences(_Wire):
+    """A sentence that a request brings as a guide, or two: towards one, away from the other."""
+
+    model_config = _OURS
+    towards: Text
+    away: Text | None = None
+    place: Literal["auto", "system", "user"] = "auto"
+
+
 class Guidance(_Wire):
     """What trimtab adds to a request: `extra_body={"guidance": {...}}` in OpenAI's Python client."""
 
@@ -101,6 +114,9 @@ class Guidance(_Wire):
 
     weights: Annotated[dict[Name, float], BeforeValidator(_few)] = Field(
         default_factory=dict, description="guide -> weight; 0 turns a guide off"
+    )
+    prompts: Annotated[dict[Name, Annotated[Sentences, BeforeValidator(_towards)]], BeforeValidator(_few)] = Field(
+        default_factory=dict, description="name -> a sentence, or {towards, away, place}, as a guide; see `weights`"
     )
     explain: bool = Field(default=False, description="add to each token why it was chosen")
     alternatives: int = Field(default=5, ge=0, le=20, description="with explain: rivals of each token")
@@ -121,7 +137,6 @@ class StreamOptions(_Wire):
     """OpenAI's."""
 
     model_config = _TOLERANT
-
     include_usage: bool | None = None
 
 
@@ -129,7 +144,6 @@ class TextPart(_Wire):
     """A part of a message; text is the only kind there is here."""
 
     model_config = _TOLERANT
-
     type: Literal["text"]
     text: Text
 
@@ -287,13 +301,9 @@ class CompletionRequest(Asked):
     chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(_few)] | None = None
 
     @model_validator(mode="after")
-    def _no_template(self) -> CompletionRequest:
+    def _no_template_and_no_best_of(self) -> CompletionRequest:
         if self.chat_template_kwargs:
             raise ValueError("chat_template_kwargs is for chats; a completion goes through no template")
-        return self
-
-    @model_validator(mode="after")
-    def _no_best_of(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of is not supported by this server beside n; leave it out")
         return self
@@ -376,6 +386,12 @@ class NamedList(BaseModel):
 
     object: Literal["list"]
     data: list[Named]
+
+
+class GuideList(NamedList):
+    """The guides, and what sentences a request may bring as further ones (null: none)."""
+
+    prompts: dict[str, float] | None = None
 
 
 class Status(BaseModel):

@@ -10,7 +10,7 @@ import codecs
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trimtab.answers import Alternative, Choice, Step, TokenTrace
@@ -58,6 +58,8 @@ class Writer:
     index: int
     weights: Mapping[str, float]
     seed: int | None
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Guides that the request brought -> what it calls them."""
     text: str = ""
     num_tokens: int = 0
     finish_reason: str | None = None
@@ -102,6 +104,8 @@ class Writer:
 
     def _take(self, step: Step) -> tuple[list[TokenTrace], list[Listed]]:
         """What to explain of a step, and the tokens whose part of the text it made certain."""
+        if step.trace is not None and self.names:
+            step = replace(step, trace=_called(step.trace, self.names))
         self.text += step.text
         self.num_tokens += step.token_id is not None
         self.finish_reason = None if step.finish_reason is None else _REASONS[step.finish_reason]
@@ -126,6 +130,15 @@ class Writer:
         if style.explain and traces:
             choice["guidance"] = {"tokens": [explained(trace, style.tokenizer, self.weights) for trace in traces]}
         return choice
+
+
+def _called(trace: TokenTrace, names: Mapping[str, str]) -> TokenTrace:
+    """A trace in which guides have the names that a request gave them."""
+
+    def named(one: Alternative) -> Alternative:
+        return replace(one, guide_scores={names.get(name, name): score for name, score in one.guide_scores.items()})
+
+    return replace(trace, chosen=named(trace.chosen), alternatives=tuple(map(named, trace.alternatives)))
 
 
 def usage(num_prompt_tokens: int, num_tokens: int) -> Json:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 GUIDE_FILE = "guide.json"
 GUIDE_FORMAT = 1
 ADAPTER_FILE = "adapter_config.json"
+SENTENCE_KEYS = ("towards", "away", "place", "separator")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class GuideKind:
     """The forms that a guide which is a language model may have, first the one of a card that names none."""
     adapter: bool = False
     """It is an adapter of a base, though not in peft's format."""
+    has_weights: bool = True
+    """Its directory holds weights."""
     not_in_vllm: str = ""
     """Why vLLM does not run it and what to do, after "Guide NAME"; empty where it runs there."""
 
@@ -50,6 +53,13 @@ GUIDE_KINDS: Mapping[str, GuideKind] = {
         "(docs/serving/vllm.md says how) and pack that, or use the built-in engine (--preference).",
     ),
     "policy": GuideKind(what="a tuned policy", forms=(SHIFT,)),
+    "prompt": GuideKind(
+        what="a sentence that the steered model reads",
+        has_weights=False,
+        not_in_vllm="is made of a sentence: rows of the base that read another prompt than the request's; inside vLLM "
+        "every guide reads the request's own. Accepted in vLLM: {accepted}. Use the built-in engine, or write the "
+        "sentence into the system message (which is its weight 1).",
+    ),
     "reward": GuideKind(
         what="a trajectory reward model",
         not_in_vllm="is a trajectory reward model, which scores candidates one by one or after roll-outs; vLLM has no "
@@ -80,6 +90,11 @@ class GuideCard:
     """The scale of its bilinear adapter."""
     selection: Mapping[str, object] = field(default_factory=dict)
     """An agent's rule, threshold and candidates."""
+    sentences: Mapping[str, str] = field(default_factory=dict)
+    """What a guide made of sentences is made of (`guides.prompt.PromptGuide`): `towards`, `away`, `place`,
+    `separator`."""
+    weight: float | None = None
+    """The strength that a guide made of sentences is kept with."""
     max_length: int | None = None
     """Tokens of a prompt and an answer together that a reward model was trained with."""
     eval_accuracy_high: float | None = None
@@ -126,6 +141,7 @@ class GuideCard:
             )
         base, vocabulary = section.part("base"), section.part("vocabulary")
         parm, reward, metrics = section.part("parm"), section.part("reward"), section.part("metrics")
+        prompt = section.part("prompt")
         return GuideCard(
             kind=named,
             guessed="kind" not in written,
@@ -134,6 +150,8 @@ class GuideCard:
             objectives=parm.texts("objectives"),
             scale=parm.number("scale"),
             selection=section.part("selection").values,
+            sentences={key: text for key in SENTENCE_KEYS if (text := prompt.text(key)) is not None},
+            weight=prompt.number("weight"),
             max_length=reward.count("max_length"),
             eval_accuracy_high=metrics.number("eval_accuracy_high"),
             written=dict(written),

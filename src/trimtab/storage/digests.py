@@ -6,6 +6,7 @@ What cannot be seen from here: whether a model behind an endpoint changed, and w
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from trimtab.storage.cards import named_base, read_card
 from trimtab.storage.directories import guide_directory
 from trimtab.storage.files import path_digest
 from trimtab.storage.scorer_functions import code_digests, function_file, is_function_name
+from trimtab.storage.sentences import is_sentence, read_sentence, sentence_name
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _PACKAGES = {"sentiment": ("vaderSentiment",), "offence": ("alt-profanity-check", "scikit-learn")}
@@ -29,6 +31,8 @@ def model_contents(name: str) -> dict[str, str]:
     Its own files come under "files". Where its card or its adapter names a base that it runs on, the base's come under
     "base". A hub id is looked up as it is when it is loaded.
     """
+    if is_sentence(name):
+        return _sentence_contents(name)
     directory = _directory(name)
     if directory is None:
         return {}
@@ -62,6 +66,15 @@ def callable_contents(function: Callable[..., object]) -> dict[str, str]:
         except TypeError:
             file = None
     return code_digests(Path(file)) if file is not None and Path(file).is_file() else {}
+
+
+def _sentence_contents(name: str) -> dict[str, str]:
+    """The digest of what a guide made of a sentence says, wherever it was read from; nothing where it says nothing."""
+    try:
+        said = sentence_name(read_sentence(name))
+    except OptionError:
+        return {}
+    return {"files": hashlib.sha256(said.encode()).hexdigest()}
 
 
 def _directory(name: str) -> Path | None:

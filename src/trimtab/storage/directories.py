@@ -14,6 +14,7 @@ from pathlib import Path
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError
 from trimtab.storage.cards import ADAPTER_FILE, GUIDE_FILE, GUIDE_KINDS, GuideCard, read_card
 from trimtab.storage.files import file_digest, new_directory
+from trimtab.storage.sentences import is_sentence, read_sentence, sentence_name
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class LocatedGuide:
     """A guide that is there: where its files are and what its card says, before any model is loaded."""
 
     directory: Path
+    """A guide that is named by its sentence has that name here."""
     card: GuideCard
 
     def form(self, asked: str | None = None) -> str | None:
@@ -61,6 +63,10 @@ def locate_guide(name: str | Path, *, revision: str | None = None) -> LocatedGui
     For whoever loads a large model first and wants to hear of a wrong name before that. Raises OptionError or
     CheckpointError where there is no such guide or its card cannot be read.
     """
+    if is_sentence(name):
+        guide = read_sentence(name)
+        place = Path(sentence_name(guide))
+        return LocatedGuide(place, GuideCard.of_mapping(guide.facts(), place, kind="prompt"))
     directory = guide_directory(name, revision)
     return LocatedGuide(directory, read_card(directory))
 
@@ -76,6 +82,11 @@ def guide_directory(name: str | Path, revision: str | None) -> Path:
     Raises OptionError for a name that does not ship, CheckpointError for what is not there or holds no guide.
     """
     text = str(name)
+    if is_sentence(text):
+        raise OptionError(
+            f"{text!r} is a guide made of a sentence, which has no directory. It is accepted where a guide is named "
+            "(--guide); here give a directory or a hub id."
+        )
     if text.startswith("builtin:"):
         directory = Path(__file__).parents[1] / "shipped" / text.removeprefix("builtin:")
         if not (directory / GUIDE_FILE).exists():

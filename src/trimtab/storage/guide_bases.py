@@ -55,7 +55,8 @@ def own_base(
     that runs on none, BaseMismatchError where its own cannot be had, VocabularyMismatchError where that has another
     vocabulary than `steered`.
     """
-    adapter = is_adapter(directory) or GUIDE_KINDS[card.kind].adapter
+    kind = GUIDE_KINDS[card.kind]
+    adapter = kind.adapter or (kind.has_weights and is_adapter(directory))
     if not (adapter or form == SHIFT):
         if guide_base is not None:
             raise OptionError(

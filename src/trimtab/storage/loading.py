@@ -1,7 +1,8 @@
 """From a name to a model or a guide, and back to a directory.
 
 A model is named by a hub id, a directory, a `.gguf` file, or "demo". A guide is named by a directory or a hub id that
-holds a guide of ours, a plain peft adapter, or a plain causal language model; `builtin:NAME` is one that ships.
+holds a guide of ours, a plain peft adapter, or a plain causal language model; `builtin:NAME` is one that ships, and
+`prompt:"SENTENCE"` one that is made of a sentence (`sentences`).
 Only safetensors are read: pickled weights are refused.
 """
 
@@ -24,6 +25,7 @@ from trimtab.storage.cards import GUIDE_KINDS, GuideCard, is_adapter, read_card,
 from trimtab.storage.directories import guide_directory, locate_guide, resolve_model
 from trimtab.storage.files import new_directory
 from trimtab.storage.guide_bases import own_base
+from trimtab.storage.sentences import kept_sentence
 
 if TYPE_CHECKING:
     from trimtab.guides.args import RewardAdapter, SequenceRewards
@@ -92,7 +94,7 @@ def load_guide(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Guide:
-    """Load a guide from a directory, a hub id, or `builtin:NAME`.
+    """Load a guide from a directory, a hub id, `builtin:NAME`, or make one of `prompt:"SENTENCE"[/"OTHER"]`.
 
     A LoRA adapter runs on the model that it was trained on. That is the one that it will steer, whose weights it
     shares; or, from weak to strong, a smaller one of the same vocabulary. Give the steered model as `beside`, and where
@@ -252,13 +254,14 @@ class GuideOptions:
 def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) -> Path:
     """Write a guide as a directory that `load_guide` reads, whole or not at all."""
     save_files = getattr(guide, "save_files", None)
-    if save_files is None:
+    if save_files is None and not isinstance(guide, Carded):
         raise OptionError(
-            f"A {type(guide).__name__} has no files of its own to save. Accepted: agents, and guides that load_guide "
-            "returned for an adapter; save a plain language model with transformers."
+            f"A {type(guide).__name__} has no files of its own to save. Accepted: agents, sentences, and guides that "
+            "load_guide returned for an adapter; save a plain language model with transformers."
         )
     with new_directory(Path(directory), overwrite=overwrite) as temporary:
-        save_files(temporary)
+        if save_files is not None:
+            save_files(temporary)
         if isinstance(guide, Carded):
             write_card(temporary, guide.facts())
         _record_form(temporary, guide)
@@ -306,6 +309,16 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
         trust_remote_code=options.trust_remote_code,
     )
     return ARM(whole, weight=weight, prompt=options.prompt, form=form, reference=options.model)
+
+
+def _build_prompt(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
+    _refuse_form(directory, options)
+    _refuse_rule(directory, options)
+    _refuse_preference(directory, options)
+    if options.prompt is not None:
+        raise OptionError(f"{directory} is itself what is read before the request's prompt; leave `prompt` out.")
+    guide = kept_sentence(directory, card, weight=options.weight)
+    return guide if options.model is None else guide.bind(options.model)
 
 
 def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
@@ -362,10 +375,7 @@ def _parm(directory: Path, card: GuideCard) -> PARM:
 
 def _refuse_form(directory: Path, options: GuideOptions) -> None:
     if options.form is not None:
-        raise OptionError(
-            f"{directory} is not a language model, so it has no form; leave {options.form!r} out. It selects among a "
-            "few candidates."
-        )
+        raise OptionError(f"{directory} is no language model of its own and has no form; leave {options.form!r} out.")
 
 
 def _refuse_rule(directory: Path, options: GuideOptions) -> None:
@@ -375,10 +385,7 @@ def _refuse_rule(directory: Path, options: GuideOptions) -> None:
 
 def _refuse_preference(directory: Path, options: GuideOptions) -> None:
     if options.preference is not None:
-        raise OptionError(
-            f"{directory} has one objective, so it takes no preference; leave it out, or give a guide that "
-            "`trimtab train parm` wrote."
-        )
+        raise OptionError(f"{directory} has one objective, so it takes no preference; leave it out (see `train parm`).")
 
 
 _BUILDERS: Mapping[str, Callable[[Path, GuideCard, GuideOptions], Guide]] = {
@@ -386,6 +393,7 @@ _BUILDERS: Mapping[str, Callable[[Path, GuideCard, GuideOptions], Guide]] = {
     "arm": _build_arm,
     "parm": _build_parm,
     "policy": _build_arm,
+    "prompt": _build_prompt,
     "reward": _build_reward,
 }
 """What builds a guide, for each kind of `cards.GUIDE_KINDS`."""

@@ -49,6 +49,7 @@ class VLLMMaker(EngineMaker):
         maker.DEVICE: "vLLM takes the devices that it finds; choose them with CUDA_VISIBLE_DEVICES.",
         maker.QUANTIZE: "vLLM quantises by itself; give --engine-option quantization=NAME of its own.",
         maker.RULES: "an accept-reject agent has an engine of its own there.",
+        maker.PROMPTS: "every guide reads the request's own prompt there. The built-in engine takes it.",
         maker.DRAFTS: "vLLM has drafts of its own: give --engine-option speculative_config={...}.",
     }
 

@@ -25,6 +25,7 @@ from trimtab.prompts import check_same_vocabulary
 from trimtab.storage.cards import GUIDE_KINDS, KINDS_IN_VLLM, GuideCard, is_adapter, read_card
 from trimtab.storage.directories import (
     guide_directory,
+    locate_guide,
     resolve_model,
 )
 from trimtab.storage.files import new_directory
@@ -74,6 +75,7 @@ def pack(
             base_prompts=base_prompts,
             trust_remote_code=trust_remote_code,
         )
+        _check_kind(name, locate_guide(path).card)
         served_guides.append(_guide(name, guide_directory(path, None).resolve(), base, asked))
     manifest = Manifest(str(directory), tuple(base.architectures), tuple(served_guides), _nameless(base))
     check_negative(manifest.weights, manifest.forms, temperature=None, plausibility=None)
@@ -117,11 +119,15 @@ class _Asked:
     trust_remote_code: bool
 
 
-def _guide(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGuide:
-    card = read_card(directory)
+def _check_kind(name: str, card: GuideCard) -> None:
+    """Raise CompatibilityError for a guide of a kind that vLLM does not run."""
     refused = GUIDE_KINDS[card.kind].not_in_vllm
     if refused:
         raise CompatibilityError(f"Guide {name} {refused.format(accepted=', '.join(KINDS_IN_VLLM))}")
+
+
+def _guide(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGuide:
+    card = read_card(directory)
     if card.kind == "agent":
         return _agent(name, directory, card, base, asked)
     form = card.form(asked.form)

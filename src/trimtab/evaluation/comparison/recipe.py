@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core import SamplingParams
+from trimtab.errors import OptionError
 from trimtab.methods.method import Strength
 from trimtab.storage.scorers import SCORERS, is_function_name, module_file
+from trimtab.storage.sentences import is_sentence, read_sentence, sentence_name
 
 SPLITS = ("validation", "test")
 """Strengths are chosen on the first and reported on the second."""
@@ -221,6 +223,8 @@ def resolved(value: Any, directory: Path) -> Any:
         return {key: resolved(item, directory) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [resolved(item, directory) for item in value]
+    if isinstance(value, str) and is_sentence(value):
+        return _whole_sentence(value, directory) or value
     if not isinstance(value, str) or "/" not in value:
         return value
     path, colon, tail = value.rpartition(":")
@@ -228,6 +232,14 @@ def resolved(value: Any, directory: Path) -> Any:
     if whole.exists():
         return str(whole.resolve())
     return f"{beside.resolve()}:{tail}" if colon and path and beside.exists() else value
+
+
+def _whole_sentence(name: str, directory: Path) -> str | None:
+    """A guide made of a sentence by what it says, whatever file that is in; None where it cannot be read."""
+    try:
+        return sentence_name(read_sentence(name, home=directory))
+    except OptionError:
+        return None
 
 
 def resolved_scorer(value: Any, directory: Path) -> Any:
@@ -249,6 +261,8 @@ def missing_paths(value: Any, directory: Path) -> list[str]:
         value = list(value.values())
     if isinstance(value, list | tuple):
         return [path for item in value for path in missing_paths(item, directory)]
+    if isinstance(value, str) and is_sentence(value):
+        return [] if _whole_sentence(value, directory) else [value]
     if not isinstance(value, str) or "/" not in value or resolved(value, directory) != value:
         return []
     path = Path(value).expanduser()

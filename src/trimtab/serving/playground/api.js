@@ -15,7 +15,12 @@ export function useKey(value) {
 }
 
 export async function list(path) {
-  return (await (await call(path)).json()).data;
+  return (await listing(path)).data;
+}
+
+/** A list with what the server says of it. */
+export async function listing(path) {
+  return (await call(path)).json();
 }
 
 /** The choices of one answer's chunks, as they come. Throws ServerError where the answer failed or was cut. */

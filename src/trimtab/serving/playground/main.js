@@ -1,7 +1,8 @@
 // The page: asks the server what it has, sends the prompt twice from one seed, and shows both answers as they grow.
 
 import { Answer } from "./answer.js";
-import { list, stream, useKey } from "./api.js";
+import { list, listing, stream, useKey } from "./api.js";
+import * as sentences from "./sentences.js";
 import * as settings from "./settings.js";
 import * as why from "./why.js";
 
@@ -14,10 +15,13 @@ let model = null;
 let running = null;
 
 async function load() {
-  const [guides, models] = await Promise.all([list("v1/guides"), list("v1/models")]);
+  const [guides, models] = await Promise.all([listing("v1/guides"), list("v1/models")]);
   model = models[0].id;
   field("base").textContent = model;
-  settings.build(guides, models);
+  sentences.build(guides.prompts, settings.changed);
+  settings.build(guides.data, models);
+  if (!guides.data.length) sentences.begin(); // the first pair shall differ
+  settings.changed();
   field("send").ariaDisabled = "false";
 }
 
@@ -41,14 +45,16 @@ async function unlock() {
 
 function bodies() {
   const messages = [{ role: "user", content: field("prompt").value }];
-  const guided = settings.weights();
-  const unguided = Object.fromEntries(Object.keys(guided).map((name) => [name, 0]));
-  return [unguided, guided].map((weights) => ({
+  const own = settings.weights();
+  const unguided = { weights: Object.fromEntries(Object.keys(own).map((name) => [name, 0])) };
+  const prompts = sentences.prompts();
+  const guided = { weights: { ...own, ...sentences.weights() }, ...(Object.keys(prompts).length ? { prompts } : {}) };
+  return [unguided, guided].map((guidance) => ({
     model,
     messages,
     stream: true,
     ...settings.sampling(),
-    guidance: { weights, explain: true, alternatives: 10 },
+    guidance: { ...guidance, explain: true, alternatives: 10 },
   }));
 }
 
@@ -96,6 +102,13 @@ field("ask").addEventListener("submit", (event) => {
 field("ask").addEventListener("input", settings.changed);
 field("stop").addEventListener("click", () => running?.abort());
 field("reseed").addEventListener("click", settings.reseed);
+field("save").addEventListener("click", () => settings.save(field("preset-name").value.trim()));
+field("forget").addEventListener("click", () => settings.forget());
+field("preset-name").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault(); // it would send the prompt
+  settings.save(field("preset-name").value.trim());
+});
 field("unlock").addEventListener("click", unlock);
 field("key").addEventListener("keydown", (event) => {
   if (event.key !== "Enter") return;

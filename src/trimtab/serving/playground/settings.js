@@ -1,6 +1,8 @@
 // What is asked for: the guides' dials, presets and sampling; kept in the address's hash, so that a link carries them.
 // Neither prompts nor keys go there.
 
+import * as sentences from "./sentences.js";
+
 const field = (id) => document.getElementById(id);
 const SAMPLING = ["max", "temperature", "seed", "options"];
 const WIDE = { min: -3, max: 3, step: 0.1 };
@@ -12,7 +14,8 @@ const FORMS = {
 };
 
 const dials = new Map(); // guide -> { number, slider }
-const presets = new Map(); // button -> weights
+const presets = new Map(); // button -> { weights, prompts }
+let served = []; // the server's own, as [name, weights]
 let built = false; // until then the address is not ours to write: it may carry weights of dials to come
 
 /** Draw the dials and presets; `base` is the model whose weights are the guides' own. */
@@ -23,12 +26,52 @@ export function build(guides, [base, ...others]) {
   field("dials").replaceChildren(...guides.map(dial));
   const own = Object.values(base.guidance).some(Boolean) ? [["the server's own", base.guidance]] : [];
   const named = others.map((model) => [model.id, model.guidance]);
-  field("presets").replaceChildren(...[["all off", {}], ...own, ...named].map(([name, weights]) => preset(name, weights)));
-  if (!guides.length) field("presets").replaceChildren();
+  served = guides.length || !field("typed").hidden ? [["all off", {}], ...own, ...named] : [];
+  offer();
   set(starting(guides, base.guidance));
   reseed();
   built = true;
   restore(location.hash);
+}
+
+/** The buttons of all presets: the server's, and those that this browser keeps. */
+function offer() {
+  presets.clear();
+  const mine = field("typed").hidden ? [] : Object.entries(sentences.kept());
+  const all = [...served.map(([name, wanted]) => [name, { weights: wanted }]), ...mine];
+  field("presets").replaceChildren(...all.filter(([, wanted]) => wanted).map(([name, wanted]) => preset(name, wanted)));
+}
+
+/** Keep what is set now under a name, in this browser. */
+export function save(name) {
+  const note = !name
+    ? "Give the preset a name."
+    : served.some(([other]) => other === name)
+      ? "The server has a preset of this name; give another."
+      : sentences.keep(name, { weights: { ...weights(), ...sentences.weights() }, prompts: sentences.prompts() })
+        ? `Saved as ${name}, in this browser.`
+        : "This browser keeps nothing for this page, so the preset was not saved.";
+  field("saved").hidden = false;
+  field("saved").textContent = note;
+  offer();
+  changed();
+}
+
+/** Forget the saved preset that is set now. */
+export function forget() {
+  const name = pressed();
+  sentences.keep(name, undefined);
+  field("saved").hidden = false;
+  field("saved").textContent = `Forgot ${name}.`;
+  offer();
+  changed();
+}
+
+/** The saved preset that is set now, if it is one. */
+function pressed() {
+  const names = Object.keys(sentences.kept());
+  return [...presets.keys()].find((button) => button.ariaPressed === "true" && names.includes(button.textContent))
+    ?.textContent;
 }
 
 export function weights() {
@@ -111,7 +154,10 @@ function preset(name, wanted) {
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = name;
-  button.addEventListener("click", () => set(wanted));
+  button.addEventListener("click", () => {
+    sentences.set(wanted.prompts ?? {}, wanted.weights);
+    set(wanted.weights);
+  });
   presets.set(button, wanted);
   return button;
 }
@@ -125,15 +171,21 @@ function set(wanted) {
 export function changed() {
   if (!built) return;
   const now = weights();
+  const typed = sentences.weights();
+  const texts = JSON.stringify(sentences.prompts());
   const said = new URLSearchParams(SAMPLING.map((name) => [name, field(name).value]).filter(([, value]) => value));
   for (const [name, value] of Object.entries(now)) said.set(`w.${name}`, value);
   history.replaceState(null, "", `#${said}`);
   for (const [button, wanted] of presets) {
-    button.ariaPressed = String(Object.keys(now).every((name) => now[name] === (wanted[name] ?? 0)));
+    const all = { ...now, ...typed };
+    const same = Object.keys(all).every((name) => all[name] === (wanted.weights[name] ?? 0));
+    button.ariaPressed = String(same && texts === JSON.stringify(wanted.prompts ?? {}));
   }
+  field("forget").hidden = !pressed();
+  const or = field("typed").hidden ? "" : " Or type a sentence.";
   const advice = dials.size
-    ? "All guides are off, so both answers will be the same. Move a slider."
-    : "This server has no guides. Start it with --guide NAME=WHERE to steer.";
+    ? `All guides are off, so both answers will be the same. Move a slider.${or}`
+    : `This server has no guides. Start it with --guide NAME=WHERE to steer.${or}`;
   field("advice").textContent = advice;
-  field("advice").hidden = Object.values(now).some(Boolean);
+  field("advice").hidden = [...Object.values(now), ...Object.values(typed)].some(Boolean);
 }
