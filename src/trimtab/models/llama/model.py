@@ -7,25 +7,29 @@ products in few bits, whose last bits depend on how many rows go together: the l
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from trimtab.core import ModelSession
+from trimtab.models.adapters.lora import LoRA
 from trimtab.models.hf import HFTokenizer
+from trimtab.models.llama.adapters import adapter_file, check_adapter
 from trimtab.models.llama.file import LlamaAdapter, LlamaFile
 from trimtab.models.llama.session import LlamaSession, LlamaTrunks
 from trimtab.models.llama.trunk import LlamaTrunk
 from trimtab.models.trained_on import ModelFacts
 
-BACKEND = "llama"
-
 
 class LlamaModel:
     """A frozen language model in a GGUF file, under one adapter or none.
 
-    `facts` are what a directory of the dequantised model would say of it (`describe`), as far as the file tells.
+    `facts` are what the dequantised model would say of itself (`describe`), as far as the file tells; `cache` is the
+    directory that adapters are written to, a temporary one where it is left out.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class LlamaModel:
         name: str = "",
         eos_ids: frozenset[int] = frozenset(),
         facts: ModelFacts | None = None,
+        cache: Path | None = None,
         adapter: LlamaAdapter | None = None,
     ) -> None:
         self.file = file
@@ -47,6 +52,7 @@ class LlamaModel:
         self.max_length = file.max_length
         self.device = torch.device("cpu")
         self._facts = facts or ModelFacts()
+        self._cache = cache
         self._adapter = adapter
         self._nameless = _nameless(tokenizer, self.vocab_size)
 
@@ -57,7 +63,34 @@ class LlamaModel:
 
     def describe(self) -> ModelFacts:
         """What tells this base from another: its name, shapes, and the mean of some norm weights."""
-        return {"name": self.name, **self._facts}
+        return {"norms": [], **self._facts, "name": self.name}
+
+    def check_layers(self, adapter: LoRA) -> None:
+        """Raise BaseMismatchError or CompatibilityError for an adapter that llama.cpp cannot apply to this model."""
+        check_adapter(adapter, self.file.header)
+
+    def adapted(self, adapter: LoRA) -> LlamaModel:
+        """The model under a LoRA adapter: another context on the same weights."""
+        with _directory(self._cache) as directory:
+            loaded = LlamaAdapter(self.file, adapter_file(adapter, self.file.header, directory))
+        return LlamaModel(
+            self.file,
+            self.tokenizer,
+            name=self.name,
+            eos_ids=self.eos_ids,
+            facts=self._facts,
+            cache=self._cache,
+            adapter=loaded,
+        )
+
+
+@contextlib.contextmanager
+def _directory(cache: Path | None) -> Iterator[Path]:
+    if cache is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
 
 
 def _nameless(tokenizer: HFTokenizer | None, vocab_size: int) -> Tensor | None:
