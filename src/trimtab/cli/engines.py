@@ -71,7 +71,8 @@ def engine_choice(args: argparse.Namespace) -> EngineChoice:
             choice.maker.check_features([feature], what=f"--{name.replace('_', '-')}")
     if not choice.is_builtin and (getattr(args, "backend", None) or getattr(args, "llama_options", None)):
         raise OptionError(
-            f"--backend and --llama say who runs a GGUF file in this process; leave them out with --engine {choice.name}."
+            "--backend and --llama say who runs a GGUF file in this process; leave them out with --engine "
+            f"{choice.name}."
         )
     if getattr(args, "model", None) is not None:  # a comparison names it in its recipe
         given = {name: getattr(args, f"{name.replace('-', '_')}s", None) for name in ("guide", "form", "guide-base")}

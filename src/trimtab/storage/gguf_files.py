@@ -118,8 +118,8 @@ def load_llama(name: str | Path, options: LlamaOptions | None = None) -> LlamaMo
     """Load a GGUF file, or "demo", to be run by llama.cpp as it is.
 
     Its tokenizer is read by transformers, once, into the cache; the first file of a kind is tried in a process of its
-    own (`models.llama.probe`). Raises CheckpointError for a file that is missing, cut or unknown, CompatibilityError for
-    one that cannot be guided, and MissingExtraError where llama.cpp is not installed.
+    own (`models.llama.probe`). Raises CheckpointError for a file that is missing, cut or unknown, CompatibilityError
+    for one that cannot be guided, and MissingExtraError where llama.cpp is not installed.
     """
     from trimtab.models.llama.file import LlamaFile
     from trimtab.models.llama.header import read_header
@@ -139,9 +139,7 @@ def load_llama(name: str | Path, options: LlamaOptions | None = None) -> LlamaMo
     text = _text_side(header)
     file = LlamaFile(path, options, header=header)
     log.info("%s runs in llama.cpp as it is (%s)", path.name, build)
-    return LlamaModel(
-        file, text.tokenizer, name=str(name), eos_ids=text.eos_ids, facts=text.facts, cache=cache_dir()
-    )
+    return LlamaModel(file, text.tokenizer, name=str(name), eos_ids=text.eos_ids, facts=text.facts, cache=cache_dir())
 
 
 def export_adapter(guide: str | Path, out: Path, *, base: str | Path | None = None, overwrite: bool = False) -> Path:
@@ -171,8 +169,8 @@ def export_adapter(guide: str | Path, out: Path, *, base: str | Path | None = No
     if path is None:
         raise naming(
             OptionError,
-            "The guide {0} was trained on {1}, which is no GGUF file. Name the file of that model ({model}): its layers "
-            "have other names and orders there, which the adapter has to follow.",
+            "The guide {0} was trained on {1}, which is no GGUF file. Name the file of that model ({model}): its "
+            "layers have other names and orders there, which the adapter has to follow.",
             *(guide, named or "a model that it does not name"),
         )
     header = read_header(path)

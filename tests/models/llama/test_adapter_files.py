@@ -99,7 +99,7 @@ def test_export_asks_for_the_base_and_for_a_lora(file: Path, module: Any, tmp_pa
     guide = write_lora(tmp_path / "lora", module, base_model_name_or_path="somewhere/base")
     with pytest.raises(OptionError, match=r"somewhere/base, which is no GGUF file. Name the file of that model"):
         export_adapter(guide, tmp_path / "guide.gguf")
-    with pytest.raises(OptionError, match="let it end in .gguf"):
+    with pytest.raises(OptionError, match=r"let it end in .gguf"):
         export_adapter(guide, tmp_path / "guide", base=file)
     with pytest.raises(OptionError, match="is not a LoRA adapter"):
         export_adapter(file, tmp_path / "guide.gguf", base=file)

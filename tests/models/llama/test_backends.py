@@ -48,7 +48,12 @@ def test_llama_runs_a_gguf_file_where_it_is_installed(file: Path) -> None:
     ("name", "asked", "has_options", "sentence"),
     [
         ("some/model", Asked("llama"), False, "runs GGUF files, and some/model is none"),
-        ("x.gguf", Asked("llama", dtype="bfloat16"), False, "--dtype bfloat16 is about weights that transformers holds"),
+        (
+            "x.gguf",
+            Asked("llama", dtype="bfloat16"),
+            False,
+            "--dtype bfloat16 is about weights that transformers holds",
+        ),
         ("x.gguf", Asked("llama", device="cuda"), False, "n_gpu_layers"),
         ("x.gguf", Asked("transformers"), True, "--llama is about --backend llama"),
         ("x.gguf", Asked("lama"), False, "Unknown backend 'lama'. Did you mean 'llama'"),

@@ -219,7 +219,7 @@ def test_rows_and_lengths_beyond_the_limits_are_refused(model: LlamaModel) -> No
     with pytest.raises(PromptError, match="129 tokens; the model holds 128"):
         session.admit([[5] * 129])
     session.admit([[5]] * 300)
-    with pytest.raises(ModelError, match="llama.cpp holds 256"):
+    with pytest.raises(ModelError, match=r"llama.cpp holds 256"):
         session.logprobs()
 
 
@@ -241,7 +241,7 @@ def test_hang_ups_leave_no_sequence_behind(model: LlamaModel) -> None:
 
 def test_an_adapter_of_another_base_is_refused(model: LlamaModel, tmp_path: Path) -> None:
     other = LoRA.load(write_lora(tmp_path / "wide", gguf_module(hidden_size=48, num_attention_heads=6)))
-    with pytest.raises(BaseMismatchError, match="features; that of tiny.gguf"):
+    with pytest.raises(BaseMismatchError, match=r"features; that of tiny.gguf"):
         AdapterARM(other).bind(model)
 
 

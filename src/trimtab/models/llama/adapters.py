@@ -39,7 +39,9 @@ def check_adapter(adapter: LoRA, header: Header) -> dict[str, str]:
         name = names(f"{module}.weight")
         info = None if name is None else header.tensors.get(name)
         if name is None or info is None:
-            raise BaseMismatchError(f"This adapter changes {module}, which {header.path.name} does not have. {_WAY_OUT}")
+            raise BaseMismatchError(
+                f"This adapter changes {module}, which {header.path.name} does not have. {_WAY_OUT}"
+            )
         if info.shape != (up.shape[0], down.shape[1]):
             raise BaseMismatchError(
                 f"This adapter expects {module} to map {down.shape[1]} to {up.shape[0]} features; that of "

@@ -1,8 +1,9 @@
 """llama.cpp's C interface, as far as it is used here, found inside an installed binding.
 
-No binding's Python is imported: its shared library is opened with ctypes, and only what is declared here is called. That
-interface is no promise, so builds are named (`BINDINGS`), and the structures' defaults are checked when the library is
-opened. What a caller gets wrong ends the process (`ggml_abort`), so every limit is checked before a call (`context`).
+No binding's Python is imported: its shared library is opened with ctypes, and only what is declared here is called.
+That interface is no promise, so builds are named (`BINDINGS`), and the structures' defaults are checked when the library
+is opened. What a caller gets wrong ends the process (`ggml_abort`), so every limit is checked before a call
+(`context`).
 """
 
 from __future__ import annotations
@@ -164,8 +165,8 @@ def library() -> Library:
     version = _version(binding)
     if version not in binding.versions:
         raise CompatibilityError(
-            f"{binding.distribution} {version} is installed; its llama.cpp was not tried with trimtab, and a layout that "
-            f"differs would crash. Accepted: {', '.join(binding.versions)}. Run: {WAY_OUT}."
+            f"{binding.distribution} {version} is installed; its llama.cpp was not tried with trimtab, and a layout "
+            f"that differs would crash. Accepted: {', '.join(binding.versions)}. Run: {WAY_OUT}."
         )
     files = [path for pattern in binding.libraries for path in sorted(directory.glob(pattern))]
     if not files:

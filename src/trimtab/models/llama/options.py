@@ -11,8 +11,14 @@ from trimtab.fields import described
 
 CACHE_TYPES: Mapping[str, int] = {"f16": 1, "f32": 0, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
 BYTES: Mapping[str, float] = {
-    **{"f16": 2, "f32": 4, "bf16": 2, "q8_0": 34 / 32},
-    **{"q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32, "q4_0": 18 / 32},
+    "f16": 2,
+    "f32": 4,
+    "bf16": 2,
+    "q8_0": 34 / 32,
+    "q5_1": 24 / 32,
+    "q5_0": 22 / 32,
+    "q4_1": 20 / 32,
+    "q4_0": 18 / 32,
 }
 """What a number takes in each."""
 FLASH: Mapping[str, int] = {"auto": -1, "off": 0, "on": 1}

@@ -165,7 +165,9 @@ class LlamaTrunk:
         for (_, row, _), sequence in zip(some, sequences, strict=True):
             assert row.sequence is not None
             context.copy(row.sequence, sequence, row.length)
-        fed = [Fed(token, row.length, sequence, True) for (_, row, token), sequence in zip(some, sequences, strict=True)]
+        fed = [
+            Fed(token, row.length, sequence, True) for (_, row, token), sequence in zip(some, sequences, strict=True)
+        ]
         try:
             logits, states = context.decode(fed, states=True)
         except ContextFull:
@@ -255,8 +257,8 @@ class LlamaTrunk:
         """The context, with so many sequences at least."""
         if num_sequences > MAX_SEQUENCES:
             raise ModelError(
-                f"{num_sequences} sequences are wanted; llama.cpp holds {MAX_SEQUENCES} in a context. Run fewer requests "
-                "at a time."
+                f"{num_sequences} sequences are wanted; llama.cpp holds {MAX_SEQUENCES} in a context. Run fewer "
+                "requests at a time."
             )
         if self._context is None:
             waiting = sum(len(row.tokens) for row in self._rows)
