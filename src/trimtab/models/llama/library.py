@@ -1,8 +1,8 @@
 """llama.cpp's C interface, as far as it is used here, found inside an installed binding.
 
 No binding's Python is imported: its shared library is opened with ctypes, and only what is declared here is called.
-That interface is no promise, so builds are named (`BINDINGS`), and the structures' defaults are checked when the library
-is opened. What a caller gets wrong ends the process (`ggml_abort`), so every limit is checked before a call
+That interface is no promise, so builds are named (`BINDINGS`), and the structures' defaults are checked when the
+library is opened. What a caller gets wrong ends the process (`ggml_abort`), so every limit is checked before a call
 (`context`).
 """
 
@@ -79,7 +79,6 @@ _DECLARATIONS: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "llama_model_is_diffusion": (c_bool, (c_void_p,)),
     "llama_vocab_n_tokens": (c_int32, (c_void_p,)),
     "llama_vocab_is_eog": (c_bool, (c_void_p, c_int32)),
-    "llama_init_from_model": (c_void_p, None),
     "llama_free": (None, (c_void_p,)),
     "llama_n_ctx": (c_uint32, (c_void_p,)),
     "llama_n_batch": (c_uint32, (c_void_p,)),

@@ -142,8 +142,8 @@ class LlamaTrunk:
             for token in ids:
                 waiting.append((len(waiting), row, token))
         for at, row, token in waiting:
-            if token in row.looked:
-                found[at] = row.looked[token][1].state
+            if token in row.looked and (state := row.looked[token][1].state) is not None:
+                found[at] = state
         waiting = [look for look in waiting if look[2] not in look[1].looked]
         while waiting:
             waiting = waiting[self._look(waiting, found) :]

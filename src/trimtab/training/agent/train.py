@@ -33,7 +33,6 @@ from trimtab.errors import MissingExtraError
 from trimtab.guides.agent import Agent
 from trimtab.mixing.rules import FirstAccepted
 from trimtab.storage.cards import write_card
-from trimtab.storage.gguf_files import TRANSFORMERS
 from trimtab.storage.model_source import ModelSource
 from trimtab.training.agent.card import agent_card, versions
 from trimtab.training.agent.settings import AgentSettings
@@ -127,7 +126,7 @@ def train_agent(
 
     def work() -> Facts:
         rater = Rater(rewards, baseline=settings.baseline, reward_scale=settings.reward_scale)
-        source = ModelSource(str(model), dtype, device, trust_remote_code, revision, backend=TRANSFORMERS)
+        source = ModelSource(str(model), dtype, device, trust_remote_code, revision)
         base, kept = _base(model, source, options, arguments)
         with contextlib.closing(_rollouts(base, source, settings, options)) as rollouts:
             return _carry_out(rollouts, data, rater, settings, arguments, {**facts, **kept})
@@ -152,7 +151,7 @@ def _base(
         return None, kept
     if not isinstance(model, str | Path):
         return model, {}
-    host = source.load()
+    host = source.load_in_transformers()
     if not precision.rolls_out_compact(source.dtype, host.module, arguments):
         return host, kept
     precision.compact(host.module)
