@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,9 +115,10 @@ def _why_not(asked: Asked) -> str | None:
     return None
 
 
-def load_llama(name: str | Path, options: LlamaOptions | None = None) -> LlamaModel:
+def load_llama(name: str | Path, options: LlamaOptions | Mapping[str, object] | None = None) -> LlamaModel:
     """Load a GGUF file, or "demo", to be run by llama.cpp as it is.
 
+    `options` are llama.cpp's own, by name (`models.llama.options`): `{"n_gpu_layers": 99, "type_k": "q8_0"}`.
     Its tokenizer is read by transformers, once, into the cache; the first file of a kind is tried in a process of its
     own (`models.llama.probe`). Raises CheckpointError for a file that is missing, cut or unknown, CompatibilityError
     for one that cannot be guided, and MissingExtraError where llama.cpp is not installed.
@@ -133,7 +135,8 @@ def load_llama(name: str | Path, options: LlamaOptions | None = None) -> LlamaMo
         raise CheckpointError(f"{name} is no GGUF file. Accepted: FILE.gguf, or demo.")
     header = read_header(path)
     build = library().build
-    options = options or LlamaOptions()
+    if not isinstance(options, LlamaOptions):
+        options = LlamaOptions.of_pairs([(key, str(value)) for key, value in (options or {}).items()])
     if options.use_extra_bufts is None:
         options = replace(options, use_extra_bufts=repacks(header, cache_dir()))
     text = _text_side(header)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakValueDictionary
@@ -25,6 +25,7 @@ from trimtab.storage.directories import guide_directory, locate_guide, resolve_m
 from trimtab.storage.files import new_directory
 from trimtab.storage.gguf_files import gguf_file, llama_options_of, load_llama
 from trimtab.storage.guide_bases import own_base
+from trimtab.storage.guide_options import GuideOptions, refuse_form, refuse_preference, refuse_rule
 
 if TYPE_CHECKING:
     from trimtab.guides.args import RewardAdapter, SequenceRewards
@@ -131,19 +132,8 @@ def load_guide(
         model = own_base(directory, card, beside, load, guide_base=guide_base, form=asked)
     elif guide_base is not None:
         raise OptionError("The guide's own base is given twice, as `model` and as `guide_base`; give one of them.")
-    options = GuideOptions(
-        model,
-        form,
-        weight,
-        prompt,
-        rule,
-        preference,
-        dtype,
-        device,
-        trust_remote_code,
-        quantize,
-        llama_options_of(beside if beside is not None else model),
-    )
+    loaded = (dtype, device, trust_remote_code, quantize, llama_options_of(beside or model))
+    options = GuideOptions(model, form, weight, prompt, rule, preference, *loaded)
     return _BUILDERS[card.kind](directory, card, options)
 
 
@@ -256,24 +246,6 @@ def _shared_loader(
     return load
 
 
-@dataclass(frozen=True, slots=True)
-class GuideOptions:
-    """What `load_guide` was asked for; a kind of guide refuses what means nothing to it."""
-
-    model: LanguageModel | None = None
-    form: str | None = None
-    weight: float | None = None
-    prompt: Prompt | Callable[[Prompt], Prompt] | None = None
-    rule: str | None = None
-    preference: Sequence[float] | None = None
-    dtype: str | torch.dtype = "auto"
-    device: str | torch.device | None = None
-    trust_remote_code: bool = False
-    quantize: str | None = None
-    llama: LlamaOptions | None = None
-    """How llama.cpp runs a guide that is a GGUF file; None: transformers does."""
-
-
 def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) -> Path:
     """Write a guide as a directory that `load_guide` reads, whole or not at all."""
     save_files = getattr(guide, "save_files", None)
@@ -309,8 +281,8 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
     """An autoregressive reward model, or a tuned policy, which is always a shift."""
     from trimtab.guides.arm import ARM, AdapterARM
 
-    _refuse_rule(directory, options)
-    _refuse_preference(directory, options)
+    refuse_rule(directory, options)
+    refuse_preference(directory, options)
     weight = 1.0 if options.weight is None else options.weight
     form = card.form(options.form)
     if is_adapter(directory):
@@ -331,9 +303,9 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
 def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
     from trimtab.guides.args import TrajectoryGuide
 
-    _refuse_form(directory, options)
-    _refuse_rule(directory, options)
-    _refuse_preference(directory, options)
+    refuse_form(directory, options)
+    refuse_rule(directory, options)
+    refuse_preference(directory, options)
     if options.prompt is not None:
         raise OptionError(f"{directory} judges answers to the request's own prompt; leave `prompt` out.")
     weight = 1.0 if options.weight is None else options.weight
@@ -345,10 +317,10 @@ def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Gu
 def _build_agent(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
     from trimtab.guides.agent import Agent
 
-    _refuse_form(directory, options)
+    refuse_form(directory, options)
     if options.prompt is not None:
         raise OptionError(f"{directory} reads the model's states, so it has no prompt of its own; leave `prompt` out.")
-    _refuse_preference(directory, options)
+    refuse_preference(directory, options)
     agent = Agent.of_directory(directory, card.written)
     if options.rule is not None:
         agent = agent.ruled_by(options.rule)
@@ -359,7 +331,7 @@ def _build_agent(directory: Path, card: GuideCard, options: GuideOptions) -> Gui
 
 
 def _build_parm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
-    _refuse_rule(directory, options)
+    refuse_rule(directory, options)
     form = card.form(options.form)
     parm = _parm(directory, card)
     if options.preference is None:
@@ -378,27 +350,6 @@ def _parm(directory: Path, card: GuideCard) -> PARM:
 
     adapter = PreferenceLoRA.load(directory, len(card.objectives), card.scale, card.trained_on)
     return PARM(card.objectives, adapter)
-
-
-def _refuse_form(directory: Path, options: GuideOptions) -> None:
-    if options.form is not None:
-        raise OptionError(
-            f"{directory} is not a language model, so it has no form; leave {options.form!r} out. It selects among a "
-            "few candidates."
-        )
-
-
-def _refuse_rule(directory: Path, options: GuideOptions) -> None:
-    if options.rule is not None:
-        raise OptionError(f"{directory} tilts, so it takes no rule; leave {options.rule!r} out.")
-
-
-def _refuse_preference(directory: Path, options: GuideOptions) -> None:
-    if options.preference is not None:
-        raise OptionError(
-            f"{directory} has one objective, so it takes no preference; leave it out, or give a guide that "
-            "`trimtab train parm` wrote."
-        )
 
 
 _BUILDERS: Mapping[str, Callable[[Path, GuideCard, GuideOptions], Guide]] = {

@@ -159,7 +159,7 @@ def library() -> Library:
     """
     found = _installed()
     if found is None:
-        raise MissingExtraError("llama.cpp", "llama", "Running a GGUF file as it is")
+        raise MissingExtraError(BINDINGS[0].distribution, "llama", "Running a GGUF file as it is")
     binding, directory = found
     version = _version(binding)
     if version not in binding.versions:
