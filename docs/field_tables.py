@@ -13,6 +13,7 @@ from trimtab.cli.train.parm import NOT_FLAGS
 from trimtab.cli.train.run_options import NOT_SETTINGS
 from trimtab.fields import shown, table
 from trimtab.making.settings import ChoiceSettings, SampleSettings
+from trimtab.models.llama.options import LlamaOptions
 from trimtab.params import SamplingParams
 from trimtab.serving.limits import Limits
 from trimtab.training.agent.settings import AgentSettings
@@ -42,6 +43,7 @@ def tables() -> dict[str, str]:
     return {
         "sampling": _markdown(heading, flags.rows(SamplingParams(), but=NOT_SAMPLING_FLAGS)),
         "pairs": _markdown(heading, (*flags.rows(SampleSettings()), *flags.rows(ChoiceSettings()))),
+        "llama": _markdown(("option", *heading[1:]), _keys(LlamaOptions())),
         "training": _markdown((*heading, "only"), _by_method(by_method)),
         "agent": _markdown(heading, agent),
         "limits": _markdown(heading, flags.rows(Limits())),
@@ -60,6 +62,14 @@ def settings() -> dict[str, list[Row]]:
         "rl": list(flags.rows(RLSettings(), but=NOT_SETTINGS)),
         "agent": list(flags.rows(AgentSettings())),
     }
+
+
+def _keys(defaults: LlamaOptions) -> Iterator[Row]:
+    """Settings that are written as KEY=VALUE."""
+    for name, entry in table(type(defaults)).items():
+        default = entry.unset or shown(getattr(defaults, name)) or "no"
+        choices = f": {', '.join(f'`{choice}`' for choice in entry.choices)}" if entry.choices else ""
+        yield f"`{name}`", default, entry.sentence() + choices
 
 
 def _by_method(methods: Mapping[str, Iterable[Row]]) -> Iterator[tuple[str, ...]]:

@@ -102,6 +102,8 @@ def test_a_range_ends_where_nobody_has_looked(repository: Path, project: dict[st
     filled_in = {_normal(name) for name in FILLED_IN}
     wrong = []
     for name, bounds in _requirements(project, without=("dev",)):
+        if bounds == [("==", pins[name])]:  # one build, whose interface is no promise
+            continue
         major, minor = map(int, re.findall(r"\d+", pins[name])[:2])
         ends = [f"{major}.{minor + 1}", f"{major}.{minor + 2}"] if name in filled_in else [f"{major + 1}"]
         if dict(bounds).get("<") not in ends:

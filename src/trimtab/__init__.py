@@ -19,6 +19,7 @@ from trimtab.guides.parm import PARM
 from trimtab.guides.prompt import PromptGuide
 from trimtab.guides.stateless import StatelessGuide
 from trimtab.mixing.rules import Tilt
+from trimtab.storage.gguf_files import load_llama
 from trimtab.storage.loading import load_guide, load_model, load_parm, save_guide
 from trimtab.storage.scorers import load_reward_model, load_scorer
 
@@ -95,6 +96,7 @@ __all__ = [
     "finished",
     "length_controlled_win_rate",
     "load_guide",
+    "load_llama",
     "load_model",
     "load_parm",
     "load_reward_model",

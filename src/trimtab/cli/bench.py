@@ -175,7 +175,7 @@ def _in_transformers(maker: EngineMaker, source: ModelSource) -> HFModel:
 
     if maker.runs([IN_PROCESS]) and isinstance(maker.model, HFModel):
         return maker.model
-    return source.load()
+    return source.load_in_transformers()
 
 
 def _print_table(rows: Sequence[Row]) -> None:

@@ -74,6 +74,7 @@ def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
     from trimtab.evaluation.comparison.recipe_reader import path_problems, read_recipe, role_problems
     from trimtab.evaluation.comparison.run import RunFiles
     from trimtab.methods.catalogue import check_engine, check_method
+    from trimtab.storage.gguf_files import TRANSFORMERS
     from trimtab.storage.model_source import ModelSource
 
     recipe = read_recipe(Path(args.recipe), known_methods(), check_method)
@@ -98,6 +99,7 @@ def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
         args.device,
         trust_remote_code=args.trust_remote_code,
         quantize=recipe.quantize,
+        backend=TRANSFORMERS,  # figures do not depend on what is installed
     )
     base = engine.open(source, min_rows=recipe.batch_size)
     try:

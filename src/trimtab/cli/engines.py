@@ -69,6 +69,11 @@ def engine_choice(args: argparse.Namespace) -> EngineChoice:
     for name, feature in (*wanted, ("quantize", maker.QUANTIZE), ("draft_quantize", maker.DRAFTS)):
         if getattr(args, f"{name}s", None) or getattr(args, name, None):
             choice.maker.check_features([feature], what=f"--{name.replace('_', '-')}")
+    if not choice.is_builtin and (getattr(args, "backend", None) or getattr(args, "llama_options", None)):
+        raise OptionError(
+            "--backend and --llama say who runs a GGUF file in this process; leave them out with --engine "
+            f"{choice.name}."
+        )
     if getattr(args, "model", None) is not None:  # a comparison names it in its recipe
         given = {name: getattr(args, f"{name.replace('-', '_')}s", None) for name in ("guide", "form", "guide-base")}
         check_packed(choice, args.model, [name for name, value in given.items() if value])
@@ -209,11 +214,17 @@ def check_copies(draft_quantize: str | None, drafts: Collection[str], guides: Co
 
 def draft_models(drafts: Collection[str], guides: Collection[str]) -> list[str]:
     """The models among what drafts. Raises CheckpointError for one that is not there, before anything is loaded."""
+    from trimtab.models.llama.header import read_header
     from trimtab.storage.directories import resolve_model
+    from trimtab.storage.gguf_files import gguf_file
 
     names = [draft for draft in drafts if draft not in (NO_DRAFT, LOOKUP, GUIDE_DRAFT) and draft not in guides]
     for name in names:
-        resolve_model(name)
+        path = gguf_file(name)
+        if path is None:
+            resolve_model(name)
+        else:
+            read_header(path)
     return names
 
 

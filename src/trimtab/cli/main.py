@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, compare, convert, judge, serve, soup, vllm
+from trimtab.cli import bench, compare, convert, export, judge, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
 from trimtab.cli.options import use_threads
@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "chat": chat,
     "explain": explain,
     "convert": convert,
+    "export": export,
     "compare": compare,
     "judge": judge,
     "serve": serve,

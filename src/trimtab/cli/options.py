@@ -175,11 +175,44 @@ def _add_loading(group: argparse._ArgumentGroup) -> None:
         help="what weights are held in on a CPU, also those of guides that are models: smaller and faster",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
+    add_backend_options(group)
     add_threads_option(group)
     group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     group.add_argument(
         "--trust-remote-code", action="store_true", help="let the model and the guides run their own code"
     )
+
+
+def add_backend_options(group: argparse._ActionsContainer) -> None:
+    """--backend and --llama."""
+    group.add_argument(
+        "--backend",
+        choices=("llama", "transformers"),
+        help="who runs a .gguf file: llama.cpp as it is, or transformers, which dequantises it (llama where it is "
+        "installed)",
+    )
+    group.add_argument(
+        "--llama",
+        dest="llama_options",
+        action="append",
+        default=[],
+        type=_llama_option,
+        metavar="KEY=VALUE",
+        help="an option of llama.cpp, such as n_gpu_layers=99 or type_k=q8_0; repeatable",
+    )
+
+
+def _llama_option(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an option; give KEY=VALUE")
+    from trimtab.models.llama.options import LlamaOptions
+
+    try:
+        LlamaOptions.of_pairs([(key, value)])
+    except OptionError as error:  # argparse would hide any other message
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+    return key, value
 
 
 def add_threads_option(group: argparse._ActionsContainer) -> None:
@@ -295,7 +328,16 @@ def model_source(args: argparse.Namespace) -> ModelSource:
     """What the flags of --model and its group say of the model."""
     from trimtab.storage.model_source import ModelSource
 
-    return ModelSource(args.model, args.dtype, args.device, args.trust_remote_code, args.revision, args.quantize)
+    return ModelSource(
+        args.model,
+        args.dtype,
+        args.device,
+        args.trust_remote_code,
+        args.revision,
+        args.quantize,
+        args.backend,
+        tuple(args.llama_options),
+    )
 
 
 def say(message: str) -> None:

@@ -139,8 +139,6 @@ class _Wanted:
 
 
 def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice) -> _Wanted:
-    from trimtab.storage.model_source import ModelSource
-
     model = args.model or config.model
     if model is None:
         raise OptionError("No model is named. Give --model NAME, or `model:` in --config.")
@@ -160,7 +158,7 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
     )
     given = {**config.limits, **_given(args)}
     return _Wanted(
-        model=ModelSource(model, args.dtype, args.device, args.trust_remote_code, args.revision, args.quantize),
+        model=replace(options.model_source(args), name=model),
         engine=engine,
         guides=guides,
         name=name,

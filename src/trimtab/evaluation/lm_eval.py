@@ -36,6 +36,7 @@ from trimtab.evaluation import lm_eval_arguments as arguments
 from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.models.quantize.layers import kind_of
 from trimtab.storage.digests import model_contents
+from trimtab.storage.gguf_files import TRANSFORMERS
 from trimtab.storage.model_source import ModelSource
 from trimtab.storage.same_run import check_same
 
@@ -111,7 +112,8 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
         if isinstance(model, str):
             if quantize is not None:
                 kind.check_features([QUANTIZE], what="quantize")
-            engines = kind.open(ModelSource(model, dtype, device, trust_remote_code, revision, quantize), options)
+            source = ModelSource(model, dtype, device, trust_remote_code, revision, quantize, TRANSFORMERS)
+            engines = kind.open(source, options)
         else:
             kind.check_features([IN_PROCESS], what="A model that is loaded already")
             engines = BuiltinMaker(model)

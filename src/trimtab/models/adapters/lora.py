@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from trimtab.core import LanguageModel, ModelSession
+from trimtab.core import LanguageModel, ModelSession, Tokenizer
 from trimtab.errors import BaseMismatchError, OptionError, VocabularyMismatchError
 from trimtab.models.adapters import files as adapter_files
 from trimtab.models.adapters.config import Targets
@@ -41,6 +41,20 @@ class AdaptableModel(LanguageModel, Protocol):
 
     def open_rows(self, beside: ModelSession | None, adapter: RowAdapter | None) -> ModelSession:
         """A session whose rows run with `adapter`."""
+
+
+@runtime_checkable
+class AdaptsItself(LanguageModel, Protocol):
+    """A language model that applies adapters in its own way; `models.llama.model.LlamaModel` is one."""
+
+    def describe(self) -> ModelFacts:
+        """What tells this base from another."""
+
+    def check_layers(self, adapter: LoRA) -> None:
+        """Raise BaseMismatchError or CompatibilityError for an adapter of layers that are not, or not so, here."""
+
+    def adapted(self, adapter: LoRA) -> LanguageModel:
+        """The adapted model, of an adapter that was checked."""
 
 
 class LoRA:
@@ -81,23 +95,29 @@ class LoRA:
             if path.is_file():
                 shutil.copy2(path, directory / path.name)
 
-    def on(self, base: LanguageModel) -> AdaptedModel:
+    def on(self, base: LanguageModel) -> LanguageModel:
         """The adapted model.
 
         Raises BaseMismatchError or VocabularyMismatchError where it does not fit, CompatibilityError for a layer that
         cannot be adapted row by row.
         """
-        return AdaptedModel(self.check(base), self)
+        self.check(base)
+        return base.adapted(self) if isinstance(base, AdaptsItself) else AdaptedModel(_adaptable(base), self)
 
-    def check(self, base: LanguageModel) -> AdaptableModel:
-        """`base` itself; BaseMismatchError or VocabularyMismatchError for one that this adapter was not trained on."""
-        if not isinstance(base, AdaptableModel):
-            raise BaseMismatchError(
-                f"A LoRA adapter changes the weights of a transformers model; this base is a {type(base).__name__}. "
-                "Give the model that it was trained on as the guide's own base."
-            )
-        trained, here = self.base, base.describe()
-        where = "An adapter runs on the model that it was trained on: name that one as the guide's base (guide_base)."
+    def check(self, base: LanguageModel) -> None:
+        """Raise BaseMismatchError or VocabularyMismatchError for a base that this adapter was not trained on."""
+        if isinstance(base, AdaptsItself):
+            self.check_trained_on(base.describe(), base.tokenizer)
+            base.check_layers(self)
+        else:
+            adaptable = _adaptable(base)
+            self.check_trained_on(adaptable.describe(), base.tokenizer)
+            self._check_layers(adaptable)
+
+    def check_trained_on(self, here: ModelFacts, tokenizer: Tokenizer | None) -> None:
+        """Raise BaseMismatchError or VocabularyMismatchError unless a base is the one that this was trained on, as far
+        as is known of both."""
+        trained, where = self.base, _WHERE
         different = difference(trained, here)
         if different is not None and different != OTHER_WEIGHTS:
             raise BaseMismatchError(
@@ -105,20 +125,19 @@ class LoRA:
                 f"{where}"
             )
         fingerprint = self.vocabulary.get("fingerprint")
-        if fingerprint and base.tokenizer is not None and base.tokenizer.fingerprint != fingerprint:
+        if fingerprint and tokenizer is not None and tokenizer.fingerprint != fingerprint:
             raise VocabularyMismatchError(
                 f"This adapter was trained with another vocabulary ({self.vocabulary.get('size')} tokens) than the "
-                f"base's ({len(base.tokenizer.tokens)} tokens); they differ in content. {where}"
+                f"base's ({len(tokenizer.tokens)} tokens); they differ in content. {where}"
             )
         if different is not None:
             raise BaseMismatchError(
                 f"This adapter was trained on {trained.get('name')}; the base here, {here['name']}, has {different}. "
                 f"{where}"
             )
-        self._check_layers(base, where)
-        return base
 
-    def _check_layers(self, base: AdaptableModel, where: str) -> None:
+    def _check_layers(self, base: AdaptableModel) -> None:
+        where = _WHERE
         modules = dict(base.module.named_modules())
         for name, (down, up) in self.pairs.items():
             if name not in modules:
@@ -149,6 +168,16 @@ class LoRA:
 
 
 OTHER_WEIGHTS = "the same shape but other weights"
+_WHERE = "An adapter runs on the model that it was trained on: name that one as the guide's base (guide_base)."
+
+
+def _adaptable(base: LanguageModel) -> AdaptableModel:
+    if not isinstance(base, AdaptableModel):
+        raise BaseMismatchError(
+            f"A LoRA adapter changes the weights of a transformers model; this base is a {type(base).__name__}. "
+            "Give the model that it was trained on as the guide's own base."
+        )
+    return base
 
 
 def difference(base: ModelFacts, other: ModelFacts) -> str | None:

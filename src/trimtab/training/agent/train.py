@@ -151,7 +151,7 @@ def _base(
         return None, kept
     if not isinstance(model, str | Path):
         return model, {}
-    host = source.load()
+    host = source.load_in_transformers()
     if not precision.rolls_out_compact(source.dtype, host.module, arguments):
         return host, kept
     precision.compact(host.module)

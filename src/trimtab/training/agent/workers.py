@@ -62,7 +62,7 @@ class RolloutWorker:
         Apart from the constructor, so that an error keeps its sentence.
         """
         try:
-            self._roller = Roller(self._source.load(), self._settings)
+            self._roller = Roller(self._source.load_in_transformers(), self._settings)
         except TrimtabError as error:
             error.args = (f"{error} (On the node {ray.util.get_node_ip_address()}, for a worker.)",)
             raise

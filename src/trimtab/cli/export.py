@@ -1,0 +1,43 @@
+"""`trimtab export`: a guide in a format that other programs load.
+
+`trimtab export gguf guides/polite --out polite.gguf` writes a LoRA guide as an adapter for llama.cpp:
+`llama-server -m BASE.gguf --lora polite.gguf` answers as the guide's own model does, which is what it adds at weight 1
+as a shift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from trimtab.cli import options
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command and one sub-command for each format."""
+    parser = subparsers.add_parser("export", help="write a guide for another program", description=__doc__)
+    formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
+    gguf = formats.add_parser(
+        "gguf", help="a LoRA guide as an adapter that llama.cpp loads", description=__doc__, allow_abbrev=False
+    )
+    gguf.add_argument("guide", metavar="GUIDE", help="a directory, a hub id or builtin:NAME")
+    gguf.add_argument("--out", required=True, metavar="FILE", help="where the adapter goes, a name that ends in .gguf")
+    gguf.add_argument(
+        "--model", metavar="FILE", help="the GGUF file of the model that the guide was trained on (what its card says)"
+    )
+    gguf.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    gguf.add_argument("--json", action="store_true", help="what was written as JSON on standard output")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the guide in the format that was named."""
+    from trimtab.storage.gguf_files import export_adapter
+
+    base = export_adapter(args.guide, Path(args.out), base=args.model, overwrite=args.overwrite)
+    if args.json:
+        print(json.dumps({"out": args.out, "format": args.format, "base": str(base)}))
+    options.say(f"{args.out}: an adapter of {base}, {Path(args.out).stat().st_size / 1e6:.1f} MB")
+    return 0
