@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from trimtab.constraint import Constraint
 from trimtab.errors import OptionError, naming
 from trimtab.fields import check, described, is_number, is_whole, seed_field
 
@@ -95,6 +96,8 @@ class SamplingParams:
     )
     forced: tuple[int, ...] = ()
     """The answer's first tokens, taken whatever the policy says; with `trace`, what it says of them: for scoring."""
+    constraint: Constraint | None = None
+    """What the answer must look like: tokens that leave it are forbidden before guides are mixed in."""
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range, or of another kind than it should be."""
@@ -104,6 +107,10 @@ class SamplingParams:
                     f"The weight of guide {name} is {weight!r}; give a finite number (of single precision)."
                 )
         check(self)
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise OptionError(
+                f"constraint is {self.constraint!r:.100}; give a Constraint, such as Constraint.json_schema({{...}})."
+            )
         if not all(is_whole(token) and token >= 0 for token in self.forced):
             raise naming(OptionError, "{forced} is {0!r}; give token ids in a tuple.", self.forced)
 

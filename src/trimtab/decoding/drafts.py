@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trimtab.caches import caches_of
 from trimtab.core import Guide, LanguageModel, ModelSession, Session
+from trimtab.decoding.constraints import acceptable
 from trimtab.decoding.costs import StepCost
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
 from trimtab.decoding.lengths import MOST, Appetite
@@ -123,6 +124,8 @@ class Drafters:
                 by_drafter.setdefault(source, []).append(request)
         for name, some in by_drafter.items():
             proposals.update(_answered(name, self._rows_of(name), some, wanted, self._vocab_size))
+        by_key = {request.request_id: request for request in requests}
+        proposals = {key: acceptable(by_key[key], draft) for key, draft in proposals.items()}
         proposals = {key: draft for key, draft in proposals.items() if draft}
         for key, draft in proposals.items():
             self._habits[key].num_drafted = len(draft)
