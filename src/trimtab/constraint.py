@@ -50,7 +50,7 @@ column 2 (char 1). Give an object such as {"type": "object"}.
             raise OptionError(f"The {self._name} is {self.text!r:.60}; give a text.")
         if len(self.text) > MAX_CHARACTERS:
             raise OptionError(
-                f"The {self._name} has {len(self.text)} characters; at most {MAX_CHARACTERS} are taken. Make it shorter."
+                f"The {self._name} has {len(self.text)} characters; at most {MAX_CHARACTERS} are taken. Shorten it."
             )
         try:
             self.text.encode()

@@ -1,4 +1,4 @@
-"""What must hold of any constraint: answers satisfy it, the policy is the mix restricted, and company changes nothing."""
+"""Laws of constraints: answers satisfy them, the policy is the mix restricted, and company changes nothing."""
 
 from __future__ import annotations
 

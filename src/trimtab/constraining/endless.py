@@ -148,7 +148,7 @@ def endless_rule(grammar: str) -> str | None:
 
 
 def rules_of(grammar: str) -> dict[str, list[_Word]] | None:
-    """Name -> what stands behind its colon, of each rule (terminals left out); None where the text is not understood."""
+    """Name -> what stands behind its colon, of each rule (no terminals); None where the text is not understood."""
     words = _words(grammar)
     if words is None:
         return None

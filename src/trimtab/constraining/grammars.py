@@ -117,7 +117,8 @@ def lark_of(constraint: Constraint) -> str:
         except Exception as error:  # the converter raises whatever it trips over
             said = " ".join(str(error).split())[:200]
             raise OptionError(
-                f"The grammar is neither Lark, which has a rule `start: ...`, nor GBNF, which has a rule `root ::= ...`: {said}"
+                "The grammar is neither Lark, which has a rule `start: ...`, nor GBNF, which has one `root ::= ...`: "
+                f"{said}"
             ) from None
     return f'%llguidance {{"no_forcing": true}}\n{body}\n'
 
@@ -153,8 +154,8 @@ def _check_ends(constraint: Constraint, lark: str) -> None:
     """Raise OptionError for a schema or a grammar with a part that no finite text satisfies."""
     if constraint.kind == JSON_SCHEMA and (place := endless_schema(constraint.value)) is not None:
         raise OptionError(
-            f"The JSON schema asks for a value without end at {place}: it needs itself in every case. Make a property on "
-            "the way optional, or give an alternative."
+            f"The JSON schema asks for a value without end at {place}: it needs itself in every case. Make a property "
+            "on the way optional, or give an alternative."
         )
     if constraint.kind == GRAMMAR and (rule := endless_rule(lark)) is not None:
         raise OptionError(

@@ -46,6 +46,6 @@ def try_to_compile(lark: str, package: Path, name: str) -> None:
 
 def _too_large(name: str) -> OptionError:
     return OptionError(
-        f"The {name} is too large or too involved to be compiled in {COMPUTING_S:g} s. Make it smaller: fewer rules in a "
-        "row, fewer alternatives, smaller repetitions."
+        f"The {name} is too large or too involved to be compiled in {COMPUTING_S:g} s. Make it smaller: fewer rules in "
+        "a row, fewer alternatives, smaller repetitions."
     )
