@@ -97,7 +97,11 @@ def _measured(
         ]
         return lambda: sum(len(answer.token_ids) for answer in decoder.answers([(prompt, one) for one in wanted]))
 
-    arms = {"free": arm(constrained=False), "constrained": arm(constrained=True)}
+    arms = {
+        "free": arm(constrained=False),
+        "constrained": arm(constrained=True),
+        "constrained, certain drafts": arm(constrained=True, draft="certain"),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(args.num_repeats + 1):  # the first warms up
         for name, run in arms.items():

@@ -9,7 +9,7 @@ from trimtab.constraint import Constraint
 from trimtab.errors import OptionError, naming
 from trimtab.fields import check, described, is_number, is_whole, seed_field
 
-NO_DRAFT, LOOKUP, GUIDE_DRAFT = "none", "lookup", "guide"
+NO_DRAFT, LOOKUP, CERTAIN_DRAFT, GUIDE_DRAFT = "none", "lookup", "certain", "guide"
 """What a request may say of drafts besides the name of a guide or of a model that drafts."""
 
 
@@ -86,7 +86,8 @@ class SamplingParams:
     draft: str = described(
         NO_DRAFT,
         "who guesses next tokens, which the base then reads in one pass; no answer depends on it: lookup (what "
-        "followed the last place that ended alike), guide (the guide, a smaller model of its own), or a model's name",
+        "followed the last place that ended alike), certain (what a constraint leaves no choice of), guide (the "
+        "guide, a smaller model of its own), or a model's name",
         kind="text",
         note="none: nobody",
         metavar="WHO",

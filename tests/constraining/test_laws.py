@@ -23,6 +23,7 @@ from trimtab import (
     StatelessGuide,
     TabularModel,
     Tilt,
+    counted_passes,
 )
 
 PROMPT = "Say it: "
@@ -135,8 +136,22 @@ def test_an_answer_is_the_same_alone_in_company_and_with_drafts(writer: HFModel)
     for params, answer in zip(wanted, together, strict=True):
         (alone,) = _answers(writer, [params])
         assert alone.token_ids == answer.token_ids
-    drafted = _answers(writer, [dataclasses.replace(params, draft="lookup", draft_tokens=3) for params in wanted])
-    assert [answer.token_ids for answer in drafted] == [answer.token_ids for answer in together]
+    for draft in ("lookup", "certain"):
+        how = [dataclasses.replace(params, draft=draft if params.constraint else "lookup") for params in wanted]
+        drafted = _answers(writer, [dataclasses.replace(params, draft_tokens=3) for params in how])
+        assert [answer.token_ids for answer in drafted] == [answer.token_ids for answer in together]
+
+
+def test_what_is_certain_costs_no_pass_of_its_own(writer: HFModel) -> None:
+    schema = {"type": "object", "properties": {"description": {"const": "nothing else"}}, "required": ["description"]}
+    constraint = Constraint.json_schema({**schema, "additionalProperties": False})
+    passes = {}
+    for draft in ("none", "certain"):
+        with counted_passes(writer) as count:
+            (answer,) = _answers(writer, [SamplingParams(constraint=constraint, seed=2, draft=draft, draft_tokens=12)])
+        assert accepts(constraint, answer.text)
+        passes[draft] = count.num_passes
+    assert passes["certain"] < passes["none"] / 3
 
 
 def test_a_constraint_does_not_reach_a_neighbour(writer: HFModel) -> None:

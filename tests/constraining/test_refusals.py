@@ -83,6 +83,11 @@ def test_what_does_not_go_with_a_constraint_is_refused(
         Decoder(model).add([1], SamplingParams(constraint=Constraint.regex("a+"), **params))  # type: ignore[arg-type]
 
 
+def test_nothing_is_certain_without_a_constraint(writer: HFModel) -> None:
+    with pytest.raises(OptionError, match="Nothing is certain where an answer has no constraint"):
+        Decoder(writer).add("a", SamplingParams(draft="certain"))
+
+
 def test_something_else_than_a_constraint_is_refused() -> None:
     with pytest.raises(OptionError, match=r"give a Constraint, such as"):
         SamplingParams(constraint={"type": "object"})  # type: ignore[arg-type]

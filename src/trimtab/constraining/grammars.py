@@ -77,7 +77,7 @@ class Grammars:
         if matcher.is_error():
             raise OptionError(f"The {name} cannot be used: {_reason(matcher)}")
         _check_ends(constraint, lark)
-        compiled = Compiled(matcher, self._vocab_size)
+        compiled = Compiled(matcher, self._vocabulary, self._vocab_size)
         if not Matching(compiled).begins():
             raise OptionError(f"The {name} admits no answer that this model's tokens can write. Give another.")
         return compiled
@@ -131,8 +131,9 @@ def _with_blanks(schema: object) -> object:
     if not isinstance(schema, dict):
         return schema
     asked = schema.get("x-guidance", {})
-    ours = {"whitespace_pattern": BLANK}
-    return {**schema, "x-guidance": {**ours, **asked} if isinstance(asked, dict) else asked}
+    if not isinstance(asked, dict) or {"whitespace_flexible", "whitespace_pattern"} & set(asked):
+        return schema
+    return {**schema, "x-guidance": {"whitespace_pattern": BLANK, **asked}}
 
 
 def _depth(value: object) -> int:

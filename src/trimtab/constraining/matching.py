@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from trimtab.errors import DeadEndError
@@ -15,8 +15,9 @@ from trimtab.errors import DeadEndError
 class Compiled:
     """A constraint against a model's vocabulary; it never changes."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: LLTokenizer, vocab_size: int) -> None:
         self._matcher = matcher
+        self.vocabulary = vocabulary
         self.vocab_size = vocab_size
 
     def start(self) -> LLMatcher:
@@ -52,6 +53,13 @@ class Matching:
         """How many of the next tokens continue an answer. Raises DeadEndError as `allowed` does."""
         self._go_to(token_ids)
         return int(self._matcher.validate_tokens(list(next_ids)))
+
+    def certain(self, token_ids: Sequence[int]) -> list[int]:
+        """Tokens of the text that every accepted answer goes on with here, the longest first: a guess, since the same
+        text may be cut otherwise. None where several texts go on. Raises DeadEndError as `allowed` does."""
+        self._go_to(token_ids)
+        text = self._matcher.compute_ff_bytes().decode(errors="ignore")
+        return list(self._compiled.vocabulary.greedy_tokenize(text)) if text else []
 
     def begins(self) -> bool:
         """Whether an answer can begin."""

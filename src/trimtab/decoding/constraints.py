@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from trimtab.decoding.places import Place, Places
 from trimtab.decoding.requests import Request
 from trimtab.errors import DeadEndError, TrimtabError
 from trimtab.mixing.restricting import restricted
+
+if TYPE_CHECKING:
+    from trimtab.constraining.matching import Matching
 
 
 @dataclass(slots=True)
@@ -58,6 +62,20 @@ def _is_reached(place: Place, found: Restriction, index: int) -> bool:
         return True
     is_before = bool(found.indices) and found.indices[-1] == index - 1
     return is_before and bool(found.allowed[-1][place.drafted[-1]]) and not place.request.ends(place.drafted[-1])
+
+
+class Certain:
+    """Drafts of what a constraint leaves no choice of."""
+
+    def __init__(self, matching: Matching) -> None:
+        self._matching = matching
+
+    def next(self, token_ids: Sequence[int], num: int) -> list[int]:
+        """Up to `num` tokens that probably follow an answer so far."""
+        try:
+            return self._matching.certain(token_ids)[:num]
+        except DeadEndError:  # the step itself says so
+            return []
 
 
 def acceptable(request: Request, draft: Sequence[int]) -> list[int]:
