@@ -27,8 +27,8 @@ QUIET  ?= -qq
 PIP     = $(BIN)/python -m pip --disable-pip-version-check $(QUIET)
 VLLM_PIP = $(VLLM)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints-vllm.txt
 # What `make test-oldest` and `make test-newest` install and run; `make smoke-newest` runs the first line of the tests alone.
-EXTRAS      = train,gguf,demo,serve,agent,ray,scorers,compare,judge,lm-eval
-TEST_TOOLS  = pytest hypothesis scipy tokenizers aiohttp
+EXTRAS      = train,gguf,demo,serve,agent,ray,scorers,compare,judge,lm-eval,structured
+TEST_TOOLS  = pytest hypothesis scipy tokenizers aiohttp jsonschema
 SMOKE_TESTS = tests/models tests/laws tests/test_decoding.py tests/test_processor.py
 RANGE_TESTS = $(SMOKE_TESTS) tests/guides tests/methods tests/agents tests/training tests/evaluation tests/serving \
               tests/test_loading.py tests/test_directories.py tests/test_scorers.py

@@ -23,9 +23,9 @@ import trimtab
 from trimtab import core
 
 LAYERS = (
-    {"answers", "caches", "core", "drafting", "errors", "fields", "params"},
+    {"answers", "caches", "constraint", "core", "drafting", "errors", "fields", "params"},
     {"columns", "documents", "mixing", "prompts", "sessions", "statistics"},
-    {"guides", "models"},
+    {"constraining", "guides", "models"},
     {"decoding", "testing"},
     {"storage"},
     {"engines"},
@@ -53,6 +53,7 @@ ALLOWED_IN: Mapping[str, tuple[str, ...]] = {
     "uvicorn": ("serving/app.py", "serving/connections.py", "cli/"),
     "prometheus_client": ("serving/metrics.py",),
     "vllm": ("engines/",),
+    "llguidance": ("constraining/",),
 }
 """Third-party package -> the only places that may import it."""
 
@@ -60,6 +61,7 @@ OPTIONAL = (
     "accelerate",
     "datasets",
     "gguf",
+    "llguidance",
     "lm_eval",
     "matplotlib",
     "moarchiving",

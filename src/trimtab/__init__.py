@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from trimtab.answers import Answer, Step, TokenTrace, finished
+from trimtab.constraint import Constraint
 from trimtab.core import Candidates, Chat, Guide, LanguageModel, Message, Prompt, Rule, SamplingParams, Selection
 from trimtab.decoding.decoder import Decoder
 from trimtab.decoding.transformers_processor import GuidanceProcessor
@@ -62,6 +63,7 @@ __all__ = [
     "ArmSettings",
     "Candidates",
     "Chat",
+    "Constraint",
     "Decoder",
     "DpoSettings",
     "GamedRow",

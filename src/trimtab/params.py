@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from trimtab.constraint import Constraint
 from trimtab.errors import OptionError, naming
 from trimtab.fields import check, described, is_number, is_whole, seed_field
 
-NO_DRAFT, LOOKUP, GUIDE_DRAFT = "none", "lookup", "guide"
+NO_DRAFT, LOOKUP, CERTAIN_DRAFT, GUIDE_DRAFT = "none", "lookup", "certain", "guide"
 """What a request may say of drafts besides the name of a guide or of a model that drafts."""
 
 
@@ -85,7 +86,8 @@ class SamplingParams:
     draft: str = described(
         NO_DRAFT,
         "who guesses next tokens, which the base then reads in one pass; no answer depends on it: lookup (what "
-        "followed the last place that ended alike), guide (the guide, a smaller model of its own), or a model's name",
+        "followed the last place that ended alike), certain (what a constraint leaves no choice of), guide (the "
+        "guide, a smaller model of its own), or a model's name",
         kind="text",
         note="none: nobody",
         metavar="WHO",
@@ -95,6 +97,8 @@ class SamplingParams:
     )
     forced: tuple[int, ...] = ()
     """The answer's first tokens, taken whatever the policy says; with `trace`, what it says of them: for scoring."""
+    constraint: Constraint | None = None
+    """What the answer must look like: tokens that leave it are forbidden before guides are mixed in."""
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range, or of another kind than it should be."""
@@ -104,6 +108,10 @@ class SamplingParams:
                     f"The weight of guide {name} is {weight!r}; give a finite number (of single precision)."
                 )
         check(self)
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise OptionError(
+                f"constraint is {self.constraint!r:.100}; give a Constraint, such as Constraint.json_schema({{...}})."
+            )
         if not all(is_whole(token) and token >= 0 for token in self.forced):
             raise naming(OptionError, "{forced} is {0!r}; give token ids in a tuple.", self.forced)
 

@@ -11,7 +11,7 @@ from trimtab.cli import guide_options, options
 from trimtab.cli.options import GuideSpec
 from trimtab.engines.registry import BUILTIN, ENGINES, maker_of
 from trimtab.errors import CheckpointError, OptionError
-from trimtab.params import GUIDE_DRAFT, LOOKUP, NO_DRAFT
+from trimtab.params import CERTAIN_DRAFT, GUIDE_DRAFT, LOOKUP, NO_DRAFT
 
 if TYPE_CHECKING:
     from trimtab.core import SamplingParams, Tokenizer
@@ -218,7 +218,8 @@ def draft_models(drafts: Collection[str], guides: Collection[str]) -> list[str]:
     from trimtab.storage.directories import resolve_model
     from trimtab.storage.gguf_files import gguf_file
 
-    names = [draft for draft in drafts if draft not in (NO_DRAFT, LOOKUP, GUIDE_DRAFT) and draft not in guides]
+    kinds = (NO_DRAFT, LOOKUP, CERTAIN_DRAFT, GUIDE_DRAFT)
+    names = [draft for draft in drafts if draft not in kinds and draft not in guides]
     for name in names:
         path = gguf_file(name)
         if path is None:

@@ -1,8 +1,8 @@
 """The requests that are decoded together: one step of all of them, and the sessions that remember their past.
 
-One order, for every request: base log-probabilities -> plausibility mask -> Σ weightᵢ · scoreᵢ in float32 -> rule ->
-repetition penalty -> temperature -> top-k, top-p, min-p of the mixed policy -> draw. Nothing renormalises weights: at
-weight 1 and temperature 1 the policy is exactly π_base · π_guide, normalised.
+One order, for every request: base log-probabilities -> constraint -> plausibility mask -> Σ weightᵢ · scoreᵢ in
+float32 -> rule -> repetition penalty -> temperature -> top-k, top-p, min-p of the mixed policy -> draw. Nothing
+renormalises weights: at weight 1 and temperature 1 the policy is exactly π_base · π_guide, normalised.
 
 Where a guide that selects runs (an accept-reject agent), top-k, top-p and min-p of the tilted policy choose its
 candidates at temperature 1, and its rule makes the policy that the temperature and the draw act on.
@@ -22,6 +22,7 @@ from torch import Tensor
 from trimtab.answers import TokenTrace
 from trimtab.core import Candidates, Guide, LanguageModel, Rule, Session
 from trimtab.decoding.capacity import Capacity
+from trimtab.decoding.constraints import Restriction, restriction
 from trimtab.decoding.drafts import Drafter, Drafters
 from trimtab.decoding.failures import UNREADY, blame, broken_guide
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
@@ -135,7 +136,7 @@ class Batch:
         if not ready:
             return Outcome({}, {}, {})
         places = Places(self.running, self._read_ahead(ready))
-        tensors, policy, failures = self._policy(places)
+        tensors, policy, failures = self._policy(places, restriction(places, waiting))
         for row in waiting:
             failures[places.first(row)] = UNREADY
         keys = step_keys([(place.request.seed, place.position) for place in places], policy.device)
@@ -191,13 +192,13 @@ class Batch:
         for side in self._sides:
             side.advance({request_id: run[-1] for request_id, run in tokens.items()})
 
-    def _policy(self, places: Places) -> tuple[StepTensors, Tensor, dict[int, TrimtabError]]:
+    def _policy(self, places: Places, restriction: Restriction) -> tuple[StepTensors, Tensor, dict[int, TrimtabError]]:
         """The step's tables, the mixed and penalised policy [B, V], and the places that cannot go on."""
         base = self._base_logprobs(places)
         columns = self._columns_of(places, base.device)
-        proposed = base
+        proposed = restriction.of(base)
         if any(request.params.plausibility for request in self.running):
-            proposed = base.masked_fill(~plausible(base, columns.plausibility), -torch.inf)
+            proposed = proposed.masked_fill(~plausible(proposed, columns.plausibility), -torch.inf)
         ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
         context = self._context(places) if any(lane.guide.needs_context for lane in self._tilting) else None
         candidates = Candidates(ids, proposed, context=context, complete=True)
@@ -208,14 +209,17 @@ class Batch:
             # A row without guides keeps the base's numbers bit for bit.
             guided = torch.stack([weights != 0 for _, weights in parts.values()]).any(dim=0)
             mixed = tilted if bool(guided.all()) else torch.where(guided[:, None], tilted, proposed)
-        failures = {index: blame(index, base, parts) for index in bad_rows(mixed).nonzero().flatten().tolist()}
+        failures = {
+            index: blame(index, base, parts, constrained=index in restriction.indices)
+            for index in bad_rows(mixed).nonzero().flatten().tolist()
+        }
         tensors = StepTensors(
             base,
             mixed,
             {name: scores for name, (scores, _) in parts.items()},
             {name: weights != 0 for name, (_, weights) in parts.items()},
         )
-        return tensors, self._penalised(mixed, columns, places), failures
+        return tensors, self._penalised(mixed, columns, places), {**failures, **restriction.failures}
 
     def _base_logprobs(self, places: Places) -> Tensor:
         if not places.are_ahead:

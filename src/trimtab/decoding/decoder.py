@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 
 from trimtab.answers import Step
+from trimtab.constraining.entry import matching_of
 from trimtab.core import Guide, LanguageModel, Prompt, Rule, SamplingParams
 from trimtab.decoding.batch import Batch, Outcome
 from trimtab.decoding.capacity import Capacity
@@ -162,7 +163,8 @@ class Decoder(GenerationEngine):
                     check_forced(params.forced, limit, whose=f"guide {name}")
                 room = min(room, room_for(len(guide_ids[name]), guide.max_length, f"guide {name}"))
         longest = int(min(params.max_new_tokens, room))
-        request = Request(self._next_id, prompt, prompt_ids, guide_ids, params, weights, longest, self.model)
+        matching = matching_of(self.model, params)
+        request = Request(self._next_id, prompt, prompt_ids, guide_ids, params, weights, longest, self.model, matching)
         if params.draft != NO_DRAFT:
             self._present_batch().drafters.check(request)
         if self.max_cached_tokens is not None:

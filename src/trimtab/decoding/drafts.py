@@ -7,7 +7,8 @@ which the rejection rule of speculative sampling (Leviathan et al., arXiv 2211.1
 distribution only. A model that drafts draws with the same numbers, which makes it agree with the policy more often
 than numbers of its own would (drafter-invariant coupling, Daliri et al., arXiv 2408.07978).
 
-Three kinds: *lookup* continues as an earlier place of prompt and answer did that ended alike; a *guide* that is a
+Four kinds: *lookup* continues as an earlier place of prompt and answer did that ended alike; what is *certain* is the
+text that a request's constraint leaves no choice of; a *guide* that is a
 smaller model of its own, or a cheaper copy of a guide in its stead, says what it would steer to by itself; another
 small *model* of the same vocabulary answers. How long a draft is follows what was accepted lately and what reading it
 costs (`lengths`, `costs`).
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from trimtab.caches import caches_of
 from trimtab.core import Guide, LanguageModel, ModelSession, Session
+from trimtab.decoding.constraints import Certain, acceptable
 from trimtab.decoding.costs import StepCost
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
 from trimtab.decoding.lengths import MOST, Appetite
@@ -33,10 +35,12 @@ from trimtab.drafting import Foreseeing, drafting_model, drafts
 from trimtab.errors import OptionError, unknown_name
 from trimtab.mixing.noise import step_keys
 from trimtab.mixing.sampling import draw, final_policy, normalised
-from trimtab.params import GUIDE_DRAFT, LOOKUP, NO_DRAFT
+from trimtab.params import CERTAIN_DRAFT, GUIDE_DRAFT, LOOKUP, NO_DRAFT
 from trimtab.prompts import check_same_vocabulary, num_readable
 from trimtab.sessions import SessionView
 
+_OF_ITSELF = (LOOKUP, CERTAIN_DRAFT)
+"""Drafts that a request makes for itself, without a model."""
 Drafter: TypeAlias = LanguageModel | Guide
 """A small model that answers, or a copy of a guide that is cheaper to run than the guide."""
 
@@ -55,8 +59,8 @@ class ModelForesight(SessionView[ModelSession]):
 class _Habit:
     """What is known of one request's drafts: who makes them, what they cost, and how they fared lately."""
 
-    source: Lookup | str
-    """The look-up of its text, or the name of who drafts for it."""
+    source: Lookup | Certain | str
+    """What follows from its own text, or the name of who drafts for it."""
     cost: StepCost
     appetite: Appetite = field(default_factory=Appetite)
     num_drafted: int = 0
@@ -94,7 +98,11 @@ class Drafters:
                 raise OptionError(f"Guide {lane.name} selects the token, so none can be drafted. {way_out}")
             if lane.guide.needs_context or not drafts(lane.session):
                 raise OptionError(f"Guide {lane.name} takes no token back, so nothing can be drafted. {way_out}")
-        if request.params.draft != LOOKUP:
+        if request.params.draft == CERTAIN_DRAFT and request.matching is None:
+            raise OptionError(
+                f"Nothing is certain where an answer has no constraint. Give one, or the draft {NO_DRAFT}."
+            )
+        if request.params.draft not in _OF_ITSELF:
             self._drafter(request)
 
     def unknown(self, request: Request) -> int:
@@ -119,10 +127,14 @@ class Drafters:
             source = self._habits[request.request_id].source
             if isinstance(source, Lookup):
                 proposals[request.request_id] = source.next(request.read_by(None), wanted[request.request_id])
+            elif isinstance(source, Certain):
+                proposals[request.request_id] = source.next(request.token_ids, wanted[request.request_id])
             else:
                 by_drafter.setdefault(source, []).append(request)
         for name, some in by_drafter.items():
             proposals.update(_answered(name, self._rows_of(name), some, wanted, self._vocab_size))
+        by_key = {request.request_id: request for request in requests}
+        proposals = {key: acceptable(by_key[key], draft) for key, draft in proposals.items()}
         proposals = {key: draft for key, draft in proposals.items() if draft}
         for key, draft in proposals.items():
             self._habits[key].num_drafted = len(draft)
@@ -154,8 +166,10 @@ class Drafters:
 
     def _new_habit(self, request: Request) -> _Habit:
         lanes = list(self._running(request))
-        if request.params.draft == LOOKUP:
-            return _Habit(Lookup(), StepCost(self._base, lanes, None))
+        if request.params.draft in _OF_ITSELF:
+            matching = request.matching if request.params.draft == CERTAIN_DRAFT else None
+            source = Lookup() if matching is None else Certain(matching)
+            return _Habit(source, StepCost(self._base, lanes, None))
         name = self._drafter(request)
         return _Habit(name, StepCost(self._base, lanes, self._rows_of(name)))
 
@@ -168,7 +182,7 @@ class Drafters:
 
     def _name_beside(self, request: Request) -> str | None:
         """The name of what drafts for a request and does nothing else; None where there is no such thing."""
-        if request.params.draft in (NO_DRAFT, LOOKUP):
+        if request.params.draft in (NO_DRAFT, *_OF_ITSELF):
             return None
         name = self._drafter(request)
         return name if name in self._beside else None
@@ -187,7 +201,7 @@ class Drafters:
         names = [name for name in able if draft in (GUIDE_DRAFT, name)]
         if len(names) == 1:
             return names[0]
-        accepted = [NO_DRAFT, LOOKUP, *([GUIDE_DRAFT] if len(able) == 1 else []), *able, *models]
+        accepted = [NO_DRAFT, *_OF_ITSELF, *([GUIDE_DRAFT] if len(able) == 1 else []), *able, *models]
         if draft == GUIDE_DRAFT and not able:
             raise OptionError(
                 "No guide of this request is a smaller model of its own, so none can draft: an adapter of the base "
@@ -216,7 +230,7 @@ def bound_drafters(
     """
     bound: dict[str, Drafter] = {}
     for name, drafter in drafters.items():
-        if name in (NO_DRAFT, LOOKUP, GUIDE_DRAFT):
+        if name in (NO_DRAFT, *_OF_ITSELF, GUIDE_DRAFT):
             raise OptionError(f"What drafts cannot be called {name}, which means something else as a draft.")
         if isinstance(drafter, Guide):
             if name not in guides:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from trimtab.answers import Answer, Step
+from trimtab.constraint import Constraint
 from trimtab.core import KnownModel, Prompt, SamplingParams, Selection
 from trimtab.decoding.requests import Request
 from trimtab.errors import OptionError, unknown_name
@@ -143,6 +144,7 @@ class GenerationEngine(ABC):
         num_alternatives: int = 0,
         draft: str = NO_DRAFT,
         draft_tokens: int | None = None,
+        constraint: Constraint | None = None,
         template_options: Mapping[str, Any] | None = None,
     ) -> Iterator[Answer]:
         """Answer prompts, in their order, each as soon as it and those before it are done.
@@ -178,6 +180,7 @@ class GenerationEngine(ABC):
                 num_alternatives=num_alternatives,
                 draft=draft,
                 draft_tokens=draft_tokens,
+                constraint=constraint,
             )
             for index in range(len(wanted))
         ]

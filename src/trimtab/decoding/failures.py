@@ -14,13 +14,20 @@ UNREADY = TrimtabError("This request's prompt is not fed yet.")
 """Stands in a step's failures for a row that is not sampled from."""
 
 
-def blame(row: int, base: Tensor, parts: Mapping[str, tuple[Tensor, Tensor]]) -> TrimtabError:
+def blame(
+    row: int, base: Tensor, parts: Mapping[str, tuple[Tensor, Tensor]], *, constrained: bool = False
+) -> TrimtabError:
     """Which part is to blame for a row that cannot be sampled from."""
     if bool(not_finite_rows(base[row : row + 1])):
         return NotFiniteError("The model gives NaN log-probabilities. Its weights are damaged, or need another dtype.")
     for name, (scores, weights) in parts.items():
         if bool(weights[row] != 0) and bool(not_finite_rows(scores[row : row + 1])):
             return broken_guide(name)
+    if constrained:
+        return DeadEndError(
+            "Every token that the constraint allows is forbidden by the model, by guides or filters, or no token "
+            "continues what the constraint asks for. Give another constraint, or lower the weights or the plausibility."
+        )
     return DeadEndError(
         "Every token is forbidden: what the base allows, the guides or filters forbid. "
         "Lower the weights or the plausibility."

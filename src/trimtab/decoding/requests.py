@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from trimtab.answers import Answer, Step, TokenTrace
 from trimtab.core import KnownModel, Prompt, SamplingParams
 from trimtab.decoding.text import TextStream
 from trimtab.errors import OptionError, PromptError
+
+if TYPE_CHECKING:
+    from trimtab.constraining.matching import Matching
 
 
 class Request:
@@ -30,6 +34,7 @@ class Request:
         weights: Mapping[str, float],
         max_new_tokens: int,
         model: KnownModel,
+        matching: Matching | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -42,6 +47,7 @@ class Request:
         self.trace: list[TokenTrace] = []
         self.finish_reason: str | None = None
         self.error: Exception | None = None
+        self.matching = matching
         self.may_draft = True  # until a step fails that it takes part in
         self.seed = secrets.randbits(31) if params.seed is None else params.seed
         self._stream = TextStream(model.tokenizer, params.stop, self.prompt_ids)

@@ -112,6 +112,14 @@ def answers(
     return finished(decoder.answers(wanted))
 
 
+def refuse_constraint(params: SamplingParams, what: str) -> None:
+    """Raise OptionError for a constraint where answers are not decoded in one piece."""
+    if params.constraint is not None:
+        raise OptionError(
+            f"{what}, and a constraint speaks of an answer as a whole. Leave it out, or take guides or best-of-n."
+        )
+
+
 def derived_seed(seed: int, *path: int) -> int:
     """A seed for a part of what belongs to `seed`: another for every path, the same on every machine."""
     digest = hashlib.sha256(":".join(map(str, (seed, *path))).encode()).digest()

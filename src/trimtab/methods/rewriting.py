@@ -16,7 +16,7 @@ from trimtab.answers import Answer
 from trimtab.core import Prompt, SamplingParams
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.errors import OptionError, PromptError
-from trimtab.methods.method import UNKNOWN, Strength, answers, derived_seed, number
+from trimtab.methods.method import UNKNOWN, Strength, answers, derived_seed, number, refuse_constraint
 from trimtab.prompts import options_of, with_options
 
 TEMPLATE = (
@@ -45,6 +45,7 @@ class Rewriting:
         self, prompts: Sequence[Prompt], strength: Strength, params: SamplingParams, seeds: Sequence[int]
     ) -> Iterator[Answer]:
         weight = number(strength, what="0 leaves the answer as it is, else the weight of the aligner's guide", low=0)
+        refuse_constraint(params, "A rewriting answers twice")
         drafts = list(answers(self._first, prompts, replace(params, weights={}), seeds))
         self.num_tokens_read += sum(len(draft.token_ids) for draft in drafts)
         if weight == 0:

@@ -9,11 +9,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trimtab.constraint import Constraint
 from trimtab.core import Chat, KnownModel, Prompt, SamplingParams
 from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_name
 from trimtab.guides.brought import bringing
 from trimtab.guides.prompt import PromptGuide
 from trimtab.prompts import encode_prompt, reads_key
+from trimtab.serving.forms import constraint_of
 from trimtab.serving.limits import Limits
 from trimtab.serving.problems import cut
 from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest, Guidance, Sentences
@@ -130,11 +132,13 @@ def _wanted(
     weights |= {place: weights.pop(name) for place, name in names.items()}
     _check(body, len(prompts), num_new, num_rivals, limits)
     each = body.n or 1
+    constraint = constraint_of(body, catalogue.model)
     wanted: list[Wanted] = []
     for place, prompt in enumerate(prompts):
         num_prompt = _length(prompt, catalogue.model, limits)
         for _ in range(each):
-            params = _params(body, guidance, weights, num_new or limits.default_new_tokens, num_rivals, len(wanted))
+            length = num_new or limits.default_new_tokens
+            params = _params(body, guidance, weights, length, num_rivals, len(wanted), constraint)
             guides = tuple(name for name, weight in weights.items() if weight)
             wanted.append(Wanted(bringing(prompt, sentences), params, guides, num_prompt, place, names))
     return wanted
@@ -203,7 +207,13 @@ def _size(item: int | Mapping[str, str]) -> int:
 
 
 def _params(
-    body: Asked, guidance: Guidance, weights: Mapping[str, float], num_new: int, num_rivals: int | None, number: int
+    body: Asked,
+    guidance: Guidance,
+    weights: Mapping[str, float],
+    num_new: int,
+    num_rivals: int | None,
+    number: int,
+    constraint: Constraint | None,
 ) -> SamplingParams:
     """How answer `number` of a request is decoded: seeds go up by one from answer to answer."""
     explained = guidance.alternatives if guidance.explain else 0
@@ -222,4 +232,5 @@ def _params(
         num_alternatives=max(explained, num_rivals or 0),
         draft=guidance.draft,
         draft_tokens=guidance.draft_tokens,
+        constraint=constraint,
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
+from trimtab.cli.constraint_options import add_constraint_options, constraint_of
 from trimtab.cli.template_options import add_template_option, template_options
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
@@ -51,13 +52,16 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object for each answer on standard output")
     add_template_option(parser)
     options.add_sampling_options(parser, max_new_tokens=512)
+    add_constraint_options(parser)
     engines.add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read lines until the end of the input or /quit."""
     choice = engines.engine_choice(args)
-    params = options.sampling_params(args, weights={}, seed=args.seed)
+    params = dataclasses.replace(
+        options.sampling_params(args, weights={}, seed=args.seed), constraint=constraint_of(args)
+    )
     choice.maker.check_params(params)
     guides = engines.GuideFlags.of(args).sources(params)
     asked_options = template_options(args)

@@ -26,6 +26,7 @@ from trimtab.cli.answering.by_method import (
     method_choice,
 )
 from trimtab.cli.answering.requests import Request, in_order, located
+from trimtab.cli.constraint_options import add_constraint_options, constraint_of, settings
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import PromptRow, as_asked, prompts_of, read_prompts, use_template
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
@@ -67,6 +68,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="JSON on standard output: answers, or a summary with --out")
     options.add_sampling_options(parser)
+    add_constraint_options(parser)
     engines.add_engine_options(parser)
 
 
@@ -117,8 +119,9 @@ def _job(args: argparse.Namespace) -> _Job:
     """The flags, checked as far as nothing large has to be read for it."""
     options.check_guide_names(args.guides)
     engine = engines.engine_choice(args)
-    params = options.sampling_params(
-        args, weights={}, seed=None, trace=args.trace, num_alternatives=args.num_alternatives
+    params = dataclasses.replace(
+        options.sampling_params(args, weights={}, seed=None, trace=args.trace, num_alternatives=args.num_alternatives),
+        constraint=constraint_of(args),
     )
     engine.maker.check_params(params)
     method = method_choice(args, engine)
@@ -160,6 +163,7 @@ def _settings(args: argparse.Namespace, job: _Job, rows: Sequence[PromptRow], se
     """Everything that a line of answers depends on, what names stand for aside."""
     return {
         **described.sampling(args, job.engine, job.model, job.template_options, rows, seed),
+        **settings(job.params.constraint),
         "trace": args.trace,
         "num_alternatives": args.num_alternatives,
         **({} if job.method is None else {"method": dataclasses.asdict(job.method)}),

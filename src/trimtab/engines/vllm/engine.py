@@ -319,6 +319,8 @@ def check_params(params: SamplingParams) -> None:
             OptionError,
             f"vLLM has drafts of its own (speculative_config); give {{draft}} {NO_DRAFT}.{_BUILT_IN}",
         )
+    if params.constraint is not None:
+        raise OptionError(f"Constraints are not handed to vLLM here; leave the constraint out.{_BUILT_IN}")
     if params.forced:
         raise OptionError(f"vLLM takes no forced tokens; force none.{_BUILT_IN}")
     if params.min_p and params.top_p not in (None, 1.0):
