@@ -86,6 +86,7 @@ def test_what_bench_pass_cannot_do_is_refused(run: Run, tiny: Tiny) -> None:
     argv = ["bench", "pass", "--model", tiny.model]
     for more, problem in (
         (["--plot", "curve.pdf"], "neither a .png nor an .svg"),
+        (["--backend", "llama"], "the passes of transformers"),
         (["--tokens", "0"], "'0'"),
         (["--tokens", "100000"], "Ask for fewer"),
     ):

@@ -134,9 +134,11 @@ def _pass(args: argparse.Namespace) -> int:
     plot = None if args.plot is None else Path(args.plot)
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise OptionError(f"--plot {args.plot} is neither a .png nor an .svg file; give a name that ends so.")
+    if args.backend == "llama" or args.llama_options:
+        raise OptionError("bench pass measures the passes of transformers; leave --backend llama and --llama out.")
     source = options.model_source(args)
     options.say(f"loading {source.name}")
-    model = source.load()
+    model = source.load_in_transformers()
     from trimtab.evaluation import passes
 
     found = passes.measure(
