@@ -33,6 +33,8 @@ AUTO, SYSTEM, USER = "auto", "system", "user"
 PLACES = (AUTO, SYSTEM, USER)
 """Where a sentence stands in a chat: in the system message; before the first text of the user; or in the system message
 where the chat template has a role for it, else before the user's text."""
+SEPARATOR = "\n\n"
+"""What stands between a sentence and the text that it is put before, unless somebody says."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class PromptGuide:
     away: str | None = None
     weight: float = 1.0
     place: str = AUTO
-    separator: str = "\n\n"
+    separator: str = SEPARATOR
 
     needs_hidden = False
     needs_context = False

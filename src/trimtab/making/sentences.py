@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.core import Chat, Message, Prompt, Tokenizer
+from trimtab.core import Message, Prompt, Tokenizer
 from trimtab.errors import PromptError
-from trimtab.prompts import is_chat, options_of
+from trimtab.guides import prompt as prompt_guide
+from trimtab.guides.prompt import SEPARATOR, said_in
+from trimtab.prompts import is_chat
 
 SYSTEM, USER, TEXT = "system message", "user's message", "text"
 """The places: a system message; the beginning of the user's first message; the beginning of a raw text."""
@@ -34,17 +36,10 @@ def with_sentence(prompt: Prompt, sentence: str, *, system: bool) -> Prompt:
     messages without a user's.
     """
     if isinstance(prompt, str):
-        return f"{sentence}\n\n{prompt}"
+        return sentence + SEPARATOR + prompt
     if not is_chat(prompt):
         raise PromptError("A sentence cannot stand before token ids. Give the prompt as text or chat messages.")
     messages: Sequence[Message] = prompt  # type: ignore[assignment]
-    role = "system" if system else "user"
-    place = next((index for index, message in enumerate(messages) if message["role"] == role), None)
-    if place is None and not system:
+    if not system and all(message["role"] != "user" for message in messages):
         raise PromptError("The prompt has no user's message that the sentence could begin. Give one.")
-    if place is None:
-        said: list[Message] = [{"role": "system", "content": sentence}, *messages]
-    else:
-        content = f"{sentence}\n\n{messages[place].get('content') or ''}".rstrip()
-        said = [*messages[:place], {**messages[place], "content": content}, *messages[place + 1 :]]
-    return Chat(said, options_of(prompt))
+    return said_in(messages, sentence, prompt_guide.SYSTEM if system else prompt_guide.USER, SEPARATOR)
