@@ -101,10 +101,14 @@ def _way(job: Job, files: PairFiles) -> Way:
     if job.judge is not None:
         judge = load_judge(job.judge)
         return ByJudge(judge, files, {"judge": judge.name, **judge.settings})
+    from trimtab.evaluation.judging.judges import COSTS
     from trimtab.making.rating import Rewarder
     from trimtab.storage.scorers import load_scorer
     from trimtab.training.run.rating import reward_contents, rewards_card
 
+    for reward in job.rewards:
+        if reward.source in COSTS and reward.multiplier > 0:
+            options.say(f"{reward.source} is a cost, and more of it is chosen; for less: --reward {reward.source}:-1")
     rewarder = Rewarder([(reward, load_scorer(str(reward.source))) for reward in job.rewards])
     about = {"rewards": rewards_card(job.rewards), "contents": reward_contents(job.rewards)}
     return ByReward(rewarder, files, about)
