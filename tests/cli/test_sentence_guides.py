@@ -93,3 +93,25 @@ def test_flags_that_mean_nothing_to_a_sentence_are_refused(run: Run, tiny: Tiny)
         outcome = run("generate", *guide, *more)
         assert outcome.code == 2
         assert message in outcome.err
+
+
+def test_a_comparison_has_sentences_as_arms(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    """Strength 0 of either is the base; a sentence may stand in a file beside the recipe."""
+    pytest.importorskip("vaderSentiment")
+    pytest.importorskip("matplotlib")
+    from tests.cli.test_compare import answers, write
+
+    (tmp_path / "glad.txt").write_text("Be glad.")
+    methods = [
+        {"method": "base"},
+        {"method": "system", "guide": "prompt:@glad.txt", "strengths": [0, 1]},
+        {"method": "prompt", "guide": 'prompt:"Be glad."/"Be sad, and/or so."', "strengths": [0, 2]},
+    ]
+    recipe = write(tmp_path, tiny, methods=methods, seeds=[0])
+    outcome = run("compare", str(recipe), "--out", str(tmp_path / "run"), "--json")
+    assert outcome.code == 0, outcome.err
+    texts: dict[tuple[str, float], list[str]] = {}
+    for row in answers(tmp_path / "run"):
+        texts.setdefault((row["method"], row["strength"]), []).append(row["text"])
+    assert texts["base", 0] == texts["system", 0] == texts["prompt", 0]
+    assert len({tuple(texts[arm]) for arm in (("base", 0), ("system", 1), ("prompt", 2))}) == 3

@@ -13,7 +13,9 @@ import pytest
 
 from tests.serving.conftest import GUIDES, Running, Start
 from trimtab.decoding.decoder import Decoder
-from trimtab.errors import DataError
+from trimtab.engines.maker import PROMPTS
+from trimtab.engines.vllm.maker import VLLMMaker
+from trimtab.errors import DataError, OptionError
 from trimtab.guides.brought import SentencePlace
 from trimtab.guides.prompt import PromptGuide
 from trimtab.models.hf import HFModel
@@ -132,6 +134,11 @@ def test_a_server_that_was_not_told_to_takes_none(server: Running) -> None:
     assert status == 400
     assert "takes none from requests" in text
     assert "--allow-prompt-guides" in text
+
+
+def test_inside_vllm_there_is_no_place_for_them() -> None:
+    with pytest.raises(OptionError, match="--allow-prompt-guides cannot be used with --engine vllm: every guide reads"):
+        VLLMMaker.check_features([PROMPTS], what="--allow-prompt-guides")
 
 
 def test_the_list_of_guides_says_what_may_be_brought(allowing: Running, server: Running) -> None:

@@ -43,6 +43,8 @@ class _Messages(Chat):
 
 def bringing(prompt: Prompt, sentences: Mapping[str, PromptGuide]) -> Prompt:
     """The same prompt, which brings these sentences for the places of these names."""
+    if not sentences:
+        return prompt
     brought: _Text | _Ids | _Messages
     if isinstance(prompt, str):
         brought = _Text(prompt)
