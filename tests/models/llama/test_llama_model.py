@@ -231,6 +231,8 @@ def test_hang_ups_leave_no_sequence_behind(model: LlamaModel) -> None:
         session.logprobs()
         if turn % 5 == 0:
             session.peek(torch.full((session.num_rows, 3), 9))
+        if turn % 2:
+            session.advance(torch.arange(session.num_rows), torch.full((session.num_rows,), 9))  # what was looked at
         order = torch.randperm(session.num_rows, generator=generator)
         session.keep(order[: turn % 4])
         assert session.trunk.num_sequences <= 2 * session.num_rows  # a row, and the candidate that it was shown
