@@ -193,7 +193,7 @@ def test_the_wire_publishes_the_ranges_and_meanings_of_the_fields() -> None:
 def test_a_recipe_sets_what_decides_how_an_answer_is_decoded() -> None:
     from trimtab.evaluation.comparison.recipe_reader import _DECODING
 
-    decided_elsewhere = {"weights", "seed", "trace", "num_alternatives", "forced"}
+    decided_elsewhere = {"weights", "seed", "trace", "num_alternatives", "forced", "constraint"}
     decides_nothing = {"draft", "draft_tokens"}
     assert (
         set(_DECODING)

@@ -28,6 +28,7 @@ from pydantic import (
 
 from trimtab.fields import MAX_SEED
 from trimtab.params import NO_DRAFT
+from trimtab.serving.form_schema import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex, ResponseFormat
 from trimtab.serving.neutral import NEUTRAL
 from trimtab.serving.sampling import bounds, meaning
 
@@ -140,32 +141,6 @@ class StreamOptions(_Wire):
     include_usage: bool | None = None
 
 
-class NamedSchema(_Wire):
-    """OpenAI's: a JSON schema with a name, which nothing depends on. It is always followed strictly."""
-
-    model_config = _TOLERANT
-
-    name: Text | None = None
-    description: Text | None = None
-    strict: bool | None = None
-    json_schema: dict[str, Any] | bool = Field(alias="schema")
-
-
-class ResponseFormat(_Wire):
-    """OpenAI's: text as it comes, any JSON object, or JSON that a schema accepts."""
-
-    model_config = _TOLERANT
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: NamedSchema | None = None
-
-    @model_validator(mode="after")
-    def _a_schema_where_one_is_named(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema goes with the type 'json_schema', and with no other; give both or neither")
-        return self
-
-
 class TextPart(_Wire):
     """A part of a message; text is the only kind there is here."""
 
@@ -259,14 +234,10 @@ class Asked(_Wire):
         | None
     ) = None
     response_format: ResponseFormat | None = None
-    guided_json: dict[str, Any] | bool | Text | None = Field(
-        default=None, description="as vLLM's: answers are JSON that this JSON schema accepts"
-    )
-    guided_regex: Text | None = Field(default=None, description="as vLLM's: answers match this as a whole")
-    guided_grammar: Text | None = Field(
-        default=None, description="as vLLM's: answers are texts of this grammar, in llguidance's Lark or in GBNF"
-    )
-    guided_choice: Texts | None = Field(default=None, description="as vLLM's: answers are one of these texts")
+    guided_json: GuidedJson = None
+    guided_regex: GuidedRegex = None
+    guided_grammar: GuidedGrammar = None
+    guided_choice: GuidedChoice = None
     guidance: Guidance | None = None
 
     @model_validator(mode="before")
