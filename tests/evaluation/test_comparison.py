@@ -278,7 +278,9 @@ def _fail() -> float:
     raise ZeroDivisionError("division by zero")
 
 
-@pytest.mark.parametrize("fault", [_fail, "good", float("nan"), 1e308, True], ids=lambda fault: getattr(fault, "__name__", str(fault)))
+@pytest.mark.parametrize(
+    "fault", [_fail, "good", float("nan"), 1e308, True], ids=lambda fault: getattr(fault, "__name__", str(fault))
+)
 def test_a_scorer_that_fails_names_the_prompt_and_loses_no_answer(whole: Path, tmp_path: Path, fault: Any) -> None:
     recipe, scorer = fakes.recipe(), Fussy(fault)
     asked: list[fakes.FakePolicy] = []
