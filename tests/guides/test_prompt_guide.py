@@ -22,7 +22,6 @@ from trimtab.testing import check_guide
 BASE = TabularModel.random(9, seed=0)
 """Tokens <0>, a, b, ..., h."""
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}" + BYTE_TEMPLATE
-SENTENCES = {"one": PromptGuide("w3 w4", separator=" "), "two": PromptGuide("w3 w4", "w5 w6 w7", separator=" ")}
 
 
 @pytest.mark.parametrize("weight", [-1.0, 0.5, 2.0, 3.0])
@@ -63,10 +62,10 @@ def test_at_weight_one_a_sentence_is_the_system_prompt_itself() -> None:
     assert steered.token_ids == said.token_ids
 
 
-@pytest.mark.parametrize("guide", SENTENCES.values(), ids=SENTENCES)
-def test_the_laws_on_transformers_models(guide: PromptGuide) -> None:
-    """The sentences' rows share the base's forward passes."""
-    check_guide(guide, HFModel(tiny_model("llama").module, tiny_tokenizer()), PROMPTS, num_steps=3)
+def test_the_laws_on_a_transformers_model() -> None:
+    """The sentence's rows share the base's forward passes; two sentences are below."""
+    model = HFModel(tiny_model("llama").module, tiny_tokenizer())
+    check_guide(PromptGuide("w3 w4", separator=" "), model, PROMPTS[1:], num_steps=2)
 
 
 @pytest.mark.parametrize("guide", [PromptGuide("fab", separator=""), PromptGuide("fab", "g", separator="")])
