@@ -129,7 +129,7 @@ def selecting() -> ARM:
 @pytest.mark.parametrize(
     ("guides", "draft", "message"),
     [
-        ({}, "guide", "No guide of this request is a smaller model of its own.*Give one of none, lookup"),
+        ({}, "guide", "There is no guide that could draft.*give one of none, lookup"),
         ({"lora": "lora"}, "guide", "an adapter of the base runs in the base's own passes"),
         (GUIDES, "guide", "Several guides could draft.*one, two"),
         (GUIDES, "anything", "draft 'anything'.*lookup, none, one, two"),
@@ -250,3 +250,42 @@ def test_a_guide_that_reads_the_state_is_shown_its_own_row_where_a_neighbour_dra
     alone = [next(Decoder(BASE, guides).answers([request])) for request in requests]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
     assert not caplog.records  # no step failed on the way
+
+
+@pytest.mark.parametrize("draft", ["guide", "small"])
+def test_a_row_in_which_the_guide_that_drafts_is_off_runs_undrafted(draft: str) -> None:
+    model, small = HFModel(tiny_module("llama")), HFModel(tiny_module("llama", seed=5))
+    decoder = Decoder(model, {"small": ARM(small)})
+    weights = [{"small": 0.0}, {"small": 1.0}]
+    prompts = [[5, 6, 7], [5, 6, 7]]
+    how: dict[str, Any] = {"weights": weights, "max_new_tokens": 12, "seed": 1, "ignore_eos": True}
+    plain = [answer.token_ids for answer in decoder.generate(prompts, **how)]
+    assert [answer.token_ids for answer in decoder.generate(prompts, draft=draft, **how)] == plain
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 40])
+def test_a_step_guesses_no_more_than_it_has_memory_for(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is guessed in a step is bounded over all requests, and so is what a server has to set aside."""
+    decoder = Decoder(BASE, max_rows=num_rows)
+    places: list[int] = []
+    logprobs_after = type(BASE.open()).logprobs_after
+
+    def counted(session: Any, rows: Any, drafted: Any) -> Any:
+        places.append(len(rows))
+        return logprobs_after(session, rows, drafted)
+
+    monkeypatch.setattr(type(BASE.open()), "logprobs_after", counted)
+    how = SamplingParams(
+        max_new_tokens=60, seed=1, ignore_eos=True, forced=(1, 2) * 30, draft="lookup", draft_tokens=32
+    )
+    for _ in range(num_rows):
+        decoder.add("abab", how)
+    while decoder.num_running or decoder.num_waiting:
+        decoder.step()
+    assert num_rows < max(places) <= num_rows + decoder.max_drafted
+    assert decoder.max_drafted == max(32, num_rows)
+
+
+def test_a_draft_is_no_longer_than_there_is_memory_for() -> None:
+    with pytest.raises(OptionError, match="draft_tokens is 33; give a whole number of at least 1 and at most 32"):
+        SamplingParams(draft="lookup", draft_tokens=33)

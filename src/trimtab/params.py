@@ -9,6 +9,8 @@ from trimtab.constraint import Constraint
 from trimtab.errors import OptionError, naming
 from trimtab.fields import check, described, is_number, is_whole, seed_field
 
+MOST_DRAFTED = 32
+"""The most tokens that may be guessed at a time: each is a row of numbers over the vocabulary to work with."""
 NO_DRAFT, LOOKUP, CERTAIN_DRAFT, GUIDE_DRAFT = "none", "lookup", "certain", "guide"
 """What a request may say of drafts besides the name of a guide or of a model that drafts."""
 
@@ -93,7 +95,13 @@ class SamplingParams:
         metavar="WHO",
     )
     draft_tokens: int | None = described(
-        None, "tokens guessed at a time", kind="whole", low=1, unset="as many as pay", metavar="N"
+        None,
+        "with {draft}: tokens guessed at a time",
+        kind="whole",
+        low=1,
+        high=MOST_DRAFTED,
+        unset="as many as pay",
+        metavar="N",
     )
     forced: tuple[int, ...] = ()
     """The answer's first tokens, taken whatever the policy says; with `trace`, what it says of them: for scoring."""

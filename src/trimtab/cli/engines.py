@@ -212,21 +212,35 @@ def check_copies(draft_quantize: str | None, drafts: Collection[str], guides: Co
         raise OptionError("--draft-quantize is about drafts that a guide makes; give --draft guide with it.")
 
 
+DRAFT_KINDS = (NO_DRAFT, LOOKUP, CERTAIN_DRAFT, GUIDE_DRAFT)
+
+
 def draft_models(drafts: Collection[str], guides: Collection[str]) -> list[str]:
     """The models among what drafts. Raises CheckpointError for one that is not there, before anything is loaded."""
+    names = [draft for draft in drafts if draft not in DRAFT_KINDS and draft not in guides]
+    for name in names:
+        try:
+            _look_for(name)
+        except CheckpointError as error:
+            others = "".join(f", {guide}" for guide in guides)
+            raise CheckpointError(
+                f"{name!r} does not draft: it is not one of {', '.join(DRAFT_KINDS)}{others}, and as a model it is not "
+                f"there either. {error}"
+            ) from error
+    return names
+
+
+def _look_for(name: str) -> None:
+    """Raise CheckpointError for a model that is not there."""
     from trimtab.models.llama.header import read_header
     from trimtab.storage.directories import resolve_model
     from trimtab.storage.gguf_files import gguf_file
 
-    kinds = (NO_DRAFT, LOOKUP, CERTAIN_DRAFT, GUIDE_DRAFT)
-    names = [draft for draft in drafts if draft not in kinds and draft not in guides]
-    for name in names:
-        path = gguf_file(name)
-        if path is None:
-            resolve_model(name)
-        else:
-            read_header(path)
-    return names
+    path = gguf_file(name)
+    if path is None:
+        resolve_model(name)
+    else:
+        read_header(path)
 
 
 def tokenizer_of(maker: EngineMaker, name: str) -> Tokenizer:

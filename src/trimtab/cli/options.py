@@ -17,7 +17,7 @@ from trimtab.cli import flags, guide_options
 from trimtab.errors import OptionError, unknown_name
 from trimtab.fields import Described
 from trimtab.models.quantize import KINDS
-from trimtab.params import SamplingParams
+from trimtab.params import NO_DRAFT, SamplingParams
 
 if TYPE_CHECKING:
     from trimtab.storage.model_source import ModelSource
@@ -314,7 +314,12 @@ def sampling_params(
     trace: bool = False,
     num_alternatives: int = 0,
 ) -> SamplingParams:
-    """The sampling flags as SamplingParams, with the seed that was drawn where none was given."""
+    """The sampling flags as SamplingParams, with the seed that was drawn where none was given.
+
+    Raises OptionError for flags that do not go together.
+    """
+    if args.draft_tokens is not None and args.draft == NO_DRAFT:
+        raise OptionError(f"--draft-tokens {args.draft_tokens} is about drafts, and there are none. Give --draft too.")
     return dataclasses.replace(
         flags.read_fields(SamplingParams, args, but=NOT_SAMPLING_FLAGS),
         weights=dict(weights),

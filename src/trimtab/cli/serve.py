@@ -213,6 +213,11 @@ def _engine(wanted: _Wanted) -> GenerationEngine:
     chunk = limits.prefill_chunk if not kind.plans_caches or "prefill_chunk" in wanted.limits_given else None
     from trimtab.guides.brought import SentencePlace
 
+    for name in wanted.draft_models:
+        if name in engines.DRAFT_KINDS or name in wanted.guides.sources():
+            raise OptionError(
+                f"--draft-model {name} is not a model's name here: requests say {name} for another draft. Name a model."
+            )
     _, engine = engines.load(
         wanted.engine,
         wanted.model,

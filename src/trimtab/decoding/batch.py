@@ -35,6 +35,7 @@ from trimtab.mixing.rules import NEVER, bad_rows, mix
 from trimtab.mixing.sampling import apply_temperature, draw, final_policy, penalise_repetition, plausible
 from trimtab.mixing.selecting import Walk
 from trimtab.mixing.tracing import StepTensors, traces
+from trimtab.params import MOST_DRAFTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,10 @@ class Batch:
         guides: Mapping[str, Guide],
         rule: Rule,
         drafters: Mapping[str, Drafter] | None = None,
+        *,
+        max_drafted: int = MOST_DRAFTED,
     ) -> None:
+        """A step guesses at most `max_drafted` tokens, over all requests."""
         self.running: list[Request] = []
         self._rule = rule
         self._session = model.open()
@@ -85,7 +89,7 @@ class Batch:
             else:
                 self._selecting.append(SelectingLane(name, guide, guide.selection, self._session))
         self._lanes: list[Lane] = [*self._tilting, *self._selecting]
-        self.drafters = Drafters(model, self._session, self._lanes, drafters or {})
+        self.drafters = Drafters(model, self._session, self._lanes, drafters or {}, max_drafted)
         self._sides: tuple[Rows[Session], ...] = (self._base, *self._lanes, *self.drafters.sides)
         self._columns: Columns | None = None
         self.capacity = Capacity(self._session, {lane.name: lane.session for lane in self._lanes})

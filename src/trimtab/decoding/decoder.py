@@ -29,7 +29,7 @@ from trimtab.decoding.pacing import Pace
 from trimtab.decoding.requests import Request, check_forced, room_for
 from trimtab.errors import OptionError
 from trimtab.mixing.rules import Tilt
-from trimtab.params import NO_DRAFT
+from trimtab.params import MOST_DRAFTED, NO_DRAFT
 from trimtab.prompts import check_readable, encode_prompt, num_readable
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,11 @@ class Decoder(GenerationEngine):
     def num_rows(self) -> int:
         """Rows that are remembered; those of requests that have left are none of them."""
         return 0 if self._batch is None else self._batch.num_rows
+
+    @property
+    def max_drafted(self) -> int:
+        """How many tokens a step guesses at most, over all requests: one for each row, or one request's most."""
+        return max(self.max_rows, MOST_DRAFTED)
 
     @property
     def capacity(self) -> Capacity:
@@ -195,7 +200,7 @@ class Decoder(GenerationEngine):
         )
 
     def _new_batch(self) -> Batch:
-        return Batch(self.model, self.guides, self.rule, self.drafters)
+        return Batch(self.model, self.guides, self.rule, self.drafters, max_drafted=self.max_drafted)
 
     def _present_batch(self) -> Batch:
         """The batch, made where there is none (at first, and after a fault)."""

@@ -32,7 +32,7 @@ from trimtab.decoding.lengths import MOST, Appetite
 from trimtab.decoding.lookup import Lookup
 from trimtab.decoding.requests import Columns, Request
 from trimtab.drafting import Foreseeing, drafting_model, drafts
-from trimtab.errors import OptionError, unknown_name
+from trimtab.errors import OptionError, VocabularyMismatchError, unknown_name
 from trimtab.mixing.noise import step_keys
 from trimtab.mixing.sampling import draw, final_policy, normalised
 from trimtab.params import CERTAIN_DRAFT, GUIDE_DRAFT, LOOKUP, NO_DRAFT
@@ -71,9 +71,16 @@ class Drafters:
     """Everything that drafts beside one batch."""
 
     def __init__(
-        self, model: LanguageModel, base: ModelSession, lanes: Sequence[Lane], drafters: Mapping[str, Drafter]
+        self,
+        model: LanguageModel,
+        base: ModelSession,
+        lanes: Sequence[Lane],
+        drafters: Mapping[str, Drafter],
+        max_drafted: int,
     ) -> None:
+        """`max_drafted` bounds the tokens that are guessed in a step, those for all requests together."""
         self._base = base
+        self._max_drafted = max_drafted
         self._vocab_size = min(model.vocab_size, num_readable(model))
         self._lanes = {lane.name: lane for lane in lanes}
         self._beside: dict[str, Rows[Session]] = {}
@@ -119,6 +126,7 @@ class Drafters:
     def propose(self, requests: Sequence[Request]) -> dict[int, list[int]]:
         """Guesses at the next tokens of requests that ask for them, by request id; none where none pays."""
         wanted = {request.request_id: num for request in requests if (num := self._wanted(request))}
+        wanted = _within(wanted, self._max_drafted)
         by_drafter: dict[str, list[Request]] = {}
         proposals: dict[int, list[int]] = {}
         for request in requests:
@@ -159,19 +167,23 @@ class Drafters:
             return 0
         habit = self._habits.get(request.request_id)
         if habit is None:
-            habit = self._habits[request.request_id] = self._new_habit(request)
+            habit = self._new_habit(request)
+            if habit is None:
+                return 0
+            self._habits[request.request_id] = habit
         if params.draft_tokens is not None:
             return min(params.draft_tokens, most)
         return habit.appetite.length(min(most, MOST), habit.cost)
 
-    def _new_habit(self, request: Request) -> _Habit:
+    def _new_habit(self, request: Request) -> _Habit | None:
+        """None where the guide that would draft does not run."""
         lanes = list(self._running(request))
         if request.params.draft in _OF_ITSELF:
             matching = request.matching if request.params.draft == CERTAIN_DRAFT else None
             source = Lookup() if matching is None else Certain(matching)
             return _Habit(source, StepCost(self._base, lanes, None))
         name = self._drafter(request)
-        return _Habit(name, StepCost(self._base, lanes, self._rows_of(name)))
+        return None if name is None else _Habit(name, StepCost(self._base, lanes, self._rows_of(name)))
 
     def _running(self, request: Request) -> Iterator[Lane]:
         return (lane for name, lane in self._lanes.items() if request.weights[name] != 0)
@@ -191,25 +203,31 @@ class Drafters:
         """The rows of who drafts by this name."""
         return self._beside[name] if name in self._beside else self._lanes[name]
 
-    def _drafter(self, request: Request) -> str:
-        """The name of who drafts for a request. Raises OptionError where nobody does."""
+    def _drafter(self, request: Request) -> str | None:
+        """The name of who drafts for a request; None where that is a guide that does not run in it.
+
+        Raises OptionError where nobody could.
+        """
         draft = request.params.draft
         models = [name for name in self._beside if name not in self._lanes]
         if draft in models:
             return draft
-        able = [lane.name for lane in self._running(request) if lane.name in self._beside or self._drafts_alone(lane)]
-        names = [name for name in able if draft in (GUIDE_DRAFT, name)]
-        if len(names) == 1:
-            return names[0]
+        able = [name for name, lane in self._lanes.items() if name in self._beside or self._drafts_alone(lane)]
+        asked = [name for name in able if draft in (GUIDE_DRAFT, name)]
+        running = [name for name in asked if request.weights[name] != 0]
+        if len(running) < 2 and asked:
+            return running[0] if running else None
         accepted = [NO_DRAFT, *_OF_ITSELF, *([GUIDE_DRAFT] if len(able) == 1 else []), *able, *models]
+        if draft == GUIDE_DRAFT and not self._lanes:
+            raise OptionError(f"There is no guide that could draft. Add one, or give one of {', '.join(accepted)}.")
         if draft == GUIDE_DRAFT and not able:
             raise OptionError(
-                "No guide of this request is a smaller model of its own, so none can draft: an adapter of the base "
-                f"runs in the base's own passes. Give one of {', '.join(accepted)}, or a copy of the guide that "
-                "drafts in its stead (--draft-quantize)."
+                "No guide is a smaller model of its own, so none can draft: an adapter of the base runs in the base's "
+                f"own passes. Give one of {', '.join(accepted)}, or a copy of the guide that drafts in its stead "
+                "(--draft-quantize)."
             )
         if draft == GUIDE_DRAFT:
-            raise OptionError(f"Several guides could draft ({', '.join(able)}). Give the name of one of them.")
+            raise OptionError(f"Several guides could draft ({', '.join(running)}). Give the name of one of them.")
         raise unknown_name("draft", draft, accepted)
 
     def _drafts_alone(self, lane: Lane) -> bool:
@@ -239,9 +257,21 @@ def bound_drafters(
         elif name in guides:
             raise OptionError(f"A model that drafts cannot be called {name}, which is a guide's name.")
         else:
-            check_same_vocabulary(model, drafter)
+            try:
+                check_same_vocabulary(model, drafter)
+            except VocabularyMismatchError as error:
+                raise VocabularyMismatchError(
+                    f"{name} cannot draft: a model that drafts has the vocabulary of the model that it drafts for, id "
+                    "by id, and this one has another. Give a model with the same tokenizer."
+                ) from error
             bound[name] = drafter
     return bound
+
+
+def _within(wanted: Mapping[int, int], most: int) -> dict[int, int]:
+    """No more than `most` guesses in all: each draft is cut to its share; where one each is too many, some get none."""
+    each = max(1, most // max(1, len(wanted)))
+    return {key: min(num, each) for key, num in list(wanted.items())[:most]}
 
 
 def _answered(

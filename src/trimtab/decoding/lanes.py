@@ -15,6 +15,7 @@ from trimtab.decoding.looks import Looks, look_cost
 from trimtab.decoding.places import Places
 from trimtab.decoding.requests import Columns, Request
 from trimtab.drafting import drafting
+from trimtab.errors import ModelError
 from trimtab.mixing.selecting import Begun, Walk, survivors, walk
 
 S_co = TypeVar("S_co", bound=Session, covariant=True)
@@ -139,6 +140,7 @@ class Lane(Rows[GuideSession]):
             some = replace(some, rows=torch.tensor(rows), drafted=torch.tensor(drafted))
             weights = weights[torch.tensor(rows, device=base.device)]
         scores = self._session.score(some)
+        check_shape(self.name, scores, some)
         if at is None:
             return scores, weights
         return torch.zeros_like(base).index_copy(0, at, scores), base.new_zeros(len(base)).index_copy(0, at, weights)
@@ -187,7 +189,9 @@ class SelectingLane(Lane):
             shown = replace(some, hidden=hidden, context=before)
             scores = torch.zeros_like(some.logprobs)
             mine = replace(shown.select(asked), rows=lane_rows[rows[asked]], base_rows=base_rows[rows[asked]])
-            scores[asked] = self._session.score(mine).to(scores)
+            found = self._session.score(mine)
+            check_shape(self.name, found, mine)
+            scores[asked] = found.to(scores)
             return scores
 
         keys = [places[index].request.request_id for _, index in mine]
@@ -207,3 +211,13 @@ class SelectingLane(Lane):
         if self.selection.rule.lazy:
             self._looks.note(found)
         return batch, found, self.selection.rule.policy(candidates, found.weighted)
+
+
+def check_shape(name: str, scores: Tensor, candidates: Candidates) -> None:
+    """Raise ModelError for scores that are not one number for each candidate."""
+    wanted = candidates.token_ids.shape
+    if scores.shape != wanted:
+        raise ModelError(
+            f"Guide {name} gave scores of shape {list(scores.shape)} for candidates of shape {list(wanted)}; its score "
+            "gives one number for each candidate of each row, [B, K]."
+        )

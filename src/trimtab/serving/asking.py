@@ -14,6 +14,7 @@ from trimtab.core import Chat, KnownModel, Prompt, SamplingParams
 from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_name
 from trimtab.guides.brought import bringing
 from trimtab.guides.prompt import PromptGuide
+from trimtab.params import NO_DRAFT
 from trimtab.prompts import encode_prompt, reads_key
 from trimtab.serving.forms import constraint_of
 from trimtab.serving.limits import Limits
@@ -216,6 +217,10 @@ def _params(
     constraint: Constraint | None,
 ) -> SamplingParams:
     """How answer `number` of a request is decoded: seeds go up by one from answer to answer."""
+    if guidance.draft_tokens is not None and guidance.draft == NO_DRAFT:
+        raise OptionError(
+            f"guidance.draft_tokens is {guidance.draft_tokens}, and there are no drafts. Give guidance.draft too."
+        )
     explained = guidance.alternatives if guidance.explain else 0
     return SamplingParams(
         weights=dict(weights),

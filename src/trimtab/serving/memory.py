@@ -78,7 +78,7 @@ def plan(decoder: Decoder, limits: Limits, asked: Collection[str], memory: Memor
     if not unit:
         return None
     rows, wanted = _wanted(decoder, limits)
-    work = _WORK + 4 * _TABLES * rows * decoder.model.vocab_size
+    work = _WORK + 4 * _TABLES * (rows + decoder.max_drafted) * decoder.model.vocab_size
     fitting = max(0, int(((memory.room - work) / (1.1 * unit) - bound(0, rows)) / 1.5))
 
     def taken(num_tokens: int) -> int:

@@ -35,6 +35,8 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> Path:
     """A local directory in transformers' format for a hub id, a directory, a `.gguf` file, or "demo"."""
     if str(name) == "demo":
         return _demo_directory()
+    if not str(name).strip():
+        raise OptionError("The model's name is empty. Give a directory, a hub id, a .gguf file, or demo.")
     path = Path(name)
     if path.is_file() and path.suffix == ".gguf":
         return _converted_gguf(path)

@@ -59,6 +59,9 @@ def plan(path: str, *, resume: bool, overwrite: bool) -> Plan:
     target = Path(path)
     if target.is_dir():
         raise OptionError(f"--out {path} is a directory; give the name of a file.")
+    there = next((parent for parent in target.parents if parent.exists()), None)
+    if there is not None and not there.is_dir():
+        raise OptionError(f"--out {path} lies in {there}, which is a file and not a directory. Give another path.")
     if overwrite or not target.exists():
         return Plan(target)
     if not resume:

@@ -237,12 +237,17 @@ def _and_then(found: Iterator[Request], close: Callable[[], None]) -> Iterator[R
 
 
 def _write_all(job: _Job, found: Iterator[Request], total: int, stream: TextIO) -> int:
-    num_tokens = 0
-    with Progress("answers", active=job.out is not None) as bar:
-        for num_done, request in enumerate(found, start=1):
-            num_tokens += len(request.token_ids)
-            _write(stream, request, job)
-            bar.move(num_done, total)
+    num_tokens, num_done = 0, 0
+    try:
+        with Progress("answers", active=job.out is not None) as bar:
+            for num_done, request in enumerate(found, start=1):
+                num_tokens += len(request.token_ids)
+                _write(stream, request, job)
+                bar.move(num_done, total)
+    except KeyboardInterrupt:
+        if job.out is not None:
+            options.say(f"interrupted: {num_done} of {total} answers are in {job.out}; --resume goes on")
+        raise
     return num_tokens
 
 
