@@ -85,6 +85,7 @@ class Drafters:
         self._lanes = {lane.name: lane for lane in lanes}
         self._beside: dict[str, Rows[Session]] = {}
         """What drafts and nothing else: models by their names, copies of guides by the guides'."""
+        self._room = {name: drafter.max_length for name, drafter in drafters.items()}
         for name, drafter in drafters.items():
             session: Session = drafter.open() if isinstance(drafter, Guide) else ModelForesight(drafter.open())
             self._beside[name] = Rows(session)
@@ -109,8 +110,17 @@ class Drafters:
             raise OptionError(
                 f"Nothing is certain where an answer has no constraint. Give one, or the draft {NO_DRAFT}."
             )
-        if request.params.draft not in _OF_ITSELF:
-            self._drafter(request)
+        if request.params.draft not in _OF_ITSELF and (name := self._drafter(request)) in self._beside:
+            self._check_room(request, name)
+
+    def _check_room(self, request: Request, name: str) -> None:
+        """Raise OptionError for an answer that may grow longer than what drafts for it holds."""
+        room, most = self._room[name], len(self._read_by(name, request)) + request.max_new_tokens
+        if room is not None and most > room:
+            raise OptionError(
+                f"{name} drafts and holds {room} tokens, and prompt and answer may come to {most}. Ask for at most "
+                f"{max(0, room - most + request.max_new_tokens)} new tokens, or give the draft {NO_DRAFT}."
+            )
 
     def unknown(self, request: Request) -> int:
         """How many tokens of a request have to be fed to what drafts for it and nothing else."""
