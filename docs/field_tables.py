@@ -42,8 +42,8 @@ def tables() -> dict[str, str]:
     agent = by_method.pop("agent")
     return {
         "sampling": _markdown(heading, flags.rows(SamplingParams(), but=NOT_SAMPLING_FLAGS)),
-        "pairs": _markdown(heading, (*flags.rows(SampleSettings()), *flags.rows(ChoiceSettings()))),
         "llama": _markdown(("option", *heading[1:]), _keys(LlamaOptions())),
+        "pairs": _markdown(heading, (*flags.rows(SampleSettings()), *flags.rows(ChoiceSettings()))),
         "training": _markdown((*heading, "only"), _by_method(by_method)),
         "agent": _markdown(heading, agent),
         "limits": _markdown(heading, flags.rows(Limits())),

@@ -294,7 +294,7 @@ def test_a_draft_is_no_longer_than_there_is_memory_for() -> None:
 def test_an_answer_longer_than_what_drafts_for_it_holds_is_refused() -> None:
     small = TabularModel.random(9, seed=0, max_length=20)
     decoder = Decoder(BASE, drafters={"small": small})
-    with pytest.raises(OptionError, match="small drafts and holds 20 tokens.*may come to 22. Ask for at most 18 new"):
+    with pytest.raises(OptionError, match=r"small drafts and holds 20 tokens.*may come to 22. Ask for at most 18 new"):
         decoder.add("ab", SamplingParams(draft="small", max_new_tokens=20))
     how = {"max_new_tokens": 18, "seed": 1, "ignore_eos": True}
     [plain], [drafted] = (list(decoder.generate("ab", draft=draft, **how)) for draft in ("none", "small"))

@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.errors import ClientGoneError, StoppedError, TrimtabError, UnknownModelError
 from trimtab.mixing.forms import forms_of
-from trimtab.serving import schema
+from trimtab.serving import reply_schema, schema
 from trimtab.serving.asking import Catalogue, wanted_chat, wanted_completion
 from trimtab.serving.batch_thread import BatchThread, Event
 from trimtab.serving.door import ANY, Door, Hosts
@@ -114,7 +114,8 @@ def abandon(app: FastAPI) -> None:
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schema.ErrorReply} for status in (400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
+    status: {"model": reply_schema.ErrorReply}
+    for status in (400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
 }
 
 
@@ -166,7 +167,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             path,
             answer,
             methods=["POST"],
-            response_model=schema.Completion,
+            response_model=reply_schema.Completion,
             responses=_STREAMED,
             route_class_override=route_that_reads(kind, parsing),
         )
@@ -180,11 +181,11 @@ def _add_lists(app: FastAPI, service: Service) -> None:
         for name, weights in {catalogue.name: catalogue.guides, **catalogue.presets}.items()
     }
 
-    @app.get("/v1/models", response_model=schema.NamedList)
+    @app.get("/v1/models", response_model=reply_schema.NamedList)
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": list(models.values())}
 
-    @app.get("/v1/models/{name:path}", response_model=schema.Named)
+    @app.get("/v1/models/{name:path}", response_model=reply_schema.Named)
     async def one_model(name: str) -> dict[str, Any]:
         if name not in models:
             raise UnknownModelError(f"The model {cut(name)!r} does not exist. This server has: {', '.join(models)}.")
@@ -198,7 +199,7 @@ def _add_lists(app: FastAPI, service: Service) -> None:
         "max_weight": service.limits.max_weight,
     }
 
-    @app.get("/v1/guides", response_model=schema.GuideList)
+    @app.get("/v1/guides", response_model=reply_schema.GuideList)
     async def guides() -> dict[str, Any]:
         listed = []
         for name, weight in catalogue.guides.items():
@@ -214,13 +215,13 @@ def _add_lists(app: FastAPI, service: Service) -> None:
 
 
 def _add_status(app: FastAPI, metrics: Metrics) -> None:
-    @app.get("/health", response_model=schema.Status)
+    @app.get("/health", response_model=reply_schema.Status)
     async def health() -> Response:
         """Whether the generation thread answers."""
         alive = await _answers(app.state.batch)
         return JSONResponse({"status": "ok" if alive else "dead"}, 200 if alive else 503)
 
-    @app.get("/ready", response_model=schema.Status)
+    @app.get("/ready", response_model=reply_schema.Status)
     async def ready() -> Response:
         """Whether new requests are taken."""
         is_open = app.state.batch.is_open

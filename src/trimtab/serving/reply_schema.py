@@ -1,0 +1,80 @@
+"""The wire types of replies, for the published description of the API; what is in them is made in `replies`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's shape of an error."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(BaseModel):
+    """The body of every reply that is not a success."""
+
+    error: ErrorBody
+
+
+class Usage(BaseModel):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Choice(BaseModel):
+    """One answer; a chat has `message`, a completion `text`."""
+
+    index: int
+    finish_reason: Literal["stop", "length"]
+    message: dict[str, Any] | None = None
+    text: str | None = None
+    logprobs: dict[str, Any] | None = None
+    guidance: dict[str, Any] | None = None
+
+
+class Completion(BaseModel):
+    """The reply to a chat or a completion."""
+
+    id: str
+    object: Literal["chat.completion", "text_completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Named(BaseModel):
+    """A model, a preset or a guide."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["model", "guide"]
+
+
+class NamedList(BaseModel):
+    """OpenAI's shape of a list."""
+
+    object: Literal["list"]
+    data: list[Named]
+
+
+class GuideList(NamedList):
+    """The guides, and what sentences a request may bring as further ones (null: none)."""
+
+    prompts: dict[str, float] | None = None
+
+
+class Status(BaseModel):
+    """How the server is."""
+
+    status: str
