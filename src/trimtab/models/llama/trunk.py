@@ -262,7 +262,7 @@ class LlamaTrunk:
             )
         if self._context is None:
             waiting = sum(len(row.tokens) for row in self._rows)
-            cells = self.file.options.n_ctx or max(_CELLS, _power(2 * waiting))
+            cells = self.file.options.n_ctx or max(_CELLS, waiting * 3 // 2)
             self._renew(cells, max(_SEQUENCES, _power(num_sequences)))
         elif self._context.num_sequences < num_sequences:
             self._renew(self._context.num_cells, _power(num_sequences))
@@ -270,7 +270,10 @@ class LlamaTrunk:
         return self._context
 
     def _grow(self) -> None:
-        """A context with twice the room. Raises ModelError where its size was asked for."""
+        """A context with half as much room again, which a server plans for.
+
+        Raises ModelError where its size was asked for.
+        """
         asked = self.file.options.n_ctx
         if asked is not None:
             raise ModelError(
@@ -278,7 +281,7 @@ class LlamaTrunk:
                 "shorter prompts, or fewer rows at a time."
             )
         assert self._context is not None
-        self._renew(2 * self._context.num_cells, self._context.num_sequences)
+        self._renew(self._context.num_cells * 3 // 2, self._context.num_sequences)
 
     def _renew(self, num_cells: int, num_sequences: int) -> None:
         """A new, empty context of another size; rows keep their numbers, and are fed again when they go on."""
