@@ -250,3 +250,14 @@ def test_a_guide_that_reads_the_state_is_shown_its_own_row_where_a_neighbour_dra
     alone = [next(Decoder(BASE, guides).answers([request])) for request in requests]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
     assert not caplog.records  # no step failed on the way
+
+
+def test_rows_that_begin_alike_share_no_drafted_token(caplog: pytest.LogCaptureFixture) -> None:
+    """A row that took over another's drafted columns had no numbers after them: the step failed and was made anew."""
+    model = HFModel(tiny_module("llama", max_position_embeddings=256), None)
+    prompts = [[5, 6, 7, 8] * 24] * 4
+    how: dict[str, Any] = {"max_new_tokens": 6, "ignore_eos": True, "seed": 1}
+    plain = [answer.token_ids for answer in Decoder(model).generate(prompts, **how)]
+    drafted = Decoder(model).generate(prompts, draft="lookup", draft_tokens=3, **how)
+    assert [answer.token_ids for answer in drafted] == plain
+    assert "failed" not in caplog.text
