@@ -47,7 +47,7 @@ ALLOWED_IN: Mapping[str, tuple[str, ...]] = {
     "torchrl": ("training/",),
     "tensordict": ("training/",),
     "ray": ("training/",),
-    "pydantic": ("serving/schema.py", "serving/form_schema.py"),
+    "pydantic": ("serving/schema.py", "serving/form_schema.py", "serving/reply_schema.py"),
     "fastapi": ("serving/app.py", "serving/replies.py", "cli/server.py"),
     "starlette": ("serving/app.py", "serving/replies.py"),
     "uvicorn": ("serving/app.py", "serving/connections.py", "cli/"),

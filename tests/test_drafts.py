@@ -300,3 +300,14 @@ def test_an_answer_longer_than_what_drafts_for_it_holds_is_refused() -> None:
     [plain], [drafted] = (list(decoder.generate("ab", draft=draft, **how)) for draft in ("none", "small"))
     assert drafted.token_ids == plain.token_ids
     assert len(drafted.token_ids) == 18
+
+
+def test_rows_that_begin_alike_share_no_drafted_token(caplog: pytest.LogCaptureFixture) -> None:
+    """A row that took over another's drafted columns had no numbers after them: the step failed and was made anew."""
+    model = HFModel(tiny_module("llama", max_position_embeddings=256), None)
+    prompts = [[5, 6, 7, 8] * 24] * 4
+    how: dict[str, Any] = {"max_new_tokens": 6, "ignore_eos": True, "seed": 1}
+    plain = [answer.token_ids for answer in Decoder(model).generate(prompts, **how)]
+    drafted = Decoder(model).generate(prompts, draft="lookup", draft_tokens=3, **how)
+    assert [answer.token_ids for answer in drafted] == plain
+    assert "failed" not in caplog.text

@@ -33,7 +33,7 @@ def random_schema(draw: random.Random, depth: int = 2) -> dict[str, Any]:
                 {"type": "string", "maxLength": draw.randint(0, 6)},
                 {"type": "string", "minLength": 1, "maxLength": 3},
                 {"type": "string", "pattern": "^[a-c]{1,3}[0-9]?$"},
-                {"type": "string", "format": "date"},
+                {"type": "string", "format": "ipv4"},
             ]
         )
     if kind == "anyOf":

@@ -95,7 +95,10 @@ def grammars_of(model: KnownModel) -> Grammars:
     if model.tokenizer is None:
         return Grammars(model)
     with _MAKING:
-        known = _GRAMMARS.setdefault(model.tokenizer, {})
+        try:
+            known = _GRAMMARS.setdefault(model.tokenizer, {})
+        except TypeError:  # a tokenizer of one's own that cannot be remembered
+            return Grammars(model)
         key = (model.vocab_size, model.eos_ids)
         if key not in known:
             known[key] = Grammars(model)

@@ -212,7 +212,8 @@ class Trunk:
         return min(most, max(_LEAST_WORTH, self.network.weight_bytes // (_TRAFFIC * token_bytes)))
 
     def _take_over(self, loans: Sequence[tuple[Row, Row, int]]) -> None:
-        """Rows begin with what others have fed: all of it where they are the same, else all but their last token."""
+        """Rows begin with what others have fed: all of it where they are the same, else all but their last token and,
+        since numbers are asked for after each of them, those that are drafted."""
         if not loans:
             return
         self._cache.copy(
@@ -223,8 +224,8 @@ class Trunk:
             ]
         )
         for row, donor, shared in loans:
-            row.length = min(shared, len(row.tokens) - 1)
-            if shared == len(row.tokens) == donor.length and donor.hidden is not None:
+            row.length = min(shared, len(row.tokens) - row.num_drafted - 1)
+            if shared == len(row.tokens) == donor.length and donor.hidden is not None and not row.num_drafted:
                 row.length, row.hidden, row.table = shared, donor.hidden, donor.table
 
     def _extend(self, rows: Sequence[Row]) -> None:
