@@ -157,11 +157,13 @@ def test_what_is_certain_costs_no_pass_of_its_own(writer: HFModel) -> None:
 def test_a_constraint_does_not_reach_a_neighbour(writer: HFModel) -> None:
     free = SamplingParams(seed=5, max_new_tokens=20, trace=True)
     (alone,) = _answers(writer, [free])
-    beside = _answers(writer, [*_mixed_requests(), free])[-1]
-    assert beside.token_ids == alone.token_ids
-    assert [step.chosen.mixed_logprob for step in beside.trace or ()] == pytest.approx(
-        [step.chosen.base_logprob for step in beside.trace or ()]
-    )
+    others = _mixed_requests()
+    together = _answers(writer, [free, *others[:3], free, *others[3:], free])
+    for beside in (together[0], together[4], together[-1]):
+        assert beside.token_ids == alone.token_ids
+        assert [step.chosen.mixed_logprob for step in beside.trace or ()] == pytest.approx(
+            [step.chosen.base_logprob for step in beside.trace or ()]
+        )
 
 
 def test_a_step_that_fails_leaves_a_constraint_where_it_was(writer: HFModel) -> None:

@@ -11,9 +11,10 @@ from trimtab.mixing.rules import NEVER
 def restricted(logprobs: Tensor, rows: Tensor, allowed: Tensor) -> Tensor:
     """[B, V] float32: `logprobs` [B, V] with the named rows [N] normalised over the tokens that are allowed [N, V].
 
-    The other rows stay bit for bit. A row in which nothing that is allowed is possible is −inf throughout; a NaN stays.
+    Rows are distinct, and in order where they are all. The others stay bit for bit. A row in which nothing that is
+    allowed is possible is −inf throughout; a NaN stays.
     """
-    some = logprobs[rows].to(torch.float32).masked_fill(~allowed, NEVER)
+    some = logprobs[rows].to(torch.float32).masked_fill_(~allowed, NEVER)
     total = torch.logsumexp(some, dim=-1, keepdim=True)
-    some = torch.where(torch.isneginf(total), some, some - total)
-    return logprobs.index_copy(0, rows, some.to(logprobs.dtype))
+    some.sub_(total.masked_fill_(torch.isneginf(total), 0.0))
+    return some if len(rows) == len(logprobs) else logprobs.index_copy(0, rows, some.to(logprobs.dtype))
