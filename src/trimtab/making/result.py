@@ -48,7 +48,7 @@ PAIRS_OUT: Mapping[str, str] = {
 """Why two answers are not a pair, in words."""
 
 _WAYS_OUT: Mapping[str, str] = {
-    EMPTY: "give answers more room ({max_new_tokens}), or turn {whole_sentences} off, so that those that the limit cut are kept",
+    EMPTY: "give answers more room ({max_new_tokens}), or turn {whole_sentences} off",
     ALIKE: "sample at a higher {temperature}, or accept answers that are more alike ({max_similarity})",
     STOCK: "check whether the model can answer these prompts, or keep such texts ({max_prompts_per_response} 0)",
     UNSCORED: "check the reward on a few answers",
