@@ -12,6 +12,7 @@ from tests.tiny import byte_llama, byte_tokenizer, tiny_module, tiny_tokenizer
 from trimtab.engines.vllm.packing import pack
 from trimtab.errors import CheckpointError, CompatibilityError, OptionError
 from trimtab.guides.prompt import PromptGuide
+from trimtab.guides.sentences import Sentences
 from trimtab.models.hf import HFModel
 from trimtab.storage.digests import model_contents
 from trimtab.storage.directories import guide_directory, locate_guide
@@ -66,7 +67,7 @@ def test_files_are_read_from_home(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("Much jargon.")
     guide, weight = read_weighed("prompt:@plain.txt/@other.txt:2", home=tmp_path)
     assert (guide.sentences, weight) == (("No jargon: none/never.", "Much jargon."), 2.0)
-    assert read_sentence(f"prompt:@{tmp_path}/plain.txt") == PromptGuide("No jargon: none/never.")
+    assert read_sentence(f"prompt:@{tmp_path}/plain.txt") == Sentences("No jargon: none/never.")
     mixed = read_sentence('prompt:@plain.txt/"Be short."', home=tmp_path)
     assert mixed.sentences == ("No jargon: none/never.", "Be short.")
 

@@ -143,6 +143,6 @@ def test_every_sampling_flag_reaches_the_decoder(
     unset = {
         f.name for f in dataclasses.fields(expected) if getattr(expected, f.name) == getattr(SamplingParams(), f.name)
     }
-    assert unset == {"weights", "trace", "num_alternatives", "forced"}, (
+    assert unset == {"weights", "trace", "num_alternatives", "forced", "constraint"}, (
         "a parameter without a flag, or a test without it"
     )

@@ -18,6 +18,7 @@ from trimtab.engines.vllm.maker import VLLMMaker
 from trimtab.errors import DataError, OptionError
 from trimtab.guides.brought import SentencePlace
 from trimtab.guides.prompt import PromptGuide
+from trimtab.guides.sentences import Sentences
 from trimtab.models.hf import HFModel
 from trimtab.serving.asking import Catalogue
 from trimtab.serving.config import read_config
@@ -176,9 +177,9 @@ def test_a_configuration_names_sentences(tmp_path: Path) -> None:
     assert config.allow_prompt_guides
     found = {name: (read_sentence(entry.path), entry.weight) for name, entry in config.guides.items()}
     assert found == {
-        "plain": (PromptGuide("No jargon."), 2.0),
-        "poet": (PromptGuide("Be a poet.", "Be a clerk."), 1.5),
-        "glad": (PromptGuide("Be glad: always.", "Be sad.", place="user"), -1.0),
+        "plain": (Sentences("No jargon."), 2.0),
+        "poet": (Sentences("Be a poet.", "Be a clerk."), 1.5),
+        "glad": (Sentences("Be glad: always.", "Be sad.", place="user"), -1.0),
     }
 
 

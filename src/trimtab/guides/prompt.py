@@ -18,27 +18,21 @@ template has a place for it. The beginning that requests have in common is fed o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from trimtab.caches import num_known
 from trimtab.core import Chat, GuideSession, LanguageModel, Message, ModelSession, Prompt, TokenIds, Tokenizer
-from trimtab.errors import BaseMismatchError, OptionError, PromptError, unknown_name
+from trimtab.errors import BaseMismatchError, OptionError, PromptError
 from trimtab.guides.arm import ReferencedSession, ShiftSession
+from trimtab.guides.sentences import AUTO, SYSTEM, USER, Sentences, cut
 from trimtab.prompts import encode_prompt, is_chat, num_readable
-
-AUTO, SYSTEM, USER = "auto", "system", "user"
-PLACES = (AUTO, SYSTEM, USER)
-"""Where a sentence stands in a chat: in the system message; before the first text of the user; or in the system message
-where the chat template has a role for it, else before the user's text."""
-SEPARATOR = "\n\n"
-"""What stands between a sentence and the text that it is put before, unless somebody says."""
 
 
 @dataclass(frozen=True)
-class PromptGuide:
+class PromptGuide(Sentences):
     """A guide made of a sentence, or of two: towards one, away from the other.
 
     `place` says where a sentence stands in a chat: `system`, at the beginning of the system message; `user`, before the
@@ -58,35 +52,15 @@ class PromptGuide:
     True
     """
 
-    towards: str
-    away: str | None = None
-    weight: float = 1.0
-    place: str = AUTO
-    separator: str = SEPARATOR
-
     needs_hidden = False
     needs_context = False
     selection = None
     max_length = None
 
-    def __post_init__(self) -> None:
-        for sentence in self.sentences:
-            if not isinstance(sentence, str):
-                raise OptionError(f"A sentence of a guide is {sentence!r}; give a text.")
-            if not sentence.strip():
-                raise OptionError("A sentence of a guide is empty, so it would change nothing. Write what is wanted.")
-        if self.away == self.towards:
-            raise OptionError(
-                f"Both sentences of a guide are the same ({_cut(self.towards)!r}), so that they cancel. Give two that "
-                "differ, or one."
-            )
-        if self.place not in PLACES:
-            raise unknown_name("place of a sentence", self.place, PLACES)
-
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """The sentence that it steers towards, and the one that it steers away from, where there is one."""
-        return (self.towards,) if self.away is None else (self.towards, self.away)
+    @classmethod
+    def reading(cls, sentences: Sentences) -> PromptGuide:
+        """The guide that reads these sentences."""
+        return cls(**{field.name: getattr(sentences, field.name) for field in fields(Sentences)})
 
     def bind(self, base: LanguageModel) -> BoundPromptGuide:
         return BoundPromptGuide(base, self, _placed(base, self))
@@ -96,11 +70,6 @@ class PromptGuide:
 
     def open(self, beside: ModelSession | None = None) -> GuideSession:
         raise BaseMismatchError("A sentence is read by the model that it steers. Call guide.bind(model) first.")
-
-    def facts(self) -> Mapping[str, object]:
-        """The content of `guide.json`."""
-        said = {name: value for name, value in asdict(self).items() if value is not None}
-        return {"format": 1, "kind": "prompt", "prompt": said}
 
 
 @dataclass(frozen=True)
@@ -127,9 +96,9 @@ class BoundPromptGuide:
     @property
     def reading(self) -> str:
         """What is read and where, for a person."""
-        away = "" if self.guide.away is None else f", away from {_cut(self.guide.away)!r}"
+        away = "" if self.guide.away is None else f", away from {cut(self.guide.away)!r}"
         where = "in the system message" if self.place == SYSTEM else "before the user's text"
-        return f"the sentence {_cut(self.guide.towards)!r}{away}, {where}"
+        return f"the sentence {cut(self.guide.towards)!r}{away}, {where}"
 
     def facts(self) -> Mapping[str, object]:
         """The content of `guide.json`."""
@@ -268,7 +237,7 @@ def _check_length(base: LanguageModel, tokenizer: Tokenizer, sentence: str) -> N
     num_tokens = len(tokenizer.encode(sentence))
     if base.max_length is not None and num_tokens >= base.max_length - 1:
         raise OptionError(
-            f"The sentence {_cut(sentence)!r} has {num_tokens} tokens, and the model holds {base.max_length}, prompt "
+            f"The sentence {cut(sentence)!r} has {num_tokens} tokens, and the model holds {base.max_length}, prompt "
             "and answer included. Shorten the sentence."
         )
 
@@ -280,7 +249,3 @@ def _tokenizer(model: LanguageModel) -> Tokenizer:
             "prompt of token ids."
         )
     return model.tokenizer
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else text[:60] + "..."

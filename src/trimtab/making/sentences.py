@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from trimtab.core import Message, Prompt, Tokenizer
 from trimtab.errors import PromptError
-from trimtab.guides import prompt as prompt_guide
-from trimtab.guides.prompt import SEPARATOR, said_in
+from trimtab.guides import sentences as guide_sentences
+from trimtab.guides.prompt import said_in
+from trimtab.guides.sentences import SEPARATOR
 from trimtab.prompts import is_chat
 
 SYSTEM, USER, TEXT = "system message", "user's message", "text"
@@ -42,4 +43,4 @@ def with_sentence(prompt: Prompt, sentence: str, *, system: bool) -> Prompt:
     messages: Sequence[Message] = prompt  # type: ignore[assignment]
     if not system and all(message["role"] != "user" for message in messages):
         raise PromptError("The prompt has no user's message that the sentence could begin. Give one.")
-    return said_in(messages, sentence, prompt_guide.SYSTEM if system else prompt_guide.USER, SEPARATOR)
+    return said_in(messages, sentence, guide_sentences.SYSTEM if system else guide_sentences.USER, SEPARATOR)

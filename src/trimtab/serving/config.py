@@ -13,7 +13,7 @@ from typing import Any
 from trimtab.documents import read_yaml
 from trimtab.errors import DataError, OptionError
 from trimtab.fields import table
-from trimtab.guides.prompt import AUTO, PromptGuide
+from trimtab.guides.sentences import AUTO, Sentences
 from trimtab.mixing.forms import FORMS
 from trimtab.serving.limits import Limits
 from trimtab.storage.sentences import is_sentence, read_weighed, sentence_name
@@ -149,7 +149,7 @@ class _Reader:
         self._mapping(given, place, [*SENTENCE_KEYS, "weight"])
         weight = self._number(given.get("weight", 0.0), f"{place}.weight")
         try:
-            guide = PromptGuide(texts.get("towards") or "", texts.get("away"), place=texts.get("place") or AUTO)
+            guide = Sentences(texts.get("towards") or "", texts.get("away"), place=texts.get("place") or AUTO)
         except OptionError as error:
             self.problems.append(f"{place}: {str(error).rstrip('.')}")
             return GuideEntry(path="")

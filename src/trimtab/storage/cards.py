@@ -91,8 +91,8 @@ class GuideCard:
     selection: Mapping[str, object] = field(default_factory=dict)
     """An agent's rule, threshold and candidates."""
     sentences: Mapping[str, str] = field(default_factory=dict)
-    """What a guide made of sentences is made of (`guides.prompt.PromptGuide`): `towards`, `away`, `place`,
-    `separator`."""
+    """What a guide made of sentences is made of (`guides.sentences.Sentences`): `towards`, `away`,
+    `place`, `separator`."""
     weight: float | None = None
     """The strength that a guide made of sentences is kept with."""
     max_length: int | None = None

@@ -20,6 +20,7 @@ import torch
 
 from trimtab.core import Guide, LanguageModel, Prompt
 from trimtab.errors import CheckpointError, OptionError
+from trimtab.guides.prompt import PromptGuide
 from trimtab.mixing.forms import SHIFT
 from trimtab.storage.cards import GUIDE_KINDS, GuideCard, is_adapter, read_card, write_card
 from trimtab.storage.directories import guide_directory, locate_guide, resolve_model
@@ -309,7 +310,7 @@ def _build_prompt(directory: Path, card: GuideCard, options: GuideOptions) -> Gu
     refuse_preference(directory, options)
     if options.prompt is not None:
         raise OptionError(f"{directory} is itself what is read before the request's prompt; leave `prompt` out.")
-    guide = kept_sentence(directory, card, weight=options.weight)
+    guide = PromptGuide.reading(kept_sentence(directory, card, weight=options.weight))
     return guide if options.model is None else guide.bind(options.model)
 
 

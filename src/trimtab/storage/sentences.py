@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trimtab.errors import CheckpointError, OptionError
-from trimtab.guides.prompt import AUTO, PromptGuide
+from trimtab.guides.sentences import AUTO, Sentences, cut
 from trimtab.storage.cards import GuideCard
 
 FORM = 'prompt:"SENTENCE"[/"OTHER"] or prompt:@FILE[/@FILE]'
@@ -33,13 +33,13 @@ def is_sentence(name: str | Path) -> bool:
     return _HEAD.match(str(name)) is not None
 
 
-def sentence_name(guide: PromptGuide) -> str:
+def sentence_name(guide: Sentences) -> str:
     """The name that reads back to the same sentences and the same place."""
     head = "prompt:" if guide.place == AUTO else f"prompt-{guide.place}:"
     return head + "/".join(json.dumps(sentence, ensure_ascii=False) for sentence in guide.sentences)
 
 
-def read_sentence(name: str | Path, *, home: Path | None = None) -> PromptGuide:
+def read_sentence(name: str | Path, *, home: Path | None = None) -> Sentences:
     """The guide that a name stands for; files are read from `home`, a relative one's directory.
 
     Raises OptionError for a name that cannot be read, and for a file that is not there or says nothing.
@@ -48,7 +48,7 @@ def read_sentence(name: str | Path, *, home: Path | None = None) -> PromptGuide:
     return guide if weight is None else replace(guide, weight=weight)
 
 
-def read_weighed(target: str, *, home: Path | None = None) -> tuple[PromptGuide, float | None]:
+def read_weighed(target: str, *, home: Path | None = None) -> tuple[Sentences, float | None]:
     """The guide of a name that may end in `:WEIGHT`, and that weight. Raises OptionError as `read_sentence`."""
     head = _HEAD.match(target)
     if head is None:
@@ -58,16 +58,16 @@ def read_weighed(target: str, *, home: Path | None = None) -> tuple[PromptGuide,
         raise OptionError(f"{target!r} has no sentence behind the colon. Accepted: {FORM}.")
     operands, weight = _quoted(text) or _plain(text)
     towards, *others = [_said(operand, quoted, home or Path()) for operand, quoted in operands]
-    return PromptGuide(towards, others[0] if others else None, place=head.group(1) or AUTO), weight
+    return Sentences(towards, others[0] if others else None, place=head.group(1) or AUTO), weight
 
 
-def kept_sentence(directory: Path, card: GuideCard, *, weight: float | None = None) -> PromptGuide:
+def kept_sentence(directory: Path, card: GuideCard, *, weight: float | None = None) -> Sentences:
     """The guide that a card keeps, at this strength or the card's. Raises CheckpointError for one that says nothing."""
     if "towards" not in card.sentences:
         raise CheckpointError(f"{directory}: the card of a guide made of a sentence has no prompt.towards. Write it.")
     strength = card.weight if weight is None else weight
     try:
-        return PromptGuide(weight=1.0 if strength is None else strength, **card.sentences)
+        return Sentences(weight=1.0 if strength is None else strength, **card.sentences)
     except OptionError as error:
         raise CheckpointError(f"{directory}: {error}") from None
 
@@ -133,7 +133,7 @@ def _weight(tail: str, text: str) -> float:
     except ValueError:
         weight = math.nan
     if not math.isfinite(weight):
-        raise OptionError(f"The weight {tail!r} behind {_cut(text)!r} is not a finite number. Give one, such as :1.5.")
+        raise OptionError(f"The weight {tail!r} behind {cut(text)!r} is not a finite number. Give one, such as :1.5.")
     return weight
 
 
@@ -156,7 +156,3 @@ def _said(operand: str, quoted: bool, home: Path) -> str:
     if not text:
         raise OptionError(f"The file {path} is empty, and a guide's sentence was to be read from it.")
     return text
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else text[:60] + "..."
