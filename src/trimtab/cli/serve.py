@@ -20,7 +20,7 @@ from trimtab.fields import table
 from trimtab.mixing.forms import check_negative, forms_of
 from trimtab.params import GUIDE_DRAFT
 from trimtab.serving.config import ServeConfig, read_config
-from trimtab.serving.door import ANY, is_loopback
+from trimtab.serving.hosts import ANY, is_loopback
 from trimtab.serving.limits import Limits
 
 if TYPE_CHECKING:

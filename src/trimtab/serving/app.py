@@ -28,8 +28,9 @@ from trimtab.mixing.forms import forms_of
 from trimtab.serving import reply_schema, schema
 from trimtab.serving.asking import Catalogue, wanted_chat, wanted_completion
 from trimtab.serving.batch_thread import BatchThread, Event
-from trimtab.serving.door import ANY, Door, Hosts
+from trimtab.serving.door import Door, Hosts
 from trimtab.serving.guard import Guard, Keys
+from trimtab.serving.hosts import ANY
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
 from trimtab.serving.problems import cut, error_body, malformed, problem
