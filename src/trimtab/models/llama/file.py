@@ -11,6 +11,7 @@ from trimtab.errors import CheckpointError, CompatibilityError
 from trimtab.models.llama.header import Header, read_header
 from trimtab.models.llama.library import Library, library
 from trimtab.models.llama.options import BYTES, LlamaOptions
+from trimtab.models.llama.pages import release_pages
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class LlamaFile:
         self.library = library()
         self.pointer = _loaded(self.library, path, self.header, self.options)
         weakref.finalize(self, self.library, "model_free", self.pointer).atexit = False
+        release_pages(path)
         vocabulary = self.library("model_get_vocab", self.pointer)
         self.vocab_size = int(self.library("vocab_n_tokens", vocabulary))
         self.hidden_size = int(self.library("model_n_embd", self.pointer))
