@@ -90,10 +90,10 @@ def loras(models: tuple[LanguageModel, LanguageModel]) -> tuple[Guide, Guide]:
 def seconds(models: tuple[LanguageModel, LanguageModel]) -> tuple[Guide, Guide]:
     """The same guide on a model of its own beside each, as a small one steers a large one."""
     second = load_llama("demo")
-    ours = ARM(second.adapted(LoRA.load(guide_directory("builtin:sentiment"))), form="shift", reference=second)
+    ours = ARM(second.adapted(LoRA.load(guide_directory("builtin:sentiment", None))), form="shift", reference=second)
     other = models[1]
     assert isinstance(other, HFModel)
-    lora = AdapterARM(LoRA.load(guide_directory("builtin:sentiment")), form="shift")
+    lora = AdapterARM(LoRA.load(guide_directory("builtin:sentiment", None)), form="shift")
     return ours, lora
 
 
