@@ -122,7 +122,7 @@ def test_an_agent_decides_alike_where_it_is_clear(models: tuple[LanguageModel, L
     torch.manual_seed(0)
     network = AgentNetwork(models[0].hidden_size, 64).eval().requires_grad_(False)
     agent = Agent(network)
-    found, expected = (_runs(model, {"a": agent}, _prompts(models), replace(_GREEDY, weights={})) for model in models)
+    found, expected = (_runs(model, {"a": agent}, _prompts(models), [_GREEDY] * _NUM_PROMPTS) for model in models)
     clear = parted = 0
     for own, reference in zip(found, expected, strict=True):
         for step, other in zip(own, reference, strict=True):
