@@ -237,6 +237,6 @@ def test_a_number_of_drafts_is_whole() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_defaults_of_a_method_are_accepted_by_it(name: str) -> None:
     given = {"guides": {"g": "x"}, "paths": ["a", "b"], "target": 1.0}
-    given |= dict.fromkeys(("reward", "scorer", "guide", "path"), "x")
+    given |= dict.fromkeys(("reward", "scorer", "guide", "path", "examples"), "x")
     options = {key: given[key] for key in METHODS[name].options if key in given}
     assert check_method(name, options, METHODS[name].default_strengths) == []

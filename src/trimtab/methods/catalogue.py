@@ -107,6 +107,19 @@ METHODS: Mapping[str, Method] = {
             needs=frozenset({PROMPTS}),
         ),
         Method(
+            "few-shot",
+            "control: examples as earlier turns of the chat, guided by nobody; raised or lowered at other weights",
+            "2005.14165",
+            "weight: π · (π with the examples / π)^w; 1 is few-shot prompting",
+            (1.0,),
+            {
+                "examples": opt.path("a .jsonl file of examples: prompt, and completion, response, answer or chosen"),
+                "num": opt.count("how many of them are read, from the first on", 4),
+            },
+            "few_shot:build",
+            needs=frozenset({IN_PROCESS, PROMPTS}),
+        ),
+        Method(
             "parm",
             "one autoregressive reward model conditioned on the preference vector",
             "2505.06274",
