@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import random
+import unicodedata
 from ctypes import POINTER, c_bool, c_char_p, c_int32, c_void_p
 from pathlib import Path
 
@@ -102,7 +103,8 @@ def test_a_vocabulary_of_bytes_is_read_alike(file: Path) -> None:
 def test_qwen_composes_characters_and_else_reads_alike(tmp_path: Path) -> None:
     decomposed = "nai\u0308ve"
     path = write_gguf(tmp_path / "qwen.gguf", gguf_module("Qwen2"))
-    assert _different(path, _without_end_of_text(_texts())) == []
+    different = _different(path, _without_end_of_text(_texts()))
+    assert [text for text in different if unicodedata.is_normalized("NFC", text)] == []
     assert _different(path, [decomposed]) == [decomposed]
 
 
