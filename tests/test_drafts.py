@@ -42,8 +42,10 @@ def answers(draft: str, **how: Any) -> list[Answer]:
         {"max_new_tokens": 30, "top_k": 3, "repetition_penalty": 1.3, "plausibility": 0.1, "draft_tokens": 3},
         {"max_new_tokens": 30, "stop": ("aa", "cb"), "draft_tokens": 6},
         {"max_new_tokens": 30, "ignore_eos": False, "temperature": 0.7, "draft_tokens": 6},
+        {"max_new_tokens": 30, "presence_penalty": 0.4, "frequency_penalty": -0.6, "logit_bias": {3: 1.5}},
+        {"max_new_tokens": 30, "min_tokens": 12, "stop": ("aa", "cb"), "stop_token_ids": (4,), "ignore_eos": False},
     ],
-    ids=["sampled", "greedy", "filters", "stop", "eos"],
+    ids=["sampled", "greedy", "filters", "stop", "eos", "penalties", "least"],
 )
 def test_tokens_texts_ends_and_traces_are_the_same(draft: str, how: dict[str, Any]) -> None:
     plain, drafted = (answers(kind, trace=True, num_alternatives=2, **how) for kind in ("none", draft))

@@ -53,6 +53,26 @@ def test_the_main_reward_is_the_first_that_was_trained_on() -> None:
     assert recipe(rewards=judge).main_reward.name == "brief"
 
 
+def test_a_recipe_sets_penalties_biases_and_ends() -> None:
+    decoding = {
+        "max_new_tokens": 300,
+        "min_tokens": 200,
+        "presence_penalty": 0.5,
+        "logit_bias": {"50": -100, "7": 1.5},  # keys of YAML are texts
+        "stop_token_ids": [7, 8],
+    }
+    params = recipe(decoding=decoding).params
+    assert (params.min_tokens, params.logit_bias, params.stop_token_ids) == (200, {50: -100, 7: 1.5}, (7, 8))
+    for wrong, words in (
+        ({"min_tokens": 20, "max_new_tokens": 10}, "min_tokens is 20, and max_new_tokens 10"),
+        ({"logit_bias": {"a": 1}}, "decoding.logit_bias: is"),
+        ({"logit_bias": {"5": 101}}, "decoding.logit_bias: logit_bias is"),
+        ({"stop_token_ids": [-1]}, "decoding.stop_token_ids: is -1"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            recipe(decoding=wrong)
+
+
 def test_every_problem_comes_at_once_with_its_place_and_the_nearest_name() -> None:
     broken = source(
         modle="demo",

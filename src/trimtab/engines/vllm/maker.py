@@ -19,8 +19,9 @@ from trimtab.core import Guide, KnownModel, SamplingParams
 from trimtab.documents import read_json
 from trimtab.engines import maker
 from trimtab.engines.maker import DEFAULT_ROWS, EngineMaker, Guides, GuideSource
-from trimtab.engines.vllm.engine import OWN_OPTIONS, VLLMEngine, check_params
+from trimtab.engines.vllm.engine import OWN_OPTIONS, VLLMEngine
 from trimtab.engines.vllm.manifest import KEY, Manifest
+from trimtab.engines.vllm.sampling import check_params
 from trimtab.engines.vllm.versions import check_version, installed
 from trimtab.errors import OptionError
 from trimtab.mixing.forms import PRODUCT

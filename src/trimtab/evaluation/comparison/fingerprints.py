@@ -30,7 +30,7 @@ def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model:
         },
         "template": recipe.template,
         **({"template_options": dict(recipe.template_options)} if recipe.template_options else {}),
-        "decoding": {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.decoding.items()},
+        "decoding": {key: _as_json(value) for key, value in recipe.decoding.items()},
         "prompts": {
             split: {
                 "num": len(items),
@@ -49,6 +49,13 @@ def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model:
         "methods": {spec.name: _method(recipe, spec) for spec in recipe.methods},
         "versions": versions(),
     }
+
+
+def _as_json(value: Any) -> Any:
+    """A value of a recipe's decoding as it is read back from JSON, whose keys are texts."""
+    if isinstance(value, Mapping):
+        return {str(key): one for key, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def fingerprint(settings: Mapping[str, object]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -238,10 +239,14 @@ def _decoding(section: Section) -> dict[str, Any]:
     for name, value in section.finish(more=list(_DECODING)).items():
         try:
             good[name] = _DECODING[name](value)
-            SamplingParams(**{name: good[name]})
+            SamplingParams(**{"max_new_tokens": sys.maxsize, name: good[name]})
         except OptionError as error:
             section.problem(name, str(error))
             good.pop(name, None)
+    try:
+        SamplingParams(**good)
+    except OptionError as error:  # one value does not go with another
+        section.problem("min_tokens", str(error))
     return good
 
 
