@@ -155,15 +155,12 @@ class GenerationEngine(ABC):
         """Answer prompts, in their order, each as soon as it and those before it are done.
 
         `weights` is one mapping for all prompts or one for each; prompt i draws from seed + i. `template_options` go to
-        the chat template with each prompt (under a `Chat`'s own), which then has to be messages. The other options are
-        `SamplingParams`'. Everything is checked before the first answer. A request that fails later is an answer like
-        the others, with `finish_reason` "error" and its `error`; `answers.finished` raises that instead.
+        the chat template of each chat, under its own. All is checked first; what fails later has an answer with `error`.
         """
         wanted = [with_options(prompt, template_options or {}) for prompt in as_prompts(prompts)]
-        each = _weights_of_each(weights, len(wanted))
         params = [
             SamplingParams(
-                weights=each[index],
+                weights=one,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_k=top_k,
@@ -185,7 +182,7 @@ class GenerationEngine(ABC):
                 draft_tokens=draft_tokens,
                 constraint=constraint,
             )
-            for index in range(len(wanted))
+            for index, one in enumerate(_weights_of_each(weights, len(wanted)))
         ]
         return self.answers(list(zip(wanted, params, strict=True)))
 
