@@ -155,7 +155,7 @@ class GenerationEngine(ABC):
         """Answer prompts, in their order, each as soon as it and those before it are done.
 
         `weights` is one mapping for all prompts or one for each; prompt i draws from seed + i. `template_options` go to
-        the chat template of each chat, under its own. All is checked first; what fails later has an answer with `error`.
+        the chat template of each chat, under its own. All is checked first; what fails later has an `error`.
         """
         wanted = [with_options(prompt, template_options or {}) for prompt in as_prompts(prompts)]
         params = [
