@@ -191,13 +191,12 @@ def test_every_sampling_field_is_told_to_a_person(entry: Described) -> None:
 def test_the_wire_publishes_the_ranges_and_meanings_of_the_fields() -> None:
     schema = pytest.importorskip("trimtab.serving.schema")
     wire = {**schema.Asked.model_json_schema()["properties"], **schema.Guidance.model_json_schema()["properties"]}
-    shared = [name for name in table(SamplingParams) if name in wire and name not in ("seed", "stop")]
-    numbers = ["temperature", "top_k", "top_p", "min_p", "plausibility", "repetition_penalty"]
-    assert shared == [*numbers, "draft", "draft_tokens"]
+    shared = [name for name in table(SamplingParams) if name in wire and name != "stop"]
+    assert set(table(SamplingParams)) - set(shared) == {"max_new_tokens", "stop", "trace", "num_alternatives"}
     for name in shared:
         entry, published = table(SamplingParams)[name], wire[name]
         assert entry.sentence() in published["description"]
-        if entry.kind == "text":
+        if entry.kind not in ("number", "whole"):
             continue
         number = published["anyOf"][0] if "anyOf" in published else published
         lows = {False: "minimum", True: "exclusiveMinimum"}

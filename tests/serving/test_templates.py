@@ -89,7 +89,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "options of a completion": (
         "completions",
         {"model": "tiny", "prompt": "x", "chat_template_kwargs": {"enable_thinking": False}},
-        "chat_template_kwargs is for chats",
+        "chat_template_kwargs is not supported",
     ),
     "a template of the client's": ("chat/completions", chat(chat_template="{{ 1 }}"), "chat_template is not supported"),
     "a template that fails": (

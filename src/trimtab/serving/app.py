@@ -30,6 +30,7 @@ from trimtab.serving.asking import Catalogue, wanted_chat, wanted_completion
 from trimtab.serving.batch_thread import BatchThread, Event
 from trimtab.serving.door import ANY, Door, Hosts
 from trimtab.serving.guard import Guard, Keys
+from trimtab.serving.guidance_schema import Guidance
 from trimtab.serving.limits import Limits
 from trimtab.serving.metrics import Metrics
 from trimtab.serving.problems import cut, error_body, malformed, problem
@@ -135,7 +136,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     assert tokenizer is not None
 
     def style(body: schema.Asked, num_rivals: int | None, *, chat: bool) -> Style:
-        guidance = body.guidance or schema.Guidance()
+        guidance = body.guidance or Guidance()
         return Style(
             tokenizer,
             chat,

@@ -12,14 +12,16 @@ from typing import Any
 from trimtab.constraint import Constraint
 from trimtab.core import Chat, KnownModel, Prompt, SamplingParams
 from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_name
+from trimtab.fields import MAX_SEED
 from trimtab.guides.brought import bringing
 from trimtab.guides.prompt import PromptGuide
 from trimtab.params import NO_DRAFT
 from trimtab.prompts import encode_prompt, reads_key
 from trimtab.serving.forms import constraint_of
+from trimtab.serving.guidance_schema import Guidance, Sentences
 from trimtab.serving.limits import Limits
 from trimtab.serving.problems import cut
-from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest, Guidance, Sentences
+from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest
 
 _MOST_CHARACTERS = 64
 """The most characters of a token, as prompts go: a longer text is refused before it is made tokens of, which takes
@@ -182,6 +184,7 @@ def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int |
         ("max_tokens", num_new or 0, limits.max_new_tokens),
         ("the number of top log-probabilities", num_rivals or 0, limits.max_top_logprobs),
         ("the number of stop strings", len(body.stops), limits.max_stop),
+        ("the seed of the last answer, seed + n − 1,", (body.seed or 0) + num_prompts * (body.n or 1) - 1, MAX_SEED),
     ):
         if value > limit:
             raise OptionError(f"{what} is {value}; this server takes at most {limit}.")
@@ -231,8 +234,14 @@ def _params(
         min_p=body.min_p or 0.0,
         plausibility=guidance.plausibility,
         repetition_penalty=body.repetition_penalty or 1.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=body.logit_bias or {},
+        min_tokens=body.min_tokens or 0,
         stop=body.stops,
-        seed=secrets.randbits(31) if body.seed is None else (body.seed + number) % (1 << 63),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=body.ignore_eos or False,
+        seed=secrets.randbits(31) if body.seed is None else body.seed + number,
         trace=guidance.explain or num_rivals is not None,
         num_alternatives=max(explained, num_rivals or 0),
         draft=guidance.draft,
