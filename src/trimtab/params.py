@@ -11,7 +11,7 @@ from trimtab.fields import check, described, is_number, is_whole, seed_field
 
 MOST_DRAFTED = 32
 """The most tokens that may be guessed at a time: each is a row of numbers over the vocabulary to work with."""
-NO_DRAFT, LOOKUP, CERTAIN_DRAFT, GUIDE_DRAFT = "none", "lookup", "certain", "guide"
+NO_DRAFT, LOOKUP, CERTAIN_DRAFT, GUIDE_DRAFT, FORCED_DRAFT = "none", "lookup", "certain", "guide", "forced"
 """What a request may say of drafts besides the name of a guide or of a model that drafts."""
 
 
@@ -132,8 +132,8 @@ class SamplingParams:
     draft: str = described(
         NO_DRAFT,
         "who guesses next tokens, which the base then reads in one pass; no answer depends on it: lookup (what "
-        "followed the last place that ended alike), certain (what a constraint leaves no choice of), guide (the "
-        "guide, a smaller model of its own), or a model's name",
+        "followed the last place that ended alike), certain (what a constraint leaves no choice of), forced (tokens "
+        "that are forced), guide (the guide, a smaller model of its own), or a model's name",
         kind="text",
         note="none: nobody",
         metavar="WHO",

@@ -109,6 +109,12 @@ class GenerationEngine(ABC):
         """One step of the batch, without what `answers` alone is told."""
         return [step for step in self._decoded() if step.request_id not in self._private]
 
+    def why_unscored(self, weights: Mapping[str, float]) -> str:
+        """Why tokens that are given cannot be scored by the policy at these weights, as a sentence; empty: they can."""
+        selecting = (name for name, guide in self.guides.items() if guide.selection is not None)
+        name = next((name for name in selecting if weights.get(name, self.guides[name].weight) != 0), None)
+        return "" if name is None else f"Guide {name} selects the token, so it says nothing of tokens that are given."
+
     @abstractmethod
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         """A request, checked, with an id of its own. Raises PromptError or OptionError for one that cannot run."""

@@ -23,10 +23,10 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from trimtab.decoding.engine import GenerationEngine
-from trimtab.errors import ClientGoneError, StoppedError, TrimtabError, UnknownModelError
+from trimtab.errors import ClientGoneError, OptionError, StoppedError, TrimtabError, UnknownModelError
 from trimtab.mixing.forms import forms_of
 from trimtab.serving import reply_schema, schema
-from trimtab.serving.asking import Catalogue, wanted_chat, wanted_completion
+from trimtab.serving.asking import SCORES, Catalogue, Wanted, wanted_chat, wanted_completion
 from trimtab.serving.batch_thread import BatchThread, Event
 from trimtab.serving.door import ANY, Door, Hosts
 from trimtab.serving.guard import Guard, Keys
@@ -144,19 +144,27 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             policy=guidance.logprobs,
             guided=body.guidance is not None,
             explain=guidance.explain,
+            echo=isinstance(body, schema.CompletionRequest) and bool(body.echo),
         )
+
+    def asked(kind: Callable[..., list[Wanted]], body: schema.Asked) -> list[Wanted]:
+        wanted = kind(body, service.catalogue, service.limits)
+        for one in wanted:
+            if one.kind == SCORES and (why := service.engine.why_unscored(one.params.weights)):
+                raise OptionError(f"{body.scored_by} asks what the policy says of the prompt's tokens. {why}")
+        return wanted
 
     encoding = asyncio.Semaphore(_ENCODED_AT_ONCE)
 
     async def chat(body: schema.ChatRequest, request: Request) -> Response:
         async with encoding:
-            wanted = await run_in_threadpool(wanted_chat, body, service.catalogue, service.limits)
+            wanted = await run_in_threadpool(asked, wanted_chat, body)
         num_rivals = (body.top_logprobs or 0) if body.logprobs else None
         return await reply(request, body, wanted, style(body, num_rivals, chat=True))
 
     async def completions(body: schema.CompletionRequest, request: Request) -> Response:
         async with encoding:
-            wanted = await run_in_threadpool(wanted_completion, body, service.catalogue, service.limits)
+            wanted = await run_in_threadpool(asked, wanted_completion, body)
         return await reply(request, body, wanted, style(body, body.logprobs, chat=False))
 
     parsing = asyncio.Semaphore(1)  # whoever parses keeps the interpreter to itself for up to some 0.06 s

@@ -15,7 +15,7 @@ from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_
 from trimtab.fields import MAX_SEED
 from trimtab.guides.brought import bringing
 from trimtab.guides.prompt import PromptGuide
-from trimtab.params import NO_DRAFT
+from trimtab.params import FORCED_DRAFT, MOST_DRAFTED, NO_DRAFT
 from trimtab.prompts import encode_prompt, reads_key
 from trimtab.serving.forms import constraint_of
 from trimtab.serving.guidance_schema import Guidance, Sentences
@@ -72,9 +72,13 @@ class Catalogue:
         return weights
 
 
+ANSWER, NOTHING, SCORES = "answer", "nothing", "scores"
+"""What is to be made: an answer; one without a token; what the policy says of the prompt's own tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One answer to make."""
+    """One answer to make, or what to say of a prompt."""
 
     prompt: Prompt
     params: SamplingParams
@@ -84,6 +88,9 @@ class Wanted:
     """Which of the request's prompts it answers."""
     brought: Mapping[str, str] = field(default_factory=dict)
     """Places of sentences -> what the request calls them."""
+    kind: str = ANSWER
+    first_id: int = 0
+    """The prompt's first token."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -136,15 +143,37 @@ def _wanted(
     _check(body, len(prompts), num_new, num_rivals, limits)
     each = body.n or 1
     constraint = constraint_of(body, catalogue.model)
+    guides = tuple(name for name, weight in weights.items() if weight)
     wanted: list[Wanted] = []
+    scored: list[Wanted] = []
     for place, prompt in enumerate(prompts):
-        num_prompt = _length(prompt, catalogue.model, limits)
+        ids = _prompt_ids(prompt, catalogue.model, limits)
         for _ in range(each):
             length = num_new or limits.default_new_tokens
             params = _params(body, guidance, weights, length, num_rivals, len(wanted), constraint)
-            guides = tuple(name for name, weight in weights.items() if weight)
-            wanted.append(Wanted(bringing(prompt, sentences), params, guides, num_prompt, place, names))
-    return wanted
+            kind = NOTHING if num_new == 0 else ANSWER
+            wanted.append(Wanted(bringing(prompt, sentences), params, guides, len(ids), place, names, kind, ids[0]))
+        if body.scored_by is not None and len(ids) > 1:
+            params = _scoring(ids, guidance, weights, max(num_rivals or 0, body.prompt_logprobs or 0))
+            scored.append(Wanted(bringing(ids[:1], sentences), params, guides, len(ids), place, names, SCORES))
+    return [*wanted, *scored]
+
+
+def _scoring(ids: Sequence[int], guidance: Guidance, weights: Mapping[str, float], num_rivals: int) -> SamplingParams:
+    """How a prompt's own tokens are scored: as an answer to the first of them that is forced, at temperature 1."""
+    return SamplingParams(
+        weights=dict(weights),
+        max_new_tokens=len(ids) - 1,
+        temperature=1.0,
+        plausibility=guidance.plausibility,
+        ignore_eos=True,
+        seed=0,
+        trace=True,
+        num_alternatives=num_rivals,
+        forced=tuple(ids[1:]),
+        draft=FORCED_DRAFT,
+        draft_tokens=MOST_DRAFTED,
+    )
 
 
 def _sentences(prompts: Mapping[str, Sentences], catalogue: Catalogue, limits: Limits) -> dict[str, PromptGuide]:
@@ -183,6 +212,7 @@ def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int |
         ("prompts times n", num_prompts * (body.n or 1), limits.max_n),
         ("max_tokens", num_new or 0, limits.max_new_tokens),
         ("the number of top log-probabilities", num_rivals or 0, limits.max_top_logprobs),
+        ("prompt_logprobs", body.prompt_logprobs or 0, limits.max_top_logprobs),
         ("the number of stop strings", len(body.stops), limits.max_stop),
         ("the seed of the last answer, seed + n − 1,", (body.seed or 0) + num_prompts * (body.n or 1) - 1, MAX_SEED),
     ):
@@ -192,17 +222,17 @@ def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int |
         raise PromptError("There is no prompt. Give at least one.")
 
 
-def _length(prompt: Prompt, model: KnownModel, limits: Limits) -> int:
-    """Tokens of a prompt. Raises PromptError for one that cannot be read or is too long."""
+def _prompt_ids(prompt: Prompt, model: KnownModel, limits: Limits) -> list[int]:
+    """The tokens of a prompt. Raises PromptError for one that cannot be read or is too long."""
     num_characters = len(prompt) if isinstance(prompt, str) else sum(_size(item) for item in prompt)
     if num_characters > limits.max_prompt_tokens * _MOST_CHARACTERS:
         raise PromptError(
             f"The prompt has {num_characters} characters; this server takes at most {limits.max_prompt_tokens} tokens."
         )
-    num_tokens = len(encode_prompt(model, prompt))
-    if num_tokens > limits.max_prompt_tokens:
-        raise PromptError(f"The prompt has {num_tokens} tokens; this server takes at most {limits.max_prompt_tokens}.")
-    return num_tokens
+    ids = encode_prompt(model, prompt)
+    if len(ids) > limits.max_prompt_tokens:
+        raise PromptError(f"The prompt has {len(ids)} tokens; this server takes at most {limits.max_prompt_tokens}.")
+    return ids
 
 
 def _size(item: int | Mapping[str, str]) -> int:

@@ -39,6 +39,7 @@ class Choice(BaseModel):
     text: str | None = None
     logprobs: dict[str, Any] | None = None
     guidance: dict[str, Any] | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
 
 
 class Completion(BaseModel):
@@ -50,6 +51,7 @@ class Completion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
 
 
 class Named(BaseModel):

@@ -100,6 +100,10 @@ class Asked(Wire):
         ]
         | None
     ) = None
+    prompt_logprobs: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="log-probabilities of the prompt's own tokens, each with so many rivals; see `echo`",
+    )
     stop_token_ids: NamedIds | None = Field(default=None, description=meaning("stop_token_ids"))
     response_format: ResponseFormat | None = None
     guided_json: GuidedJson = None
@@ -107,6 +111,17 @@ class Asked(Wire):
     guided_grammar: GuidedGrammar = None
     guided_choice: GuidedChoice = None
     guidance: Guidance | None = None
+
+    @model_validator(mode="after")
+    def _prompts_are_scored_at_once(self) -> Asked:
+        if self.stream and (name := self.scored_by) is not None:
+            raise field_error(name, f"{name} speaks of the prompt as a whole, which no stream does; leave stream out")
+        return self
+
+    @property
+    def scored_by(self) -> str | None:
+        """The field that asks for log-probabilities of the prompt; None: no field does."""
+        return None if self.prompt_logprobs is None else "prompt_logprobs"
 
     @field_validator("stop")
     @classmethod
@@ -166,12 +181,30 @@ class CompletionRequest(Asked):
     ]
     logprobs: Annotated[int, Field(ge=0)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description=f"{meaning('max_new_tokens')}; 0: none, with `echo` or `prompt_logprobs`"
+    )
+    echo: bool | None = Field(
+        default=None,
+        description="the prompt in front of the answer; with `logprobs` also what the policy says of its tokens",
+    )
 
     @model_validator(mode="after")
     def _no_best_of(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise field_error("best_of", "best_of is not supported by this server beside n; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _something_is_asked_for(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise field_error("max_tokens", "max_tokens is 0, so nothing is asked for; give 1, or echo: true")
+        return self
+
+    @property
+    def scored_by(self) -> str | None:
+        """The field that asks for log-probabilities of the prompt; None: no field does."""
+        return "echo" if self.echo and self.logprobs is not None else super().scored_by
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -129,6 +129,9 @@ class VLLMEngine(GenerationEngine):
 
             cleanup_dist_env_and_memory()
 
+    def why_unscored(self, weights: Mapping[str, float]) -> str:
+        return "The engine vLLM takes no forced tokens, by which others score tokens that are given."
+
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         check_params(params)
         check_named(params, self.model.vocab_size)
