@@ -210,7 +210,7 @@ def said_in(messages: Sequence[Message], sentence: str, place: str, separator: s
         said.insert(0, {"role": role, "content": sentence})
     else:
         said[first] = {**said[first], "content": sentence + separator + (said[first].get("content") or "")}
-    return Chat(said, chat.options, required=chat.required)
+    return Chat(said, chat.options, required=chat.required, opened=chat.opened)
 
 
 def _placed(base: LanguageModel, guide: PromptGuide) -> str:

@@ -119,7 +119,7 @@ def _chat(body: ChatRequest, catalogue: Catalogue) -> Chat:
         {"role": message.role, "content": message.text, **{k: v for k, v in message.keys.items() if k in read}}
         for message in body.messages
     ]
-    return Chat(messages, template_options)
+    return Chat(messages, template_options, opened=body.opened)
 
 
 def wanted_completion(body: CompletionRequest, catalogue: Catalogue, limits: Limits) -> list[Wanted]:

@@ -151,17 +151,38 @@ class ChatRequest(Asked):
     chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(few)] | None = Field(
         default=None, description="as vLLM's: what the chat template is told, such as enable_thinking"
     )
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = Field(
+        default=None,
+        description="as vLLM's: whether a fresh turn of the assistant's is opened (not given: unless an assistant's "
+        "message is last, which is continued)",
+    )
+    continue_final_message: bool | None = Field(
+        default=None, description="as vLLM's: whether an assistant's message at the end is continued (not given: it is)"
+    )
 
     @model_validator(mode="after")
     def _open_or_continue(self) -> ChatRequest:
-        continued = self.messages[-1].role == "assistant"
-        if continued and (self.continue_final_message is False or self.add_generation_prompt):
-            raise ValueError("an assistant's message at the end is continued here; leave it out for a fresh answer")
-        if not continued and (self.continue_final_message or self.add_generation_prompt is False):
-            raise ValueError("continue_final_message is for an assistant's message at the end; leave it out")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise field_error(
+                "continue_final_message",
+                "continue_final_message is for an assistant's message at the end; leave it out",
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise field_error(
+                "add_generation_prompt",
+                "no message can be continued behind a fresh turn; leave it out",
+            )
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise field_error("max_tokens", "max_tokens and max_completion_tokens differ; send one of them")
         return self
+
+    @property
+    def opened(self) -> bool | None:
+        """How the messages end (`core.Chat.opened`)."""
+        is_last = self.messages[-1].role == "assistant"
+        if self.add_generation_prompt or (is_last and self.continue_final_message is False):
+            return self.add_generation_prompt is not False
+        return False if self.add_generation_prompt is False and not is_last else None
 
 
 class CompletionRequest(Asked):

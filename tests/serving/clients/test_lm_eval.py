@@ -65,7 +65,13 @@ def told(model: Any, tasks: TaskManager, **options: Any) -> list[tuple[float, bo
 @pytest.mark.parametrize(("name", "weights"), [("tiny", {"up": 0.0, "down": 0.0}), ("odd", {"up": 1.0, "down": -0.5})])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_log_likelihoods_over_http_are_those_in_this_process(
-    server: Running, guides: dict[str, Any], tasks: TaskManager, tmp_path: Path, name: str, weights: Any, batch_size: int
+    server: Running,
+    guides: dict[str, Any],
+    tasks: TaskManager,
+    tmp_path: Path,
+    name: str,
+    weights: Any,
+    batch_size: int,
 ) -> None:
     model = server.service.engine.model
     assert isinstance(model, HFModel)
