@@ -73,6 +73,31 @@ REFUSED_IN_COMPLETIONS: Refused = {
     "add_generation_prompt": (),
     "continue_final_message": (False,),
 }
+IGNORED_IN_RESPONSES: Ignored = {name: why for name, why in IGNORED.items() if name != "metadata"}
+REFUSED_IN_RESPONSES: Refused = {
+    "previous_response_id": (),
+    "conversation": (),
+    "background": (False,),
+    "prompt": (),
+    "reasoning": ({},),
+    "max_tool_calls": (),
+    "truncation": ("disabled",),
+    "n": (1,),
+    "response_format": (),
+    "suffix": ("",),
+    "echo": (False,),
+    "best_of": (1,),
+    "prompt_logprobs": (),
+    "add_special_tokens": (False,),
+    "max_tokens": (),
+    "max_completion_tokens": (),
+}
+REFUSED_IN_TEXT_OPTIONS: Refused = {"verbosity": ("medium",)}
+IGNORED_IN_INPUT: Ignored = {
+    "id": "the order of the messages says what follows what",
+    "status": "a message is what it says",
+    "phase": "a message is what it says",
+}
 IGNORED_IN_STREAM_OPTIONS: Ignored = {"include_obfuscation": "pieces of a stream are not padded"}
 REFUSED_IN_STREAM_OPTIONS: Refused = {"continuous_usage_stats": (False,)}
 IGNORED_IN_MESSAGES: Ignored = {
@@ -88,6 +113,7 @@ IGNORED_IN_PARTS: Ignored = {
     "id": "the order of the parts says what follows what",
     "cache_control": "prompts that run share what they have in common without it",
     "annotations": "sources are no part of the prompt",
+    "logprobs": "an answer that is sent back counts as its text",
 }
 
 

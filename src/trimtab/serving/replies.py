@@ -22,10 +22,14 @@ from trimtab.serving.asking import NOTHING, Wanted
 from trimtab.serving.bodies import check_type, reader
 from trimtab.serving.parts import Parts
 from trimtab.serving.problems import problem
+from trimtab.serving.responses import Response as Reply
+from trimtab.serving.responses_schema import ResponseRequest
 from trimtab.serving.wire import Style, Writer
 
+_STREAMED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
-def route_that_reads(kind: type[schema.Asked], parsing: asyncio.Semaphore) -> type[APIRoute]:
+
+def route_that_reads(kind: type[schema.Sampled], parsing: asyncio.Semaphore) -> type[APIRoute]:
     """A route whose body is read off the event loop. FastAPI, which would do it there, finds it done."""
     read = reader(kind)
 
@@ -48,7 +52,7 @@ def route_that_reads(kind: type[schema.Asked], parsing: asyncio.Semaphore) -> ty
 class _Read(Request):
     """A request whose body has been read and checked."""
 
-    def __init__(self, request: Request, body: schema.Asked) -> None:
+    def __init__(self, request: Request, body: schema.Sampled) -> None:
         headers = [(b"content-type", b"application/json")]
         super().__init__({**request.scope, "headers": headers}, request.receive)
         self._checked = body
@@ -82,8 +86,30 @@ async def reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted], 
         frame["object"] = f"{kind}.chunk" if style.chat else kind
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         pieces = _pieces(request, answering, parts, frame, with_usage=with_usage)
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return _Stream(answering, pieces, media_type="text/event-stream", headers=headers)
+        return _Stream(answering, pieces, media_type="text/event-stream", headers=_STREAMED)
+    await _finish(request, answering, writers)
+    return JSONResponse({**frame, **parts.whole(body), "usage": parts.usage()})
+
+
+async def respond(request: Request, body: ResponseRequest, wanted: Sequence[Wanted], style: Style) -> Response:
+    """The answer of `/v1/responses`, whole or as a stream of events. A client that goes frees its row."""
+    answering = Answering(request.app.state.batch, wanted, request.app.state.answerings)
+    [one] = wanted
+    writer = Writer(style, 0, one.weights, one.params.seed, one.brought)
+    made = Reply(body, writer, int(time.time()), one.num_prompt_tokens)
+    if body.stream:
+        try:
+            await answering.begin()
+        except BaseException:
+            answering.close()
+            raise
+        return _Stream(answering, _events(request, answering, made), media_type="text/event-stream", headers=_STREAMED)
+    await _finish(request, answering, [writer])
+    return JSONResponse(made.whole())
+
+
+async def _finish(request: Request, answering: Answering, writers: Sequence[Writer]) -> None:
+    """Take all steps of answers that are sent whole."""
     watch = asyncio.create_task(_watch(request, answering))
     try:
         await answering.begin()
@@ -92,7 +118,26 @@ async def reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted], 
     finally:
         watch.cancel()
         answering.close()
-    return JSONResponse({**frame, **parts.whole(body), "usage": parts.usage()})
+
+
+async def _events(request: Request, answering: Answering, made: Reply) -> AsyncIterator[bytes]:
+    """Server-sent events of `/v1/responses`, each under its type; an error is the last of them."""
+    watch = asyncio.create_task(_watch(request, answering))
+    try:
+        for event in made.started():
+            yield _named_event(event)
+        async for _, step in answering.steps():
+            for event in made.grown(step):
+                yield _named_event(event)
+        for event in made.ended():
+            yield _named_event(event)
+    except ClientGoneError:
+        return
+    except TrimtabError as error:
+        yield _named_event(made.failed(problem(error)[1]))
+    finally:
+        watch.cancel()
+        answering.close()
 
 
 class _Stream(StreamingResponse):
@@ -139,6 +184,10 @@ async def _watch(request: Request, answering: Answering) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     answering.leave()
+
+
+def _named_event(content: dict[str, Any]) -> bytes:
+    return f"event: {content['type']}\n".encode() + _event(content)
 
 
 def _event(content: dict[str, Any]) -> bytes:

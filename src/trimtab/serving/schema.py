@@ -61,17 +61,11 @@ class StreamOptions(Wire):
     include_usage: bool | None = None
 
 
-class Asked(Wire):
-    """What chats and completions have in common."""
+class Sampled(Wire):
+    """How answers are sampled, of whatever form the request is."""
 
-    ignored: ClassVar[neutral.Ignored] = neutral.IGNORED
-    model: Name
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, bounds("max_new_tokens")] | None = Field(
-        default=None, description=meaning("max_new_tokens")
-    )
+    model: Name = Field(description="the base's name, or a preset's: both are in /v1/models")
+    stream: bool | None = Field(default=None, description="the answer in pieces, as server-sent events")
     temperature: Annotated[float, bounds("temperature")] | None = Field(
         default=None, description=meaning("temperature")
     )
@@ -100,28 +94,12 @@ class Asked(Wire):
         ]
         | None
     ) = None
-    prompt_logprobs: Annotated[int, Field(ge=0)] | None = Field(
-        default=None,
-        description="log-probabilities of the prompt's own tokens, each with so many rivals; see `echo`",
-    )
     stop_token_ids: NamedIds | None = Field(default=None, description=meaning("stop_token_ids"))
-    response_format: ResponseFormat | None = None
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
     guided_grammar: GuidedGrammar = None
     guided_choice: GuidedChoice = None
     guidance: Guidance | None = None
-
-    @model_validator(mode="after")
-    def _prompts_are_scored_at_once(self) -> Asked:
-        if self.stream and (name := self.scored_by) is not None:
-            raise field_error(name, f"{name} speaks of the prompt as a whole, which no stream does; leave stream out")
-        return self
-
-    @property
-    def scored_by(self) -> str | None:
-        """The field that asks for log-probabilities of the prompt; None: no field does."""
-        return None if self.prompt_logprobs is None else "prompt_logprobs"
 
     @field_validator("stop")
     @classmethod
@@ -136,6 +114,35 @@ class Asked(Wire):
         if self.stop is None or self.stop == "":
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class Asked(Sampled):
+    """What chats and completions have in common."""
+
+    ignored: ClassVar[neutral.Ignored] = neutral.IGNORED
+    n: Annotated[int, Field(ge=1)] | None = Field(default=None, description="answers to each prompt")
+    max_tokens: Annotated[int, bounds("max_new_tokens")] | None = Field(
+        default=None, description=meaning("max_new_tokens")
+    )
+    prompt_logprobs: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="as vLLM's: log-probabilities of the prompt's own tokens, each with so many rivals",
+    )
+    response_format: ResponseFormat | None = Field(default=None, description="what the answer must look like")
+    stream_options: StreamOptions | None = Field(
+        default=None, description="`include_usage`: the tokens' account at the end of a stream"
+    )
+
+    @model_validator(mode="after")
+    def _prompts_are_scored_at_once(self) -> Asked:
+        if self.stream and (name := self.scored_by) is not None:
+            raise field_error(name, f"{name} speaks of the prompt as a whole, which no stream does; leave stream out")
+        return self
+
+    @property
+    def scored_by(self) -> str | None:
+        """The field that asks for log-probabilities of the prompt; None: no field does."""
+        return None if self.prompt_logprobs is None else "prompt_logprobs"
 
 
 class ChatRequest(Asked):

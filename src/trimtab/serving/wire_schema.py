@@ -89,15 +89,19 @@ class Wire(BaseModel):
     ignored: ClassVar[Ignored] = {}
     refused: ClassVar[Refused] = {}
 
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
     @model_validator(mode="before")
     @classmethod
     def _known_alone(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         found = {name: value for name, value in data.items() if value is not None and name not in cls.ignored}
-        for name in [name for name in found if name not in cls.model_fields]:
+        for name in [name for name in found if name not in cls._names()]:
             if name not in cls.refused:
-                raise field_error(name, str(unknown_name("field", str(name)[:64], list(cls.model_fields))).rstrip("."))
+                raise field_error(name, str(unknown_name("field", str(name)[:64], cls._names())).rstrip("."))
             if not asks_for_nothing(found.pop(name), cls.refused[name]):
                 raise field_error(name, f"{name} is not supported by this server; leave it out")
         return found

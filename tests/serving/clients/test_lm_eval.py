@@ -1,4 +1,4 @@
-"""lm-eval's own client over HTTP, on a task of a local file, beside the same model with the same guide in this process."""
+"""lm-eval's own client over HTTP, on a task of a local file, beside the same model and guides in this process."""
 
 from __future__ import annotations
 
