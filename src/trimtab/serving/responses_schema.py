@@ -122,7 +122,7 @@ class ResponseRequest(Sampled):
     top_logprobs: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="with `include`: the most probable tokens of each place besides"
     )
-    stream_options: ResponseStreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = Field(default=None, description="nothing that is honoured is in it")
     metadata: Annotated[dict[Name, Text], BeforeValidator(few)] | None = Field(
         default=None, description="sent back with the reply"
     )

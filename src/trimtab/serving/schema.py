@@ -93,13 +93,15 @@ class Sampled(Wire):
             ),
         ]
         | None
-    ) = None
+    ) = Field(default=None, description=f"a text, or a list of them: {meaning('stop')}")
     stop_token_ids: NamedIds | None = Field(default=None, description=meaning("stop_token_ids"))
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
     guided_grammar: GuidedGrammar = None
     guided_choice: GuidedChoice = None
-    guidance: Guidance | None = None
+    guidance: Guidance | None = Field(
+        default=None, description="which guides steer how strongly, and what is said of it"
+    )
 
     @field_validator("stop")
     @classmethod
@@ -149,12 +151,19 @@ class ChatRequest(Asked):
     """The body of `/v1/chat/completions`."""
 
     refused: ClassVar[neutral.Refused] = {**neutral.REFUSED, **neutral.REFUSED_IN_CHATS}
-    messages: list[Message] = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+    messages: list[Message] = Field(
+        min_length=1,
+        max_length=MAX_ITEMS,
+        fail_fast=True,
+        description="the conversation, for the chat template",
+    )
     max_completion_tokens: Annotated[int, bounds("max_new_tokens")] | None = Field(
         default=None, description=meaning("max_new_tokens")
     )
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    logprobs: bool | None = Field(default=None, description="log-probabilities of the answer's tokens")
+    top_logprobs: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="with `logprobs`: the most probable tokens of each place besides"
+    )
     chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(few)] | None = Field(
         default=None, description="as vLLM's: what the chat template is told, such as enable_thinking"
     )
@@ -206,9 +215,11 @@ class CompletionRequest(Asked):
             custom_error_type="prompt",
             custom_error_message="give a text, a list of texts, a list of token ids, or a list of such lists",
         ),
-    ]
-    logprobs: Annotated[int, Field(ge=0)] | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    ] = Field(description="a text, a list of texts, a list of token ids, or a list of such lists")
+    logprobs: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="log-probabilities of the tokens, and so many of the most probable ones besides"
+    )
+    best_of: Annotated[int, Field(ge=1)] | None = Field(default=None, description="as many as `n`, if it is given")
     max_tokens: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description=f"{meaning('max_new_tokens')}; 0: none, with `echo` or `prompt_logprobs`"
     )
