@@ -45,6 +45,8 @@ class GenerationEngine(ABC):
     max_rows: int
     has_plausibility = True
     """Whether a request may bring a plausibility mask."""
+    has_forced = True
+    """Whether a request may give its first tokens, and is told what the policy says of them."""
 
     def __init__(self) -> None:
         self._waiting: deque[Request] = deque()
@@ -108,12 +110,6 @@ class GenerationEngine(ABC):
     def _told(self) -> list[Step]:
         """One step of the batch, without what `answers` alone is told."""
         return [step for step in self._decoded() if step.request_id not in self._private]
-
-    def why_unscored(self, weights: Mapping[str, float]) -> str:
-        """Why tokens that are given cannot be scored by the policy at these weights, as a sentence; empty: they can."""
-        selecting = (name for name, guide in self.guides.items() if guide.selection is not None)
-        name = next((name for name in selecting if weights.get(name, self.guides[name].weight) != 0), None)
-        return "" if name is None else f"Guide {name} selects the token, so it says nothing of tokens that are given."
 
     @abstractmethod
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:

@@ -36,6 +36,7 @@ from trimtab.serving.metrics import Metrics
 from trimtab.serving.problems import cut, error_body, malformed, problem
 from trimtab.serving.replies import reply, respond, route_that_reads
 from trimtab.serving.responses_schema import ResponseRequest
+from trimtab.serving.scored import why_unscored
 from trimtab.serving.thread import TensorThread
 from trimtab.serving.wire import Style
 
@@ -151,7 +152,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     def asked(kind: Callable[..., list[Wanted]], body: schema.Asked) -> list[Wanted]:
         wanted = kind(body, service.catalogue, service.limits)
         for one in wanted:
-            if one.kind == SCORES and (why := service.engine.why_unscored(one.params.weights)):
+            if one.kind == SCORES and (why := why_unscored(service.engine, one.params.weights)):
                 raise OptionError(f"{body.scored_by} asks what the policy says of the prompt's tokens. {why}")
         return wanted
 

@@ -37,8 +37,8 @@ class Parts:
             if self.style.echo:
                 choice = prompt.echoed(choice, self.style.tokenizer)
             if num_rivals is not None:
-                told = {"prompt_logprobs": prompt.as_vllm(num_rivals, self.style.tokenizer)}
-                said, choice = (told, choice) if self.style.chat else ({}, {**choice, **told})
+                scores = {"prompt_logprobs": prompt.as_vllm(num_rivals, self.style.tokenizer)}
+                said, choice = (scores, choice) if self.style.chat else ({}, {**choice, **scores})
             choices.append(choice)
         return {"choices": choices, **said}
 

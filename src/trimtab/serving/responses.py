@@ -64,8 +64,8 @@ class Response:
 
     def failed(self, error: Json) -> Json:
         """The event of an answer that failed; `error` is OpenAI's body of an error."""
-        told = error["error"]
-        return self._event("error", code=told["code"], message=told["message"], param=told["param"])
+        inner = error["error"]
+        return self._event("error", code=inner["code"], message=inner["message"], param=inner["param"])
 
     @property
     def _status(self) -> str:

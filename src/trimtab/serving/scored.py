@@ -6,11 +6,12 @@ that tokens of an answer are drawn from, before penalties, temperature and filte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trimtab.core import Prompt, Tokenizer
+from trimtab.decoding.engine import GenerationEngine
 from trimtab.decoding.text import text_of
 from trimtab.prompts import is_chat
 from trimtab.serving.wire import Json, Listed, Writer, finite, reader, top
@@ -64,6 +65,15 @@ class ScoredPrompt:
                 for one in listed
             ),
         ]
+
+
+def why_unscored(engine: GenerationEngine, weights: Mapping[str, float]) -> str:
+    """Why an engine cannot say what the policy at these weights thinks of a prompt, as a sentence; empty: it can."""
+    if not engine.has_forced:
+        return "This server's engine takes no forced tokens, by which tokens that are given are scored."
+    selecting = (name for name, guide in engine.guides.items() if guide.selection is not None)
+    name = next((name for name in selecting if weights.get(name, engine.guides[name].weight) != 0), None)
+    return "" if name is None else f"Guide {name} selects the token, so it says nothing of tokens that are given."
 
 
 def prompt_text(prompt: Prompt, tokenizer: Tokenizer) -> str:

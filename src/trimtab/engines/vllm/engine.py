@@ -66,6 +66,7 @@ class VLLMEngine(GenerationEngine):
     guides: Mapping[str, RunningGuide]
     model: ServedModel
     has_plausibility = False
+    has_forced = False
 
     def __init__(
         self,
@@ -128,9 +129,6 @@ class VLLMEngine(GenerationEngine):
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
             cleanup_dist_env_and_memory()
-
-    def why_unscored(self, weights: Mapping[str, float]) -> str:
-        return "The engine vLLM takes no forced tokens, by which others score tokens that are given."
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         check_params(params)

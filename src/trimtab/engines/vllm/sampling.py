@@ -71,8 +71,8 @@ def check_params(params: SamplingParams) -> None:
     if params.trace and changed:
         raise naming(
             OptionError,
-            f"A trace inside vLLM does not count {{{changed[0]}}}, so its KL would be another's. Leave one of them out."
-            f"{_BUILT_IN}",
+            f"A trace inside vLLM (which log-probabilities are read off) does not count {{{changed[0]}}}, so its KL "
+            f"would be another's. Leave one of them out.{_BUILT_IN}",
         )
     if params.draft != NO_DRAFT:
         raise naming(
