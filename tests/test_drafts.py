@@ -42,7 +42,7 @@ def answers(draft: str, **how: Any) -> list[Answer]:
         {"max_new_tokens": 30, "top_k": 3, "repetition_penalty": 1.3, "plausibility": 0.1, "draft_tokens": 3},
         {"max_new_tokens": 30, "stop": ("aa", "cb"), "draft_tokens": 6},
         {"max_new_tokens": 30, "ignore_eos": False, "temperature": 0.7, "draft_tokens": 6},
-        {"max_new_tokens": 30, "presence_penalty": 0.4, "frequency_penalty": -0.6, "logit_bias": {3: 1.5}},
+        {"max_new_tokens": 40, "presence_penalty": 0.6, "frequency_penalty": 0.5, "logit_bias": {3: 1.5}, "draft_tokens": 4},
         {"max_new_tokens": 30, "min_tokens": 12, "stop": ("aa", "cb"), "stop_token_ids": (4,), "ignore_eos": False},
     ],
     ids=["sampled", "greedy", "filters", "stop", "eos", "penalties", "least"],
