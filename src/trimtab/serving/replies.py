@@ -22,7 +22,7 @@ from trimtab.serving.asking import NOTHING, Wanted
 from trimtab.serving.bodies import check_type, reader
 from trimtab.serving.parts import Parts
 from trimtab.serving.problems import problem
-from trimtab.serving.responses import Response as Reply
+from trimtab.serving.responses import GrowingResponse
 from trimtab.serving.responses_schema import ResponseRequest
 from trimtab.serving.wire import Style, Writer
 
@@ -96,7 +96,7 @@ async def respond(request: Request, body: ResponseRequest, wanted: Sequence[Want
     answering = Answering(request.app.state.batch, wanted, request.app.state.answerings)
     [one] = wanted
     writer = Writer(style, 0, one.weights, one.params.seed, one.brought)
-    made = Reply(body, writer, int(time.time()), one.num_prompt_tokens)
+    made = GrowingResponse(body, writer, int(time.time()), one.num_prompt_tokens)
     if body.stream:
         try:
             await answering.begin()
@@ -120,7 +120,7 @@ async def _finish(request: Request, answering: Answering, writers: Sequence[Writ
         answering.close()
 
 
-async def _events(request: Request, answering: Answering, made: Reply) -> AsyncIterator[bytes]:
+async def _events(request: Request, answering: Answering, made: GrowingResponse) -> AsyncIterator[bytes]:
     """Server-sent events of `/v1/responses`, each under its type; an error is the last of them."""
     watch = asyncio.create_task(_watch(request, answering))
     try:

@@ -13,7 +13,7 @@ from trimtab.serving.wire import Json, Writer
 
 
 @dataclass(slots=True)
-class Response:
+class GrowingResponse:
     """One reply, while its message grows. Events are numbered in their order."""
 
     body: ResponseRequest
