@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "to continue behind a fresh turn": (
         "chat/completions",
         chat(messages=PREFILLED, add_generation_prompt=True, continue_final_message=True),
-        "cannot be continued behind a fresh turn",
+        "no message can be continued behind a fresh turn",
     ),
     "two lengths": ("chat/completions", chat(max_tokens=3, max_completion_tokens=4), "send one of them"),
     "to continue the user": ("chat/completions", chat(continue_final_message=True), "is for an assistant's message"),
