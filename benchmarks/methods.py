@@ -4,10 +4,13 @@
     python benchmarks/methods.py --reward rewards/sentiment --references     # ARGS and Transfer-Q done plainly
 
 Methods take turns in one process, each on the same prompts; figures are medians of their ratios to the base of the same
-turn, with the smallest and the largest. With --references, a plain ARGS (each candidate's whole text through the reward
-model, one by one) and a plain Transfer-Q (each candidate completed by transformers' generate, one by one) run the same
-first tokens of the first prompt; theirs and ours must be the same. Memory is the process's, so give --only for a
-method's own. --json writes the figures.
+turn, with the smallest and the largest. --draft measures every method with drafts too, against the same base without;
+--dtype and --quantize change the base of all.
+
+With --references, a plain ARGS (each candidate's whole text through the reward model, one by one) and a plain
+Transfer-Q (each candidate completed by transformers' generate, one by one) run the same first tokens of the first
+prompt; theirs and ours must be the same. Memory is the process's, so give --only for a method's own. --json writes the
+figures.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ from trimtab.methods.catalogue import build_policy
 from trimtab.methods.method import Policy, Strength
 from trimtab.models.hf import HFModel
 from trimtab.models.networks.backbone import cache_argument
+from trimtab.params import NO_DRAFT
 from trimtab.prompts import encode_prompt
 from trimtab.storage.loading import load_model, load_rewards
 from trimtab.storage.scorers import load_reward_model
@@ -43,7 +48,7 @@ AIMS = {"args, batch 1": ("of the base", 0.5), "transfer-q": ("times its plain r
 
 def main() -> int:
     args = _arguments()
-    model = load_model(args.model)
+    model = load_model(args.model, dtype=args.dtype, quantize=args.quantize)
     report = _references(args, model) if args.references else _methods(args, model)
     report |= {"aims": AIMS}
     print(throughput.write_report(report, args.json))
@@ -58,6 +63,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--agent", help="an accept-reject agent: mara")
     parser.add_argument("--policy", help="a tuned policy: policy")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="rows (1 16)")
+    parser.add_argument("--dtype", default="auto", help="of the base, as in trimtab generate (%(default)s)")
+    parser.add_argument("--quantize", help="weights of fewer bits for the base, as in trimtab generate")
+    parser.add_argument("--draft", help="measure every method with these drafts too: lookup or guide")
     parser.add_argument("--num-new-tokens", type=int, default=24, help="a row (%(default)s)")
     parser.add_argument("--num-repeats", type=int, default=3, help="turns (%(default)s)")
     parser.add_argument("--parm", help="a guide for several objectives: parm")
@@ -97,44 +105,69 @@ def _arms(args: argparse.Namespace) -> dict[str, tuple[Mapping[str, Any], Streng
 
 
 def _methods(args: argparse.Namespace, model: HFModel) -> dict[str, Any]:
-    arms = {name: (build_policy(model, name, options), strength) for name, (options, strength) in _arms(args).items()}
-    found: dict[str, Any] = {}
+    policies = {
+        name: (build_policy(model, name, options), strength) for name, (options, strength) in _arms(args).items()
+    }
+    drafts = [NO_DRAFT] if args.draft is None else [NO_DRAFT, args.draft]
+    arms = {(name, draft): arm for name, arm in policies.items() for draft in drafts}
+    rows: list[dict[str, Any]] = []
     for batch in args.batches:
-        speeds: dict[str, list[float]] = {name: [] for name in arms}
-        counts: dict[str, dict[str, float]] = {}
+        speeds: dict[tuple[str, str], list[float]] = {arm: [] for arm in arms}
+        counts: dict[tuple[str, str], dict[str, float]] = {}
         for turn in range(args.num_repeats + 1):  # the first turn warms up and counts
-            for name, (policy, strength) in arms.items():
+            for (name, draft), (policy, strength) in arms.items():
+                answers = _Answers(policy, strength, batch, args.num_new_tokens, draft)
                 if turn == 0:
-                    counts[name] = _counted(model, policy, strength, batch, args.num_new_tokens)
+                    counts[name, draft] = _counted(model, answers)
                 else:
-                    speeds[name].append(_speed(policy, strength, batch, args.num_new_tokens))
-        for name in arms:
-            ratios = [speed / base for speed, base in zip(speeds[name], speeds["base"], strict=True)]
-            found[f"{name}, batch {batch}"] = {
-                "tokens_per_s": round(statistics.median(speeds[name]), 2),
-                "ratio_to_base": [round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))],
-                **counts[name],
-            }
-    return {"methods": found, "num_repeats": args.num_repeats, "num_new_tokens": args.num_new_tokens}
+                    speeds[name, draft].append(answers.speed())
+        for (name, draft), found in speeds.items():
+            ratios = [speed / base for speed, base in zip(found, speeds["base", NO_DRAFT], strict=True)]
+            ratio = (statistics.median(ratios), min(ratios), max(ratios))
+            rows.append(
+                {
+                    "method": name,
+                    "batch": batch,
+                    "draft": draft,
+                    "dtype": str(model.module.dtype).removeprefix("torch."),
+                    "quantize": args.quantize,
+                    "tokens_per_s": round(statistics.median(found), 2),
+                    "ratio_to_base": [round(value, 3) for value in ratio],
+                    **counts[name, draft],
+                }
+            )
+    return {"methods": rows, "num_repeats": args.num_repeats, "num_new_tokens": args.num_new_tokens}
 
 
-def _answers(policy: Policy, strength: Strength, batch: int, tokens: int) -> int:
-    params = SamplingParams(max_new_tokens=tokens, ignore_eos=True)
-    prompts = demo_prompts()[:batch]
-    return sum(len(answer.token_ids) for answer in policy.answer(prompts, strength, params, list(range(batch))))
+@dataclass(frozen=True)
+class _Answers:
+    """What one arm answers, turn by turn."""
+
+    policy: Policy
+    strength: Strength
+    batch: int
+    num_tokens: int
+    draft: str
+
+    def make(self) -> int:
+        """Answer the prompts once -> the number of tokens."""
+        params = SamplingParams(max_new_tokens=self.num_tokens, ignore_eos=True, draft=self.draft)
+        prompts = demo_prompts()[: self.batch]
+        answers = self.policy.answer(prompts, self.strength, params, list(range(self.batch)))
+        return sum(len(answer.token_ids) for answer in answers)
+
+    def speed(self) -> float:
+        """Tokens a second of one turn."""
+        started = time.perf_counter()
+        return self.make() / (time.perf_counter() - started)
 
 
-def _speed(policy: Policy, strength: Strength, batch: int, tokens: int) -> float:
-    started = time.perf_counter()
-    return _answers(policy, strength, batch, tokens) / (time.perf_counter() - started)
-
-
-def _counted(model: HFModel, policy: Policy, strength: Strength, batch: int, tokens: int) -> dict[str, float]:
+def _counted(model: HFModel, answers: _Answers) -> dict[str, float]:
     throughput.reset_peak_memory(model.device)
     with counted_passes(model) as passes:
-        count = _answers(policy, strength, batch, tokens)
+        count = answers.make()
     return {
-        "passes_per_step": round(passes.num_passes / tokens, 2),
+        "passes_per_step": round(passes.num_passes / answers.num_tokens, 2),
         "columns_per_token": round(passes.num_columns / count, 2),
         "peak_memory_mb": round(throughput.peak_memory_mb(model.device)),
     }

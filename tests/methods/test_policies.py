@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import tiny_module, tiny_tokenizer
+from tests.test_loading import write_card, write_model
+from tests.tiny import tiny_module, tiny_tokenizer, write_lora
 from tests.tiny_rewards import write_reward_model
 from trimtab.core import Prompt, SamplingParams
 from trimtab.decoding.decoder import Decoder
@@ -17,11 +19,13 @@ from trimtab.errors import OptionError
 from trimtab.guides.arm import ARM
 from trimtab.guides.prompt import PromptGuide
 from trimtab.methods.best_of_n import BestOfN
-from trimtab.methods.catalogue import METHODS, build_policy, check_method
+from trimtab.methods.catalogue import METHODS, build_policy, check_method, check_weights
 from trimtab.methods.method import Guided, Policy, Strength, derived_seed, number, numbers
 from trimtab.methods.rewriting import Rewriting
 from trimtab.methods.segments import SegmentRejection
 from trimtab.models.hf import HFModel
+from trimtab.storage.cards import read_card
+from trimtab.storage.loading import load_guide, load_model
 from trimtab.storage.scorers import Scorer
 
 MODEL = HFModel(tiny_module("llama"), tiny_tokenizer())
@@ -91,6 +95,29 @@ def test_a_sentence_is_weighed_or_read_as_a_system_prompt() -> None:
     guided = Decoder(MODEL, {"g": PromptGuide("w3 w4", "w5")})
     answer = next(guided.answers([(prompt, replace(PARAMS, seed=5, weights={"g": 2.0}))]))
     assert texts_of(two, 2.0, [prompt]) == [answer.text]
+
+
+def test_guides_are_weighed_together_as_they_are_served(tmp_path: Path) -> None:
+    """A sentence beside an adapter in the form of its card, each with a weight of its own."""
+    base = load_model(write_model(tmp_path / "base"), device="cpu")
+    tuned = write_card(write_lora(tmp_path / "tuned", base.module), base)
+    named = {"tuned": str(tuned), "said": 'prompt:"w3"/"w5"'}
+    policy = build_policy(base, "guides", {"guides": named})
+    loaded = {name: load_guide(path, beside=base) for name, path in named.items()}
+    wanted = replace(PARAMS, seed=5, weights={"tuned": 0.5, "said": 2.0})
+    expected = next(Decoder(base, loaded).answers([(PROMPTS[2], wanted)]))
+    [answer] = policy.answer([PROMPTS[2]], (0.5, 2.0), PARAMS, [5])
+    assert answer.token_ids == expected.token_ids
+    assert answer.kl == expected.kl
+    assert answer.kl is not None
+    assert answer.kl > 0.01
+    (tuned / "guide.json").write_text(json.dumps(read_card(tuned).with_form("shift").written))
+    assert check_weights("guides", {"guides": named}, [(-1.0, 1.0)], temperature=1.0, plausibility=0.0) == []
+    [problem] = check_weights("genarm", {"guides": {"tuned": str(tuned)}}, [-1.0], temperature=1.0, plausibility=0.0)
+    assert "the paper's products" in problem
+    (tuned / "guide.json").write_text(json.dumps(read_card(tuned).with_form("product").written))
+    [problem] = check_weights("guides", {"guides": named}, [(-1.0, 1.0)], temperature=1.0, plausibility=0.0)
+    assert "products by their cards" in problem
 
 
 @pytest.mark.parametrize(
@@ -237,6 +264,6 @@ def test_a_number_of_drafts_is_whole() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_defaults_of_a_method_are_accepted_by_it(name: str) -> None:
     given = {"guides": {"g": "x"}, "paths": ["a", "b"], "target": 1.0}
-    given |= dict.fromkeys(("reward", "scorer", "guide", "path"), "x")
+    given |= dict.fromkeys(("reward", "scorer", "guide", "path", "examples"), "x")
     options = {key: given[key] for key in METHODS[name].options if key in given}
     assert check_method(name, options, METHODS[name].default_strengths) == []

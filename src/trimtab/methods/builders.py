@@ -40,15 +40,24 @@ def sharpened(engines: EngineMaker, options: Options) -> Policy:
 
 def genarm(engines: EngineMaker, options: Options) -> Policy:
     """The paper's: an autoregressive reward model is a product, whatever its card says (as a shift: `policy`)."""
+    return _tilted(engines, options, "genarm", lambda path: SHIFT if is_policy(path) else PRODUCT)
+
+
+def guides(engines: EngineMaker, options: Options) -> Policy:
+    """What `generate` and `serve` run when they are given the same guides."""
+    return _tilted(engines, options, "guides", lambda path: None)
+
+
+def _tilted(engines: EngineMaker, options: Options, name: str, form_of: Callable[[str], str | None]) -> Policy:
     paths: Mapping[str, str] = options["guides"]
     sources = {
-        name: GuideSource(path, form=SHIFT if is_policy(path) else PRODUCT, guide_base=guide_base_of(options, name))
-        for name, path in paths.items()
+        guide: GuideSource(path, form=form_of(path), guide_base=guide_base_of(options, guide))
+        for guide, path in paths.items()
     }
     engine = engines.make(sources)
-    for name, guide in engine.guides.items():
-        if guide.selection is not None:
-            raise OptionError(f"Guide {name} selects; genarm takes guides that tilt. Accepted: autoregressive ones.")
+    for guide, found in engine.guides.items():
+        if found.selection is not None:
+            raise OptionError(f"Guide {guide} selects; {name} takes guides that tilt. Accepted: autoregressive ones.")
     return Guided(engine, lambda strength: numbers(strength, list(paths)))
 
 

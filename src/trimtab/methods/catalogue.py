@@ -8,53 +8,19 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from trimtab.core import LanguageModel
 from trimtab.engines.maker import IN_PROCESS, PREFERENCES, PROMPTS, SECOND_BASE, SELECTING, EngineMaker
 from trimtab.errors import OptionError
 from trimtab.methods import options as opt
+from trimtab.methods.entry import Method, Options
 from trimtab.methods.method import Policy, Strength
 from trimtab.mixing.forms import FORMS, PRODUCT, SHIFT, check_negative
-from trimtab.storage.directories import is_policy
+from trimtab.storage.directories import is_policy, locate_guide
 
-Options: TypeAlias = Mapping[str, Any]
-Builder: TypeAlias = Callable[[EngineMaker, Options], Policy]
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A method of steering, or a control."""
-
-    name: str
-    summary: str
-    paper: str
-    """arXiv number; empty for a control."""
-    dial: str
-    """What a strength means."""
-    default_strengths: tuple[Strength, ...]
-    options: Mapping[str, opt.Option]
-    builder: str
-    """Where the function that builds it is, `file:function` of this folder; imported when it is called."""
-    reads: str | None = None
-    """The option that `--guide` fills: guides, paths, or what one guide is. None: it reads nothing."""
-    objectives: bool = False
-    """Whether a strength may be several numbers, one an objective."""
-    low: float = -math.inf
-    """The smallest strength that means something."""
-    needs: frozenset[str] = frozenset()
-    """What it needs of an engine beyond guides that tilt (`engines.maker.FEATURES`)."""
-
-    def build(self, engines: EngineMaker, options: Options) -> Policy:
-        """The method on engines of one base; `options` are complete."""
-        module, _, function = self.builder.partition(":")
-        found: Builder = getattr(import_module(f"trimtab.methods.{module}"), function)
-        return found(engines, options)
-
-
+_GENARM, _GUIDES = "genarm", "guides"
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
@@ -70,7 +36,7 @@ METHODS: Mapping[str, Method] = {
             low=0,
         ),
         Method(
-            "genarm",
+            _GENARM,
             "autoregressive reward models, one or several",
             "2410.08193",
             "weight of the guide, or one a guide",
@@ -80,6 +46,20 @@ METHODS: Mapping[str, Method] = {
                 "guide_base": opt.GUIDE_BASES,
             },
             "builders:genarm",
+            reads="guides",
+            objectives=True,
+        ),
+        Method(
+            _GUIDES,
+            "guides as they are served: language models in the forms of their cards, sentences beside them",
+            "",
+            "weight of the guide, or one a guide",
+            (0.5, 1.0, 2.0),
+            {
+                "guides": opt.names("guides by name"),
+                "guide_base": opt.GUIDE_BASES,
+            },
+            "builders:guides",
             reads="guides",
             objectives=True,
         ),
@@ -105,6 +85,19 @@ METHODS: Mapping[str, Method] = {
             reads="guide",
             low=0,
             needs=frozenset({PROMPTS}),
+        ),
+        Method(
+            "few-shot",
+            "control: examples as earlier turns of the chat, guided by nobody; raised or lowered at other weights",
+            "2005.14165",
+            "weight: π · (π with the examples / π)^w; 1 is few-shot prompting",
+            (1.0,),
+            {
+                "examples": opt.path("a .jsonl file of examples: prompt, and completion, response, answer or chosen"),
+                "num": opt.count("how many of them are read, from the first on", 4),
+            },
+            "few_shot:build",
+            needs=frozenset({IN_PROCESS, PROMPTS}),
         ),
         Method(
             "parm",
@@ -297,29 +290,37 @@ def check_weights(
     temperature: float | None,
     plausibility: float,
 ) -> list[str]:
-    """Every strength of `genarm` that means nothing, a sentence each (`forms.check_negative`).
+    """Every strength of `genarm` or `guides` that means nothing, a sentence each (`forms.check_negative`).
 
     `options` and `strengths` have passed `check_method`; the other two are the requests'. Nothing is loaded.
     """
-    if name != "genarm":
+    if name not in (_GENARM, _GUIDES):
         return []
-    guides = options["guides"]
+    named = options["guides"]
     problems = []
     for strength in strengths:
         values = strength if isinstance(strength, (tuple, list)) else (strength,)
-        if min(values) >= 0 or len(values) != len(guides):
+        if min(values) >= 0 or len(values) != len(named):
             continue
-        weights = dict(zip(guides, map(float, values), strict=True))
-        forms = {guide: SHIFT if is_policy(path) else PRODUCT for guide, path in guides.items()}
+        weights = dict(zip(named, map(float, values), strict=True))
+        forms = {guide: _form_in(name, path) for guide, path in named.items()}
         try:
             check_negative(weights, forms, temperature=temperature, plausibility=plausibility)
         except OptionError:
+            kind = "the paper's products" if name == _GENARM else "products by their cards"
             problems.append(
-                f"a strength of genarm is {strength}: its guides are the paper's products, and a negative weight "
-                "cancels the base that is inside a guide, so that noise is left. Give at least 0, or weigh the guide "
-                "as a shift: the method policy, whose path is the guide."
+                f"a strength of {name} is {strength}: its guides are {kind}, and a negative weight cancels the base "
+                "that is inside a guide, so that noise is left. Give at least 0, or weigh the guide as a shift: the "
+                "method policy, whose path is the guide."
             )
     return problems
+
+
+def _form_in(name: str, path: str) -> str | None:
+    """The form in which a method weighs a guide; None where it has none."""
+    if name == _GENARM:
+        return SHIFT if is_policy(path) else PRODUCT
+    return locate_guide(path).form()
 
 
 def build_policy(base: LanguageModel | EngineMaker, name: str, options: Options) -> Policy:

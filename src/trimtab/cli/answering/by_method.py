@@ -68,7 +68,8 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
     method = METHODS.get(args.method)
     for flag, option in (("--form", "form"), ("--guide-base", "guide_base")):
         if getattr(args, f"{option}s") and method is not None and option not in method.options:
-            why = "genarm weighs guides as products, policy as shifts" if option == "form" else "it runs no guide"
+            forms = "genarm weighs guides as products, policy as shifts, guides as their cards say"
+            why = forms if option == "form" else "it runs no guide"
             raise OptionError(f"{flag} does not go with --method {args.method}: {why}. Leave it out.")
     if method is not None and method.reads is None and args.guides:
         raise OptionError(f"{args.method} reads no guide; leave --guide out.")
