@@ -114,7 +114,10 @@ class SamplingParams:
         metavar="ID=X,ID=X,...",
     )
     min_tokens: int = described(
-        0, "no end, stop token or stop string ends an answer before it has N tokens and one more", low=0, metavar="N"
+        0,
+        "let no end-of-sequence token, stop token or stop string end an answer within its first N tokens",
+        low=0,
+        metavar="N",
     )
     stop: tuple[str, ...] = described(
         (), "end an answer at this text, which is left out of it; repeat for several", kind="texts", metavar="TEXT"

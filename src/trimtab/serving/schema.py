@@ -93,7 +93,7 @@ class Sampled(Wire):
             ),
         ]
         | None
-    ) = Field(default=None, description=f"a text, or a list of them: {meaning('stop')}")
+    ) = Field(default=None, description="a text, or a list of them: where one comes, the answer ends before it")
     stop_token_ids: NamedIds | None = Field(default=None, description=meaning("stop_token_ids"))
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
