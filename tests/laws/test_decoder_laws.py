@@ -59,7 +59,7 @@ def ends_and_penalties(dice: random.Random, size: int) -> dict[str, Any]:
     if dice.random() < 0.3:
         asked["min_tokens"] = 1
     if dice.random() < 0.3:
-        asked["stop_token_ids"] = tuple(dice.randrange(size) for _ in range(6))
+        asked["stop_token_ids"] = tuple(dice.randrange(size) for _ in range(2))
     return asked
 
 
