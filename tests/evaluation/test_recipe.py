@@ -13,12 +13,28 @@ from trimtab.errors import DataError, OptionError
 from trimtab.evaluation.comparison.fingerprints import option_contents
 from trimtab.evaluation.comparison.recipe import Recipe, missing_paths, resolved, strength_text
 from trimtab.evaluation.comparison.recipe_reader import parse_recipe, read_recipe
+from trimtab.storage.calibrated import Calibration
+from trimtab.storage.cards import read_card, write_card
 
 
 def read(tmp_path: Path, text: str) -> Recipe:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     return read_recipe(path, METHODS, check)
+
+
+def test_a_calibration_is_not_part_of_a_run_whose_method_says_form_and_strength(tmp_path: Path) -> None:
+    directory = tmp_path / "guide"
+    directory.mkdir()
+    write_card(directory, {"format": 1, "kind": "arm", "guide_form": "product"})
+    methods = {"genarm": {"guides": {"g": str(directory)}}, "aligner": {"guide": str(directory)}}
+    before = {name: option_contents(name, options) for name, options in methods.items()}
+    calibration = Calibration(form="shift", strength=2.0, strength_low=1.0, strength_high=4.0)
+    write_card(directory, read_card(directory).with_calibration(calibration))
+    assert option_contents("genarm", methods["genarm"]) == before["genarm"] != {}
+    assert option_contents("aligner", methods["aligner"]) != before["aligner"]
+    write_card(directory, {**read_card(directory).written, "guide_form": "shift"})
+    assert option_contents("genarm", methods["genarm"]) != before["genarm"]
 
 
 def test_a_recipe_is_read(tmp_path: Path) -> None:
@@ -211,5 +227,5 @@ def test_sentences_of_methods_are_read_beside_the_recipe(tmp_path: Path) -> None
     assert resolved(f"prompt:{'very ' * 99}glad/sad.", tmp_path) == f'prompt:"{"very " * 99}glad/sad."'
     assert missing_paths(["prompt:@glad.txt", "prompt:Be glad/sad, and/or short."], tmp_path) == []
     assert missing_paths("prompt:@none.txt", tmp_path) == ["prompt:@none.txt"]
-    contents = option_contents({"guide": resolved("prompt:@glad.txt", tmp_path)})
-    assert contents == option_contents({"guide": "prompt:Be glad, he/she said: now."}) != {}
+    contents = option_contents("prompt", {"guide": resolved("prompt:@glad.txt", tmp_path)})
+    assert contents == option_contents("prompt", {"guide": "prompt:Be glad, he/she said: now."}) != {}

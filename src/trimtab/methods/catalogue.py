@@ -322,6 +322,11 @@ def check_weights(
     return problems
 
 
+def form_is_the_cards(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a method with these options runs its guide in the form that the guide's card says."""
+    return name in METHODS and "form" in METHODS[name].options and options.get("form") is None
+
+
 def build_policy(base: LanguageModel | EngineMaker, name: str, options: Options) -> Policy:
     """A method on a model in this process, or on engines of one base. Options left out have their defaults.
 
