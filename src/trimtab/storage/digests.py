@@ -78,8 +78,9 @@ def _sentence_contents(name: str) -> dict[str, str]:
     return {"files": hashlib.sha256(said.encode()).hexdigest()}
 
 
-def _uncalibrated(directory: Path) -> dict[str, str]:
-    """The card's file -> the digest that it has without its calibration; empty where there is none."""
+def _uncalibrated(directory: Path) -> dict[str, str | None]:
+    """The card's file -> the digest that it has without its calibration; None where that is all it says. Empty where
+    there is no calibration."""
     if directory.is_file():
         return {}
     try:
@@ -88,7 +89,10 @@ def _uncalibrated(directory: Path) -> dict[str, str]:
         return {}
     if card.calibration is None:
         return {}
-    return {GUIDE_FILE: hashlib.sha256(card_text(card.with_calibration(None)).encode()).hexdigest()}
+    before = card.with_calibration(None)
+    if set(before.written) <= {"format", "kind"}:  # it was written for the calibration
+        return {GUIDE_FILE: None}
+    return {GUIDE_FILE: hashlib.sha256(card_text(before).encode()).hexdigest()}
 
 
 def _directory(name: str) -> Path | None:

@@ -106,10 +106,10 @@ def file_digest(path: Path) -> str:
     return _digest(path.resolve(), about.st_ino, about.st_size, about.st_mtime_ns)
 
 
-def path_digest(path: Path, *, instead: Mapping[str, str] | None = None) -> str:
+def path_digest(path: Path, *, instead: Mapping[str, str | None] | None = None) -> str:
     """SHA-256 of a file, or of what a loader may read in a directory (weights, settings, tokenizer, template, code).
 
-    `instead` gives digests of files in the directory, by name, that are taken as they stand there.
+    `instead` gives digests of files in the directory, by name, that are taken as they stand there; None: no such file.
     """
     if path.is_file():
         return _named_digest(path)
@@ -117,7 +117,9 @@ def path_digest(path: Path, *, instead: Mapping[str, str] | None = None) -> str:
     digest = hashlib.sha256()
     for file in files:
         name = file.relative_to(path).as_posix()
-        digest.update(f"{name}\t{(instead or {}).get(name) or _named_digest(file)}\n".encode())
+        found = instead[name] if instead and name in instead else _named_digest(file)
+        if found is not None:
+            digest.update(f"{name}\t{found}\n".encode())
     return digest.hexdigest()
 
 
