@@ -21,8 +21,8 @@ README = "# A guide\n\n## Measured\n\nMuch.\n\n## Settings\n\n| a | b |\n"
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"question {n}"}) + "\n" for n in range(12)))
-    Path("mine.py").write_text("def length(prompts, texts):\n    return [float(len(text)) for text in texts]\n")
-    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
+    Path("by_length.py").write_text("def length(prompts, texts):\n    return [float(len(text)) for text in texts]\n")
+    monkeypatch.delitem(sys.modules, "by_length", raising=False)  # another test's
     return tmp_path
 
 
@@ -42,7 +42,7 @@ def a_peak(monkeypatch: pytest.MonkeyPatch) -> Peak:
     return peak
 
 
-def _calibrate(tiny: Tiny, *argv: str, reward: tuple[str, ...] = ("--reward", "mine.py:length")) -> tuple[str, ...]:
+def _calibrate(tiny: Tiny, *argv: str, reward: tuple[str, ...] = ("--reward", "by_length.py:length")) -> tuple[str, ...]:
     fast = ("--prompts", "prompts.jsonl", "--max-new-tokens", "3", "--strengths", "1,2,4")
     return ("calibrate", "guide", "--model", tiny.model, *fast, *reward, *argv)
 
@@ -74,7 +74,7 @@ def test_a_peak_is_written_into_the_card_and_the_readme(run: Run, tiny: Tiny, gu
     assert said["calibration"] == found.as_json()
     assert said["written"] is True
     assert (found.form, found.strength, found.strength_low, found.strength_high) == ("shift", 2.0, 1.0, 4.0)
-    assert (found.reward, found.gold, found.num_prompts) == ("mine.py-length", None, 12)
+    assert (found.reward, found.gold, found.num_prompts) == ("by_length.py-length", None, 12)
     assert found.tried == {"shift": [1, 2, 4], "product": [1, 2, 4]}
     readme = Path("guide/README.md").read_text()
     assert readme.index("## Measured") < readme.index("## Strength") < readme.index("## Settings")
@@ -98,7 +98,7 @@ def test_gold_decides_beside_the_reward(run: Run, tiny: Tiny, guide: str, a_peak
     assert outcome.code == 0, outcome.err
     found = read_card(Path("guide")).calibration
     assert found is not None
-    assert (found.reward, found.gold) == ("mine.py-length", "kind")
+    assert (found.reward, found.gold) == ("by_length.py-length", "kind")
     run_file = json.loads(Path("guide.work/calibration/run.json").read_text())
     assert run_file["recipe"]["rewards"]["kind"] == {"scorer": "sentiment", "weight": 2.0, "role": "measured"}
     alone = run(*_calibrate(tiny, "--gold", "sentiment", "--out", "alone", "--write", reward=()))
