@@ -42,7 +42,9 @@ def a_peak(monkeypatch: pytest.MonkeyPatch) -> Peak:
     return peak
 
 
-def _calibrate(tiny: Tiny, *argv: str, reward: tuple[str, ...] = ("--reward", "by_length.py:length")) -> tuple[str, ...]:
+def _calibrate(
+    tiny: Tiny, *argv: str, reward: tuple[str, ...] = ("--reward", "by_length.py:length")
+) -> tuple[str, ...]:
     fast = ("--prompts", "prompts.jsonl", "--max-new-tokens", "3", "--strengths", "1,2,4")
     return ("calibrate", "guide", "--model", tiny.model, *fast, *reward, *argv)
 

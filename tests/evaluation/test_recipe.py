@@ -23,6 +23,13 @@ def read(tmp_path: Path, text: str) -> Recipe:
     return read_recipe(path, METHODS, check)
 
 
+def test_a_file_of_one_s_own_may_be_named_from_the_root(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    assert missing_paths(f"{tmp_path}/mine.py:score", Path("/")) == []
+    assert missing_paths(f"{tmp_path}:0.5", Path("/")) == []
+    assert missing_paths(f"{tmp_path}/other.py:score", Path("/")) == [f"{tmp_path}/other.py:score"]
+
+
 def test_a_calibration_is_not_part_of_a_run_whose_method_says_form_and_strength(tmp_path: Path) -> None:
     directory = tmp_path / "guide"
     directory.mkdir()

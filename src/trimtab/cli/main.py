@@ -24,6 +24,7 @@ from typing import Any, NoReturn, Protocol
 from trimtab.cli import bench, calibrate, compare, convert, export, judge, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
+from trimtab.cli.make import command as make
 from trimtab.cli.options import use_threads
 from trimtab.cli.pairs import command as pairs
 from trimtab.cli.train import command as train
@@ -40,6 +41,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {
     "demo": demo,
+    "make": make,
     "pairs": pairs,
     "train": train,
     "soup": soup,
