@@ -293,7 +293,6 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(
         (("--method", "arms"), REWARD, "--method arms is not known. Accepted: arm, dpo, agent"),
         (("--method", "agent"), SENTENCES, "give --reward R"),
         (("--num-test", "30"), REWARD, "20 different prompts are too few: 4 to validate and 30 to test"),
-        (("--num-test", "3", "--test-prompts", "prompts.jsonl"), REWARD, "leave one out"),
         (("--pairs-flags", "--num-sample 3"), REWARD, "num-samples"),
         (("--train-flags", '--form "'), REWARD, "Close the quote"),
         (("--prompts", "builtin:none"), REWARD, "builtin:training"),

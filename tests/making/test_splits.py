@@ -33,6 +33,7 @@ def test_prompts_to_report_on_may_be_given_apart_and_are_nowhere_else() -> None:
     assert parts.test == ("p3", "other")
     assert "p3" not in (*parts.train, *parts.validation)
     assert (len(parts.validation), len(parts.train)) == (5, 10)
+    assert split(prompts, test=["p3", "other"], num_test=1).test == ("p3",)
 
 
 def test_another_seed_draws_others() -> None:

@@ -142,7 +142,7 @@ def demo_prompts() -> list[list[Message]]:
 
 
 def training_prompts() -> list[list[Message]]:
-    """The 400 prompts that `trimtab demo --train` samples answers for, as chat messages.
+    """The 400 prompts to train on, `builtin:training`, as chat messages.
 
     Neighbours differ in kind, so that any stretch of the list is a fair sample of it.
     """

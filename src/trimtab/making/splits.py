@@ -48,9 +48,9 @@ def split(
 ) -> Splits:
     """The parts of prompts, drawn by the seed; one that stands twice is taken once.
 
-    `test` are the prompts to report on where they are given apart; they are left out of the others. A number that is
-    not given is a fifth of the prompts, at most 48; to train on, all that are left. Raises DataError where nothing is
-    left to make pairs from.
+    `test` are the prompts to report on where they are given apart, of which the first `num_test` are taken; all of them
+    are left out of the others. A number that is not given is a fifth of the prompts, at most 48; to train on, all that
+    are left. Raises DataError where nothing is left to make pairs from.
     """
     known = {prompt_key(prompt): prompt for prompt in prompts}
     apart = None if test is None else list({prompt_key(prompt): prompt for prompt in test}.values())
@@ -74,7 +74,7 @@ def split(
     return Splits(
         tuple(drawn[validation + tested :][:num_train]),
         tuple(drawn[:validation]),
-        tuple(drawn[validation : validation + tested] if apart is None else apart),
+        tuple(drawn[validation : validation + tested] if apart is None else apart[:num_test]),
     )
 
 

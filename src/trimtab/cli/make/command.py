@@ -79,7 +79,10 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--num-validation", type=options.whole(1), metavar="N", help="prompts to calibrate on (a fifth, at most 48)"
     )
     group.add_argument(
-        "--num-test", type=options.whole(1), metavar="N", help="prompts to report on (a fifth, at most 48)"
+        "--num-test",
+        type=options.whole(1),
+        metavar="N",
+        help="prompts to report on (a fifth, at most 48; all of --test-prompts)",
     )
     group.add_argument("--num-train", type=options.whole(2), metavar="N", help="prompts to train on (the others)")
     add_template_options(parser)
@@ -322,8 +325,6 @@ def _parts(args: argparse.Namespace) -> Splits:
         rows = read_prompts(path, (), skip_bad_lines=args.skip_bad_lines, ignore_columns=args.ignore_columns)
         return [row.prompt for row in rows]
 
-    if args.test_prompts is not None and args.num_test is not None:
-        raise OptionError("--num-test is about a part of --prompts, and --test-prompts are given; leave one out.")
     test = None if args.test_prompts is None else read(args.test_prompts)
     return split(
         read(args.prompts),
