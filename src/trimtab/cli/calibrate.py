@@ -288,10 +288,10 @@ def _show(
     _print_table(results)
     if calibration is not None:
         form = f"as a {calibration.form}, " if calibration.form else ""
-        told = " (in the card)" if args.write else " (--write puts it into the card)"
+        where = " (in the card)" if args.write else " (--write puts it into the card)"
         print(
             f"Run {args.guide} {form}at {calibration.strength:g}: the interval of the peak is "
-            f"{calibration.strength_low:g} to {calibration.strength_high:g}{told}. {decision.why}"
+            f"{calibration.strength_low:g} to {calibration.strength_high:g}{where}. {decision.why}"
         )
     print(f"Report: {report}")
 

@@ -79,10 +79,10 @@ def split(
 
 
 def as_row(prompt: Prompt) -> dict[str, object]:
-    """A prompt as a line of a file of prompts: with its tools and what its template is told."""
+    """A prompt as a line of a file of prompts: with its tools and what its template is options."""
     if isinstance(prompt, str):
         return {"prompt": prompt}
-    told = dict(options_of(prompt))
-    tools = {"tools": told.pop("tools")} if "tools" in told else {}
+    options = dict(options_of(prompt))
+    tools = {"tools": options.pop("tools")} if "tools" in options else {}
     items = [dict(item) if isinstance(item, Mapping) else item for item in prompt]
-    return {"prompt": items, **tools, **({"chat_template_kwargs": told} if told else {})}
+    return {"prompt": items, **tools, **({"chat_template_kwargs": options} if options else {})}

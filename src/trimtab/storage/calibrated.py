@@ -34,7 +34,7 @@ class Calibration:
     gain: float | None = None
     gain_low: float | None = None
     gain_high: float | None = None
-    """Of the reward that decided, over the model without the guide."""
+    """How much more of the reward that decided there is than without the guide."""
     kl: float | None = None
     kl_low: float | None = None
     kl_high: float | None = None

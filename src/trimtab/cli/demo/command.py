@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.demo.recipe import SHIPPED_GUIDE, demo_recipe, notes_of, strengths_in_words
-from trimtab.cli.demo.tenths import Tenths
 from trimtab.cli.make import command as make
 from trimtab.cli.make.stages import shown
 from trimtab.cli.options import list_of, number, say, seed_number, whole
 from trimtab.cli.prompts import SHIPPED
+from trimtab.cli.tenths import Tenths
 from trimtab.errors import MissingExtraError, OptionError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ NUM_PROMPTS = 64
 STRENGTHS = [-1.0, 0.0, 0.5, 1.0, 2.0]
 NUM_TOKENS, NUM_TOKENS_TRAINED = 32, 40
 NUM_TRAINING_PROMPTS = 150
-"""Of the 400 that ship: what a quarter of an hour on two cores is enough for."""
+"""How many of the 400 that ship, for what takes less than a quarter of an hour on two cores."""
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:

@@ -12,8 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimtab.cli.demo.tenths import Tenths
 from trimtab.cli.options import say, seed_number, whole
+from trimtab.cli.tenths import Tenths
 from trimtab.errors import TrimtabError
 
 if TYPE_CHECKING:
