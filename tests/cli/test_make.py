@@ -88,13 +88,15 @@ def test_a_reward_becomes_a_guide_with_its_report(run: Run, tiny: Tiny, a_peak: 
     assert (card.form(), card.weight) == ("shift", 2.0)
     readme = Path("guides/mine/README.md").read_text()
     assert readme.index("## Measured") < readme.index("## Strength") < readme.index("## Compared")
-    assert "| guide, shift | 2 |" in readme
+    assert "| guide | 2 |" in readme
+    assert "guide at strength 2 was chosen on other prompts" in Path(said["report"]).read_text()
     assert "4 test prompts" in readme
     recipe = json.loads(Path("guides/mine.work/report/run.json").read_text())["recipe"]
     assert [(entry["method"], entry.get("strengths")) for entry in recipe["methods"]] == [
         ("base", None),
         ("sharpened", [0.5, 1.0, 2.0]),
-        ("policy", [1, 2.0, 4]),
+        ("policy", [2.0]),
+        ("policy", [1, 4]),
     ]
     counts = [len(Path(f"guides/mine.work/{part}.jsonl").read_text().splitlines()) for part in make_parts()]
     assert counts == [12, 4, 4]
@@ -305,3 +307,18 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert outcome.code == 2
     assert problem in outcome.err
     assert not Path("guides").exists()
+
+
+def test_an_agent_is_made_of_a_reward_without_pairs(run: Run, tiny: Tiny) -> None:
+    """The last --train-flags and --strengths are those that count."""
+    pytest.importorskip("torchrl")
+    few = "--episodes 2 --batch-size 8 --warmup-batches 1 --updates-per-episode 1 --top-k 4"
+    flags = ("--method", "agent", "--pairs-flags", "", "--train-flags", few, "--strengths", "0.3,0.7")
+    outcome = run(*_make(tiny, *flags))
+    assert outcome.code == 0, outcome.err
+    commands = _commands(outcome.err)
+    assert [words[1] for words in commands] == ["train", "calibrate", "compare"]
+    assert "scorers_for_make.py-early=scorers_for_make.py:early:1" in commands[0]
+    assert read_card(Path("guides/mine")).kind == "agent"
+    recipe = json.loads(Path("guides/mine.work/report/run.json").read_text())["recipe"]
+    assert [entry["method"] for entry in recipe["methods"]] == ["base", "sharpened", "mara"]

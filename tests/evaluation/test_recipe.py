@@ -10,9 +10,11 @@ import yaml
 
 from tests.evaluation.comparison_fakes import METHODS, check, recipe, source
 from trimtab.errors import DataError, OptionError
+from trimtab.evaluation.comparison.catalogued import known_methods
 from trimtab.evaluation.comparison.fingerprints import option_contents
 from trimtab.evaluation.comparison.recipe import Recipe, missing_paths, resolved, strength_text
 from trimtab.evaluation.comparison.recipe_reader import parse_recipe, read_recipe
+from trimtab.methods.catalogue import check_method
 from trimtab.storage.calibrated import Calibration
 from trimtab.storage.cards import read_card, write_card
 
@@ -21,6 +23,40 @@ def read(tmp_path: Path, text: str) -> Recipe:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     return read_recipe(path, METHODS, check)
+
+
+BOTH_SPLITS = {"test": {"builtin": "demo"}, "validation": {"builtin": "training"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"headline": "none"}, "headline: .*none"),
+        ({"headline": "base"}, "method beside the base"),
+        ({"headline": "sharpened"}, "has 2 strengths; name one of a single one"),
+        (
+            {
+                "headline": "one",
+                "prompts": {p: {"builtin": b} for p, b in (("test", "demo"), ("validation", "training"))},
+            },
+            "leave",
+        ),
+    ],
+)
+def test_a_headline_is_a_method_of_one_strength_chosen_elsewhere(changes: dict[str, Any], problem: str) -> None:
+    source = {
+        "model": "demo",
+        "prompts": {"test": {"builtin": "demo"}},
+        "rewards": {"kind": {"scorer": "sentiment"}},
+        "methods": [
+            {"method": "base"},
+            {"method": "sharpened", "strengths": [1, 2]},
+            {"name": "one", "method": "sharpened", "strengths": [1]},
+        ],
+    }
+    assert parse_recipe({**source, "headline": "one"}, Path(), known_methods(), check_method).headline == "one"
+    with pytest.raises(OptionError, match=problem):
+        parse_recipe({**source, **changes}, Path(), known_methods(), check_method)
 
 
 def test_a_file_of_one_s_own_may_be_named_from_the_root(tmp_path: Path) -> None:

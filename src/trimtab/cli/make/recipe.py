@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SHARPENED = (0.5, 1.0, 2.0)
 SENTENCE_WEIGHTS = (1.0, 2.0, 4.0)
 UNCALIBRATED = (1.0, 2.0, 4.0)
+HEADLINE = "guide"
+"""What the guide at its calibrated strength is called in the report, whose first sentence is about it."""
 
 
 def write_recipe(plan: Plan, sentences: Mapping[str, str]) -> None:
@@ -31,6 +33,7 @@ def write_recipe(plan: Plan, sentences: Mapping[str, str]) -> None:
 def recipe_of(plan: Plan, sentences: Mapping[str, str]) -> dict[str, object]:
     """The recipe; its paths are relative to its file."""
     from trimtab.evaluation.comparison.recipe import MEASURED, TRAINED_ON, resolved
+    from trimtab.storage.cards import read_card
 
     trained = [reward_of(text) for text in plan.rewards or plan.measured]
     if sentences:
@@ -53,6 +56,7 @@ def recipe_of(plan: Plan, sentences: Mapping[str, str]) -> dict[str, object]:
             *_by_sentence(sentences),
             *_guide(plan),
         ],
+        **({} if read_card(plan.places.guide).calibration is None else {"headline": HEADLINE}),
     }
 
 
@@ -93,22 +97,24 @@ def _guide(plan: Plan) -> list[dict[str, object]]:
     path = os.path.relpath(plan.places.guide, plan.places.work)
     found, ways = card.calibration, WAYS[card.kind]
     if found is not None:
-        ways = tuple(way for way in ways if way.form == found.form)
-        return [ways[0].entry(_label(ways[0].form), path, _around(found))]
+        way = next(way for way in ways if way.form == found.form)
+        beside = _beside(found)
+        others = [way.entry(f"{HEADLINE}, other strengths", path, beside)] if beside else []
+        return [way.entry(HEADLINE, path, [found.strength]), *others]
     strengths = TRIED[card.kind] if card.kind == "agent" else UNCALIBRATED
     return [way.entry(_label(way.form), path, strengths) for way in ways]
 
 
 def _label(form: str | None) -> str:
-    return f"guide, {form}" if form else "guide"
+    return f"{HEADLINE}, {form}" if form else HEADLINE
 
 
-def _around(found: Calibration) -> list[float]:
-    """The calibrated strength and its neighbours among those tried."""
+def _beside(found: Calibration) -> list[float]:
+    """The neighbours of the calibrated strength among those tried."""
     tried = found.tried.get(found.form or "", [])
     below = [strength for strength in tried if strength < found.strength][-1:]
     above = [strength for strength in tried if strength > found.strength][:1]
-    return [*below, found.strength, *above]
+    return [*below, *above]
 
 
 def _reward(reward: AgentReward, role: str) -> dict[str, object]:

@@ -113,6 +113,8 @@ class Recipe:
     """The reference point of the hypervolume: objective -> value."""
     kl_budget: float | None = None
     """Strengths whose mean KL on validation prompts exceeds it, in nats an answer, are not chosen."""
+    headline: str | None = None
+    """The method that the first sentence of the report is about, of one strength; it was chosen on other prompts."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """The recipe as it was written."""
     directory: Path = Path()
