@@ -193,6 +193,7 @@ def test_a_strength_that_cannot_be_named_is_said_and_the_guide_is_kept(run: Run,
     said = json.loads(outcome.out)
     assert said["calibration"] is None
     assert "4 prompts are too few for an interval" in said["why"]
+    assert f"no strength is named: {said['why']}" in outcome.err
     assert read_card(Path("guides/mine")).calibration is None
     recipe = json.loads(Path("guides/mine.work/report/run.json").read_text())["recipe"]
     assert [entry.get("name") for entry in recipe["methods"][2:]] == ["guide, shift", "guide, product"]

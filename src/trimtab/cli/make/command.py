@@ -180,6 +180,8 @@ def run(args: argparse.Namespace) -> int:
                 if code:
                     return code
                 calibrated = found or calibrated
+                if found is not None and found.decision.chosen is None:
+                    options.say(f"no strength is named: {found.decision.why}")
                 stages.append(Stage(name, shown(command), time.monotonic() - started))
     except KeyboardInterrupt:
         options.say(f"interrupted; what is there stays. Go on with:\n{resume_command(args.given)}")
