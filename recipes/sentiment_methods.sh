@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 OUT=runs/sentiment
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-trimtab demo --train --seed 0 --out "$OUT"  # pairs.jsonl and held_out.jsonl; its guide is the one that ships
+python -m trimtab.cli.demo.sentiment --seed 0 --out "$OUT"  # pairs.jsonl and held_out.jsonl; its guide is the one that ships
 PAIRS=(--data "$OUT/pairs.jsonl" --eval-data "$OUT/held_out.jsonl" --batch-size 8 --gradient-accumulation 1 --max-length 192)
 trimtab train reward --model demo "${PAIRS[@]}" --learning-rate 4e-4 --out "$OUT/rewards/sentiment"
 trimtab train dpo --model demo "${PAIRS[@]}" --learning-rate 2e-4 --max-prompt-length 96 --out "$OUT/policies/dpo"

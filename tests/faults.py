@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, Guide, ModelSession, SamplingParams, Selection, TokenIds
-from trimtab.decoding import batch, lanes
+from trimtab.decoding import batch, lanes, penalties
 from trimtab.decoding.decoder import Decoder
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import ARM
@@ -153,7 +153,7 @@ PATCHED: dict[str, tuple[object, str, Callable[..., bool]]] = {
     "plausibility": (batch, "plausible", lambda base, alpha: _is_there(base)),
     "mix": (batch, "mix", lambda base, parts: _is_there(base)),
     "failures": (batch, "bad_rows", lambda mixed: _is_there(mixed)),
-    "penalty": (batch, "penalise_repetition", lambda policy, seen, penalty: bool((penalty == PENALTY).any())),
+    "penalty": (penalties, "penalise_repetition", lambda policy, seen, penalty: bool((penalty == PENALTY).any())),
     "filters": (batch, "final_policy", lambda policy, **how: bool((how["temperature"] == TEMPERATURE).any())),
     "draw": (batch, "draw", lambda policy, keys, ids=None: ids is None and _is_there(policy)),
     "trace": (batch, "traces", lambda step, ids, rows, rivals: RIVALS in rivals),

@@ -28,7 +28,8 @@ class Piece:
     @property
     def outputs(self) -> list[str]:
         """The files and directories that a command writes."""
-        return [after for flag, after in zip(self.words, self.words[1:], strict=False) if flag in OUTPUTS]
+        made = self.words[2:3] if self.words[:2] == ["trimtab", "make"] else []
+        return [*made, *(after for flag, after in zip(self.words, self.words[1:], strict=False) if flag in OUTPUTS)]
 
     @property
     def inputs(self) -> list[str]:

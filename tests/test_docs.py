@@ -110,6 +110,9 @@ def test_the_tables_made_from_fields_are_the_codes(repository: Path, field_table
     page = _reference_page(repository, "flags")
     assert field_tables.MARK.findall(page) == list(field_tables.tables())
     assert field_tables.written(page) == page, "the page is behind the code: make docs-tables"
+    page = (repository / "docs" / "serving" / "api.md").read_text(encoding="utf-8")
+    assert field_tables.MARK.findall(page) == list(field_tables.api_tables())
+    assert field_tables.written(page) == page, "the page is behind the code: make docs-tables"
 
 
 def test_a_changed_table_is_found_and_written_anew(repository: Path, field_tables: ModuleType) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -42,8 +42,16 @@ def answers(draft: str, **how: Any) -> list[Answer]:
         {"max_new_tokens": 30, "top_k": 3, "repetition_penalty": 1.3, "plausibility": 0.1, "draft_tokens": 3},
         {"max_new_tokens": 30, "stop": ("aa", "cb"), "draft_tokens": 6},
         {"max_new_tokens": 30, "ignore_eos": False, "temperature": 0.7, "draft_tokens": 6},
+        {
+            "max_new_tokens": 40,
+            "presence_penalty": 0.6,
+            "frequency_penalty": 0.5,
+            "logit_bias": {3: 1.5},
+            "draft_tokens": 4,
+        },
+        {"max_new_tokens": 30, "min_tokens": 12, "stop": ("aa", "cb"), "stop_token_ids": (4,), "ignore_eos": False},
     ],
-    ids=["sampled", "greedy", "filters", "stop", "eos"],
+    ids=["sampled", "greedy", "filters", "stop", "eos", "penalties", "least"],
 )
 def test_tokens_texts_ends_and_traces_are_the_same(draft: str, how: dict[str, Any]) -> None:
     plain, drafted = (answers(kind, trace=True, num_alternatives=2, **how) for kind in ("none", draft))
@@ -56,7 +64,7 @@ def test_tokens_texts_ends_and_traces_are_the_same(draft: str, how: dict[str, An
 def test_right_guesses_spare_passes_and_steps_still_come_one_a_token(family: str) -> None:
     model = tiny_model(family)
     found = {}
-    for draft in ("none", "lookup"):
+    for draft in ("none", "lookup", "forced"):
         decoder = Decoder(model)
         repeated = tuple([5, 6, 7, 8] * 12)
         how = SamplingParams(max_new_tokens=50, seed=2, ignore_eos=True, forced=repeated, draft=draft, draft_tokens=4)
@@ -69,9 +77,10 @@ def test_right_guesses_spare_passes_and_steps_still_come_one_a_token(family: str
         (trunk,) = decoder.capacity.caches
         assert isinstance(trunk, Trunk)
         found[draft] = [step.token_id for step in steps], trunk.num_passes
-    assert found["lookup"][0] == found["none"][0]
+    assert found["lookup"][0] == found["forced"][0] == found["none"][0]
     assert found["none"][1] == 50
     assert found["lookup"][1] <= 15
+    assert found["forced"][1] <= 15
 
 
 def test_a_request_is_cancelled_between_its_drafts() -> None:
@@ -311,3 +320,15 @@ def test_rows_that_begin_alike_share_no_drafted_token(caplog: pytest.LogCaptureF
     drafted = Decoder(model).generate(prompts, draft="lookup", draft_tokens=3, **how)
     assert [answer.token_ids for answer in drafted] == plain
     assert "failed" not in caplog.text
+
+
+def test_forced_tokens_are_read_ahead_where_something_is_forced_and_can_be_taken_back() -> None:
+    with pytest.raises(OptionError, match="No token is forced"):
+        Decoder(BASE).add("ab", SamplingParams(draft="forced"))
+    forced = tuple(index % 9 for index in range(30))
+    traces = {}
+    for draft in ("none", "forced"):
+        how = SamplingParams(forced=forced, max_new_tokens=33, ignore_eos=True, trace=True, seed=3, draft=draft)
+        [answer] = Decoder(BASE, GUIDES).answers([("ab", replace(how, weights={"one": 0.7, "two": -0.5}))])
+        traces[draft] = answer.token_ids, answer.trace
+    assert traces["forced"] == traces["none"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class Dial:
     ends: tuple[str, ...] = described((), "where to end", kind="texts")
     half: int = described(FOLLOWS, "half of {count}", low=1)
     seed: int = seed_field(0, "of everything")
+    marks: tuple[int, ...] = described((), "which tokens", kind="ids")
+    pulls: Mapping[int, float] = described({}, "how strongly, by token", kind="biases", low=-9, high=9)
     hidden: int = 7
 
     def __post_init__(self) -> None:
@@ -52,6 +55,8 @@ BOUNDARIES: dict[str, tuple[list[Any], list[Any]]] = {
     "layers": ([(), ("a", "b"), ["a"]], ["a", (1,), None]),
     "ends": ([(), ("a, b",)], ["a", ("",)]),
     "seed": ([0, 2**63 - 1], [-1, 2**63]),
+    "marks": ([(), (0, 7), [3]], [(-1,), (1.0,), (True,), "3", 3, None]),
+    "pulls": ([{}, {0: -9, 3: 9.0}], [{-1: 1}, {"0": 1}, {0: 9.5}, {0: math.nan}, {0: True}, [(0, 1)], None]),
 }
 
 
@@ -150,6 +155,15 @@ def test_help_and_pages_call_settings_by_their_flags() -> None:
     assert rows["`--no-tidy`"] == ("", "leave everything")
 
 
+@pytest.mark.parametrize("text", ["", "1", "1=", "=2", "1=x", "x=1", "1=2,1=3", "1=10", "1=2,-1=2", "1=nan", "1=2,"])
+def test_biases_are_written_as_ids_and_numbers(text: str) -> None:
+    assert _parsed("--pulls", "3=-1.5,0=2").pulls == {3: -1.5, 0: 2.0}
+    assert _parsed("--marks", "3,0").marks == (3, 0)
+    assert _parsed().pulls == {}
+    with pytest.raises(argparse.ArgumentError, match="ID=X,ID=X"):
+        _parsed("--pulls", text)
+
+
 def test_an_argument_out_of_range_is_refused_by_argparse() -> None:
     with pytest.raises(argparse.ArgumentError, match="'1' is not accepted; give a finite number of at least 0 and be"):
         _parsed("--share", "1")
@@ -163,8 +177,9 @@ def test_generate_takes_what_sampling_params_hold() -> None:
     names = [name for name in taken if name not in ("self", "prompts", "template_options")]
     params = {field.name: field for field in dataclasses.fields(SamplingParams) if field.name != "forced"}
     assert names == list(params)
-    assert {name: taken[name].default for name in names if name != "weights"} == {
-        name: field.default for name, field in params.items() if name != "weights"
+    mappings = ("weights", "logit_bias")
+    assert {name: taken[name].default for name in names if name not in mappings} == {
+        name: field.default for name, field in params.items() if name not in mappings
     }
 
 
@@ -176,13 +191,12 @@ def test_every_sampling_field_is_told_to_a_person(entry: Described) -> None:
 def test_the_wire_publishes_the_ranges_and_meanings_of_the_fields() -> None:
     schema = pytest.importorskip("trimtab.serving.schema")
     wire = {**schema.Asked.model_json_schema()["properties"], **schema.Guidance.model_json_schema()["properties"]}
-    shared = [name for name in table(SamplingParams) if name in wire and name not in ("seed", "stop")]
-    numbers = ["temperature", "top_k", "top_p", "min_p", "plausibility", "repetition_penalty"]
-    assert shared == [*numbers, "draft", "draft_tokens"]
+    shared = [name for name in table(SamplingParams) if name in wire and name != "stop"]
+    assert set(table(SamplingParams)) - set(shared) == {"max_new_tokens", "stop", "trace", "num_alternatives"}
     for name in shared:
         entry, published = table(SamplingParams)[name], wire[name]
         assert entry.sentence() in published["description"]
-        if entry.kind == "text":
+        if entry.kind not in ("number", "whole"):
             continue
         number = published["anyOf"][0] if "anyOf" in published else published
         lows = {False: "minimum", True: "exclusiveMinimum"}

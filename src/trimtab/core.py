@@ -43,7 +43,8 @@ class Chat(tuple[Message, ...]):
 
     It is a tuple of its messages, so whatever takes chat messages takes it. `required` says what happens to an option
     that a template does not read: it is refused (True), or left out (False), as for the template of a guide, which is
-    told what the request says to the base's.
+    told what the request says to the base's. `opened` says how the messages end: True with a fresh turn of the
+    assistant's, False as they stand, None with a fresh turn unless an assistant's message is last, which is continued.
 
     >>> from trimtab import Chat
     >>> chat = Chat([{"role": "user", "content": "Why?"}], {"enable_thinking": False})
@@ -53,23 +54,31 @@ class Chat(tuple[Message, ...]):
 
     options: Mapping[str, Any]
     required: bool
+    opened: bool | None
 
     def __new__(
-        cls, messages: Sequence[Message], options: Mapping[str, Any] | None = None, *, required: bool = True
+        cls,
+        messages: Sequence[Message],
+        options: Mapping[str, Any] | None = None,
+        *,
+        required: bool = True,
+        opened: bool | None = None,
     ) -> Chat:
         chat = super().__new__(cls, messages)
         chat.options = dict(options or {})
         chat.required = required
+        chat.opened = opened
         return chat
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _chat, (tuple(self), self.options, self.required)
+        return _chat, (tuple(self), self.options, self.required, self.opened)
 
     def __eq__(self, other: object) -> bool:
-        """Equal messages and equal options; plain messages have none."""
+        """Equal messages, options and ends; plain messages say nothing of the latter two."""
         if not isinstance(other, tuple):
             return NotImplemented
-        return tuple(self) == tuple(other) and self.options == (other.options if isinstance(other, Chat) else {})
+        said = (other.options, other.opened) if isinstance(other, Chat) else ({}, None)
+        return tuple(self) == tuple(other) and (self.options, self.opened) == said
 
     def __ne__(self, other: object) -> bool:
         return NotImplemented if not isinstance(other, tuple) else not self == other
@@ -77,8 +86,8 @@ class Chat(tuple[Message, ...]):
     __hash__ = tuple.__hash__
 
 
-def _chat(messages: Sequence[Message], options: Mapping[str, Any], required: bool) -> Chat:
-    return Chat(messages, options, required=required)
+def _chat(messages: Sequence[Message], options: Mapping[str, Any], required: bool, opened: bool | None) -> Chat:
+    return Chat(messages, options, required=required, opened=opened)
 
 
 Prompt: TypeAlias = str | TokenIds | Sequence[Message]

@@ -19,9 +19,10 @@ from typing import Literal, TypeAlias, TypeGuard, TypeVar
 
 from trimtab.errors import OptionError, naming
 
-Kind: TypeAlias = Literal["number", "whole", "flag", "choice", "text", "names", "texts"]
+Kind: TypeAlias = Literal["number", "whole", "flag", "choice", "text", "names", "texts", "ids", "biases"]
 """`text` is one text; `names` is a list that is written as one text, with commas; `texts` a list of texts that may hold
-commas."""
+commas; `ids` a list of token ids, written with commas; `biases` a mapping from token ids to numbers in the range,
+written `ID=X,ID=X`."""
 
 MAX_SEED = 2**63 - 1
 
@@ -79,6 +80,12 @@ class Described:
             return value in self.choices
         if self.kind == "text":
             return isinstance(value, str) and bool(value)
+        if self.kind == "ids":
+            return not isinstance(value, str) and isinstance(value, Sequence) and all(map(_is_id, value))
+        if self.kind == "biases":
+            return isinstance(value, Mapping) and all(
+                _is_id(token) and is_number(bias) and self._within(bias) for token, bias in value.items()
+            )
         if self.kind in ("names", "texts"):
             return not isinstance(value, str) and isinstance(value, Sequence) and all(map(self._is_text, value))
         return True
@@ -100,6 +107,10 @@ class Described:
             return "non-empty strings in a tuple"
         if self.kind == "names":
             return "names in a tuple"
+        if self.kind == "ids":
+            return "token ids in a tuple"
+        if self.kind == "biases":
+            return f"a mapping from token ids to finite numbers{self.bounds}"
         if self.kind == "flag":
             return "true or false"
         adjective = "whole " if self.kind == "whole" else "finite " if finite else ""
@@ -125,10 +136,15 @@ class Described:
                 value = float(text)
             elif self.kind == "names":
                 value = tuple(text.split(","))
+            elif self.kind == "ids":
+                value = tuple(map(int, text.split(",")))
+            elif self.kind == "biases":
+                value = _biases(text)
         except ValueError:
             value = None
         if value is None or not self.accepts(value):
-            raise OptionError(f"{text!r} is not accepted; give {self.accepted()}.")
+            accepted = {"ids": "ID,ID,...", "biases": f"ID=X,ID=X,..., X{self.bounds}"}.get(self.kind, self.accepted())
+            raise OptionError(f"{text!r} is not accepted; give {accepted}.")
         return value
 
     def sentence(self, name_of: Callable[[str], str] = str) -> str:
@@ -170,6 +186,9 @@ def described(
         metavar=metavar,
         optional=default is None,
     )
+    if isinstance(default, dict):  # no two objects share one
+        fresh: T = dataclasses.field(default_factory=default.copy, metadata={_KEY: entry})  # type: ignore[assignment]
+        return fresh
     field: T = dataclasses.field(default=default, metadata={_KEY: entry})
     return field
 
@@ -237,10 +256,25 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def _is_id(value: object) -> bool:
+    return is_whole(value) and value >= 0
+
+
+def _biases(text: str) -> dict[int, float]:
+    """`ID=X,ID=X` as a mapping. Raises ValueError for another text, and for an id that is there twice."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    found = {int(token): float(bias) for token, _, bias in pairs}
+    if len(found) < len(pairs):
+        raise ValueError(text)
+    return found
+
+
 def shown(value: object) -> str:
     """A value as a person writes it."""
     if isinstance(value, bool | None):
         return ""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={shown(one)}" for name, one in value.items())
     if isinstance(value, float):
         return f"{value:g}"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

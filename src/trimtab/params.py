@@ -11,13 +11,27 @@ from trimtab.fields import check, described, is_number, is_whole, seed_field
 
 MOST_DRAFTED = 32
 """The most tokens that may be guessed at a time: each is a row of numbers over the vocabulary to work with."""
-NO_DRAFT, LOOKUP, CERTAIN_DRAFT, GUIDE_DRAFT = "none", "lookup", "certain", "guide"
+NO_DRAFT, LOOKUP, CERTAIN_DRAFT, GUIDE_DRAFT, FORCED_DRAFT = "none", "lookup", "certain", "guide", "forced"
 """What a request may say of drafts besides the name of a guide or of a model that drafts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How one request is decoded. Filters act on the mixed policy after the temperature, in the order given here.
+
+    Penalties and biases change the mixed policy before the temperature. With c(v) the times that the answer so far
+    holds token v, they add to its log-probability
+
+        −ln repetition_penalty, where prompt or answer hold v
+        −presence_penalty, where c(v) > 0
+        −frequency_penalty · c(v)
+        +logit_bias[v].
+
+    The middle two count the answer alone, forced tokens included, and never the prompt, as OpenAI and vLLM have it.
+    `min_tokens` and `stop_token_ids` are about the answer's end: the first `min_tokens` tokens are drawn from the base
+    without its end-of-sequence tokens and without `stop_token_ids`, renormalised before guides are mixed in, and a stop
+    string counts where a later token completes it. All of this is part of the policy that is drawn from, so the KL that
+    a trace reports counts it.
 
     Where a guide that selects runs, top-k, top-p and min-p choose its candidates, at temperature 1 (`Selection`).
 
@@ -75,8 +89,41 @@ class SamplingParams:
     repetition_penalty: float = described(
         1.0, "divide the probability of tokens already seen by R", above=0, note="1: leave it", metavar="R"
     )
+    presence_penalty: float = described(
+        0.0,
+        "subtract X from the log-probability of each token that the answer so far holds",
+        low=-2,
+        high=2,
+        note="0: leave it",
+        metavar="X",
+    )
+    frequency_penalty: float = described(
+        0.0,
+        "subtract X from the log-probability of a token for each time that the answer so far holds it",
+        low=-2,
+        high=2,
+        note="0: leave it",
+        metavar="X",
+    )
+    logit_bias: Mapping[int, float] = described(
+        {},
+        "add X to the log-probability of the token ID; what a guide or a constraint forbids stays forbidden",
+        kind="biases",
+        low=-100,
+        high=100,
+        metavar="ID=X,ID=X,...",
+    )
+    min_tokens: int = described(
+        0,
+        "let no end-of-sequence token, stop token or stop string end an answer within its first N tokens",
+        low=0,
+        metavar="N",
+    )
     stop: tuple[str, ...] = described(
         (), "end an answer at this text, which is left out of it; repeat for several", kind="texts", metavar="TEXT"
+    )
+    stop_token_ids: tuple[int, ...] = described(
+        (), "end an answer at any of these tokens, which adds no text", kind="ids", metavar="ID,ID,..."
     )
     ignore_eos: bool = described(False, "go on after an end-of-sequence token")
     seed: int | None = seed_field(None, "answer i draws from N+i", unset="drawn")
@@ -88,8 +135,8 @@ class SamplingParams:
     draft: str = described(
         NO_DRAFT,
         "who guesses next tokens, which the base then reads in one pass; no answer depends on it: lookup (what "
-        "followed the last place that ended alike), certain (what a constraint leaves no choice of), guide (the "
-        "guide, a smaller model of its own), or a model's name",
+        "followed the last place that ended alike), certain (what a constraint leaves no choice of), forced (tokens "
+        "that are forced), guide (the guide, a smaller model of its own), or a model's name",
         kind="text",
         note="none: nobody",
         metavar="WHO",
@@ -116,6 +163,13 @@ class SamplingParams:
                     f"The weight of guide {name} is {weight!r}; give a finite number (of single precision)."
                 )
         check(self)
+        if self.min_tokens > self.max_new_tokens:
+            raise naming(
+                OptionError,
+                "{min_tokens} is {0}, and {max_new_tokens} {1}; give at most that many.",
+                self.min_tokens,
+                self.max_new_tokens,
+            )
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise OptionError(
                 f"constraint is {self.constraint!r:.100}; give a Constraint, such as Constraint.json_schema({{...}})."

@@ -103,7 +103,8 @@ def with_options(prompt: Prompt, options: Mapping[str, Any], *, required: bool =
         )
     said = prompt.options if isinstance(prompt, Chat) else {}
     kept = required and (prompt.required if isinstance(prompt, Chat) else True)
-    return Chat(prompt, {**options, **said}, required=kept)  # type: ignore[arg-type]
+    opened = prompt.opened if isinstance(prompt, Chat) else None
+    return Chat(prompt, {**options, **said}, required=kept, opened=opened)  # type: ignore[arg-type]
 
 
 def check_options(model: Vocabulary, options: Mapping[str, Any]) -> None:
@@ -137,8 +138,10 @@ def as_json(prompt: Prompt) -> Any:
     """A prompt as JSON can say it, options included: what tells it from others."""
     if isinstance(prompt, str):
         return prompt
-    if options := options_of(prompt):
-        return {"messages": [dict(message) for message in prompt], "chat_template_kwargs": dict(options)}  # type: ignore
+    opened = prompt.opened if isinstance(prompt, Chat) else None
+    if (options := options_of(prompt)) or opened is not None:
+        said = {} if opened is None else {"add_generation_prompt": opened}
+        return {"messages": [dict(message) for message in prompt], "chat_template_kwargs": dict(options), **said}  # type: ignore
     return [dict(item) if isinstance(item, Mapping) else int(item) for item in prompt]
 
 

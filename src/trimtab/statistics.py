@@ -178,6 +178,18 @@ def _resampled_means(sample: Array, num_resamples: int, seed: int) -> Array:
     return np.concatenate(blocks)
 
 
+def paired_means(rows: Array, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Array:
+    """[num_resamples, K] means of K rows [K, N] over N prompts that are drawn with replacement, the same for all rows.
+
+    For what is decided by comparing rows, such as which of them is the highest. The same seed gives the same draws.
+    """
+    num = rows.shape[1]
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(num, np.full(num, 1 / num), size=num_resamples)
+    means: Array = counts.astype(np.float64) @ (rows.T / num)
+    return means
+
+
 def bca_levels(value: float, draws: Array, acceleration: float, *, confidence: float = 0.95) -> list[float]:
     """The two quantiles of the draws of a statistic that bound its BCa interval (Efron 1987, equation 2.3)."""
     normal = NormalDist()

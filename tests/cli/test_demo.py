@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Run, Tiny
-from trimtab.cli.demo import training
-from trimtab.training.run.interruption import Interrupted
+from trimtab.cli.demo import sentiment
+from trimtab.cli.main import build_parser
+from trimtab.cli.make import command as make
 
 FAST = ("--prompts", "4", "--max-new-tokens", "3", "--batch-size", "4")
 
@@ -152,6 +154,7 @@ def test_an_existing_directory_is_kept(run: Run, tiny: Tiny) -> None:
         (("--train", "--guide", "x"), "leave --guide out"),
         (("--resume",), "--resume continues a training"),
         (("--train", "--resume"), "--resume continues a training"),
+        (("--train", "--strengths=-1,1"), "which looks for a peak above 0"),
         (("--overwrite",), "give --out DIR with it"),
         (("--train", "--out", "x", "--resume", "--overwrite"), "not allowed with"),
         (("--prompts", "1"), "at least 2"),
@@ -194,37 +197,51 @@ def test_a_guide_that_does_not_fit_leaves_nothing_behind(run: Run, tiny: Tiny) -
     assert not Path("new").exists()
 
 
-def test_training_goes_the_whole_road_and_can_be_resumed(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scorer counts characters, of which random models give different numbers."""
-    from trimtab.evaluation import prompt_sets as prompts
-    from trimtab.training.pairs import synthetic as preferences
-
+@pytest.fixture
+def spread(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A scorer that counts characters, of which random models give different numbers."""
     Path("spread.py").write_text(
         "def score(prompts, texts):\n    return [len(text) + ord((text + 'a')[0]) % 7 for text in texts]\n"
     )
-    monkeypatch.syspath_prepend(Path.cwd())
     monkeypatch.delitem(sys.modules, "spread", raising=False)
+    return "spread.py:score"
+
+
+def test_training_is_make_with_prompts_that_ship(
+    run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, spread: str
+) -> None:
+    seen = []
+    monkeypatch.setattr(make, "run", lambda args: seen.append(args) or 0)
+    outcome = run("demo", "--train", "--model", tiny.model, "--scorer", spread, "--seed", "4", "--prompts", "10")
+    assert outcome.code == 0, outcome.err
+    (args,) = seen
+    assert (args.guide, args.prompts, args.test_prompts) == (
+        "runs/demo-train/guide",
+        "builtin:training",
+        "builtin:demo",
+    )
+    assert (args.rewards, args.num_test, args.num_train, args.seed) == ([spread], 10, 150, 4)
+    line = next(line for line in outcome.err.splitlines() if line.startswith("trimtab make "))
+    assert vars(build_parser().parse_args(shlex.split(line)[1:]))["rewards"] == [spread]
+    assert args.given[-2:] == ["--out", "runs/demo-train"]
+    again = run("demo", "--train", "--out", "road", "--resume", "--json", "--strengths", "1,3")
+    assert again.code == 0, again.err
+    assert (seen[1].resume, seen[1].json, seen[1].strengths) == (True, True, [1.0, 3.0])
+
+
+def test_how_the_shipped_guide_was_made_still_makes_one(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, spread: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trimtab.evaluation import prompt_sets as prompts
+    from trimtab.training.pairs import synthetic as preferences
+
     chats = prompts.training_prompts()[:8]
     monkeypatch.setattr(prompts, "training_prompts", lambda: chats)
-    monkeypatch.setattr(training, "NUM_HELD_OUT_PROMPTS", 3)
+    monkeypatch.setattr(sentiment, "NUM_HELD_OUT_PROMPTS", 3)
     monkeypatch.setattr(preferences, "whole_sentences", lambda text: text)
-    argv = (
-        "demo",
-        "--train",
-        "--model",
-        tiny.model,
-        "--scorer",
-        "spread:score",
-        *FAST,
-        "--strengths",
-        "0,1",
-        "--out",
-        "road",
-    )
-    outcome = run(*argv, "--json")
-    assert outcome.code == 0, outcome.err
-    assert json.loads(outcome.out)["strengths"][1]["kl"] > 0
-    assert "accuracy on" in outcome.err
+    argv = ["--model", tiny.model, "--scorer", spread, "--batch-size", "4", "--out", "road"]
+    assert sentiment.main(argv) == 0
+    assert "accuracy on" in capsys.readouterr().err
     road = Path("road")
     pairs, held_out = (
         {json.loads(line)["prompt"][0]["content"] for line in (road / name).read_text().splitlines()}
@@ -234,23 +251,6 @@ def test_training_goes_the_whole_road_and_can_be_resumed(run: Run, tiny: Tiny, m
     assert held_out <= {chat[0]["content"] for chat in chats[5:]}
     card = json.loads((road / "guide" / "guide.json").read_text())
     assert card["metrics"]["num_eval_pairs"] == len((road / "held_out.jsonl").read_text().splitlines())
-    page = (road / "report.html").read_text(encoding="utf-8")
-    assert "labelled the pairs that the guide was trained on" in page
-    assert "held-out pairs" in page
-
-    answers = (road / "answers.jsonl").read_bytes()
     monkeypatch.setattr("trimtab.training.pairs.synthetic.sample_answers", lambda *_, **__: iter(()))  # all are there
-    assert run(*argv, "--resume").code == 0
-    assert (road / "answers.jsonl").read_bytes() == answers
-    assert run(*argv).code == 2
-
-
-def test_an_interrupted_training_says_how_to_go_on(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise Interrupted(3, 10, Path("runs/demo-train/guide.work"))
-
-    monkeypatch.setattr(training, "_train", interrupted)
-    outcome = run("demo", "--train", "--model", tiny.model, "--seed", "4")
-    assert outcome.code == 130
-    assert "after step 3 of 10" in outcome.err
-    assert f"demo --train --model {tiny.model} --seed 4 --out runs/demo-train --resume" in outcome.err
+    assert sentiment.main([*argv, "--resume"]) == 0
+    assert sentiment.main(argv) == 2

@@ -157,7 +157,7 @@ def test_a_comparison_names_the_methods_that_vllm_runs(run: Run, tiny: Tiny, tmp
     outcome = run(*commands(tiny, tmp_path)["compare"], "--engine", "vllm")
     assert outcome.code == 2
     assert "cannot run soup" in outcome.err
-    assert "Accepted: base, sharpened, genarm, best-of-n, segments, cards, policy, policies" in outcome.err
+    assert "Accepted: base, sharpened, genarm, guides, best-of-n, segments, cards, policy, policies" in outcome.err
 
 
 @pytest.mark.usefixtures("with_vllm")

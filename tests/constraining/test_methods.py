@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,16 @@ def test_the_best_of_n_keeps_the_form() -> None:
 def test_a_method_that_answers_in_pieces_refuses(policy: Policy, why: str) -> None:
     with pytest.raises(OptionError, match=why):
         list(policy.answer(["a"], 1.0, SamplingParams(constraint=CONSTRAINT), [1]))
+
+
+@pytest.mark.parametrize(
+    "how", [{"min_tokens": 2}, {"presence_penalty": 1.0}, {"frequency_penalty": 1.0}, {"stop_token_ids": (3,)}], ids=str
+)
+def test_a_method_of_segments_refuses_what_counts_tokens_of_a_whole_answer(how: dict[str, Any]) -> None:
+    (name,) = how
+    segments = SegmentRejection(Decoder(MODEL), lambda prompts, texts: [0.0] * len(texts), target=0.0)
+    with pytest.raises(OptionError, match=f"{name} speaks of an answer as a whole"):
+        list(segments.answer(["a"], 1.0, SamplingParams(**how), [1]))
 
 
 def test_plausibility_is_measured_from_the_best_allowed_token() -> None:

@@ -94,7 +94,7 @@ def test_something_else_than_a_constraint_is_refused() -> None:
 
 
 def test_vllm_refuses_by_name() -> None:
-    from trimtab.engines.vllm.engine import check_params
+    from trimtab.engines.vllm.sampling import check_params
 
     with pytest.raises(OptionError, match=r"leave the constraint out\. The built-in engine takes it\."):
         check_params(SamplingParams(constraint=Constraint.json_object()))

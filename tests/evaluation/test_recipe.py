@@ -10,15 +10,74 @@ import yaml
 
 from tests.evaluation.comparison_fakes import METHODS, check, recipe, source
 from trimtab.errors import DataError, OptionError
+from trimtab.evaluation.comparison.catalogued import known_methods
 from trimtab.evaluation.comparison.fingerprints import option_contents
 from trimtab.evaluation.comparison.recipe import Recipe, missing_paths, resolved, strength_text
 from trimtab.evaluation.comparison.recipe_reader import parse_recipe, read_recipe
+from trimtab.methods.catalogue import check_method
+from trimtab.storage.calibrated import Calibration
+from trimtab.storage.cards import read_card, write_card
 
 
 def read(tmp_path: Path, text: str) -> Recipe:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     return read_recipe(path, METHODS, check)
+
+
+BOTH_SPLITS = {"test": {"builtin": "demo"}, "validation": {"builtin": "training"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"headline": "none"}, "headline: .*none"),
+        ({"headline": "base"}, "method beside the base"),
+        ({"headline": "sharpened"}, "has 2 strengths; name one of a single one"),
+        (
+            {
+                "headline": "one",
+                "prompts": {p: {"builtin": b} for p, b in (("test", "demo"), ("validation", "training"))},
+            },
+            "leave",
+        ),
+    ],
+)
+def test_a_headline_is_a_method_of_one_strength_chosen_elsewhere(changes: dict[str, Any], problem: str) -> None:
+    source = {
+        "model": "demo",
+        "prompts": {"test": {"builtin": "demo"}},
+        "rewards": {"kind": {"scorer": "sentiment"}},
+        "methods": [
+            {"method": "base"},
+            {"method": "sharpened", "strengths": [1, 2]},
+            {"name": "one", "method": "sharpened", "strengths": [1]},
+        ],
+    }
+    assert parse_recipe({**source, "headline": "one"}, Path(), known_methods(), check_method).headline == "one"
+    with pytest.raises(OptionError, match=problem):
+        parse_recipe({**source, **changes}, Path(), known_methods(), check_method)
+
+
+def test_a_file_of_one_s_own_may_be_named_from_the_root(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    assert missing_paths(f"{tmp_path}/mine.py:score", Path("/")) == []
+    assert missing_paths(f"{tmp_path}:0.5", Path("/")) == []
+    assert missing_paths(f"{tmp_path}/other.py:score", Path("/")) == [f"{tmp_path}/other.py:score"]
+
+
+def test_a_calibration_is_not_part_of_a_run_whose_method_says_form_and_strength(tmp_path: Path) -> None:
+    directory = tmp_path / "guide"
+    directory.mkdir()
+    write_card(directory, {"format": 1, "kind": "arm", "guide_form": "product"})
+    methods = {"genarm": {"guides": {"g": str(directory)}}, "aligner": {"guide": str(directory)}}
+    before = {name: option_contents(name, options) for name, options in methods.items()}
+    calibration = Calibration(form="shift", strength=2.0, strength_low=1.0, strength_high=4.0)
+    write_card(directory, read_card(directory).with_calibration(calibration))
+    assert option_contents("genarm", methods["genarm"]) == before["genarm"] != {}
+    assert option_contents("aligner", methods["aligner"]) != before["aligner"]
+    write_card(directory, {**read_card(directory).written, "guide_form": "shift"})
+    assert option_contents("genarm", methods["genarm"]) != before["genarm"]
 
 
 def test_a_recipe_is_read(tmp_path: Path) -> None:
@@ -51,6 +110,26 @@ def test_the_main_reward_is_the_first_that_was_trained_on() -> None:
     rewards = {**judge, "plain": {"scorer": "sentiment"}, "good": {"scorer": "offence", "role": "trained_on"}}
     assert recipe(rewards=rewards).main_reward.name == "good"
     assert recipe(rewards=judge).main_reward.name == "brief"
+
+
+def test_a_recipe_sets_penalties_biases_and_ends() -> None:
+    decoding = {
+        "max_new_tokens": 300,
+        "min_tokens": 200,
+        "presence_penalty": 0.5,
+        "logit_bias": {"50": -100, "7": 1.5},  # keys of YAML are texts
+        "stop_token_ids": [7, 8],
+    }
+    params = recipe(decoding=decoding).params
+    assert (params.min_tokens, params.logit_bias, params.stop_token_ids) == (200, {50: -100, 7: 1.5}, (7, 8))
+    for wrong, words in (
+        ({"min_tokens": 20, "max_new_tokens": 10}, "min_tokens is 20, and max_new_tokens 10"),
+        ({"logit_bias": {"a": 1}}, "decoding.logit_bias: is"),
+        ({"logit_bias": {"5": 101}}, "decoding.logit_bias: logit_bias is"),
+        ({"stop_token_ids": [-1]}, "decoding.stop_token_ids: is -1"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            recipe(decoding=wrong)
 
 
 def test_every_problem_comes_at_once_with_its_place_and_the_nearest_name() -> None:
@@ -211,5 +290,5 @@ def test_sentences_of_methods_are_read_beside_the_recipe(tmp_path: Path) -> None
     assert resolved(f"prompt:{'very ' * 99}glad/sad.", tmp_path) == f'prompt:"{"very " * 99}glad/sad."'
     assert missing_paths(["prompt:@glad.txt", "prompt:Be glad/sad, and/or short."], tmp_path) == []
     assert missing_paths("prompt:@none.txt", tmp_path) == ["prompt:@none.txt"]
-    contents = option_contents({"guide": resolved("prompt:@glad.txt", tmp_path)})
-    assert contents == option_contents({"guide": "prompt:Be glad, he/she said: now."}) != {}
+    contents = option_contents("prompt", {"guide": resolved("prompt:@glad.txt", tmp_path)})
+    assert contents == option_contents("prompt", {"guide": "prompt:Be glad, he/she said: now."}) != {}

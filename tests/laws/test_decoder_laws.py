@@ -49,6 +49,20 @@ def mistral_world() -> tuple[LanguageModel, dict[str, Guide]]:
 WORLDS = {"tabular": tabular_world, "llama": llama_world, "mistral": mistral_world}
 
 
+def ends_and_penalties(dice: random.Random, size: int) -> dict[str, Any]:
+    """Some of what a request may ask for, of answers of at least one token."""
+    asked: dict[str, Any] = {}
+    if dice.random() < 0.3:
+        asked |= {"presence_penalty": dice.choice([0.0, 0.7, -1.5]), "frequency_penalty": dice.choice([0.5, -0.3, 2.0])}
+    if dice.random() < 0.3:
+        asked["logit_bias"] = {dice.randrange(size): dice.choice([-100, -2.5, 3.0, 9.0]) for _ in range(4)}
+    if dice.random() < 0.3:
+        asked["min_tokens"] = 1
+    if dice.random() < 0.3:
+        asked["stop_token_ids"] = tuple(dice.randrange(size) for _ in range(2))
+    return asked
+
+
 def random_params(dice: random.Random) -> SamplingParams:
     """Anything a request may ask for."""
     return SamplingParams(
@@ -60,6 +74,7 @@ def random_params(dice: random.Random) -> SamplingParams:
         min_p=dice.choice([0.0, 0.05]),
         plausibility=dice.choice([0.0, 0.0, 0.1]),
         repetition_penalty=dice.choice([1.0, 1.3]),
+        **ends_and_penalties(dice, 61),
         ignore_eos=dice.random() < 0.5,
         seed=dice.randrange(1000),
     )

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.laws.test_decoder_laws import ends_and_penalties
 from tests.tiny import byte_llama, byte_tokenizer, tiny_module, write_lora
 from trimtab.core import Candidates, Guide, LanguageModel, ModelSession, SamplingParams, Selection, TokenIds
 from trimtab.decoding.decoder import Decoder
@@ -111,10 +112,11 @@ def prompt_of(rng: random.Random, shared: Sequence[int], size: int, longest: int
 
 
 def any_params(rng: random.Random, size: int) -> SamplingParams:
-    traced = rng.random() < 0.25
+    traced, most = rng.random() < 0.25, rng.choice([1, 2, 3, 7])
     return SamplingParams(
+        **{**ends_and_penalties(rng, size), "min_tokens": rng.choice([0, 0, most, rng.randint(0, most)])},
         weights={name: rng.choice([0.0, 0.0, 1.0, 0.5, -1.0, 2.5]) for name in ("lora", "whole", "struck")},
-        max_new_tokens=rng.choice([1, 2, 3, 7]),
+        max_new_tokens=most,
         temperature=rng.choice([None, 0.0, 1.0, 0.7, 1e-6, 3.0]),
         top_k=rng.choice([None, 0, 1, 5, 1000]),
         top_p=rng.choice([None, 1.0, 0.9, 0.3, 1e-9]),
@@ -170,6 +172,7 @@ def agent_world(family: str, rule: str) -> World:
             top_p=rng.choice([None, 0.5]),
             min_p=rng.choice([0.0, 0.0, 0.05]),
             repetition_penalty=rng.choice([1.0, 1.2]),
+            **ends_and_penalties(rng, 61),
             seed=rng.randrange(999),
             ignore_eos=True,
             trace=rng.random() < 0.3,
@@ -241,9 +244,10 @@ def together(world: World, rng: random.Random, waiting: list[Asked], strikes: St
     return [(one, found[number]) for number, one in asked.items()]
 
 
-def fuzz(world: World, seed: int, num: int) -> None:
+def fuzz(world: World, seed: int, num: int, *, gap: int = 40) -> None:
+    """Errors strike at least `gap` calls of a guide apart."""
     rng = random.Random(seed)
-    strikes = Strikes(rng, gap=40)
+    strikes = Strikes(rng, gap=gap)
     shared = [rng.randrange(3, 61) for _ in range(25)]
     num_done = 0
     while num_done < num:
@@ -283,7 +287,7 @@ def test_two_hundred_requests_with_agents_in_company() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10, 16))
 def test_thousands_of_requests_in_company(seed: int) -> None:
-    fuzz(plain_world(), seed, 500)
+    fuzz(plain_world(), seed, 500, gap=60)
 
 
 @pytest.mark.slow

@@ -12,12 +12,15 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from tests.serving.conftest import Running, Start
+from tests.serving.conftest import Running, Start, apart
 from trimtab.decoding.decoder import Decoder
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.models.hf import HFModel
 from trimtab.serving.asking import Catalogue
 from trimtab.serving.limits import Limits
+from trimtab.serving.message_schema import Message
+from trimtab.serving.schema import ChatRequest, CompletionRequest
+from trimtab.serving.wire_schema import Wire
 
 CHAT: dict[str, Any] = {
     "model": "tiny",
@@ -61,7 +64,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an expression that is none": (chat(guided_regex="["), "guided_regex: The regular expression cannot be used"),
     "two forms": (chat(guided_regex="a", guided_choice=["a"]), "guided_regex and guided_choice each say"),
     "no choice": (chat(guided_choice=[]), "at least one text"),
-    "a logit bias": (chat(logit_bias={"5": 1}), "logit_bias is not supported"),
+    "a bias of no token": (chat(logit_bias={"x": 1}), "logit_bias: has the key 'x'; give token ids"),
+    "a bias of a token that is not there": (chat(logit_bias={"999": 1}), "logit_bias names token 999"),
+    "a bias that is too large": (chat(logit_bias={"5": 101}), "logit_bias"),
+    "a penalty that is too large": (chat(presence_penalty=2.5), "presence_penalty: Input should be less than"),
+    "a stop token that is none": (chat(stop_token_ids=[-1]), "stop_token_ids.0"),
+    "more tokens at least than at most": (chat(min_tokens=5), "min_tokens is 5, and max_tokens 4"),
+    "a negative seed": (chat(seed=-1), "seed: Input should be greater than or equal to 0"),
+    "a seed that has no successor": (chat(seed=2**63 - 1, n=2), "seed + n − 1, is 9223372036854775808"),
+    "a role of nobody's": (chat(messages=[{"role": "bot", "content": "Hi"}]), "messages.0.role: Input should be 'sys"),
+    "an unknown field": (chat(frequency_penality=1), "Did you mean 'frequency_penalty'"),
+    "a field of nobody's": (chat(foo=1), "Unknown field 'foo'"),
+    "a field of vLLM's": (chat(bad_words=["x"]), "bad_words is not supported by this server"),
+    "a field of completions": (chat(echo=True), "echo is not supported by this server"),
+    "another store": (chat(store=True), "store is not supported"),
+    "an unknown key of a message": (chat(messages=[{"role": "user", "content": "Hi", "to": "x"}]), "messages.0: Unk"),
+    "an unknown option of streams": (chat(stream_options={"usage": True}), "stream_options: Unknown field 'usage'"),
+    "an unknown key of a form": (chat(response_format={"type": "text", "foo": 1}), "response_format.foo: there is no"),
     "a negative temperature": (chat(temperature=-1), "temperature"),
     "no tokens": (chat(max_tokens=0), "max_tokens"),
     "too many tokens": (chat(max_tokens=10**9), "at most 2048"),
@@ -103,11 +122,78 @@ def test_a_weight_that_is_no_number_is_a_400(server: Running, value: str) -> Non
     assert "guidance.weights.up" in reply["error"]["message"]
 
 
-def test_unknown_fields_of_other_clients_are_tolerated(server: Running) -> None:
-    body = chat(user="me", store=False, metadata={"a": "b"}, service_tier="auto", presence_penalty=0, tools=[], foo=1)
+def neutral_fields(kind: type[Wire]) -> dict[str, Any]:
+    """Every field that is ignored, with something in it, and every one that is refused, asking for nothing."""
+    return {**dict.fromkeys(kind.ignored, "auto"), **{name: one[0] for name, one in kind.refused.items() if one}}
+
+
+def test_what_is_ignored_or_asks_for_nothing_changes_no_answer(server: Running) -> None:
+    body = chat(**neutral_fields(ChatRequest), presence_penalty=0, foo=None)
+    body["messages"] = [{**body["messages"][0], **neutral_fields(Message)}]
     status, _, reply = call(server, "/v1/chat/completions", body)
     assert (status, reply["choices"][0]["finish_reason"]) == (200, "length")
     assert reply["choices"] == call(server, "/v1/chat/completions", CHAT)[2]["choices"]
+    body = {"model": "tiny", "prompt": "Hello", "max_tokens": 4, "seed": 1}
+    status, _, reply = call(server, "/v1/completions", {**body, **neutral_fields(CompletionRequest)})
+    assert (status, reply["choices"]) == (200, call(server, "/v1/completions", body)[2]["choices"])
+
+
+@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest])
+def test_what_is_refused_is_named(server: Running, kind: type[Wire]) -> None:
+    path, body = (
+        ("chat/completions", CHAT) if kind is ChatRequest else ("completions", {"model": "tiny", "prompt": "a"})
+    )
+    for name in kind.refused:
+        status, _, reply = call(server, f"/v1/{path}", {**body, name: "something"})
+        error = reply["error"]
+        assert (status, error["param"]) == (400, name)
+        assert error["message"] == f"{name} is not supported by this server; leave it out."
+        assert name not in kind.model_fields
+        assert name not in kind.ignored
+
+
+def test_a_key_that_is_given_twice_is_refused(server: Running) -> None:
+    for raw, key in (
+        (json.dumps(CHAT)[:-1] + ', "seed": 2}', "seed"),
+        (json.dumps(CHAT).replace('"role": "user"', '"role": "system", "role": "user"'), "role"),
+    ):
+        status, _, reply = call(server, "/v1/chat/completions", raw=raw.encode())
+        assert (status, reply["error"]["param"]) == (400, key)
+        assert f"has the key '{key}' twice" in reply["error"]["message"]
+
+
+SAMPLED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "presence_penalty": (1.5, {"presence_penalty": 1.5}),
+    "frequency_penalty": (-1.5, {"frequency_penalty": -1.5}),
+    "repetition_penalty": (1.7, {"repetition_penalty": 1.7}),
+    "logit_bias": ({"70": 100, "71": 99.5}, {"logit_bias": {70: 100, 71: 99.5}}),
+    "ignore_eos": (True, {"ignore_eos": True}),
+    "min_tokens": (20, {"min_tokens": 20}),
+    "stop_token_ids": (list(range(60, 160)), {"stop_token_ids": range(60, 160)}),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_field_of_sampling_is_what_it_is_in_python(server: Running, name: str) -> None:
+    value, how = SAMPLED[name]
+    (end,) = server.service.engine.model.eos_ids
+    few = {70: 6.0, 71: 6.0, 72: 6.0, 73: 6.0}  # so that tokens come again
+    if name in ("ignore_eos", "min_tokens"):
+        few[end] = 6.0
+    body = {
+        "model": "kinder",
+        "prompt": "Hello",
+        "max_tokens": 24,
+        "seed": 3,
+        "logit_bias": {str(token): bias for token, bias in few.items()},
+    }
+    reply = call(server, "/v1/completions", {**body, name: value})[2]
+    options = {"weights": {"up": 1.5, "down": 0.0}, "max_new_tokens": 24, "seed": 3, "logit_bias": few}
+    [answer] = apart(server).generate("Hello", **{**options, **how})
+    assert reply["choices"][0]["text"] == answer.text
+    assert reply["usage"]["completion_tokens"] == len(answer.token_ids)
+    [plain] = apart(server).generate("Hello", **options)
+    assert plain.token_ids != answer.token_ids
 
 
 def test_an_unknown_model_is_a_404(server: Running) -> None:

@@ -89,7 +89,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "options of a completion": (
         "completions",
         {"model": "tiny", "prompt": "x", "chat_template_kwargs": {"enable_thinking": False}},
-        "chat_template_kwargs is for chats",
+        "chat_template_kwargs is not supported",
     ),
     "a template of the client's": ("chat/completions", chat(chat_template="{{ 1 }}"), "chat_template is not supported"),
     "a template that fails": (
@@ -97,11 +97,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         chat(messages=[{"role": "user", "content": "fail"}]),
         "The model's chat template refuses these messages: TypeError: unsupported operand",
     ),
-    "a fresh answer after an assistant's": (
+    "to continue behind a fresh turn": (
         "chat/completions",
-        chat(messages=PREFILLED, add_generation_prompt=True),
-        "is continued here",
+        chat(messages=PREFILLED, add_generation_prompt=True, continue_final_message=True),
+        "no message can be continued behind a fresh turn",
     ),
+    "two lengths": ("chat/completions", chat(max_tokens=3, max_completion_tokens=4), "send one of them"),
     "to continue the user": ("chat/completions", chat(continue_final_message=True), "is for an assistant's message"),
 }
 
@@ -118,3 +119,26 @@ def test_continuing_may_be_asked_for_by_name(server: Running) -> None:
     asked = chat(messages=PREFILLED, continue_final_message=True, add_generation_prompt=False)
     reply = call(server, "/v1/chat/completions", asked)[2]
     assert reply["choices"][0]["message"]["content"] == _answered(server, PREFILLED)
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+@pytest.mark.parametrize("opens", [None, True, False])
+@pytest.mark.parametrize("continues", [None, True, False])
+def test_how_messages_end_is_as_asked(
+    server: Running, is_last: bool, opens: bool | None, continues: bool | None
+) -> None:
+    """Against the template itself."""
+    messages = PREFILLED if is_last else PREFILLED[:-1]
+    hf = server.service.engine.model.tokenizer.hf
+    said = {"add_generation_prompt": opens, "continue_final_message": continues}
+    status, _, reply = call(server, "/v1/chat/completions", chat(messages=messages, prompt_logprobs=0, **said))
+    if continues and (opens or not is_last):
+        assert status == 400
+        return
+    if is_last and continues is not False and not opens:
+        how = {"continue_final_message": True}
+    else:
+        how = {"add_generation_prompt": opens is not False}
+    ids = hf.apply_chat_template(messages, tokenize=True, return_dict=False, **how)
+    assert status == 200
+    assert [next(iter(token), "") for token in reply["prompt_logprobs"][1:]] == [str(token) for token in ids[1:]]

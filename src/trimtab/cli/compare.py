@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from trimtab.evaluation.comparison.recipe import PromptSource, Recipe
     from trimtab.evaluation.comparison.run import Progress as Made
     from trimtab.evaluation.report.results import Results
+    from trimtab.storage.model_source import ModelSource
     from trimtab.storage.scorers import Scorer
 
 
@@ -63,57 +65,89 @@ def run(args: argparse.Namespace) -> int:
         return _report(args, Path(args.recipe))
     if args.out is None:
         raise OptionError("--out is missing; give the directory of the run.")
-    _make(args, engine, Path(args.out))
+    from trimtab.evaluation.comparison.catalogued import known_methods
+    from trimtab.evaluation.comparison.recipe_reader import read_recipe
+    from trimtab.methods.catalogue import check_method
+
+    recipe = read_recipe(Path(args.recipe), known_methods(), check_method)
+    make_answers(recipe, args.recipe, engine, Path(args.out), Placement.of(args))
     return _report(args, Path(args.out))
 
 
-def _make(args: argparse.Namespace, engine: EngineChoice, out: Path) -> None:
-    from trimtab.engines.maker import QUANTIZE
-    from trimtab.evaluation.comparison.catalogued import known_methods
-    from trimtab.evaluation.comparison.recipe import resolved
-    from trimtab.evaluation.comparison.recipe_reader import path_problems, read_recipe, role_problems
-    from trimtab.evaluation.comparison.run import RunFiles
-    from trimtab.methods.catalogue import check_engine, check_method
-    from trimtab.storage.gguf_files import TRANSFORMERS
-    from trimtab.storage.model_source import ModelSource
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a comparison's base runs, and what becomes of what is there already."""
 
-    recipe = read_recipe(Path(args.recipe), known_methods(), check_method)
-    if problems := path_problems(recipe):
-        raise OptionError(f"{args.recipe} names what is not there:\n" + "\n".join(problems))
-    if problems := _weight_problems(recipe):
-        raise OptionError(f"{args.recipe}:\n" + "\n".join(problems))
-    if problems := role_problems(recipe):
-        raise OptionError(f"{args.recipe} says of a reward what is not so:\n" + "\n".join(problems))
-    if recipe.quantize is not None:
-        engine.maker.check_features([QUANTIZE], what=f"quantize: {recipe.quantize}")
-    check_engine((spec.method for spec in recipe.methods), engine.maker)
-    engine.maker.check_params(recipe.params)
-    _check_packages(recipe)
-    _check_out(out, resume=args.resume, overwrite=args.overwrite)
+    device: str | None
+    trust_remote_code: bool
+    resume: bool
+    overwrite: bool
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Placement:
+        return cls(args.device, args.trust_remote_code, args.resume, args.overwrite)
+
+
+def make_answers(recipe: Recipe, name: str, engine: EngineChoice, out: Path, where: Placement) -> None:
+    """Make the answers of a recipe, called `name` in errors, that `out` does not have yet; the base is loaded for it.
+
+    Raises OptionError, DataError or OutputExistsError for what can be said before anything is loaded.
+    """
+    from trimtab.evaluation.comparison.run import RunFiles
+
+    _check(recipe, name, engine)
+    _check_out(out, resume=where.resume, overwrite=where.overwrite)
     prompts = _read_all(recipe)
     scorers = _load_scorers(recipe)
     options.say(f"loading {recipe.model}")
-    source = ModelSource(
-        str(resolved(recipe.model, recipe.directory)),
-        recipe.dtype,
-        args.device,
-        trust_remote_code=args.trust_remote_code,
-        quantize=recipe.quantize,
-        backend=TRANSFORMERS,  # figures do not depend on what is installed
-    )
-    base = engine.open(source, min_rows=recipe.batch_size)
+    base = engine.open(_source(recipe, where), min_rows=recipe.batch_size)
     try:
+        scorers |= _sentence_scorers(recipe, base)
         chat = use_template(recipe.template, engines.tokenizer_of(base, recipe.model))
         template_options = recipe.template_options
         ready = {
             split: [as_asked(item, chat=chat, options=template_options) for item in items]
             for split, items in prompts.items()
         }
-        if args.overwrite:
+        if where.overwrite:
             RunFiles(out).remove()
-        _answer_all(out, recipe, base, ready, scorers, resume=args.resume)
+        _answer_all(out, recipe, base, ready, scorers, resume=where.resume)
     finally:
         base.close()
+
+
+def _check(recipe: Recipe, name: str, engine: EngineChoice) -> None:
+    """Raise for a recipe that names what is not there, or that the engine cannot run."""
+    from trimtab.engines.maker import QUANTIZE
+    from trimtab.evaluation.comparison.recipe_reader import path_problems, role_problems
+    from trimtab.methods.catalogue import check_engine
+
+    if problems := path_problems(recipe):
+        raise OptionError(f"{name} names what is not there:\n" + "\n".join(problems))
+    if problems := _weight_problems(recipe):
+        raise OptionError(f"{name}:\n" + "\n".join(problems))
+    if problems := role_problems(recipe):
+        raise OptionError(f"{name} says of a reward what is not so:\n" + "\n".join(problems))
+    if recipe.quantize is not None:
+        engine.maker.check_features([QUANTIZE], what=f"quantize: {recipe.quantize}")
+    check_engine((spec.method for spec in recipe.methods), engine.maker)
+    engine.maker.check_params(recipe.params)
+    _check_packages(recipe)
+
+
+def _source(recipe: Recipe, where: Placement) -> ModelSource:
+    from trimtab.evaluation.comparison.recipe import resolved
+    from trimtab.storage.gguf_files import TRANSFORMERS
+    from trimtab.storage.model_source import ModelSource
+
+    return ModelSource(
+        str(resolved(recipe.model, recipe.directory)),
+        recipe.dtype,
+        where.device,
+        trust_remote_code=where.trust_remote_code,
+        quantize=recipe.quantize,
+        backend=TRANSFORMERS,  # figures do not depend on what is installed
+    )
 
 
 def _weight_problems(recipe: Recipe) -> list[str]:
@@ -206,9 +240,9 @@ def _read_all(recipe: Recipe) -> dict[str, list[Prompt]]:
 
 def _read(split: str, source: PromptSource, directory: Path) -> list[Prompt]:
     if source.builtin is not None:
-        from trimtab.evaluation.prompt_sets import demo_prompts, training_prompts
+        from trimtab.evaluation.prompt_sets import PROMPT_SETS
 
-        everything: list[Prompt] = list(demo_prompts() if source.builtin == "demo" else training_prompts())
+        everything: list[Prompt] = list(PROMPT_SETS[source.builtin]())
     else:
         path = directory / Path(source.path or "").expanduser()
         everything = [
@@ -245,7 +279,26 @@ def _check_packages(recipe: Recipe) -> None:
 
 def _load_scorers(recipe: Recipe) -> dict[str, Scorer]:
     from trimtab.storage.scorers import load_scorer
+    from trimtab.storage.sentences import is_sentence
 
     for name in recipe.own_scorers:  # those of methods too: better now than when the method's turn comes
         load_scorer(name)
-    return {reward.name: load_scorer(recipe.scorer_of(reward)) for reward in recipe.rewards}
+    return {
+        reward.name: load_scorer(recipe.scorer_of(reward))
+        for reward in recipe.rewards
+        if not is_sentence(reward.scorer)
+    }
+
+
+def _sentence_scorers(recipe: Recipe, base: EngineMaker) -> dict[str, Scorer]:
+    """The rewards that are sentences, which the base itself reads."""
+    from trimtab.engines.maker import IN_PROCESS
+    from trimtab.evaluation.sentence_reward import sentence_scorer
+    from trimtab.storage.sentences import is_sentence
+
+    found = {}
+    for reward in recipe.rewards:
+        if is_sentence(reward.scorer):
+            base.check_features([IN_PROCESS], what=f"The reward {reward.name}, which the base reads,")
+            found[reward.name] = sentence_scorer(recipe.scorer_of(reward), base.model)
+    return found

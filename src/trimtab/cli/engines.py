@@ -188,8 +188,22 @@ def load(
         if isinstance(guide, BoundPromptGuide):
             origin = guide.reading
         form = f", as a {forms[name]}" if forms[name] else ""
-        options.say(f"loaded guide {name} from {origin}, weight {guide.weight:g}{form}")
+        how = "" if given is None else _calibrated(given, guide.weight, forms[name])
+        options.say(f"loaded guide {name} from {origin}, weight {guide.weight:g}{form}{how}")
     return tokenizer, engine
+
+
+def _calibrated(source: GuideSource, weight: float, form: str | None) -> str:
+    """What to add where a guide runs at the strength and in the form that its card was calibrated to."""
+    from trimtab.storage.directories import locate_guide
+
+    found = locate_guide(source.path).card.calibration
+    if found is None or found.strength != weight or found.form != form:
+        return ""
+    return (
+        f", as it was calibrated: {found.gold or found.reward} peaks there on {found.num_prompts} prompts, interval "
+        f"{found.strength_low:g} to {found.strength_high:g}"
+    )
 
 
 def load_for_one(

@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, compare, convert, export, judge, serve, soup, vllm
+from trimtab.cli import bench, calibrate, compare, convert, export, judge, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
+from trimtab.cli.make import command as make
 from trimtab.cli.options import use_threads
 from trimtab.cli.pairs import command as pairs
 from trimtab.cli.train import command as train
@@ -40,9 +41,11 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {
     "demo": demo,
+    "make": make,
     "pairs": pairs,
     "train": train,
     "soup": soup,
+    "calibrate": calibrate,
     "generate": generate,
     "chat": chat,
     "explain": explain,

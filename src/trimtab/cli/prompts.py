@@ -1,13 +1,15 @@
 """Prompts from a file or the command line, checked line by line before anything is loaded.
 
-A `.txt` file holds one prompt a line. Any other file is JSON lines: `{"prompt": text, chat messages or token ids}` (or
-`question`), and where a prompt is to have its own, `"system"`, `"tools"`, `"chat_template_kwargs"`, `"weights": {guide:
-number}` and `"seed"`. What becomes of other columns is said in `trimtab.columns`: they are about the row, or refused.
+`builtin:demo` and `builtin:training` are lists that ship. A `.txt` file holds one prompt a line. Any other file is
+JSON lines: `{"prompt": text, chat messages or token ids}` (or `question`), and where a prompt is to have its own,
+`"system"`, `"tools"`, `"chat_template_kwargs"`, `"weights": {guide: number}` and `"seed"`. What becomes of other
+columns is said in `trimtab.columns`: they are about the row, or refused.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import math
 import sys
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SHIPPED = "builtin:"
+"""What stands before the name of prompts that ship with trimtab: `builtin:demo`, `builtin:training`."""
 _FIELDS = ("prompt", "weights", "seed", *CONTEXT)
 
 
@@ -105,12 +109,24 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
 def _read(path: str) -> bytes:
     if path == "-":
         return sys.stdin.buffer.read()
+    if path.startswith(SHIPPED):
+        return _shipped(path)
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise DataError("there is no such file; prompts are read from a .jsonl or .txt file.", path=path) from None
     except IsADirectoryError:
         raise DataError("this is a directory; prompts are read from a .jsonl or .txt file.", path=path) from None
+
+
+def _shipped(name: str) -> bytes:
+    """Prompts that ship, as JSON lines."""
+    from trimtab.evaluation.prompt_sets import PROMPT_SETS
+
+    prompts = PROMPT_SETS.get(name.removeprefix(SHIPPED))
+    if prompts is None:
+        raise unknown_name("list of prompts that ships", name, [f"{SHIPPED}{known}" for known in PROMPT_SETS])
+    return "\n".join(json.dumps({"prompt": prompt}) for prompt in prompts()).encode()
 
 
 def _row(path: str, line: int, data: bytes, guide_names: set[str], ignored: Collection[str]) -> PromptRow:

@@ -20,7 +20,7 @@ from trimtab.fields import table
 from trimtab.mixing.forms import check_negative, forms_of
 from trimtab.params import GUIDE_DRAFT
 from trimtab.serving.config import ServeConfig, read_config
-from trimtab.serving.door import ANY, is_loopback
+from trimtab.serving.hosts import ANY, is_loopback
 from trimtab.serving.limits import Limits
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class _Wanted:
     model: ModelSource
     engine: EngineChoice
     guides: GuideFlags
-    """Off, unless a request, a preset or the guide's own entry says otherwise."""
+    """Off, unless a request, a preset, the guide's own entry or its calibration says otherwise."""
     name: str
     template_options: Mapping[str, Any]
     presets: Mapping[str, Mapping[str, float]]
@@ -146,8 +146,10 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
     if name in config.presets:
         raise OptionError(f"The preset {name!r} has the base's name; give --name, or rename it.")
     by_flag = {spec.name for spec in args.guides}
-    specs = [replace(spec, weight=spec.weight or 0.0) for spec in (*args.guides, *_entries(args.guides, config))]
+    specs = [*args.guides, *_entries(args.guides, config)]
     engines.check_packed(engine, model, ["guide"] if specs else [])
+    forms = dict([*args.forms, *_of_entries(config, "form", by_flag, args.forms)])
+    specs = [replace(spec, weight=_weight(spec, forms.get(spec.name))) for spec in specs]
     # A guide of a flag is the flag's; one of the configuration may have its form and base changed by flags.
     guides = engines.GuideFlags(
         specs,
@@ -171,6 +173,16 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
         draft_quantize=args.draft_quantize,
         places=_places(args.allow_prompt_guides or config.allow_prompt_guides, engine, Limits(**given)),  # type: ignore[arg-type]
     )
+
+
+def _weight(spec: options.GuideSpec, form: str | None) -> float:
+    """What a request that does not say runs a guide at: as it is given, else as it was calibrated, else off."""
+    if spec.weight is not None:
+        return spec.weight
+    from trimtab.storage.directories import locate_guide
+
+    card = locate_guide(spec.path).card
+    return 0.0 if card.calibration is None else card.weight_as(form) or 0.0
 
 
 def _places(allowed: bool, engine: EngineChoice, limits: Limits) -> tuple[str, ...]:
@@ -249,7 +261,7 @@ def _within_memory(decoder: Decoder, limits: Limits, asked: Collection[str]) -> 
 def _usual_weights(
     specs: Sequence[options.GuideSpec], engine: GenerationEngine, places: Collection[str]
 ) -> dict[str, float]:
-    """Guide -> its weight in a request that does not say: off unless its flag or the packed directory has one.
+    """Guide -> its weight in a request that does not say: its spec's, or that of the packed directory.
 
     The places of sentences that requests bring are none of the server's own guides.
     """

@@ -27,7 +27,7 @@ from fastapi import FastAPI
 from trimtab.cli.options import say
 from trimtab.serving.app import abandon, create_app
 from trimtab.serving.connections import HTTPServer, configured, open_of
-from trimtab.serving.door import is_loopback
+from trimtab.serving.hosts import is_loopback
 from trimtab.serving.logs import spare
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """The requests that are decoded together: one step of all of them, and the sessions that remember their past.
 
-One order, for every request: base log-probabilities -> constraint -> plausibility mask -> Σ weightᵢ · scoreᵢ in
-float32 -> rule -> repetition penalty -> temperature -> top-k, top-p, min-p of the mixed policy -> draw. Nothing
-renormalises weights: at weight 1 and temperature 1 the policy is exactly π_base · π_guide, normalised.
+One order, for every request: base log-probabilities -> constraint, least length -> plausibility mask ->
+Σ weightᵢ · scoreᵢ in float32 -> rule -> penalties and biases -> temperature -> top-k, top-p, min-p of the mixed policy
+-> draw. Nothing renormalises weights: at weight 1 and temperature 1 the policy is exactly π_base · π_guide, normalised.
 
 Where a guide that selects runs (an accept-reject agent), top-k, top-p and min-p of the tilted policy choose its
 candidates at temperature 1, and its rule makes the policy that the temperature and the draw act on.
@@ -26,13 +26,14 @@ from trimtab.decoding.constraints import Restriction, restriction
 from trimtab.decoding.drafts import Drafter, Drafters
 from trimtab.decoding.failures import UNREADY, blame, broken_guide
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
+from trimtab.decoding.penalties import penalised
 from trimtab.decoding.places import Places
 from trimtab.decoding.requests import Columns, Request
 from trimtab.drafting import drafting_model
 from trimtab.errors import TrimtabError
 from trimtab.mixing.noise import step_keys
 from trimtab.mixing.rules import NEVER, bad_rows, mix
-from trimtab.mixing.sampling import apply_temperature, draw, final_policy, penalise_repetition, plausible
+from trimtab.mixing.sampling import apply_temperature, draw, final_policy, plausible
 from trimtab.mixing.selecting import Walk
 from trimtab.mixing.tracing import StepTensors, traces
 from trimtab.params import MOST_DRAFTED
@@ -223,7 +224,7 @@ class Batch:
             {name: scores for name, (scores, _) in parts.items()},
             {name: weights != 0 for name, (_, weights) in parts.items()},
         )
-        return tensors, self._penalised(mixed, columns, places), {**failures, **restriction.failures}
+        return tensors, penalised(mixed, columns, places), {**failures, **restriction.failures}
 
     def _base_logprobs(self, places: Places) -> Tensor:
         if not places.are_ahead:
@@ -241,16 +242,6 @@ class Batch:
             return Columns.of([place.request for place in places], device)
         self._columns = self._columns or Columns.of(self.running, device)
         return self._columns
-
-    def _penalised(self, policy: Tensor, columns: Columns, places: Places) -> Tensor:
-        if all(request.params.repetition_penalty == 1 for request in self.running):
-            return policy
-        seen = torch.zeros_like(policy, dtype=torch.bool)
-        for index, place in enumerate(places):
-            if place.request.params.repetition_penalty != 1:
-                ids = torch.tensor(place.read(), device=seen.device)
-                seen[index, ids[ids < seen.shape[1]]] = True  # a model may read ids that it has no logit for
-        return penalise_repetition(policy, seen, columns.repetition_penalty)
 
     def _select(self, policy: Tensor, keys: Tensor, places: Places, failures: dict[int, TrimtabError]) -> _Selected:
         """The tokens of the places in which a guide selects, with what led to them; adds to `failures`."""

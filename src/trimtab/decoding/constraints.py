@@ -1,4 +1,4 @@
-"""What the constraints of running requests allow at each place of a step."""
+"""What the constraints and least lengths of running requests allow at each place of a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Restriction:
-    """Places with a constraint, and what is allowed there."""
+    """Places at which not every token is allowed, and what is."""
 
     indices: list[int] = field(default_factory=list)
     allowed: list[Tensor] = field(default_factory=list)
@@ -40,15 +40,15 @@ class Restriction:
 def restriction(places: Places, waiting: Collection[int]) -> Restriction:
     """What is allowed at the places of a step; rows that wait for their prompt to be fed are left out.
 
-    A place behind a drafted token that is not allowed is left out too: no run of tokens gets there.
+    A place behind a drafted token that its constraint does not allow is left out too: no run of tokens gets there.
     """
     found = Restriction()
     for index, place in enumerate(places):
-        matching = place.request.matching
-        if matching is None or place.row in waiting or not _is_reached(place, found, index):
+        is_free = place.request.matching is None and not place.must_go_on
+        if is_free or place.row in waiting or not _is_reached(place, found, index):
             continue
         try:
-            found.allowed.append(matching.allowed((*place.request.token_ids, *place.drafted)))
+            found.allowed.append(_allowed(place))
         except DeadEndError as error:
             found.failures[index] = error
         else:
@@ -56,9 +56,28 @@ def restriction(places: Places, waiting: Collection[int]) -> Restriction:
     return found
 
 
+def _allowed(place: Place) -> Tensor:
+    """[V] bool, True = may follow. Raises DeadEndError where nothing may."""
+    request = place.request
+    if request.matching is not None:
+        allowed = request.matching.allowed(place.answered)
+    else:
+        allowed = torch.ones(request.vocab_size, dtype=torch.bool)
+    if not place.must_go_on:
+        return allowed
+    ends = torch.tensor([token for token in request.end_ids if token < len(allowed)], dtype=torch.int64)
+    allowed = allowed.index_fill(0, ends, False)
+    if not bool(allowed.any()):
+        raise DeadEndError(
+            f"After {place.position} tokens the answer could only end, and min_tokens is "
+            f"{request.params.min_tokens}. Lower min_tokens, or change what forbids every other token."
+        )
+    return allowed
+
+
 def _is_reached(place: Place, found: Restriction, index: int) -> bool:
-    """Whether the last drafted token before a place is allowed where it was drafted."""
-    if not place.drafted:
+    """Whether the last drafted token before a place is allowed where it was drafted, as far as a constraint says."""
+    if not place.drafted or place.request.matching is None:
         return True
     is_before = bool(found.indices) and found.indices[-1] == index - 1
     return is_before and bool(found.allowed[-1][place.drafted[-1]]) and not place.request.ends(place.drafted[-1])

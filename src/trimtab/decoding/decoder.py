@@ -26,7 +26,7 @@ from trimtab.decoding.drafts import Drafter, bound_drafters
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.decoding.failures import is_lost, unexpected, without_frames
 from trimtab.decoding.pacing import Pace
-from trimtab.decoding.requests import Request, check_forced, room_for
+from trimtab.decoding.requests import Request, check_forced, check_named, room_for
 from trimtab.errors import OptionError
 from trimtab.mixing.rules import Tilt
 from trimtab.params import MOST_DRAFTED, NO_DRAFT
@@ -158,6 +158,7 @@ class Decoder(GenerationEngine):
         params = self._resolved(params, weights)
         prompt_ids = encode_prompt(self.model, prompt)
         check_forced(params.forced, min(self.model.vocab_size, num_readable(self.model)))
+        check_named(params, self.model.vocab_size)
         room = room_for(len(prompt_ids), self.model.max_length, "the model")
         guide_ids: dict[str, Sequence[int]] = {}
         for name, guide in self.guides.items():

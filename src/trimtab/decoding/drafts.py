@@ -7,10 +7,10 @@ which the rejection rule of speculative sampling (Leviathan et al., arXiv 2211.1
 distribution only. A model that drafts draws with the same numbers, which makes it agree with the policy more often
 than numbers of its own would (drafter-invariant coupling, Daliri et al., arXiv 2408.07978).
 
-Four kinds: *lookup* continues as an earlier place of prompt and answer did that ended alike; what is *certain* is the
-text that a request's constraint leaves no choice of; a *guide* that is a
-smaller model of its own, or a cheaper copy of a guide in its stead, says what it would steer to by itself; another
-small *model* of the same vocabulary answers. How long a draft is follows what was accepted lately and what reading it
+Five kinds: *lookup* continues as an earlier place of prompt and answer did that ended alike; what is *certain* is the
+text that a request's constraint leaves no choice of; tokens that are *forced* are known; a *guide* that is a smaller
+model of its own, or a cheaper copy of a guide in its stead, says what it would steer to by itself; another small
+*model* of the same vocabulary answers. How long a draft is follows what was accepted lately and what reading it
 costs (`lengths`, `costs`).
 """
 
@@ -35,14 +35,25 @@ from trimtab.drafting import Foreseeing, drafting_model, drafts
 from trimtab.errors import OptionError, VocabularyMismatchError, unknown_name
 from trimtab.mixing.noise import step_keys
 from trimtab.mixing.sampling import draw, final_policy, normalised
-from trimtab.params import CERTAIN_DRAFT, GUIDE_DRAFT, LOOKUP, NO_DRAFT
+from trimtab.params import CERTAIN_DRAFT, FORCED_DRAFT, GUIDE_DRAFT, LOOKUP, NO_DRAFT
 from trimtab.prompts import check_same_vocabulary, num_readable
 from trimtab.sessions import SessionView
 
-_OF_ITSELF = (LOOKUP, CERTAIN_DRAFT)
+_OF_ITSELF = (LOOKUP, CERTAIN_DRAFT, FORCED_DRAFT)
 """Drafts that a request makes for itself, without a model."""
 Drafter: TypeAlias = LanguageModel | Guide
 """A small model that answers, or a copy of a guide that is cheaper to run than the guide."""
+
+
+class Forced:
+    """Drafts of the tokens that a request forces."""
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self._token_ids = token_ids
+
+    def next(self, answer: Sequence[int], num: int) -> list[int]:
+        """Up to `num` tokens that follow an answer so far."""
+        return list(self._token_ids[len(answer) : len(answer) + num])
 
 
 class ModelForesight(SessionView[ModelSession]):
@@ -59,7 +70,7 @@ class ModelForesight(SessionView[ModelSession]):
 class _Habit:
     """What is known of one request's drafts: who makes them, what they cost, and how they fared lately."""
 
-    source: Lookup | Certain | str
+    source: Lookup | Certain | Forced | str
     """What follows from its own text, or the name of who drafts for it."""
     cost: StepCost
     appetite: Appetite = field(default_factory=Appetite)
@@ -99,6 +110,10 @@ class Drafters:
     def check(self, request: Request) -> None:
         """Raise OptionError for a request whose drafts cannot be made or read."""
         way_out = f"Give the draft {NO_DRAFT}."
+        if request.params.draft == FORCED_DRAFT:
+            if not request.params.forced:
+                raise OptionError(f"No token is forced, so none is known. {way_out}")
+            return  # whoever takes no token back reads them one by one
         if not drafts(self._base):
             raise OptionError(f"The model takes no token back, so nothing can be drafted for it. {way_out}")
         for lane in self._running(request):
@@ -145,7 +160,7 @@ class Drafters:
             source = self._habits[request.request_id].source
             if isinstance(source, Lookup):
                 proposals[request.request_id] = source.next(request.read_by(None), wanted[request.request_id])
-            elif isinstance(source, Certain):
+            elif isinstance(source, Certain | Forced):
                 proposals[request.request_id] = source.next(request.token_ids, wanted[request.request_id])
             else:
                 by_drafter.setdefault(source, []).append(request)
@@ -175,6 +190,8 @@ class Drafters:
         most = request.max_new_tokens - len(request.token_ids) - 1
         if params.draft == NO_DRAFT or not request.may_draft or most < 1:
             return 0
+        if params.draft == FORCED_DRAFT and not self._takes_back(request):
+            return 0
         habit = self._habits.get(request.request_id)
         if habit is None:
             habit = self._new_habit(request)
@@ -189,11 +206,17 @@ class Drafters:
         """None where the guide that would draft does not run."""
         lanes = list(self._running(request))
         if request.params.draft in _OF_ITSELF:
-            matching = request.matching if request.params.draft == CERTAIN_DRAFT else None
-            source = Lookup() if matching is None else Certain(matching)
-            return _Habit(source, StepCost(self._base, lanes, None))
+            return _Habit(_known(request), StepCost(self._base, lanes, None))
         name = self._drafter(request)
         return None if name is None else _Habit(name, StepCost(self._base, lanes, self._rows_of(name)))
+
+    def _takes_back(self, request: Request) -> bool:
+        """Whether everything that reads a request's tokens can forget the last ones again."""
+        lanes = list(self._running(request))
+        return drafts(self._base) and all(
+            not isinstance(lane, SelectingLane) and not lane.guide.needs_context and drafts(lane.session)
+            for lane in lanes
+        )
 
     def _running(self, request: Request) -> Iterator[Lane]:
         return (lane for name, lane in self._lanes.items() if request.weights[name] != 0)
@@ -246,6 +269,15 @@ class Drafters:
             return False
         guides_caches = {id(cache) for cache in caches_of([lane.session])}
         return guides_caches.isdisjoint(id(cache) for cache in caches_of([self._base]))
+
+
+def _known(request: Request) -> Lookup | Certain | Forced:
+    """What a request itself knows of its next tokens."""
+    if request.params.draft == FORCED_DRAFT:
+        return Forced(request.params.forced)
+    if request.params.draft == CERTAIN_DRAFT and request.matching is not None:
+        return Certain(request.matching)
+    return Lookup()
 
 
 def bound_drafters(

@@ -45,6 +45,8 @@ class GenerationEngine(ABC):
     max_rows: int
     has_plausibility = True
     """Whether a request may bring a plausibility mask."""
+    has_forced = True
+    """Whether a request may give its first tokens, and is told what the policy says of them."""
 
     def __init__(self) -> None:
         self._waiting: deque[Request] = deque()
@@ -137,7 +139,12 @@ class GenerationEngine(ABC):
         min_p: float = 0.0,
         plausibility: float = 0.0,
         repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        min_tokens: int = 0,
         stop: str | Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         seed: int | None = None,
         trace: bool = False,
@@ -150,22 +157,12 @@ class GenerationEngine(ABC):
         """Answer prompts, in their order, each as soon as it and those before it are done.
 
         `weights` is one mapping for all prompts or one for each; prompt i draws from seed + i. `template_options` go to
-        the chat template with each prompt (under a `Chat`'s own), which then has to be messages. The other options are
-        `SamplingParams`'. Everything is checked before the first answer. A request that fails later is an answer like
-        the others, with `finish_reason` "error" and its `error`; `answers.finished` raises that instead.
+        the chat template of each chat, under its own. All is checked first; what fails later has an `error`.
         """
         wanted = [with_options(prompt, template_options or {}) for prompt in as_prompts(prompts)]
-        if weights is None or isinstance(weights, Mapping):
-            weights = [weights or {}] * len(wanted)
-        if isinstance(weights, str) or not isinstance(weights, Sequence):
-            raise OptionError(
-                f"weights is {weights!r:.100}; give a mapping from guides to numbers, or a list of one for each prompt."
-            )
-        if len(weights) != len(wanted):
-            raise OptionError(f"There are {len(wanted)} prompts and {len(weights)} mappings of weights; give one each.")
         params = [
             SamplingParams(
-                weights=weights[index],
+                weights=one,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_k=top_k,
@@ -173,7 +170,12 @@ class GenerationEngine(ABC):
                 min_p=min_p,
                 plausibility=plausibility,
                 repetition_penalty=repetition_penalty,
+                presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty,
+                logit_bias={} if logit_bias is None else logit_bias,
+                min_tokens=min_tokens,
                 stop=(stop,) if isinstance(stop, str) else tuple(stop),
+                stop_token_ids=tuple(stop_token_ids),
                 ignore_eos=ignore_eos,
                 seed=None if seed is None else seed + index,
                 trace=trace,
@@ -182,7 +184,7 @@ class GenerationEngine(ABC):
                 draft_tokens=draft_tokens,
                 constraint=constraint,
             )
-            for index in range(len(wanted))
+            for index, one in enumerate(_weights_of_each(weights, len(wanted)))
         ]
         return self.answers(list(zip(wanted, params, strict=True)))
 
@@ -201,3 +203,18 @@ class GenerationEngine(ABC):
         mask = params.plausibility if self.has_plausibility else None
         check_negative(weights, forms_of(self.guides), temperature=params.temperature, plausibility=mask)
         return weights
+
+
+def _weights_of_each(
+    weights: Mapping[str, float] | Sequence[Mapping[str, float]] | None, num_prompts: int
+) -> Sequence[Mapping[str, float]]:
+    """The weights of each prompt. Raises OptionError for what is neither one mapping nor one for each prompt."""
+    if weights is None or isinstance(weights, Mapping):
+        return [weights or {}] * num_prompts
+    if isinstance(weights, str) or not isinstance(weights, Sequence):
+        raise OptionError(
+            f"weights is {weights!r:.100}; give a mapping from guides to numbers, or a list of one for each prompt."
+        )
+    if len(weights) != num_prompts:
+        raise OptionError(f"There are {num_prompts} prompts and {len(weights)} mappings of weights; give one each.")
+    return weights

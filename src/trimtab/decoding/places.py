@@ -24,6 +24,16 @@ class Place:
         """How many tokens of the answer come before it."""
         return len(self.request.token_ids) + len(self.drafted)
 
+    @property
+    def must_go_on(self) -> bool:
+        """Whether the answer is too short to end with the token here."""
+        return self.position < self.request.params.min_tokens
+
+    @property
+    def answered(self) -> tuple[int, ...]:
+        """The tokens of the answer before it."""
+        return (*self.request.token_ids, *self.drafted)
+
     def read(self) -> tuple[int, ...]:
         """Every token before it, as the model reads them."""
         return (*self.request.read_by(None), *self.drafted)

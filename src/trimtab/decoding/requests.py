@@ -15,7 +15,7 @@ from torch import Tensor
 from trimtab.answers import Answer, Step, TokenTrace
 from trimtab.core import KnownModel, Prompt, SamplingParams
 from trimtab.decoding.text import TextStream
-from trimtab.errors import OptionError, PromptError
+from trimtab.errors import OptionError, PromptError, naming
 
 if TYPE_CHECKING:
     from trimtab.constraining.matching import Matching
@@ -50,8 +50,10 @@ class Request:
         self.matching = matching
         self.may_draft = True  # until a step fails that it takes part in
         self.seed = secrets.randbits(31) if params.seed is None else params.seed
-        self._stream = TextStream(model.tokenizer, params.stop, self.prompt_ids)
-        self._eos_ids = frozenset() if params.ignore_eos else model.eos_ids
+        self.vocab_size = model.vocab_size
+        self._stream = TextStream(model.tokenizer, params.stop, self.prompt_ids, num_unsearched=params.min_tokens)
+        self._eos_ids: frozenset[int] = frozenset() if params.ignore_eos else frozenset(model.eos_ids)
+        self.end_ids = self._eos_ids.union(params.stop_token_ids)
 
     def read_by(self, guide: str | None) -> tuple[int, ...]:
         """Every token so far, as a guide reads it (its prompt may be another) or, None, as the model does."""
@@ -59,7 +61,7 @@ class Request:
 
     def ends(self, token_id: int) -> bool:
         """Whether an answer ends with this token."""
-        return token_id in self._eos_ids
+        return token_id in self.end_ids
 
     def push(self, token_id: int, trace: TokenTrace | None) -> Step:
         """Take a sampled token; sets `finish_reason` when it is the last."""
@@ -68,7 +70,8 @@ class Request:
             self.trace.append(trace)
         if self.ends(token_id):
             text = self._stream.finish()
-            return self._end("eos", token_id, trace, text, (*self._stream.pieces, b""))
+            reason = "eos" if token_id in self._eos_ids else "stop"
+            return self._end(reason, token_id, trace, text, (*self._stream.pieces, b""))
         text = self._stream.push(token_id)
         pieces = self._stream.pieces
         if self._stream.stopped:
@@ -134,6 +137,19 @@ class Columns:
             plausibility=column([p.plausibility for p in params]),
             repetition_penalty=column([p.repetition_penalty for p in params], torch.float64),
         )
+
+
+def check_named(params: SamplingParams, vocab_size: int) -> None:
+    """Raise OptionError for a bias or a stop token that is not an id below `vocab_size`, the number of logits."""
+    for name, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+        for token_id in token_ids:
+            if token_id >= vocab_size:
+                raise naming(
+                    OptionError,
+                    f"{{{name}}} names token {{0}}, which is not an id of the model's vocabulary; give 0 to {{1}}.",
+                    token_id,
+                    vocab_size - 1,
+                )
 
 
 def check_forced(token_ids: Sequence[int], vocab_size: int, whose: str = "the model") -> None:

@@ -15,14 +15,24 @@ class TextStream:
 
     `push` returns what became certain with a token; the pieces concatenate to the answer's text. Held back are bytes
     that may yet become a character, and a tail that may yet become a stop string. A stop string may span tokens; it and
-    what follows are left out. It is looked for in the answer's text alone, never across the prompt's end.
+    what follows are left out. It is looked for in the answer's text alone, never across the prompt's end, and it counts
+    where a token after the first `num_unsearched` ones makes its last character certain.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = (), prompt_ids: TokenIds = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        stop: Sequence[str] = (),
+        prompt_ids: TokenIds = (),
+        *,
+        num_unsearched: int = 0,
+    ) -> None:
         self._spelling: Spelling | None = None if tokenizer is None else spelling_of(tokenizer, prompt_ids)
         self._stop = tuple(stop)
         self._characters = codecs.getincrementaldecoder("utf-8")()
         self._held = ""  # certain, but may be part of a stop string
+        self._num_unsearched = num_unsearched  # tokens that may still come of those
+        self._num_past = 0  # characters of `_held` at which no stop string may end
         self._adds: deque[bytes] = deque()  # of the tokens whose bytes are not all out
         self._num_out = 0  # bytes that are out, of those in `_adds`
         self._num_open = 0  # tokens that the spelling has not closed
@@ -38,11 +48,15 @@ class TextStream:
         if self.stopped:
             return ""
         self._num_open += 1
+        is_searched = self._num_unsearched == 0
+        self._num_unsearched -= not is_searched
         if self._spelling is None:
             self._num_open, self.pieces = 0, (b"",)
             return ""
         self._close(self._spelling.push(token_id))
-        if self._stop and self._num_open and self._stops_if_ended():
+        if not is_searched:
+            self._num_past = len(self._held)
+        elif self._stop and self._num_open and self._stops_if_ended():
             self._close(self._spelling.rest())
         return self._release(final=False)
 
@@ -65,16 +79,22 @@ class TextStream:
         before, _ = self._characters.getstate()
         tail = (before + b"".join(self._spelling.rest())).decode(errors="replace")
         finished = self._held + tail.rstrip(BROKEN)
-        return any(stop in finished for stop in self._stop)
+        return self._first_stop(finished) >= 0
+
+    def _first_stop(self, text: str) -> int:
+        """Where in a text that begins with what is held the first stop string that counts begins; −1: nowhere."""
+        found = (text.find(stop, max(0, self._num_past + 1 - len(stop))) for stop in self._stop)
+        return min((at for at in found if at >= 0), default=-1)
 
     def _release(self, *, final: bool) -> str:
-        cut = min((at for at in (self._held.find(stop) for stop in self._stop) if at >= 0), default=-1)
+        cut = self._first_stop(self._held)
         if cut >= 0:
             self.stopped = True
             certain, self._held = self._held[:cut], ""
         else:
             keep = 0 if final else self._may_become_stop(self._held)
             certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+            self._num_past = max(0, self._num_past - len(certain))
         self.text += certain
         self._num_out += len(certain.encode())
         self.pieces = tuple(self._pieces(final=final or self.stopped))

@@ -59,7 +59,7 @@ MAX_GEN_TOKS = 256
 CACHE_KEY = "trimtab"
 """Under this a file of lm-eval's answers says what answered."""
 
-_SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")
+_SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens")
 
 
 @dataclass(slots=True)

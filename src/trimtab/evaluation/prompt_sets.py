@@ -7,6 +7,7 @@ No training subject occurs in the 64.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from importlib import resources
 
 from trimtab.core import Message
@@ -141,7 +142,7 @@ def demo_prompts() -> list[list[Message]]:
 
 
 def training_prompts() -> list[list[Message]]:
-    """The 400 prompts that `trimtab demo --train` samples answers for, as chat messages.
+    """The 400 prompts to train on, `builtin:training`, as chat messages.
 
     Neighbours differ in kind, so that any stretch of the list is a fair sample of it.
     """
@@ -152,6 +153,10 @@ def training_prompts() -> list[list[Message]]:
         for subjects, template in ((_SUBJECTS[kind], _TEMPLATES[kind][turn]) for kind in _SUBJECTS)
     ]
     return [[{"role": "user", "content": text}] for text in texts]
+
+
+PROMPT_SETS: Mapping[str, Callable[[], list[list[Message]]]] = {"demo": demo_prompts, "training": training_prompts}
+"""Name -> the prompts that ship under it."""
 
 
 def training_subjects() -> list[str]:

@@ -49,7 +49,7 @@ def bringing(prompt: Prompt, sentences: Mapping[str, PromptGuide]) -> Prompt:
     if isinstance(prompt, str):
         brought = _Text(prompt)
     elif isinstance(prompt, Chat):
-        brought = _Messages(prompt, prompt.options, required=prompt.required)
+        brought = _Messages(prompt, prompt.options, required=prompt.required, opened=prompt.opened)
     elif is_chat(prompt):
         brought = _Messages(prompt)  # type: ignore[arg-type]
     else:

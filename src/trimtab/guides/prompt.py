@@ -108,8 +108,12 @@ class BoundPromptGuide:
         return self if base is self.model else self.guide.bind(base)
 
     def prompt_ids(self, prompt: Prompt, base_ids: TokenIds) -> TokenIds:
-        rows = [self._read(sentence, prompt) for sentence in self.guide.sentences]
+        rows = self.readings(prompt)
         return rows[0] if len(rows) == 1 else Pairs(self.model).joined(*rows)
+
+    def readings(self, prompt: Prompt) -> list[list[int]]:
+        """The prompt's token ids with each of the sentences in it, the one that is steered towards first."""
+        return [self._read(sentence, prompt) for sentence in self.guide.sentences]
 
     def open(self, beside: ModelSession | None = None) -> GuideSession:
         towards = self.model.open(beside)
@@ -210,7 +214,7 @@ def said_in(messages: Sequence[Message], sentence: str, place: str, separator: s
         said.insert(0, {"role": role, "content": sentence})
     else:
         said[first] = {**said[first], "content": sentence + separator + (said[first].get("content") or "")}
-    return Chat(said, chat.options, required=chat.required)
+    return Chat(said, chat.options, required=chat.required, opened=chat.opened)
 
 
 def _placed(base: LanguageModel, guide: PromptGuide) -> str:

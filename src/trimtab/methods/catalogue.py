@@ -323,6 +323,12 @@ def _form_in(name: str, path: str) -> str | None:
     return locate_guide(path).form()
 
 
+def form_is_the_cards(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a method with these options runs its guide in the form that the guide's card says."""
+    has_form = name in METHODS and "form" in METHODS[name].options
+    return name == _GUIDES or (has_form and options.get("form") is None)
+
+
 def build_policy(base: LanguageModel | EngineMaker, name: str, options: Options) -> Policy:
     """A method on a model in this process, or on engines of one base. Options left out have their defaults.
 

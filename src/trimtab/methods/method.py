@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 from trimtab.answers import Answer, finished
 from trimtab.core import Prompt, SamplingParams
 from trimtab.decoding.engine import GenerationEngine
-from trimtab.errors import OptionError
+from trimtab.errors import OptionError, naming
 
 Strength: TypeAlias = float | tuple[float, ...]
 """One dial, or one number for each objective (several guides, a preference vector, the weights of a soup)."""
@@ -118,6 +118,20 @@ def refuse_constraint(params: SamplingParams, what: str) -> None:
         raise OptionError(
             f"{what}, and a constraint speaks of an answer as a whole. Leave it out, or take guides or best-of-n."
         )
+
+
+_OF_A_WHOLE = ("min_tokens", "presence_penalty", "frequency_penalty", "stop_token_ids")
+
+
+def refuse_parts_of_a_whole(params: SamplingParams, what: str) -> None:
+    """Raise OptionError for parameters that speak of an answer as a whole, where it is decoded in pieces."""
+    refuse_constraint(params, what)
+    for name in _OF_A_WHOLE:
+        if getattr(params, name):
+            raise naming(
+                OptionError,
+                f"{what}, and {{{name}}} speaks of an answer as a whole. Leave it out, or take guides or best-of-n.",
+            )
 
 
 def derived_seed(seed: int, *path: int) -> int:

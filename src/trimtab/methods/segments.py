@@ -22,7 +22,7 @@ from trimtab.core import Prompt, SamplingParams
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.decoding.text import text_of
 from trimtab.errors import ScoreError
-from trimtab.methods.method import UNKNOWN, Strength, derived_seed, number, refuse_constraint
+from trimtab.methods.method import UNKNOWN, Strength, derived_seed, number, refuse_parts_of_a_whole
 from trimtab.prompts import encode_prompt
 from trimtab.storage.scorers import Scorer
 
@@ -94,7 +94,7 @@ class SegmentRejection:
     def answer(
         self, prompts: Sequence[Prompt], strength: Strength, params: SamplingParams, seeds: Sequence[int]
     ) -> Iterator[Answer]:
-        refuse_constraint(params, "Answers grow by segments")
+        refuse_parts_of_a_whole(params, "Answers grow by segments")
         steepness = number(strength, what="give 1/β", low=0)
         rows = [
             _Growing(index, prompt, encode_prompt(self._engine.model, prompt), seed)

@@ -14,6 +14,7 @@ Rows must be fit to sample from (`rules.bad_rows`): with a NaN, or every candida
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -49,6 +50,33 @@ def penalise_repetition(logprobs: Tensor, seen: Tensor, penalty: Tensor) -> Tens
         return logprobs
     # The logarithm first: the penalty itself may be more than float32 holds.
     return torch.where(seen, logprobs - penalty.log().to(logprobs)[:, None], logprobs)
+
+
+def shifted(logprobs: Tensor, shifts: Sequence[Mapping[int, float]]) -> Tensor:
+    """Add to each row of [B, V] log-probabilities what its mapping from token ids says, in nats; not renormalised.
+
+    A row whose mapping is empty stays bit for bit, and what is at −inf stays there.
+    """
+    if not any(shifts):
+        return logprobs
+    rows = [row for row, shift in enumerate(shifts) for _ in shift]
+    ids = [token for shift in shifts for token in shift]
+    by = torch.tensor([x for shift in shifts for x in shift.values()], dtype=torch.float64, device=logprobs.device)
+    places = torch.tensor(rows, device=logprobs.device), torch.tensor(ids, device=logprobs.device)
+    return logprobs.index_put(places, by.to(logprobs), accumulate=True)
+
+
+def answer_shift(
+    counts: Mapping[int, int], presence: float, frequency: float, bias: Mapping[int, float]
+) -> dict[int, float]:
+    """Token id -> bias(v) − presence · [c(v) > 0] − frequency · c(v), c(v) being `counts`, the times that an answer
+    holds v so far (OpenAI's penalties and `logit_bias`); in nats. Tokens that it leaves alone are not in it.
+    """
+    shift = dict(bias)
+    if presence or frequency:
+        for token, count in counts.items():
+            shift[token] = shift.get(token, 0.0) - presence - frequency * count
+    return shift
 
 
 def apply_temperature(logprobs: Tensor, temperature: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ class LetterTokenizer:
             raise PromptError(f"{next(iter(messages.options))!r} is for a chat template, and this model has none.")
         end = sorted(self._special_ids)[:1]
         token_ids = [token_id for message in messages for token_id in [*self.encode(message["content"]), *end]]
-        unfinished = bool(end) and bool(messages) and messages[-1]["role"] == "assistant"
+        may_go_on = not isinstance(messages, Chat) or messages.opened is None
+        unfinished = may_go_on and bool(end) and bool(messages) and messages[-1]["role"] == "assistant"
         return token_ids[:-1] if unfinished else token_ids
 
     def decode(self, token_ids: TokenIds) -> str:

@@ -52,7 +52,8 @@ class Answering:
 
     def fail(self, error: Exception) -> None:
         """Whoever reads the steps is told that no more follow, and why."""
-        self._mail.put_nowait(Event(self.jobs[0], error=error))
+        for job in self.jobs[:1]:
+            self._mail.put_nowait(Event(job, error=error))
 
     def close(self) -> None:
         """Free what has not ended. It may be called again."""

@@ -23,17 +23,21 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from trimtab.decoding.engine import GenerationEngine
-from trimtab.errors import ClientGoneError, StoppedError, TrimtabError, UnknownModelError
+from trimtab.errors import ClientGoneError, OptionError, StoppedError, TrimtabError, UnknownModelError
 from trimtab.mixing.forms import forms_of
 from trimtab.serving import reply_schema, schema
-from trimtab.serving.asking import Catalogue, wanted_chat, wanted_completion
+from trimtab.serving.asking import SCORES, Catalogue, Wanted, wanted_chat, wanted_completion
 from trimtab.serving.batch_thread import BatchThread, Event
-from trimtab.serving.door import ANY, Door, Hosts
+from trimtab.serving.door import Door, Hosts
 from trimtab.serving.guard import Guard, Keys
-from trimtab.serving.limits import Limits
+from trimtab.serving.guidance_schema import Guidance
+from trimtab.serving.hosts import ANY
+from trimtab.serving.limits import OF_A_REQUEST, Limits
 from trimtab.serving.metrics import Metrics
 from trimtab.serving.problems import cut, error_body, malformed, problem
-from trimtab.serving.replies import reply, route_that_reads
+from trimtab.serving.replies import reply, respond, route_that_reads
+from trimtab.serving.responses_schema import ResponseRequest
+from trimtab.serving.scored import why_unscored
 from trimtab.serving.thread import TensorThread
 from trimtab.serving.wire import Style
 
@@ -135,7 +139,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     assert tokenizer is not None
 
     def style(body: schema.Asked, num_rivals: int | None, *, chat: bool) -> Style:
-        guidance = body.guidance or schema.Guidance()
+        guidance = body.guidance or Guidance()
         return Style(
             tokenizer,
             chat,
@@ -143,31 +147,48 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             policy=guidance.logprobs,
             guided=body.guidance is not None,
             explain=guidance.explain,
+            echo=isinstance(body, schema.CompletionRequest) and bool(body.echo),
         )
+
+    def asked(kind: Callable[..., list[Wanted]], body: schema.Asked) -> list[Wanted]:
+        wanted = kind(body, service.catalogue, service.limits)
+        for one in wanted:
+            if one.kind == SCORES and (why := why_unscored(service.engine, one.params.weights)):
+                raise OptionError(f"{body.scored_by} asks what the policy says of the prompt's tokens. {why}")
+        return wanted
 
     encoding = asyncio.Semaphore(_ENCODED_AT_ONCE)
 
     async def chat(body: schema.ChatRequest, request: Request) -> Response:
         async with encoding:
-            wanted = await run_in_threadpool(wanted_chat, body, service.catalogue, service.limits)
+            wanted = await run_in_threadpool(asked, wanted_chat, body)
         num_rivals = (body.top_logprobs or 0) if body.logprobs else None
         return await reply(request, body, wanted, style(body, num_rivals, chat=True))
 
     async def completions(body: schema.CompletionRequest, request: Request) -> Response:
         async with encoding:
-            wanted = await run_in_threadpool(wanted_completion, body, service.catalogue, service.limits)
+            wanted = await run_in_threadpool(asked, wanted_completion, body)
         return await reply(request, body, wanted, style(body, body.logprobs, chat=False))
 
+    async def responses(body: ResponseRequest, request: Request) -> Response:
+        said = body.as_chat()
+        async with encoding:
+            wanted = await run_in_threadpool(asked, wanted_chat, said)
+        num_rivals = (said.top_logprobs or 0) if said.logprobs else None
+        return await respond(request, body, wanted, style(said, num_rivals, chat=True))
+
     parsing = asyncio.Semaphore(1)  # whoever parses keeps the interpreter to itself for up to some 0.06 s
-    for path, answer, kind in (
-        ("/v1/chat/completions", chat, schema.ChatRequest),
-        ("/v1/completions", completions, schema.CompletionRequest),
-    ):
+    routes: tuple[tuple[str, Callable[..., Any], type[schema.Sampled], type[Any]], ...] = (
+        ("/v1/chat/completions", chat, schema.ChatRequest, reply_schema.Completion),
+        ("/v1/completions", completions, schema.CompletionRequest, reply_schema.Completion),
+        ("/v1/responses", responses, ResponseRequest, reply_schema.Response),
+    )
+    for path, answer, kind, reply_kind in routes:
         app.router.add_api_route(
             path,
             answer,
             methods=["POST"],
-            response_model=reply_schema.Completion,
+            response_model=reply_kind,
             responses=_STREAMED,
             route_class_override=route_that_reads(kind, parsing),
         )
@@ -177,13 +198,25 @@ def _add_lists(app: FastAPI, service: Service) -> None:
     catalogue = service.catalogue
     started = int(time.time())
     models = {
-        name: {"id": name, "object": "model", "created": started, "owned_by": "trimtab", "guidance": dict(weights)}
+        name: {
+            "id": name,
+            "object": "model",
+            "created": started,
+            "owned_by": "trimtab",
+            "root": catalogue.name,
+            "parent": None if name == catalogue.name else catalogue.name,
+            "max_model_len": catalogue.model.max_length,
+            "guidance": dict(weights),
+        }
         for name, weights in {catalogue.name: catalogue.guides, **catalogue.presets}.items()
     }
 
-    @app.get("/v1/models", response_model=reply_schema.NamedList)
+    limits = {name: getattr(service.limits, name) for name in OF_A_REQUEST}
+    offered = {"guides": dict(catalogue.guides), "presets": catalogue.presets, "limits": limits}
+
+    @app.get("/v1/models", response_model=reply_schema.ModelList)
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": list(models.values())}
+        return {"object": "list", "data": list(models.values()), **offered}
 
     @app.get("/v1/models/{name:path}", response_model=reply_schema.Named)
     async def one_model(name: str) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from typing import Any
 from trimtab.constraint import Constraint
 from trimtab.core import Chat, KnownModel, Prompt, SamplingParams
 from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_name
+from trimtab.fields import MAX_SEED
 from trimtab.guides.brought import bringing
 from trimtab.guides.prompt import PromptGuide
-from trimtab.params import NO_DRAFT
+from trimtab.params import FORCED_DRAFT, MOST_DRAFTED, NO_DRAFT
 from trimtab.prompts import encode_prompt, reads_key
 from trimtab.serving.forms import constraint_of
+from trimtab.serving.guidance_schema import Guidance, Sentences
 from trimtab.serving.limits import Limits
 from trimtab.serving.problems import cut
-from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest, Guidance, Sentences
+from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest
 
 _MOST_CHARACTERS = 64
 """The most characters of a token, as prompts go: a longer text is refused before it is made tokens of, which takes
@@ -70,9 +72,13 @@ class Catalogue:
         return weights
 
 
+ANSWER, NOTHING, SCORES = "answer", "nothing", "scores"
+"""What is to be made: an answer; one without a token; what the policy says of the prompt's own tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One answer to make."""
+    """One answer to make, or what to say of a prompt."""
 
     prompt: Prompt
     params: SamplingParams
@@ -82,6 +88,9 @@ class Wanted:
     """Which of the request's prompts it answers."""
     brought: Mapping[str, str] = field(default_factory=dict)
     """Places of sentences -> what the request calls them."""
+    kind: str = ANSWER
+    first_id: int = 0
+    """The prompt's first token."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -110,7 +119,7 @@ def _chat(body: ChatRequest, catalogue: Catalogue) -> Chat:
         {"role": message.role, "content": message.text, **{k: v for k, v in message.keys.items() if k in read}}
         for message in body.messages
     ]
-    return Chat(messages, template_options)
+    return Chat(messages, template_options, opened=body.opened)
 
 
 def wanted_completion(body: CompletionRequest, catalogue: Catalogue, limits: Limits) -> list[Wanted]:
@@ -134,15 +143,37 @@ def _wanted(
     _check(body, len(prompts), num_new, num_rivals, limits)
     each = body.n or 1
     constraint = constraint_of(body, catalogue.model)
+    guides = tuple(name for name, weight in weights.items() if weight)
     wanted: list[Wanted] = []
+    scored: list[Wanted] = []
     for place, prompt in enumerate(prompts):
-        num_prompt = _length(prompt, catalogue.model, limits)
+        ids = _prompt_ids(prompt, catalogue.model, limits)
         for _ in range(each):
             length = num_new or limits.default_new_tokens
             params = _params(body, guidance, weights, length, num_rivals, len(wanted), constraint)
-            guides = tuple(name for name, weight in weights.items() if weight)
-            wanted.append(Wanted(bringing(prompt, sentences), params, guides, num_prompt, place, names))
-    return wanted
+            kind = NOTHING if num_new == 0 else ANSWER
+            wanted.append(Wanted(bringing(prompt, sentences), params, guides, len(ids), place, names, kind, ids[0]))
+        if body.scored_by is not None and len(ids) > 1:
+            params = _scoring(ids, guidance, weights, max(num_rivals or 0, body.prompt_logprobs or 0))
+            scored.append(Wanted(bringing(ids[:1], sentences), params, guides, len(ids), place, names, SCORES))
+    return [*wanted, *scored]
+
+
+def _scoring(ids: Sequence[int], guidance: Guidance, weights: Mapping[str, float], num_rivals: int) -> SamplingParams:
+    """How a prompt's own tokens are scored: as an answer to the first of them that is forced, at temperature 1."""
+    return SamplingParams(
+        weights=dict(weights),
+        max_new_tokens=len(ids) - 1,
+        temperature=1.0,
+        plausibility=guidance.plausibility,
+        ignore_eos=True,
+        seed=0,
+        trace=True,
+        num_alternatives=num_rivals,
+        forced=tuple(ids[1:]),
+        draft=FORCED_DRAFT,
+        draft_tokens=MOST_DRAFTED,
+    )
 
 
 def _sentences(prompts: Mapping[str, Sentences], catalogue: Catalogue, limits: Limits) -> dict[str, PromptGuide]:
@@ -181,7 +212,9 @@ def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int |
         ("prompts times n", num_prompts * (body.n or 1), limits.max_n),
         ("max_tokens", num_new or 0, limits.max_new_tokens),
         ("the number of top log-probabilities", num_rivals or 0, limits.max_top_logprobs),
+        ("prompt_logprobs", body.prompt_logprobs or 0, limits.max_top_logprobs),
         ("the number of stop strings", len(body.stops), limits.max_stop),
+        ("the seed of the last answer, seed + n − 1,", (body.seed or 0) + num_prompts * (body.n or 1) - 1, MAX_SEED),
     ):
         if value > limit:
             raise OptionError(f"{what} is {value}; this server takes at most {limit}.")
@@ -189,17 +222,17 @@ def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int |
         raise PromptError("There is no prompt. Give at least one.")
 
 
-def _length(prompt: Prompt, model: KnownModel, limits: Limits) -> int:
-    """Tokens of a prompt. Raises PromptError for one that cannot be read or is too long."""
+def _prompt_ids(prompt: Prompt, model: KnownModel, limits: Limits) -> list[int]:
+    """The tokens of a prompt. Raises PromptError for one that cannot be read or is too long."""
     num_characters = len(prompt) if isinstance(prompt, str) else sum(_size(item) for item in prompt)
     if num_characters > limits.max_prompt_tokens * _MOST_CHARACTERS:
         raise PromptError(
             f"The prompt has {num_characters} characters; this server takes at most {limits.max_prompt_tokens} tokens."
         )
-    num_tokens = len(encode_prompt(model, prompt))
-    if num_tokens > limits.max_prompt_tokens:
-        raise PromptError(f"The prompt has {num_tokens} tokens; this server takes at most {limits.max_prompt_tokens}.")
-    return num_tokens
+    ids = encode_prompt(model, prompt)
+    if len(ids) > limits.max_prompt_tokens:
+        raise PromptError(f"The prompt has {len(ids)} tokens; this server takes at most {limits.max_prompt_tokens}.")
+    return ids
 
 
 def _size(item: int | Mapping[str, str]) -> int:
@@ -231,8 +264,14 @@ def _params(
         min_p=body.min_p or 0.0,
         plausibility=guidance.plausibility,
         repetition_penalty=body.repetition_penalty or 1.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=body.logit_bias or {},
+        min_tokens=body.min_tokens or 0,
         stop=body.stops,
-        seed=secrets.randbits(31) if body.seed is None else (body.seed + number) % (1 << 63),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=body.ignore_eos or False,
+        seed=secrets.randbits(31) if body.seed is None else body.seed + number,
         trace=guidance.explain or num_rivals is not None,
         num_alternatives=max(explained, num_rivals or 0),
         draft=guidance.draft,

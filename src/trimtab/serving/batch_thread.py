@@ -219,7 +219,7 @@ class BatchThread:
 
     def _grow(self, job: Job, step: Step, now: float) -> None:
         metrics = self.metrics
-        if step.token_id is not None:
+        if step.token_id is not None and not job.params.forced:  # a prompt that is scored is no answer
             metrics.tokens.inc()
             timer = metrics.first_token if job.last_token is None else metrics.between_tokens
             timer.observe(now - (job.created if job.last_token is None else job.last_token))

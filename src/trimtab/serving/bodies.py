@@ -43,9 +43,21 @@ def reader(kind: type[Body]) -> Callable[[bytes], Body]:
     return read
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises MalformedError for a key that it has twice: which of them counts, nothing says."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise MalformedError(f"The body has the key {cut(twice)!r} twice in one object; give it once.", cut(twice))
+    return found
+
+
 def _json(raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8-sig"))
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once)
+    except MalformedError:
+        raise
     except UnicodeDecodeError as error:
         raise MalformedError(f"The body is no JSON: it is not UTF-8 from byte {error.start} on.") from None
     except json.JSONDecodeError as error:

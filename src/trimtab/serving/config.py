@@ -29,8 +29,8 @@ class GuideEntry:
 
     path: str
     """A directory (from the configuration's own), a hub id, builtin:NAME, or a sentence (`storage.sentences`)."""
-    weight: float = 0.0
-    """In a request that does not say; 0: off."""
+    weight: float | None = None
+    """In a request that does not say; 0: off. None: what the guide was calibrated to, else off."""
     preference: tuple[float, ...] | None = None
     """The vector at which a guide that was trained for several objectives runs."""
     form: str | None = None
@@ -106,12 +106,13 @@ class _Reader:
         self._check_name(place)
         if isinstance(entry, str):
             path, strength = self._named(entry, place)
-            return GuideEntry(path=path, weight=strength or 0.0)
+            return GuideEntry(path=path, weight=strength)
         given = self._mapping(entry, place, [*(item.name for item in fields(GuideEntry)), *SENTENCE_KEYS])
         if any(key in given for key in SENTENCE_KEYS):
             return self._sentence(given, place)
         path, strength = self._named(self._text(given.get("path"), f"{place}.path"), place)
-        weight = self._number(given.get("weight", strength or 0.0), f"{place}.weight")
+        said = given.get("weight", strength)
+        weight = None if said is None and "weight" not in given else self._number(said, f"{place}.weight")
         vector = given.get("preference")
         preference = None
         if vector is not None:

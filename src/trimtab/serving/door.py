@@ -6,16 +6,15 @@ A page may be made to take a server on this machine for its own origin, by a nam
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from trimtab.serving.guard import App, MutableScope, Receive, Send, header_of, send_error
+from trimtab.serving.hosts import ANY, is_loopback
 from trimtab.serving.metrics import Metrics
 from trimtab.serving.problems import cut
 
-ANY = "*"
 _PORTS = {"http": "80", "https": "443"}
 
 
@@ -58,14 +57,6 @@ class Hosts:
         its_name, its_port = _split(place)
         same = (its_name, its_port or _PORTS.get(scheme)) == (name, port or _PORTS.get(scheme))
         return bool(its_name) and (its_name in self._names or same)
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host's name or address is this machine's own, for itself alone."""
-    try:
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _split(host: str) -> tuple[str, str]:

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_TOLERANT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _MAX_CHOICES = 10_000
 
 
 class NamedSchema(BaseModel):
     """OpenAI's: a JSON schema with a name, which nothing depends on. It is always followed strictly."""
 
-    model_config = _TOLERANT
+    model_config = _STRICT
 
     name: str | None = None
     description: str | None = None
@@ -27,7 +27,7 @@ class NamedSchema(BaseModel):
 class ResponseFormat(BaseModel):
     """OpenAI's: text as it comes, any JSON object, or JSON that a schema accepts."""
 
-    model_config = _TOLERANT
+    model_config = _STRICT
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None

@@ -6,6 +6,20 @@ from dataclasses import dataclass
 
 from trimtab.fields import check, described
 
+OF_A_REQUEST = (
+    *(
+        "max_prompt_tokens",
+        "max_new_tokens",
+        "default_new_tokens",
+        "max_n",
+        "max_top_logprobs",
+        "max_stop",
+        "max_guides",
+    ),
+    *("max_prompt_guides", "max_sentence_tokens", "max_weight", "max_body_bytes", "timeout_s"),
+)
+"""Limits that a request may meet by what it asks for: `/v1/models` says them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

@@ -15,9 +15,9 @@ from trimtab.errors import (
     StoppedError,
     TrimtabError,
     UnknownModelError,
-    unknown_name,
+    renamed,
 )
-from trimtab.serving.schema import Guidance
+from trimtab.serving.wire_schema import FIELD_ERROR
 
 _MOST_MESSAGE = 600
 _MOST_NAME = 64
@@ -49,11 +49,23 @@ _KINDS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
 """Error -> status, OpenAI's type, code."""
 
 
+_ON_THE_WIRE = {
+    "max_new_tokens": "max_tokens",
+    "plausibility": "guidance.plausibility",
+    "draft": "guidance.draft",
+    "draft_tokens": "guidance.draft_tokens",
+}
+"""Field of `SamplingParams` -> what a request calls it, where that is another name."""
+
+
 def problem(error: Exception) -> tuple[int, dict[str, Any]]:
     """Status and body of an error, in OpenAI's shape."""
     matching = (entry for entry in _KINDS if isinstance(error, entry[0]))
     _, status, kind, code = next(matching, (None, 500, "server_error", None))
-    message = str(error) if isinstance(error, TrimtabError) else "An unexpected error; the log says more."
+    if isinstance(error, TrimtabError):
+        message = renamed(error, lambda name: _ON_THE_WIRE.get(name, name)) or str(error)
+    else:
+        message = "An unexpected error; the log says more."
     return status, error_body(message, kind, getattr(error, "param", None), code)
 
 
@@ -76,12 +88,15 @@ def cut(text: str, most: int = _MOST_NAME) -> str:
 def malformed(problems: Sequence[Mapping[str, Any]], content: Any) -> MalformedError:
     """The most telling of a validator's problems with `content`: an unknown key, else the deepest one."""
     places = [_path(item, content) for item in problems]
-    unknown = [index for index, item in enumerate(problems) if item["type"] == "extra_forbidden"]
+    unknown = [index for index, item in enumerate(problems) if item["type"] in ("extra_forbidden", FIELD_ERROR)]
     chosen = unknown[0] if unknown else max(range(len(problems)), key=lambda index: len(places[index]))
     item, place = problems[chosen], [cut(part) for part in places[chosen]]
     param = ".".join(place) or None
-    if unknown:
-        message = str(unknown_name(f"key of {'.'.join(place[:-1])}", place[-1], Guidance.model_fields))
+    if item["type"] == FIELD_ERROR:
+        param = ".".join([*place, cut(str(item["ctx"]["param"]))])
+        message = f"{'.'.join(place)}: {item['msg']}." if place else f"{item['msg']}."
+    elif unknown:
+        message = f"{param}: there is no such key here; leave it out."
     else:
         text = _OBJECT if item["type"] in _OBJECT_KINDS else str(item["msg"]).removeprefix("Value error, ")
         message = f"{param}: {text}." if param else f"{text}."

@@ -18,13 +18,18 @@ from starlette.types import Receive, Scope, Send
 from trimtab.errors import ClientGoneError, TrimtabError
 from trimtab.serving import schema
 from trimtab.serving.answering import Answering
-from trimtab.serving.asking import Wanted
+from trimtab.serving.asking import NOTHING, Wanted
 from trimtab.serving.bodies import check_type, reader
+from trimtab.serving.parts import Parts
 from trimtab.serving.problems import problem
-from trimtab.serving.wire import Style, Writer, usage
+from trimtab.serving.responses import GrowingResponse
+from trimtab.serving.responses_schema import ResponseRequest
+from trimtab.serving.wire import Style, Writer
+
+_STREAMED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
-def route_that_reads(kind: type[schema.Asked], parsing: asyncio.Semaphore) -> type[APIRoute]:
+def route_that_reads(kind: type[schema.Sampled], parsing: asyncio.Semaphore) -> type[APIRoute]:
     """A route whose body is read off the event loop. FastAPI, which would do it there, finds it done."""
     read = reader(kind)
 
@@ -47,7 +52,7 @@ def route_that_reads(kind: type[schema.Asked], parsing: asyncio.Semaphore) -> ty
 class _Read(Request):
     """A request whose body has been read and checked."""
 
-    def __init__(self, request: Request, body: schema.Asked) -> None:
+    def __init__(self, request: Request, body: schema.Sampled) -> None:
         headers = [(b"content-type", b"application/json")]
         super().__init__({**request.scope, "headers": headers}, request.receive)
         self._checked = body
@@ -61,8 +66,10 @@ class _Read(Request):
 
 async def reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted], style: Style) -> Response:
     """The answers, whole or as a stream. A client that goes frees their rows."""
-    answering = Answering(request.app.state.batch, wanted, request.app.state.answerings)
-    writers = [Writer(style, index, one.weights, one.params.seed, one.brought) for index, one in enumerate(wanted)]
+    running = [one for one in wanted if one.kind != NOTHING]
+    answering = Answering(request.app.state.batch, running, request.app.state.answerings)
+    writers = [Writer(style, index, one.weights, one.params.seed, one.brought) for index, one in enumerate(running)]
+    parts = Parts(wanted, running, writers, style)
     kind, letters = ("chat.completion", "chatcmpl") if style.chat else ("text_completion", "cmpl")
     frame = {
         "id": f"{letters}-{uuid.uuid4().hex}",
@@ -78,9 +85,31 @@ async def reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted], 
             raise
         frame["object"] = f"{kind}.chunk" if style.chat else kind
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        pieces = _pieces(request, answering, writers, frame, with_usage=with_usage)
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return _Stream(answering, pieces, media_type="text/event-stream", headers=headers)
+        pieces = _pieces(request, answering, parts, frame, with_usage=with_usage)
+        return _Stream(answering, pieces, media_type="text/event-stream", headers=_STREAMED)
+    await _finish(request, answering, writers)
+    return JSONResponse({**frame, **parts.whole(body), "usage": parts.usage()})
+
+
+async def respond(request: Request, body: ResponseRequest, wanted: Sequence[Wanted], style: Style) -> Response:
+    """The answer of `/v1/responses`, whole or as a stream of events. A client that goes frees its row."""
+    answering = Answering(request.app.state.batch, wanted, request.app.state.answerings)
+    [one] = wanted
+    writer = Writer(style, 0, one.weights, one.params.seed, one.brought)
+    made = GrowingResponse(body, writer, int(time.time()), one.num_prompt_tokens)
+    if body.stream:
+        try:
+            await answering.begin()
+        except BaseException:
+            answering.close()
+            raise
+        return _Stream(answering, _events(request, answering, made), media_type="text/event-stream", headers=_STREAMED)
+    await _finish(request, answering, [writer])
+    return JSONResponse(made.whole())
+
+
+async def _finish(request: Request, answering: Answering, writers: Sequence[Writer]) -> None:
+    """Take all steps of answers that are sent whole."""
     watch = asyncio.create_task(_watch(request, answering))
     try:
         await answering.begin()
@@ -89,9 +118,26 @@ async def reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted], 
     finally:
         watch.cancel()
         answering.close()
-    return JSONResponse(
-        {**frame, "choices": [writer.whole() for writer in writers], "usage": _usage(answering, writers)}
-    )
+
+
+async def _events(request: Request, answering: Answering, made: GrowingResponse) -> AsyncIterator[bytes]:
+    """Server-sent events of `/v1/responses`, each under its type; an error is the last of them."""
+    watch = asyncio.create_task(_watch(request, answering))
+    try:
+        for event in made.started():
+            yield _named_event(event)
+        async for _, step in answering.steps():
+            for event in made.grown(step):
+                yield _named_event(event)
+        for event in made.ended():
+            yield _named_event(event)
+    except ClientGoneError:
+        return
+    except TrimtabError as error:
+        yield _named_event(made.failed(problem(error)[1]))
+    finally:
+        watch.cancel()
+        answering.close()
 
 
 class _Stream(StreamingResponse):
@@ -109,20 +155,20 @@ class _Stream(StreamingResponse):
 
 
 async def _pieces(
-    request: Request, answering: Answering, writers: Sequence[Writer], frame: dict[str, Any], *, with_usage: bool
+    request: Request, answering: Answering, parts: Parts, frame: dict[str, Any], *, with_usage: bool
 ) -> AsyncIterator[bytes]:
     """Server-sent events; an error ends them without `[DONE]`, so that no cut answer passes for a whole one."""
     more = {"usage": None} if with_usage else {}
     watch = asyncio.create_task(_watch(request, answering))
     try:
-        for writer in writers:
-            yield _event({**frame, "choices": [writer.start()], **more})
+        for choice in parts.starts():
+            yield _event({**frame, "choices": [choice], **more})
         async for index, step in answering.steps():
-            choice = writers[index].piece(step)
-            if choice is not None:
-                yield _event({**frame, "choices": [choice], **more})
+            piece = parts.writers[index].piece(step)
+            if piece is not None:
+                yield _event({**frame, "choices": [piece], **more})
         if with_usage:
-            yield _event({**frame, "choices": [], "usage": _usage(answering, writers)})
+            yield _event({**frame, "choices": [], "usage": parts.usage()})
         yield b"data: [DONE]\n\n"
     except ClientGoneError:
         return
@@ -140,10 +186,8 @@ async def _watch(request: Request, answering: Answering) -> None:
     answering.leave()
 
 
-def _usage(answering: Answering, writers: Sequence[Writer]) -> dict[str, int]:
-    """A prompt counts once, however many answers it has, and as often as it was given."""
-    prompts = {one.place: one.num_prompt_tokens for one in answering.wanted}
-    return usage(sum(prompts.values()), sum(writer.num_tokens for writer in writers))
+def _named_event(content: dict[str, Any]) -> bytes:
+    return f"event: {content['type']}\n".encode() + _event(content)
 
 
 def _event(content: dict[str, Any]) -> bytes:

@@ -39,6 +39,7 @@ class Choice(BaseModel):
     text: str | None = None
     logprobs: dict[str, Any] | None = None
     guidance: dict[str, Any] | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
 
 
 class Completion(BaseModel):
@@ -50,6 +51,21 @@ class Completion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+
+
+class Response(BaseModel):
+    """The reply to `/v1/responses`; its other fields say again what was asked for."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any] | None = None
 
 
 class Named(BaseModel):
@@ -66,6 +82,14 @@ class NamedList(BaseModel):
 
     object: Literal["list"]
     data: list[Named]
+
+
+class ModelList(NamedList):
+    """The base and the presets; each guide's own weight, each preset's weights, and what a request may ask for."""
+
+    guides: dict[str, float]
+    presets: dict[str, dict[str, float]]
+    limits: dict[str, float]
 
 
 class GuideList(NamedList):

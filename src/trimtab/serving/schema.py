@@ -1,8 +1,7 @@
-"""The wire types: what OpenAI's clients send, and what guides add to it.
+"""The wire types: what OpenAI's and vLLM's clients send, and what guides add to it.
 
-Unknown fields are ignored, since clients send all sorts of them; unknown keys inside `guidance` are ours to refuse.
-Fields of OpenAI's that would change the answer and that cannot be honoured are refused unless they ask for nothing.
-Null stands for a field that is not there.
+A field is honoured, or refused by its name, or one of those that are ignored (`neutral` lists the latter two); one that
+nobody knows is refused. Null stands for a field that is not there.
 
 A body is checked in a time that its size bounds: a list is given up at its first wrong item, and lists, mappings and
 names have a length that they may not exceed.
@@ -11,13 +10,11 @@ names have a length that they may not exceed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -26,194 +23,49 @@ from pydantic import (
     model_validator,
 )
 
-from trimtab.fields import MAX_SEED
-from trimtab.params import NO_DRAFT
+from trimtab.serving import neutral
 from trimtab.serving.form_schema import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex, ResponseFormat
-from trimtab.serving.neutral import NEUTRAL
+from trimtab.serving.guidance_schema import Guidance
+from trimtab.serving.message_schema import Message
 from trimtab.serving.sampling import bounds, meaning
-
-_TOLERANT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-_OURS = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-MAX_ITEMS = 10_000
-"""Messages of a chat, parts of a message, stop strings, prompts: beyond what any limit of a server lets through."""
-MAX_IDS = 1 << 19
-MAX_NAMES = 256
-"""Entries of a mapping of names."""
-MAX_NAME_LENGTH = 512
+from trimtab.serving.wire_schema import (
+    MAX_ITEMS,
+    Biases,
+    Name,
+    NamedIds,
+    Text,
+    Texts,
+    TokenIds,
+    Wire,
+    few,
+    field_error,
+    text_or_list,
+)
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def _whole(text: str) -> str:
-    """Text that UTF-8 can say."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds a lone surrogate, which is half of a character") from None
-    return text
-
-
-def _name(text: str) -> str:
-    if len(text) > MAX_NAME_LENGTH:
-        raise ValueError(f"has {len(text)} characters; a name has at most {MAX_NAME_LENGTH}")
-    return _whole(text)
-
-
-def _few(value: Any) -> Any:
-    if isinstance(value, dict) and len(value) > MAX_NAMES:
-        raise ValueError(f"has {len(value)} entries; give at most {MAX_NAMES}")
-    return value
-
-
-def _towards(value: Any) -> Any:
-    return {"towards": value} if isinstance(value, str) else value
-
-
-def _text_or_list(value: Any) -> str | None:
-    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else None
-
-
 def _kind_of_prompt(value: Any) -> str | None:
     if not isinstance(value, list):
-        return _text_or_list(value)
+        return text_or_list(value)
     first = value[0] if value else ""
     is_number = isinstance(first, int | float) and not isinstance(first, bool)
     return "id_lists" if isinstance(first, list) else "ids" if is_number else "list"
 
 
-Text = Annotated[str, AfterValidator(_whole)]
-Name = Annotated[str, AfterValidator(_name)]
-Texts = Annotated[list[Text], Field(fail_fast=True, max_length=MAX_ITEMS)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, max_length=MAX_IDS)]
-
-
-class _Wire(BaseModel):
-    """A part of a request, in which null says the same as leaving a field out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {name: value for name, value in data.items() if value is not None or name not in cls.model_fields}
-
-
-class Sentences(_Wire):
-    """A sentence that a request brings as a guide, or two: towards one, away from the other."""
-
-    model_config = _OURS
-    towards: Text
-    away: Text | None = None
-    place: Literal["auto", "system", "user"] = "auto"
-
-
-class Guidance(_Wire):
-    """What trimtab adds to a request: `extra_body={"guidance": {...}}` in OpenAI's Python client."""
-
-    model_config = _OURS
-
-    weights: Annotated[dict[Name, float], BeforeValidator(_few)] = Field(
-        default_factory=dict, description="guide -> weight; 0 turns a guide off"
-    )
-    prompts: Annotated[dict[Name, Annotated[Sentences, BeforeValidator(_towards)]], BeforeValidator(_few)] = Field(
-        default_factory=dict, description="name -> a sentence, or {towards, away, place}, as a guide; see `weights`"
-    )
-    explain: bool = Field(default=False, description="add to each token why it was chosen")
-    alternatives: int = Field(default=5, ge=0, le=20, description="with explain: rivals of each token")
-    logprobs: Literal["mixed", "base"] = Field(default="mixed", description="of which policy `logprobs` are")
-    plausibility: Annotated[float, bounds("plausibility")] = Field(default=0.0, description=meaning("plausibility"))
-    draft: Name = Field(default=NO_DRAFT, description=meaning("draft"))
-    draft_tokens: Annotated[int, bounds("draft_tokens")] | None = Field(
-        default=None, description=meaning("draft_tokens")
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_keys(cls, data: Any) -> Any:
-        return _few(data)
-
-
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     """OpenAI's."""
 
-    model_config = _TOLERANT
+    ignored: ClassVar[neutral.Ignored] = neutral.IGNORED_IN_STREAM_OPTIONS
+    refused: ClassVar[neutral.Refused] = neutral.REFUSED_IN_STREAM_OPTIONS
     include_usage: bool | None = None
 
 
-class TextPart(_Wire):
-    """A part of a message; text is the only kind there is here."""
+class Sampled(Wire):
+    """How answers are sampled, of whatever form the request is."""
 
-    model_config = _TOLERANT
-    type: Literal["text"]
-    text: Text
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_what_is_no_text(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "text":
-            raise ValueError(
-                f"a part of type {kind[:64]!r} cannot be read; this server reads parts of type 'text' alone"
-            )
-        return data
-
-
-_Parts = Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_ITEMS)]
-
-
-class Message(_Wire):
-    """One message of a chat. An assistant that called tools may have said nothing: its content is then empty."""
-
-    model_config = _TOLERANT
-
-    role: Text = Field(min_length=1, max_length=64)
-    content: Annotated[
-        Annotated[Text, Tag("text")] | Annotated[_Parts, Tag("list")],
-        Discriminator(
-            _text_or_list,
-            custom_error_type="content",
-            custom_error_message="give a text, or a list of parts of type 'text'",
-        ),
-    ]
-    name: Text | None = None
-    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_ITEMS)] | None = None
-    tool_call_id: Text | None = None
-    reasoning_content: Text | None = None
-    reasoning: Text | None = None
-    thinking: Text | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _calls_may_stand_alone(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("content") is not None or data.get("role") != "assistant":
-            return data
-        has_called = data.get("tool_calls") or data.get("function_call")
-        return {**data, "content": ""} if has_called else data
-
-    @property
-    def text(self) -> str:
-        """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """What else the message says; which of it is read is the chat template's affair."""
-        return self.model_dump(exclude={"role", "content"}, exclude_none=True)
-
-
-class Asked(_Wire):
-    """What chats and completions have in common."""
-
-    model_config = _TOLERANT
-
-    model: Name
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, bounds("max_new_tokens")] | None = Field(
-        default=None, description=meaning("max_new_tokens")
-    )
+    model: Name = Field(description="the base's name, or a preset's: both are in /v1/models")
+    stream: bool | None = Field(default=None, description="the answer in pieces, as server-sent events")
     temperature: Annotated[float, bounds("temperature")] | None = Field(
         default=None, description=meaning("temperature")
     )
@@ -223,30 +75,33 @@ class Asked(_Wire):
     repetition_penalty: Annotated[float, bounds("repetition_penalty")] | None = Field(
         default=None, description=f"ours: {meaning('repetition_penalty')}"
     )
-    seed: Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)] | None = None
+    presence_penalty: Annotated[float, bounds("presence_penalty")] | None = Field(
+        default=None, description=meaning("presence_penalty")
+    )
+    frequency_penalty: Annotated[float, bounds("frequency_penalty")] | None = Field(
+        default=None, description=meaning("frequency_penalty")
+    )
+    logit_bias: Biases | None = Field(default=None, description=meaning("logit_bias"))
+    min_tokens: Annotated[int, bounds("min_tokens")] | None = Field(default=None, description=meaning("min_tokens"))
+    ignore_eos: bool | None = Field(default=None, description=meaning("ignore_eos"))
+    seed: Annotated[int, bounds("seed")] | None = Field(default=None, description=meaning("seed"))
     stop: (
         Annotated[
             Annotated[Text, Tag("text")] | Annotated[Texts, Tag("list")],
             Discriminator(
-                _text_or_list, custom_error_type="stop", custom_error_message="give a text, or a list of texts"
+                text_or_list, custom_error_type="stop", custom_error_message="give a text, or a list of texts"
             ),
         ]
         | None
-    ) = None
-    response_format: ResponseFormat | None = None
+    ) = Field(default=None, description="a text, or a list of them: where one comes, the answer ends before it")
+    stop_token_ids: NamedIds | None = Field(default=None, description=meaning("stop_token_ids"))
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
     guided_grammar: GuidedGrammar = None
     guided_choice: GuidedChoice = None
-    guidance: Guidance | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_what_cannot_be_honoured(cls, data: Any) -> Any:
-        for name, neutral in NEUTRAL.items() if isinstance(data, dict) else ():
-            if name in data and data[name] not in neutral:
-                raise ValueError(f"{name} is not supported by this server; leave it out")
-        return data
+    guidance: Guidance | None = Field(
+        default=None, description="which guides steer how strongly, and what is said of it"
+    )
 
     @field_validator("stop")
     @classmethod
@@ -263,34 +118,93 @@ class Asked(_Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
+class Asked(Sampled):
+    """What chats and completions have in common."""
+
+    ignored: ClassVar[neutral.Ignored] = neutral.IGNORED
+    n: Annotated[int, Field(ge=1)] | None = Field(default=None, description="answers to each prompt")
+    max_tokens: Annotated[int, bounds("max_new_tokens")] | None = Field(
+        default=None, description=meaning("max_new_tokens")
+    )
+    prompt_logprobs: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="as vLLM's: log-probabilities of the prompt's own tokens, each with so many rivals",
+    )
+    response_format: ResponseFormat | None = Field(default=None, description="what the answer must look like")
+    stream_options: StreamOptions | None = Field(
+        default=None, description="`include_usage`: the tokens' account at the end of a stream"
+    )
+
+    @model_validator(mode="after")
+    def _prompts_are_scored_at_once(self) -> Asked:
+        if self.stream and (name := self.scored_by) is not None:
+            raise field_error(name, f"{name} speaks of the prompt as a whole, which no stream does; leave stream out")
+        return self
+
+    @property
+    def scored_by(self) -> str | None:
+        """The field that asks for log-probabilities of the prompt; None: no field does."""
+        return None if self.prompt_logprobs is None else "prompt_logprobs"
+
+
 class ChatRequest(Asked):
     """The body of `/v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+    refused: ClassVar[neutral.Refused] = {**neutral.REFUSED, **neutral.REFUSED_IN_CHATS}
+    messages: list[Message] = Field(
+        min_length=1,
+        max_length=MAX_ITEMS,
+        fail_fast=True,
+        description="the conversation, for the chat template",
+    )
     max_completion_tokens: Annotated[int, bounds("max_new_tokens")] | None = Field(
         default=None, description=meaning("max_new_tokens")
     )
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(_few)] | None = Field(
+    logprobs: bool | None = Field(default=None, description="log-probabilities of the answer's tokens")
+    top_logprobs: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="with `logprobs`: the most probable tokens of each place besides"
+    )
+    chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(few)] | None = Field(
         default=None, description="as vLLM's: what the chat template is told, such as enable_thinking"
     )
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = Field(
+        default=None,
+        description="as vLLM's: whether a fresh turn of the assistant's is opened (not given: unless an assistant's "
+        "message is last, which is continued)",
+    )
+    continue_final_message: bool | None = Field(
+        default=None, description="as vLLM's: whether an assistant's message at the end is continued (not given: it is)"
+    )
 
     @model_validator(mode="after")
     def _open_or_continue(self) -> ChatRequest:
-        continued = self.messages[-1].role == "assistant"
-        if continued and (self.continue_final_message is False or self.add_generation_prompt):
-            raise ValueError("an assistant's message at the end is continued here; leave it out for a fresh answer")
-        if not continued and (self.continue_final_message or self.add_generation_prompt is False):
-            raise ValueError("continue_final_message is for an assistant's message at the end; leave it out")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise field_error(
+                "continue_final_message",
+                "continue_final_message is for an assistant's message at the end; leave it out",
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise field_error(
+                "add_generation_prompt",
+                "no message can be continued behind a fresh turn; leave it out",
+            )
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
         return self
+
+    @property
+    def opened(self) -> bool | None:
+        """How the messages end (`core.Chat.opened`)."""
+        is_last = self.messages[-1].role == "assistant"
+        if self.add_generation_prompt or (is_last and self.continue_final_message is False):
+            return self.add_generation_prompt is not False
+        return False if self.add_generation_prompt is False and not is_last else None
 
 
 class CompletionRequest(Asked):
     """The body of `/v1/completions`."""
 
+    refused: ClassVar[neutral.Refused] = {**neutral.REFUSED, **neutral.REFUSED_IN_COMPLETIONS}
     prompt: Annotated[
         Annotated[Text, Tag("text")]
         | Annotated[Texts, Tag("list")]
@@ -301,18 +215,35 @@ class CompletionRequest(Asked):
             custom_error_type="prompt",
             custom_error_message="give a text, a list of texts, a list of token ids, or a list of such lists",
         ),
-    ]
-    logprobs: Annotated[int, Field(ge=0)] | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
-    chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(_few)] | None = None
+    ] = Field(description="a text, a list of texts, a list of token ids, or a list of such lists")
+    logprobs: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="log-probabilities of the tokens, and so many of the most probable ones besides"
+    )
+    best_of: Annotated[int, Field(ge=1)] | None = Field(default=None, description="as many as `n`, if it is given")
+    max_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description=f"{meaning('max_new_tokens')}; 0: none, with `echo` or `prompt_logprobs`"
+    )
+    echo: bool | None = Field(
+        default=None,
+        description="the prompt in front of the answer; with `logprobs` also what the policy says of its tokens",
+    )
 
     @model_validator(mode="after")
-    def _no_template_and_no_best_of(self) -> CompletionRequest:
-        if self.chat_template_kwargs:
-            raise ValueError("chat_template_kwargs is for chats; a completion goes through no template")
+    def _no_best_of(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of is not supported by this server beside n; leave it out")
+            raise field_error("best_of", "best_of is not supported by this server beside n; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _something_is_asked_for(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise field_error("max_tokens", "max_tokens is 0, so nothing is asked for; give 1, or echo: true")
+        return self
+
+    @property
+    def scored_by(self) -> str | None:
+        """The field that asks for log-probabilities of the prompt; None: no field does."""
+        return "echo" if self.echo and self.logprobs is not None else super().scored_by
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -37,6 +37,8 @@ class Style:
     guided: bool = False
     """Whether the request speaks of guidance, so that the answer says what it ran with."""
     explain: bool = False
+    echo: bool = False
+    """Whether the prompt stands in front of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,10 @@ class Writer:
         choice = self._choice(body, self.traces, self.listed)
         return {**choice, **self._said(choice.get("guidance", {}))}
 
+    def logprobs(self) -> Json:
+        """The log-probabilities of all steps, as a completion has them."""
+        return _completion_logprobs(self.listed, self.style)
+
     def _said(self, more: Json | None = None) -> Json:
         """What the answer ran with, for a request that speaks of guidance."""
         if not self.style.guided:
@@ -153,7 +159,7 @@ def usage(num_prompt_tokens: int, num_tokens: int) -> Json:
 def explained(trace: TokenTrace, tokenizer: Tokenizer, weights: Mapping[str, float]) -> Json:
     """Why a token was chosen, by guides at these weights."""
     shares = shares_of(trace, weights)
-    placed = {**_placed(trace.chosen, tokenizer, shares), "kl": _finite(trace.kl)}
+    placed = {**_placed(trace.chosen, tokenizer, shares), "kl": finite(trace.kl)}
     placed["alternatives"] = [_placed(rival, tokenizer, shares) for rival in trace.alternatives]
     if trace.choice is not None:
         placed["choice"] = _chosen(trace.choice, tokenizer)
@@ -164,12 +170,12 @@ def _placed(one: Alternative, tokenizer: Tokenizer, shares: Mapping[int, Mapping
     return {
         "token": tokenizer.token_text(one.token_id),
         "token_id": one.token_id,
-        "base_logprob": _finite(one.base_logprob),
-        "mixed_logprob": _finite(one.mixed_logprob),
+        "base_logprob": finite(one.base_logprob),
+        "mixed_logprob": finite(one.mixed_logprob),
         "base_rank": one.base_rank,
         "mixed_rank": one.mixed_rank,
-        "scores": {name: _finite(score) for name, score in one.guide_scores.items()},
-        "shares": {name: _finite(share) for name, share in shares[one.token_id].items()},
+        "scores": {name: finite(score) for name, score in one.guide_scores.items()},
+        "shares": {name: finite(share) for name, share in shares[one.token_id].items()},
     }
 
 
@@ -182,8 +188,8 @@ def _chosen(choice: Choice, tokenizer: Tokenizer) -> Json:
             {
                 "token": tokenizer.token_text(trial.token_id),
                 "token_id": trial.token_id,
-                "logprob": _finite(trial.logprob),
-                "score": None if trial.score is None else _finite(trial.score),
+                "logprob": finite(trial.logprob),
+                "score": None if trial.score is None else finite(trial.score),
                 "accepted": trial.accepted,
             }
             for trial in choice.trials
@@ -191,25 +197,29 @@ def _chosen(choice: Choice, tokenizer: Tokenizer) -> Json:
     }
 
 
-def _reader(policy: str) -> Callable[[Alternative], float]:
+def reader(policy: str) -> Callable[[Alternative], float]:
+    """How to read a token's log-probability under a policy."""
     return (lambda one: one.base_logprob) if policy == "base" else (lambda one: one.mixed_logprob)
 
 
-def _top(trace: TokenTrace, style: Style) -> list[Alternative]:
-    """The most probable tokens of the policy asked for, best first."""
-    return sorted(trace.alternatives, key=_reader(style.policy), reverse=True)[: style.num_rivals or 0]
+def top(trace: TokenTrace, policy: str, num: int) -> list[Alternative]:
+    """The `num` most probable tokens of a policy, best first."""
+    return sorted(trace.alternatives, key=reader(policy), reverse=True)[:num]
 
 
 def _chat_logprobs(listed: Sequence[Listed], style: Style) -> Json:
-    read, tokenizer = _reader(style.policy), style.tokenizer
+    read, tokenizer = reader(style.policy), style.tokenizer
 
     def entry(one: Alternative, added: bytes) -> Json:
-        return {"token": tokenizer.token_text(one.token_id), "logprob": _finite(read(one)), "bytes": list(added)}
+        return {"token": tokenizer.token_text(one.token_id), "logprob": finite(read(one)), "bytes": list(added)}
 
     content = [
         {
             **entry(one.trace.chosen, one.added),
-            "top_logprobs": [entry(top, bytes_of(tokenizer, top.token_id)) for top in _top(one.trace, style)],
+            "top_logprobs": [
+                entry(rival, bytes_of(tokenizer, rival.token_id))
+                for rival in top(one.trace, style.policy, style.num_rivals or 0)
+            ],
         }
         for one in listed
     ]
@@ -217,10 +227,10 @@ def _chat_logprobs(listed: Sequence[Listed], style: Style) -> Json:
 
 
 def _completion_logprobs(listed: Sequence[Listed], style: Style) -> Json:
-    read = _reader(style.policy)
+    read = reader(style.policy)
     return {
         "tokens": [style.tokenizer.token_text(one.trace.chosen.token_id) for one in listed],
-        "token_logprobs": [_finite(read(one.trace.chosen)) for one in listed],
+        "token_logprobs": [finite(read(one.trace.chosen)) for one in listed],
         "top_logprobs": [_by_text(one.trace, style) for one in listed],
         "text_offset": [one.offset for one in listed],
         "policy": style.policy,
@@ -232,8 +242,8 @@ def _by_text(trace: TokenTrace, style: Style) -> dict[str, float]:
 
     The drawn token has its own text; of others that read alike, all but the best are told apart by their ids.
     """
-    read, others = _reader(style.policy), {}
-    for one in _top(trace, style):
+    read, others = reader(style.policy), {}
+    for one in top(trace, style.policy, style.num_rivals or 0):
         if one.token_id != trace.chosen.token_id:
             others[one.token_id] = one
     texts = {trace.chosen.token_id: style.tokenizer.token_text(trace.chosen.token_id)}
@@ -243,8 +253,9 @@ def _by_text(trace: TokenTrace, style: Style) -> dict[str, float]:
             text += f" (token {token_id})"
         texts[token_id] = text
     best = sorted([trace.chosen, *others.values()], key=read, reverse=True)
-    return {texts[one.token_id]: _finite(read(one)) for one in best}
+    return {texts[one.token_id]: finite(read(one)) for one in best}
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
+    """A number that JSON has."""
     return value if math.isfinite(value) else math.copysign(-_LOWEST, value)

@@ -7,19 +7,17 @@ table of the kinds of guides stands here: loading, packing for vLLM, commands an
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeGuard, TypeVar, cast
 
 from trimtab.documents import read_json
 from trimtab.errors import CheckpointError, OptionError, unknown_name
 from trimtab.mixing.forms import FORMS, PRODUCT, SHIFT
-from trimtab.models.trained_on import ModelFacts, TrainedOn, VocabularyFacts
+from trimtab.models.trained_on import TrainedOn
+from trimtab.storage.calibrated import CALIBRATION, Calibration
+from trimtab.storage.card_values import Section
 from trimtab.storage.files import write_text
-
-T = TypeVar("T")
 
 GUIDE_FILE = "guide.json"
 GUIDE_FORMAT = 1
@@ -94,7 +92,9 @@ class GuideCard:
     """What a guide made of sentences is made of (`guides.sentences.Sentences`): `towards`, `away`,
     `place`, `separator`."""
     weight: float | None = None
-    """The strength that a guide made of sentences is kept with."""
+    """The strength that the guide is kept with: the calibrated one, else that of a guide made of sentences."""
+    calibration: Calibration | None = None
+    """What was measured of its strength; it decides `weight`, and the form where none is asked for."""
     max_length: int | None = None
     """Tokens of a prompt and an answer together that a reward model was trained with."""
     eval_accuracy_high: float | None = None
@@ -113,13 +113,35 @@ class GuideCard:
         Raises CheckpointError for a card with another form than there is, OptionError where one is asked for that does
         not exist, or of a guide that has none.
         """
-        return form_of(self.kind, self.guide_form, asked=asked)
+        calibrated = None if self.calibration is None else self.calibration.form
+        return form_of(self.kind, calibrated or self.guide_form, asked=asked)
+
+    def weight_as(self, form: str | None = None) -> float | None:
+        """The strength that the guide is kept with, where it is run in this form; None: none is known.
+
+        A strength that was calibrated in one form says nothing of another. `form` is what is asked for; None: nothing.
+        """
+        if form is not None and self.calibration is not None and form != self.form():
+            return None
+        return self.weight
 
     def with_form(self, form: str) -> GuideCard:
-        """The same card with this form written into it, and its kind."""
+        """The same card with this form written into it, and its kind; a calibration in another form is left out."""
+        card = self
+        if self.calibration is not None and self.calibration.form != form:
+            card = self.with_calibration(None)
         head = {"format": GUIDE_FORMAT, "kind": self.kind}
-        written = {**head, **self.written, "guide_form": form}
-        return replace(self, guide_form=form, guessed=False, written=written)
+        written = {**head, **card.written, "guide_form": form}
+        return replace(card, guide_form=form, guessed=False, written=written)
+
+    def with_calibration(self, calibration: Calibration | None) -> GuideCard:
+        """The same card with this calibration in it, in the place of an earlier one; None: without any."""
+        head = {} if self.written else {"format": GUIDE_FORMAT, "kind": self.kind}
+        written = {**head, **{key: value for key, value in self.written.items() if key != CALIBRATION}}
+        if calibration is not None:
+            written[CALIBRATION] = calibration.as_json()
+        place = Path(GUIDE_FILE)
+        return replace(GuideCard.of_mapping(written, place, kind=self.kind), guessed=self.guessed)
 
     @staticmethod
     def of_mapping(written: Mapping[str, object], path: Path, *, kind: str) -> GuideCard:
@@ -132,7 +154,7 @@ class GuideCard:
                 f"{path} is of format {written.get('format')!r}; this version reads format {GUIDE_FORMAT}. "
                 "Update trimtab, or train the guide again."
             )
-        section = _Section(written, path)
+        section = Section(written, path)
         named = section.text("kind") or kind
         if named not in GUIDE_KINDS:
             raise CheckpointError(
@@ -142,6 +164,7 @@ class GuideCard:
         base, vocabulary = section.part("base"), section.part("vocabulary")
         parm, reward, metrics = section.part("parm"), section.part("reward"), section.part("metrics")
         prompt = section.part("prompt")
+        calibration = Calibration.read(section.part(CALIBRATION), has_form=bool(GUIDE_KINDS[named].forms))
         return GuideCard(
             kind=named,
             guessed="kind" not in written,
@@ -151,83 +174,12 @@ class GuideCard:
             scale=parm.number("scale"),
             selection=section.part("selection").values,
             sentences={key: text for key in SENTENCE_KEYS if (text := prompt.text(key)) is not None},
-            weight=prompt.number("weight"),
+            weight=prompt.number("weight") if calibration is None else calibration.strength,
+            calibration=calibration,
             max_length=reward.count("max_length"),
             eval_accuracy_high=metrics.number("eval_accuracy_high"),
             written=dict(written),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """Values under one key of a card, read with checks."""
-
-    values: Mapping[str, object]
-    path: Path
-    place: str = ""
-
-    def part(self, key: str) -> _Section:
-        value = self._get(key, _is_mapping, "an object")
-        return _Section(value or {}, self.path, f"{self.place}{key}.")
-
-    def text(self, key: str) -> str | None:
-        return self._get(key, _is_text, "a text")
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        return tuple(self._get(key, _are_texts, "a list of texts") or ())
-
-    def count(self, key: str) -> int | None:
-        return self._get(key, _is_count, "a whole number of at least 0")
-
-    def number(self, key: str) -> float | None:
-        return self._get(key, _is_number, "a finite number")
-
-    def model_facts(self) -> ModelFacts:
-        """A model's description; other facts about it are kept as they are."""
-        self.text("name")
-        self.text("architecture")
-        for key in ("num_layers", "hidden_size", "vocab_size"):
-            self.count(key)
-        self._get("norms", _are_numbers, "a list of finite numbers")
-        return cast(ModelFacts, {key: value for key, value in self.values.items() if value is not None})
-
-    def vocabulary_facts(self) -> VocabularyFacts:
-        self.text("fingerprint")
-        self.count("size")
-        return cast(VocabularyFacts, {key: value for key, value in self.values.items() if value is not None})
-
-    def _get(self, key: str, accepts: Callable[[object], TypeGuard[T]], accepted: str) -> T | None:
-        value = self.values.get(key)
-        if value is None or accepts(value):
-            return value
-        raise CheckpointError(
-            f"{self.path}: {self.place}{key} is {value!r}; accepted: {accepted}. Mend the card, or train the "
-            "guide again."
-        )
-
-
-def _is_mapping(value: object) -> TypeGuard[Mapping[str, object]]:
-    return isinstance(value, Mapping)
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    return isinstance(value, str)
-
-
-def _are_texts(value: object) -> TypeGuard[Sequence[str]]:
-    return isinstance(value, list | tuple) and all(map(_is_text, value))
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _are_numbers(value: object) -> TypeGuard[Sequence[float]]:
-    return isinstance(value, list | tuple) and all(map(_is_number, value))
 
 
 def read_card(directory: Path) -> GuideCard:
@@ -250,7 +202,12 @@ def write_card(directory: Path, card: GuideCard | Mapping[str, object]) -> None:
     path = directory / GUIDE_FILE
     if not isinstance(card, GuideCard):
         card = GuideCard.of_mapping(card, path, kind=_kind_of_files(directory))
-    write_text(path, json.dumps(card.written, indent=2, allow_nan=False) + "\n")
+    write_text(path, card_text(card))
+
+
+def card_text(card: GuideCard) -> str:
+    """The text of `guide.json`."""
+    return json.dumps(card.written, indent=2, allow_nan=False) + "\n"
 
 
 def form_of(kind: str, written: str | None, *, asked: str | None = None) -> str:

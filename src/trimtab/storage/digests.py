@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from trimtab.errors import CheckpointError, OptionError
-from trimtab.storage.cards import named_base, read_card
+from trimtab.storage.cards import GUIDE_FILE, card_text, named_base, read_card
 from trimtab.storage.directories import guide_directory
 from trimtab.storage.files import path_digest
 from trimtab.storage.scorer_functions import code_digests, function_file, is_function_name
@@ -25,18 +25,19 @@ _PACKAGES = {"sentiment": ("vaderSentiment",), "offence": ("alt-profanity-check"
 """Scorers of ours -> the packages that say what they give."""
 
 
-def model_contents(name: str) -> dict[str, str]:
+def model_contents(name: str, *, calibrated: bool = True) -> dict[str, str]:
     """The digests of what a model, guide or reward model is made of; nothing for a name that stands for nothing here.
 
     Its own files come under "files". Where its card or its adapter names a base that it runs on, the base's come under
-    "base". A hub id is looked up as it is when it is loaded.
+    "base". A hub id is looked up as it is when it is loaded. With `calibrated` False a guide's card is read as if it
+    had no calibration, for whoever says its form and its strength.
     """
     if is_sentence(name):
         return _sentence_contents(name)
     directory = _directory(name)
     if directory is None:
         return {}
-    found = {"files": path_digest(directory)}
+    found = {"files": path_digest(directory, instead={} if calibrated else _uncalibrated(directory))}
     base = None if directory.is_file() else _base_of(directory)
     if base is not None and base != name and (place := _directory(base)) is not None:
         found["base"] = path_digest(place)
@@ -75,6 +76,23 @@ def _sentence_contents(name: str) -> dict[str, str]:
     except OptionError:
         return {}
     return {"files": hashlib.sha256(said.encode()).hexdigest()}
+
+
+def _uncalibrated(directory: Path) -> dict[str, str | None]:
+    """The card's file -> the digest that it has without its calibration; None where that is all it says. Empty where
+    there is no calibration."""
+    if directory.is_file():
+        return {}
+    try:
+        card = read_card(directory)
+    except CheckpointError:
+        return {}
+    if card.calibration is None:
+        return {}
+    before = card.with_calibration(None)
+    if set(before.written) <= {"format", "kind"}:  # it was written for the calibration
+        return {GUIDE_FILE: None}
+    return {GUIDE_FILE: hashlib.sha256(card_text(before).encode()).hexdigest()}
 
 
 def _directory(name: str) -> Path | None:

@@ -167,8 +167,9 @@ def _downloaded_demo() -> Path:
 
 def _converted_gguf(path: Path) -> Path:
     """The directory that a GGUF file was converted into; converts it the first time."""
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError("gguf", "gguf", f"Reading {path.name}")
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "gguf", f"Dequantising {path.name}")
     target = cache_dir() / f"{path.stem.lower()}-{file_digest(path)[:12]}"
     if (target / "config.json").exists():
         return target

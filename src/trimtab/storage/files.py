@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -106,14 +106,20 @@ def file_digest(path: Path) -> str:
     return _digest(path.resolve(), about.st_ino, about.st_size, about.st_mtime_ns)
 
 
-def path_digest(path: Path) -> str:
-    """SHA-256 of a file, or of what a loader may read in a directory (weights, settings, tokenizer, template, code)."""
+def path_digest(path: Path, *, instead: Mapping[str, str | None] | None = None) -> str:
+    """SHA-256 of a file, or of what a loader may read in a directory (weights, settings, tokenizer, template, code).
+
+    `instead` gives digests of files in the directory, by name, that are taken as they stand there; None: no such file.
+    """
     if path.is_file():
         return _named_digest(path)
     files = sorted({file for pattern in _READ for file in path.glob(pattern) if file.is_file()})
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(path).as_posix()}\t{_named_digest(file)}\n".encode())
+        name = file.relative_to(path).as_posix()
+        found = instead[name] if instead and name in instead else _named_digest(file)
+        if found is not None:
+            digest.update(f"{name}\t{found}\n".encode())
     return digest.hexdigest()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,7 +128,6 @@ def load_llama(name: str | Path, options: LlamaOptions | Mapping[str, object] | 
     from trimtab.models.llama.file import LlamaFile
     from trimtab.models.llama.header import read_header
     from trimtab.models.llama.library import library
-    from trimtab.models.llama.model import LlamaModel
     from trimtab.models.llama.options import LlamaOptions
     from trimtab.models.llama.probe import repacks
 
@@ -139,10 +140,25 @@ def load_llama(name: str | Path, options: LlamaOptions | Mapping[str, object] | 
         options = LlamaOptions.of_pairs([(key, str(value)) for key, value in (options or {}).items()])
     if options.use_extra_bufts is None:
         options = replace(options, use_extra_bufts=repacks(header, cache_dir()))
-    text = _text_side(header)
-    file = LlamaFile(path, options, header=header)
+    with _switching(), ThreadPoolExecutor(1) as beside:
+        loading = beside.submit(LlamaFile, path, options, header=header)
+        from trimtab.models.llama.model import LlamaModel  # which imports transformers
+
+        text = _text_side(header)
+        file = loading.result()
     log.info("%s runs in llama.cpp as it is (%s)", path.name, build)
     return LlamaModel(file, text.tokenizer, name=str(name), eos_ids=text.eos_ids, facts=text.facts, cache=cache_dir())
+
+
+@contextlib.contextmanager
+def _switching() -> Iterator[None]:
+    """Let threads take turns often: llama.cpp says a thousand lines while it loads, and each waits for its turn."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(usual / 50)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def export_adapter(guide: str | Path, out: Path, *, base: str | Path | None = None, overwrite: bool = False) -> Path:

@@ -109,10 +109,12 @@ def load_guide(
     base, that is a GGUF file too.
 
     `form` says what of a language model is weighed, `product` or `shift` (`guides.arm`; left out: what the card says,
-    and a product without a card). `weight` is its strength where a request does not say (left out: 1, and for an
-    accept-reject agent its threshold, ½); `prompt` replaces the request's prompt for the guide (see `guides.arm.ARM`);
-    `rule` says how an agent's verdicts choose: `first`, `random` or `most` accepted; `preference` says how a
-    preference-aware guide weighs its objectives (`load_parm` gives it at every vector). `dtype`, `quantize` and
+    and a product without a card). `weight` is its strength where a request does not say (left out: the one that its
+    card was calibrated to, else 1, and for an accept-reject agent its threshold, ½); `prompt` replaces the request's
+    prompt for the guide (see `guides.arm.ARM`); `rule` says how an agent's verdicts choose: `first`, `random` or `most`
+    accepted; `preference` says how a preference-aware guide weighs its objectives (`load_parm` gives it at every
+    vector). `dtype`, `quantize` and
+
     `device` are those of `load_model`, for a model that is loaded for the guide.
 
     Raises CheckpointError, OptionError, BaseMismatchError, and VocabularyMismatchError for a guide of another
@@ -287,7 +289,7 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
 
     refuse_rule(directory, options)
     refuse_preference(directory, options)
-    weight = 1.0 if options.weight is None else options.weight
+    weight = _weight(card, options)
     form = card.form(options.form)
     if is_adapter(directory):
         from trimtab.models.adapters.lora import LoRA
@@ -302,6 +304,12 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
     load = _shared_loader(options.dtype, options.device, options.trust_remote_code, options.quantize, options.llama)
     whole = load(str(directory))
     return ARM(whole, weight=weight, prompt=options.prompt, form=form, reference=options.model)
+
+
+def _weight(card: GuideCard, options: GuideOptions) -> float:
+    """What is asked for; else the strength that the card keeps for the form that the guide is run in; else 1."""
+    weight = card.weight_as(options.form) if options.weight is None else options.weight
+    return 1.0 if weight is None else weight
 
 
 def _build_prompt(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
@@ -322,7 +330,7 @@ def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Gu
     refuse_preference(directory, options)
     if options.prompt is not None:
         raise OptionError(f"{directory} judges answers to the request's own prompt; leave `prompt` out.")
-    weight = 1.0 if options.weight is None else options.weight
+    weight = _weight(card, options)
     rewards = load_rewards(directory, dtype=options.dtype, quantize=options.quantize, device=options.device)
     guide = TrajectoryGuide(rewards, weight=weight)
     return guide if options.model is None else guide.bind(options.model)
@@ -338,9 +346,10 @@ def _build_agent(directory: Path, card: GuideCard, options: GuideOptions) -> Gui
     agent = Agent.of_directory(directory, card.written)
     if options.rule is not None:
         agent = agent.ruled_by(options.rule)
-    if options.weight is not None:
-        agent.selection.rule.check_weight(options.weight)
-        agent = replace(agent, weight=options.weight)
+    weight = card.weight if options.weight is None and options.rule is None else options.weight
+    if weight is not None:
+        agent.selection.rule.check_weight(weight)
+        agent = replace(agent, weight=weight)
     return agent if options.model is None else agent.bind(options.model)
 
 
@@ -353,7 +362,7 @@ def _build_parm(directory: Path, card: GuideCard, options: GuideOptions) -> Guid
             f"{directory} weighs {len(parm.objectives)} objectives ({', '.join(parm.objectives)}), so it needs a "
             "preference: one number of at least 0 for each, in this order, that add up to 1."
         )
-    weight = 1.0 if options.weight is None else options.weight
+    weight = 1.0 if options.weight is None else options.weight  # a calibration would be of one preference
     guide = replace(parm.at(options.preference, weight=weight, prompt=options.prompt), form=form)
     return guide if options.model is None else guide.on(options.model)
 

@@ -76,6 +76,8 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
     chosen = {} if method is None or method.reads is None else _read(args, method.reads)
     chosen = {**chosen, **_about_guides(args), **dict(args.method_options)}
     strength = _strength(args)
+    if strength is None:
+        strength = _kept(args)
     strengths = [] if strength is None else [strength]
     how = {"temperature": args.temperature, "plausibility": args.plausibility}
     problems = check_method(args.method, chosen, strengths) or check_weights(args.method, chosen, strengths, **how)
@@ -152,6 +154,20 @@ def _strength(args: argparse.Namespace) -> Strength | None:
     elif any(weight is not None for weight in weights):
         raise OptionError("The strength is given twice, as a guide's weight and with --strength; give one of them.")
     return float(given[0]) if len(given) == 1 else tuple(map(float, given))
+
+
+def _kept(args: argparse.Namespace) -> Strength | None:
+    """The strength that the card of the one guide keeps for this method; None: none is known."""
+    if len(args.guides) != 1:
+        return None
+    from trimtab.methods.ways import kept_strength
+    from trimtab.storage.directories import locate_guide
+
+    spec = args.guides[0]
+    strength = kept_strength(locate_guide(spec.path).card, args.method)
+    if strength is not None:
+        options.say(f"{spec.name} runs at {strength:g}, the strength that its card keeps")
+    return strength
 
 
 def _pair(text: str) -> tuple[str, Any]:

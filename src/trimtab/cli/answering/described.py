@@ -26,6 +26,17 @@ _FLAGS = (
 )
 
 
+_FLAGS_IF_SET = ("presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "stop_token_ids")
+"""In a description only where they ask for something, so that files of answers from before they were go on."""
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is read back from JSON, whose keys are texts."""
+    if isinstance(value, Mapping):
+        return [list(pair) for pair in sorted(value.items())]
+    return list(value) if isinstance(value, tuple) else value
+
+
 def first_seed(seed: int | None, before: Mapping[str, Any] | None) -> int:
     """The seed given, else that of the answers to be continued, else a new one."""
     if seed is not None:
@@ -51,6 +62,7 @@ def sampling(
     content = json.dumps([[as_json(row.prompt), row.weights, row.seed] for row in rows], ensure_ascii=True)
     return {
         **{name: getattr(args, name) for name in _FLAGS},
+        **{name: _plain(value) for name in _FLAGS_IF_SET if (value := getattr(args, name))},
         **({"quantize": args.quantize} if args.quantize else {}),
         **({"template_options": dict(template_options)} if template_options else {}),
         "guides": {

@@ -176,7 +176,7 @@ def _contents(job: _Job) -> dict[str, Any]:
 
     return {
         **described.contents(job.model, job.guides),
-        **({} if job.method is None else {"method": option_contents(job.method.options)}),
+        **({} if job.method is None else {"method": option_contents(job.method.name, job.method.options)}),
     }
 
 

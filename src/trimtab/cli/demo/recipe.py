@@ -38,7 +38,7 @@ def demo_recipe(args: argparse.Namespace, guide: str, reward: str) -> Recipe:
     from trimtab.evaluation.comparison.recipe_reader import parse_recipe
     from trimtab.methods.catalogue import check_method
 
-    kind = "arm" if args.train else read_card(guide_directory(guide, None)).kind
+    kind = read_card(guide_directory(guide, None)).kind
     role = "trained_on" if _trained_on(args) else "measured"
     source = {
         "title": _title(args, guide),
@@ -66,14 +66,14 @@ def _steered(guide: str, kind: str, strengths: Sequence[float]) -> list[dict[str
 
 
 def _title(args: argparse.Namespace, guide: str) -> str:
-    if args.model == "demo" and args.scorer == "sentiment" and (args.train or guide == SHIPPED_GUIDE):
+    if args.model == "demo" and args.scorer == "sentiment" and guide == SHIPPED_GUIDE:
         return "A frozen SmolLM2-135M-Instruct, steered towards positive sentiment"
     return f"{args.model}, frozen, steered by {guide}"
 
 
 def _trained_on(args: argparse.Namespace) -> bool:
     """Whether the guide was trained on pairs that the scorer labelled, as far as the demo knows."""
-    return args.train or (args.guide in (None, SHIPPED_GUIDE) and args.scorer == "sentiment")
+    return args.guide in (None, SHIPPED_GUIDE) and args.scorer == "sentiment"
 
 
 def notes_of(args: argparse.Namespace, guide: str) -> dict[str, str]:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
 from trimtab.cli.answering import described
-from trimtab.cli.demo.tenths import Tenths
 from trimtab.cli.judge import load_judge
 from trimtab.cli.pairs.job import Job, add_options, job_of
 from trimtab.cli.pairs.report import report, write
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import PromptRow, as_asked, read_prompts, use_template
+from trimtab.cli.tenths import Tenths
 from trimtab.cli.train.interruption import resume_command
 from trimtab.errors import PromptError
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli import engines, flags, options
 from trimtab.cli.judge import JudgeChoice, add_endpoint
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
-from trimtab.cli.train.rewards import parse_reward
+from trimtab.cli.train.rewards import REWARD_HELP, reward_argument
 from trimtab.errors import OptionError
 from trimtab.making.settings import AWAY, TOWARDS, ChoiceSettings, SampleSettings
 
@@ -61,10 +59,9 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
         dest="rewards",
         action="append",
         default=[],
-        type=_reward,
+        type=reward_argument,
         metavar="[NAME=]SOURCE[:MULTIPLIER]",
-        help="a scorer, the directory or hub id of a reward model, module:function (looked for in the working "
-        "directory first) or FILE.py:function, and how much it counts (1; negative for a cost); repeat for several",
+        help=f"{REWARD_HELP}; repeat for several",
     )
     group.add_argument(
         "--towards", metavar="SENTENCE", help="chosen answers are sampled with this before the prompt; @FILE: its text"
@@ -81,18 +78,6 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
         help="the judge is a cost model (scorer:offence is known to be one)",
     )
     add_endpoint(parser, prefix="judge-")
-
-
-def _reward(text: str) -> AgentReward:
-    """`[NAME=]SOURCE[:MULTIPLIER]`; a reward without a name is called after the end of its source."""
-    try:
-        if re.match(r"[A-Za-z0-9_.-]+=", text):
-            return parse_reward(text)
-        found = parse_reward(f"reward={text}")
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(found.source).rstrip("/").rpartition("/")[2]).strip("-")
-        return dataclasses.replace(found, name=name or found.name)
-    except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None  # argparse would hide any other message
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +109,9 @@ def job_of(args: argparse.Namespace) -> Job:
     engine.maker.check_params(params)
     samples = flags.read_fields(SampleSettings, args)
     choice = flags.read_fields(ChoiceSettings, args)
-    sentences = _sentences(args, samples)
+    sentences = sentences_of(args)
+    if sentences:
+        samples.num_under(TOWARDS)
     _check_way(args)
     return Job(
         model=options.model_source(args),
@@ -167,7 +154,7 @@ def _check_way(args: argparse.Namespace) -> None:
         raise OptionError(f"{flag} is of a judge; give --judge NAME with it.")
 
 
-def _sentences(args: argparse.Namespace, samples: SampleSettings) -> dict[str, str]:
+def sentences_of(args: argparse.Namespace) -> dict[str, str]:
     """The two sentences, from the flags or their files. Raises OptionError for one alone, an empty one, equal ones."""
     given = {TOWARDS: args.towards, AWAY: args.away}
     if all(text is None for text in given.values()):
@@ -182,7 +169,6 @@ def _sentences(args: argparse.Namespace, samples: SampleSettings) -> dict[str, s
         found[name] = _sentence(name, text)
     if found[TOWARDS] == found[AWAY]:
         raise OptionError("--towards and --away are the same sentence; give two that ask for different answers.")
-    samples.num_under(TOWARDS)
     return found
 
 

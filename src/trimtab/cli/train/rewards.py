@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import re
 from pathlib import Path
 
 from trimtab.cli.template_options import add_ignored_columns, add_template_options
@@ -10,6 +12,13 @@ from trimtab.errors import OptionError
 from trimtab.training.run.rewards import AgentReward
 
 _REWARD_FORM = "NAME=SOURCE[:MULTIPLIER], for example kind=sentiment:2.0 or cost=models/cost:-1.0"
+
+
+REWARD_HELP = (
+    "a scorer, the directory or hub id of a reward model, module:function (looked for in the working directory first) "
+    "or FILE.py:function, and how much it counts (1; negative for a cost)"
+)
+"""What a reward may be."""
 
 
 def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> None:
@@ -27,9 +36,7 @@ def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._Ar
         required=True,
         type=_reward,
         metavar="NAME=SOURCE[:MULTIPLIER]",
-        help="a term of the reward: a scorer, the directory or hub id of a reward model, module:function (looked for "
-        "in the working directory first) or FILE.py:function, and how much it counts (1; negative for a cost); repeat "
-        "for several",
+        help=f"a term of the reward: {REWARD_HELP}; repeat for several",
     )
 
 
@@ -69,5 +76,17 @@ def _is_function(target: str) -> bool:
 def _reward(text: str) -> AgentReward:
     try:
         return parse_reward(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None  # argparse would hide any other message
+
+
+def reward_argument(text: str) -> AgentReward:
+    """An argparse type: `[NAME=]SOURCE[:MULTIPLIER]`; a reward without a name is called after its source's end."""
+    try:
+        if re.match(r"[A-Za-z0-9_.-]+=", text):
+            return parse_reward(text)
+        found = parse_reward(f"reward={text}")
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(found.source).rstrip("/").rpartition("/")[2]).strip("-")
+        return dataclasses.replace(found, name=name or found.name)
     except OptionError as error:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None  # argparse would hide any other message

@@ -4,8 +4,8 @@ It runs vLLM in this process (workers of further ranks in their own), a step at 
 between steps and each token can be asked about. Greedy answers are those of the built-in engine up to float32; a seed
 gives the same answer again, but not the draw that the built-in engine makes of it.
 
-What it does not do: guides that select, prompts of a guide's own, `plausibility`, `forced`, `repetition_penalty`
-(vLLM's is another formula), and noticing NaN, of which vLLM samples something.
+What it does not do: guides that select, prompts of a guide's own, what `sampling` refuses (a plausibility mask, forced
+tokens and others), and noticing NaN, of which vLLM samples something.
 """
 
 from __future__ import annotations
@@ -22,19 +22,17 @@ from trimtab.answers import Step, TokenTrace
 from trimtab.core import Prompt, SamplingParams
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.decoding.failures import unexpected, without_frames
-from trimtab.decoding.requests import Request, room_for
+from trimtab.decoding.requests import Request, check_named, room_for
 from trimtab.engines.vllm.admission import as_extra_args, read_weights
 from trimtab.engines.vllm.manifest import ARCHITECTURE, Manifest
+from trimtab.engines.vllm.sampling import as_theirs, check_drafted, check_params
 from trimtab.engines.vllm.served import RunningGuide, ServedModel
 from trimtab.engines.vllm.versions import check_version
-from trimtab.errors import CheckpointError, CompatibilityError, ModelError, OptionError, naming, unknown_name
-from trimtab.params import NO_DRAFT
+from trimtab.errors import CheckpointError, CompatibilityError, ModelError, OptionError, unknown_name
 from trimtab.prompts import encode_prompt
 
 log = logging.getLogger(__name__)
 
-LOWEST, HIGHEST = 0.01, 2.0
-"""Between these a temperature means to vLLM what it says; below it rounds up, above it refuses."""
 OWN_OPTIONS = ("max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
 """Options of vLLM that are parameters of the engine."""
 _OURS = {
@@ -68,6 +66,7 @@ class VLLMEngine(GenerationEngine):
     guides: Mapping[str, RunningGuide]
     model: ServedModel
     has_plausibility = False
+    has_forced = False
 
     def __init__(
         self,
@@ -133,10 +132,11 @@ class VLLMEngine(GenerationEngine):
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         check_params(params)
+        check_named(params, self.model.vocab_size)
         weights = self.weights_of(params)
         read_weights(as_extra_args(weights), self._defaults)
-        if params.trace and not self._explains:
-            raise OptionError("Drafts leave no tables to explain a token by; leave speculative_config out, or `trace`.")
+        if not self._explains:
+            check_drafted(params)
         params = dataclasses.replace(
             params,
             temperature=1.0 if params.temperature is None else params.temperature,
@@ -170,16 +170,8 @@ class VLLMEngine(GenerationEngine):
         from vllm.sampling_params import RequestOutputKind
         from vllm.sampling_params import SamplingParams as TheirParams
 
-        params = request.params
         return TheirParams(
-            temperature=params.temperature,
-            top_k=min(params.top_k or 0, self.model.vocab_size),
-            top_p=params.top_p,
-            min_p=params.min_p,
-            seed=request.seed,
-            max_tokens=request.max_new_tokens,
-            ignore_eos=True,
-            stop_token_ids=[] if params.ignore_eos else sorted(self.model.eos_ids),
+            **as_theirs(request),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             extra_args=as_extra_args(request.weights),
@@ -299,36 +291,3 @@ def _device() -> str:
     from vllm.platforms import current_platform
 
     return str(current_platform.device_type)
-
-
-def check_params(params: SamplingParams) -> None:
-    """Raise OptionError for what vLLM cannot honour as the built-in engine does."""
-    temperature = params.temperature
-    if temperature is not None and temperature != 0 and not LOWEST <= temperature <= HIGHEST:
-        raise OptionError(f"The temperature is {temperature:g}; vLLM takes 0 and {LOWEST:g} to {HIGHEST:g}.{_BUILT_IN}")
-    if params.plausibility:
-        raise naming(
-            OptionError, f"{{plausibility}} masks the base before guides, which vLLM does not do; give 0.{_BUILT_IN}"
-        )
-    if params.repetition_penalty != 1:
-        raise naming(
-            OptionError, f"vLLM's {{repetition_penalty}} is another formula than trimtab's; give 1.{_BUILT_IN}"
-        )
-    if params.draft != NO_DRAFT:
-        raise naming(
-            OptionError,
-            f"vLLM has drafts of its own (speculative_config); give {{draft}} {NO_DRAFT}.{_BUILT_IN}",
-        )
-    if params.constraint is not None:
-        raise OptionError(f"Constraints are not handed to vLLM here; leave the constraint out.{_BUILT_IN}")
-    if params.forced:
-        raise OptionError(f"vLLM takes no forced tokens; force none.{_BUILT_IN}")
-    if params.min_p and params.top_p not in (None, 1.0):
-        raise naming(
-            OptionError,
-            "{top_p} and {min_p} together keep other tokens in vLLM, which applies {min_p} first; give one."
-            f"{_BUILT_IN}",
-        )
-
-
-_BUILT_IN = " The built-in engine takes it."

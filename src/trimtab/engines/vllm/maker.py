@@ -19,11 +19,13 @@ from trimtab.core import Guide, KnownModel, SamplingParams
 from trimtab.documents import read_json
 from trimtab.engines import maker
 from trimtab.engines.maker import DEFAULT_ROWS, EngineMaker, Guides, GuideSource
-from trimtab.engines.vllm.engine import OWN_OPTIONS, VLLMEngine, check_params
+from trimtab.engines.vllm.engine import OWN_OPTIONS, VLLMEngine
 from trimtab.engines.vllm.manifest import KEY, Manifest
+from trimtab.engines.vllm.sampling import check_params
 from trimtab.engines.vllm.versions import check_version, installed
 from trimtab.errors import OptionError
 from trimtab.mixing.forms import PRODUCT
+from trimtab.storage.directories import locate_guide
 from trimtab.storage.model_source import ModelSource
 
 if TYPE_CHECKING:
@@ -153,7 +155,7 @@ class VLLMMaker(EngineMaker):
                 self._source.name,
                 {name: guide.path for name, guide in guides.items()},
                 out,
-                weights={name: 1.0 if guide.weight is None else guide.weight for name, guide in guides.items()},
+                weights={name: weight for name, guide in guides.items() if (weight := _weight(guide)) is not None},
                 forms={name: guide.form for name, guide in guides.items() if guide.form is not None},
                 bases={name: guide.guide_base for name, guide in guides.items() if guide.guide_base is not None},
                 revision=self._source.revision,
@@ -184,6 +186,15 @@ def packed(model: str) -> Manifest | None:
     except (OSError, ValueError):
         return None
     return Manifest.of(config) if isinstance(config, dict) and KEY in config else None
+
+
+def _weight(guide: GuideSource) -> float | None:
+    """What is asked for, else what the guide's card keeps, else 1; None: an agent's own threshold."""
+    if guide.weight is not None:
+        return guide.weight
+    card = locate_guide(guide.path).card
+    kept = card.weight_as(guide.form)
+    return 1.0 if kept is None and card.kind != "agent" else kept
 
 
 def _source(name: str, guide: GuideSource | Guide) -> GuideSource:

@@ -9,6 +9,7 @@ from typing import Any
 from trimtab.core import Prompt
 from trimtab.evaluation.comparison.recipe import SCORER, TEMPLATE, MethodSpec, Recipe, resolved
 from trimtab.evaluation.throughput import versions
+from trimtab.methods.catalogue import form_is_the_cards
 from trimtab.prompts import as_json
 from trimtab.storage.digests import model_contents, scorer_contents
 from trimtab.storage.files import text_digest
@@ -30,7 +31,7 @@ def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model:
         },
         "template": recipe.template,
         **({"template_options": dict(recipe.template_options)} if recipe.template_options else {}),
-        "decoding": {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.decoding.items()},
+        "decoding": {key: _as_json(value) for key, value in recipe.decoding.items()},
         "prompts": {
             split: {
                 "num": len(items),
@@ -51,12 +52,19 @@ def run_settings(recipe: Recipe, prompts: Mapping[str, Sequence[Prompt]], model:
     }
 
 
+def _as_json(value: Any) -> Any:
+    """A value of a recipe's decoding as it is read back from JSON, whose keys are texts."""
+    if isinstance(value, Mapping):
+        return {str(key): one for key, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
 def fingerprint(settings: Mapping[str, object]) -> str:
     """One number for all of it."""
     return text_digest(json.dumps(settings, sort_keys=True))
 
 
-def content_digests(value: object, place: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+def content_digests(value: object, place: str = "", *, calibrated: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, digests) of every model, guide or reward model that an option names; a weight may stand behind a colon.
 
     The place is that of the name in the option (`guides.kind`, `paths.0`), so that a run that is moved stays the same
@@ -64,13 +72,13 @@ def content_digests(value: object, place: str = "") -> Iterator[tuple[str, dict[
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from content_digests(item, f"{place}.{key}" if place else str(key))
+            yield from content_digests(item, f"{place}.{key}" if place else str(key), calibrated=calibrated)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from content_digests(item, f"{place}.{index}" if place else str(index))
+            yield from content_digests(item, f"{place}.{index}" if place else str(index), calibrated=calibrated)
     elif isinstance(value, str):
         for name in (value, value.rpartition(":")[0]):
-            if name and (digests := model_contents(name)):
+            if name and (digests := model_contents(name, calibrated=calibrated)):
                 yield place, digests
                 return
 
@@ -79,13 +87,18 @@ def _method(recipe: Recipe, spec: MethodSpec) -> dict[str, Any]:
     return {
         "method": spec.method,
         "options": dict(spec.options),
-        "files": option_contents(recipe.options_of(spec)),
+        "files": option_contents(spec.method, recipe.options_of(spec)),
     }
 
 
-def option_contents(options: Mapping[str, object]) -> dict[str, dict[str, str]]:
-    """The digests of all that the options of a method name: models, guides, reward models, a scorer."""
-    contents = dict(content_digests({key: value for key, value in options.items() if key not in (SCORER, TEMPLATE)}))
+def option_contents(method: str, options: Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """The digests of all that the options of a method name: models, guides, reward models, a scorer.
+
+    A method says itself how strongly it runs a guide, and mostly in which form; then the calibration in a guide's card
+    changes no answer, and is left out.
+    """
+    named = {key: value for key, value in options.items() if key not in (SCORER, TEMPLATE)}
+    contents = dict(content_digests(named, calibrated=form_is_the_cards(method, options)))
     if SCORER in options:
         contents[SCORER] = scorer_contents(str(options[SCORER]))
     return contents

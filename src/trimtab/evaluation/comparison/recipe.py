@@ -113,6 +113,8 @@ class Recipe:
     """The reference point of the hypervolume: objective -> value."""
     kl_budget: float | None = None
     """Strengths whose mean KL on validation prompts exceeds it, in nats an answer, are not chosen."""
+    headline: str | None = None
+    """The method that the first sentence of the report is about, of one strength; it was chosen on other prompts."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """The recipe as it was written."""
     directory: Path = Path()
@@ -265,9 +267,9 @@ def missing_paths(value: Any, directory: Path) -> list[str]:
         return [] if _whole_sentence(value, directory) else [value]
     if not isinstance(value, str) or "/" not in value or resolved(value, directory) != value:
         return []
-    path = Path(value).expanduser()
     could_be_a_hub_id = re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", value) is not None
-    return [] if (path.is_absolute() and path.exists()) or could_be_a_hub_id else [value]
+    wholes = [Path(text).expanduser() for text in (value, value.rpartition(":")[0]) if text]
+    return [] if any(path.is_absolute() and path.exists() for path in wholes) or could_be_a_hub_id else [value]
 
 
 def strength_text(strength: Strength) -> str:

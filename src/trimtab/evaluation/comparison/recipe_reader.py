@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -198,15 +199,33 @@ def _recipe(
         reference=_reference(top.section("reference"), objectives),
         kl_budget=top.take("kl_budget", values.number(0), None),
         methods=_methods(top, methods, check),
+        headline=top.take("headline", values.name, None),
         source=dict(source),
         directory=directory,
     )
+    _check_headline(top, recipe)
     if recipe.template_options and recipe.template == "raw":
         top.problem(
             "template_options", "are for the chat template, which `template: raw` leaves out; give one of them."
         )
     top.finish()
     return recipe
+
+
+def _check_headline(top: Section, recipe: Recipe) -> None:
+    """A problem for a headline that is no method of one strength, or that the validation prompts would choose."""
+    named = next((spec for spec in recipe.methods if spec.name == recipe.headline), None)
+    if recipe.headline is None:
+        return
+    if named is None or named == recipe.baseline:
+        others = [spec.name for spec in recipe.methods if spec != recipe.baseline]
+        top.problem("headline", str(unknown_name("method beside the base", recipe.headline, others)))
+    elif len(named.strengths) != 1:
+        top.problem(
+            "headline", f"is {named.name!r}, which has {len(named.strengths)} strengths; name one of a single one."
+        )
+    elif "validation" in recipe.prompts:
+        top.problem("headline", "is chosen on the validation prompts, which there are; leave one of the two out.")
 
 
 def _prompts(section: Section) -> dict[str, PromptSource]:
@@ -238,10 +257,14 @@ def _decoding(section: Section) -> dict[str, Any]:
     for name, value in section.finish(more=list(_DECODING)).items():
         try:
             good[name] = _DECODING[name](value)
-            SamplingParams(**{name: good[name]})
+            SamplingParams(**{"max_new_tokens": sys.maxsize, name: good[name]})
         except OptionError as error:
             section.problem(name, str(error))
             good.pop(name, None)
+    try:
+        SamplingParams(**good)
+    except OptionError as error:  # one value does not go with another
+        section.problem("min_tokens", str(error))
     return good
 
 

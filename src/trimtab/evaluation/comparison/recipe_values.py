@@ -106,7 +106,24 @@ def of_field(entry: Described) -> Callable[[Any], object]:
         return flag
     if entry.kind == "texts":
         return texts
+    if entry.kind == "ids":
+        return _token_ids
+    if entry.kind == "biases":
+        return _biases
     return whole(int(entry.low)) if entry.kind == "whole" else number(entry.low)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise OptionError(f"is {kind(value)}; give a list of token ids.")
+    return tuple(map(whole(0), value))
+
+
+def _biases(value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping) or not all(str(token).isdecimal() for token in value):
+        raise OptionError(f"is {kind(value)}; give a mapping from token ids to numbers, such as {{50: -100}}.")
+    bias = number()
+    return {int(token): bias(one) for token, one in value.items()}
 
 
 def one_of(what: str, accepted: Sequence[str]) -> Callable[[Any], str]:

@@ -1,9 +1,10 @@
 """What a comparison found, in a few sentences: what is gained, at what price, and what is not told apart.
 
-Nothing is picked out on the prompts on which its gain is then reported: the largest of several noisy gains is too large
-(the winner's curse). The method that the sentences are about is the best on the validation prompts; without these, all
-are named, or counted. Differences are paired by prompt on the test split. Two methods are told apart where the 95 %
-interval of their difference leaves out 0; nothing corrects for how many methods are compared.
+Nothing is picked out on the prompts on which its gain is then reported: the largest of several noisy gains is too
+large (the winner's curse). The method that the sentences are about is the best on the validation prompts, or one that
+the recipe names as chosen elsewhere (`headline`); without either, all are named, or counted. Differences are paired by
+prompt on the test split. Two methods are told apart where the 95 % interval of their difference leaves out 0; nothing
+corrects for how many methods are compared.
 """
 
 from __future__ import annotations
@@ -37,15 +38,23 @@ def _of_one(
 ) -> str:
     name = recipe.main_reward.name
     gain = best.gains[name]
+    chosen = f"On the validation prompts {_named(best)} gained the most {name} reward."
+    if recipe.headline is not None:
+        chosen = f"{_named(best)} was chosen on other prompts than these."
     sentences = [
-        f"On the validation prompts {_named(best)} gained the most {name} reward. On the test prompts, which had no "
-        f"say in that, it has {signed(best.rewards[name].value)} against {signed(base.rewards[name].value)} without "
-        f"guidance: {'a gain' if gain.value > 0 else 'a difference'} of {in_sentence(gain)}{_price(best, costs)}."
+        f"{chosen} On the test prompts, which had no say in that, it has {signed(best.rewards[name].value)} against "
+        f"{signed(base.rewards[name].value)} without guidance: {'a gain' if gain.value > 0 else 'a difference'} of "
+        f"{in_sentence(gain)}{_price(best, costs)}."
     ]
     if gain.low is not None and not gain.clear_of_zero:
         sentences.append("That interval holds 0, so it may be chance.")
     differences = [(one, paired(one.cell, best.cell, reward_of(name))) for one in others if one is not best]
-    alike = [one.label for one, difference in differences if difference is None or not difference.clear_of_zero]
+    labels = [one.label for one in others]
+    alike = [
+        one.label if labels.count(one.label) == 1 else _named(one)
+        for one, difference in differences
+        if difference is None or not difference.clear_of_zero
+    ]
     if alike:
         sentences.append(f"On these prompts {listed(alike)} cannot be told apart from it.")
     sentences += [

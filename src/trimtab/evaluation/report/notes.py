@@ -74,6 +74,8 @@ def choices_note(recipe: Recipe, chosen: Mapping[str, Chosen]) -> str:
     """How strengths were chosen."""
     if recipe.is_pareto:
         return "Every strength is shown: with two objectives the sweep is the result, and none is chosen."
+    if recipe.headline is not None:
+        return f"{recipe.headline} was chosen, with its strength, on other prompts than these; every strength is shown."
     if "validation" not in recipe.prompts:
         return "The recipe has no validation prompts, so no strength is chosen or singled out: every one is shown."
     budget = "" if recipe.kl_budget is None else f" within {recipe.kl_budget:g} nats of KL an answer"

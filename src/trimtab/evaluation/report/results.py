@@ -40,7 +40,7 @@ class Results:
     """The cells, in numbers."""
     chosen: Mapping[str, Chosen]
     headline: str | None
-    """The method that the first sentence is about: chosen on validation prompts, None without any."""
+    """The method that the first sentence is about: chosen on validation prompts, or before; None without either."""
     costs: Sequence[Cost]
     fronts: Sequence[Front]
     front_differences: Sequence[FrontDifference]
@@ -104,7 +104,7 @@ def read_results(directory: Path, methods: Mapping[str, KnownMethod], *, measure
         cells,
         measured(recipe, cells, _coherences(cells) if measure_coherence else {}),
         chosen,
-        headline(recipe, validation, chosen),
+        recipe.headline or headline(recipe, validation, chosen),
         read_costs(files.costs),
         fronts_of(recipe, cells, redrawn_cells(recipe, rows)) if recipe.is_pareto else [],
         differences_of(recipe, cells) if recipe.is_pareto else [],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import logging
 import weakref
+from functools import cached_property
 from pathlib import Path
 
 from trimtab.errors import CheckpointError, CompatibilityError
 from trimtab.models.llama.header import Header, read_header
 from trimtab.models.llama.library import Library, library
 from trimtab.models.llama.options import BYTES, LlamaOptions
+from trimtab.models.llama.pages import release_pages
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +31,22 @@ class LlamaFile:
         self.library = library()
         self.pointer = _loaded(self.library, path, self.header, self.options)
         weakref.finalize(self, self.library, "model_free", self.pointer).atexit = False
-        vocabulary = self.library("model_get_vocab", self.pointer)
-        self.vocab_size = int(self.library("vocab_n_tokens", vocabulary))
+        release_pages(path)
+        self._vocabulary = self.library("model_get_vocab", self.pointer)
+        self.vocab_size = int(self.library("vocab_n_tokens", self._vocabulary))
         self.hidden_size = int(self.library("model_n_embd", self.pointer))
         self.max_length = int(self.library("model_n_ctx_train", self.pointer)) or None
         self.num_bytes = int(self.library("model_size", self.pointer))
         """What its weights take."""
         self.token_bytes = _token_bytes(self.header, self.options)
         """What a token of a row takes in a context; 0 where the file does not say."""
-        self.eos_ids = frozenset(
-            token_id for token_id in range(self.vocab_size) if self.library("vocab_is_eog", vocabulary, token_id)
-        )
-        """Every token that the file, or llama.cpp by its text, takes for an end of generation."""
         self._refuse_kind()
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token that the file, or llama.cpp by its text, takes for an end of generation."""
+        is_end = self.library.quick("vocab_is_eog")
+        return frozenset(token_id for token_id in range(self.vocab_size) if is_end(self._vocabulary, token_id))
 
     def _refuse_kind(self) -> None:
         kinds = ("is_recurrent", "is_hybrid", "is_diffusion", "has_encoder")

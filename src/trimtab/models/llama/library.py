@@ -121,6 +121,12 @@ class Library:
         """Call `llama_{name}`."""
         return self._functions[f"llama_{name}"](*arguments)
 
+    def quick(self, name: str) -> Any:
+        """`llama_{name}`, to be called very often: other threads of Python wait, so it has to be a short one."""
+        function = self._functions[f"llama_{name}"]
+        held = ctypes.PYFUNCTYPE(function.restype, *function.argtypes)
+        return held(ctypes.cast(function, c_void_p).value or 0)
+
     def default_model_params(self) -> ModelParams:
         """The settings that a file is loaded with where nobody says otherwise."""
         params: ModelParams = self("model_default_params")

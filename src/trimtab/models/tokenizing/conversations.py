@@ -72,7 +72,8 @@ class Conversations:
     def chat_text(self, messages: Sequence[Message], *, opened: bool | None = None) -> str:
         """The text of messages, opened for an answer, or (`opened` False) with the last one to be continued.
 
-        None: an assistant's message at the end is continued. Raises PromptError as `chat_ids`.
+        None: as the `Chat` says, by default with an assistant's message at the end continued. Raises PromptError as
+        `chat_ids`.
         """
         return self._prompt_text(readable(self._hf, messages), opened=opened)
 
@@ -117,8 +118,11 @@ class Conversations:
 
     def _prompt_text(self, chat: Chat, *, opened: bool | None = None) -> str:
         """The text of a prompt. Raises PromptError where the template leaves a message out."""
-        if chat[-1]["role"] != "assistant" if opened is None else opened:
+        wanted = chat.opened if opened is None else opened
+        if chat[-1]["role"] != "assistant" if wanted is None else wanted:
             text = render(self._hf, chat, options=chat.options, opened=True)
+        elif opened is None and chat.opened is False:
+            text = render(self._hf, chat, options=chat.options, opened=False)
         else:
             said = chat[-1].get("content") or ""
             text, _ = self._around(chat[:-1], {**chat[-1], "content": said}, chat)

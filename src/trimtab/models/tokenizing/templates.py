@@ -108,7 +108,7 @@ def readable(hf: Any, messages: Sequence[Message]) -> Chat:
                     f"Message {number} has {key!r}, which the model's chat template never reads, so it would be lost. "
                     "Leave it out, put it into `content`, or use a model whose template reads it."
                 )
-    return Chat(chat, _options(chat, reads), required=chat.required)
+    return Chat(chat, _options(chat, reads), required=chat.required, opened=chat.opened)
 
 
 def reads_key(hf: Any, key: str, options: Mapping[str, Any] | None = None) -> bool:

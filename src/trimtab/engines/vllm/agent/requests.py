@@ -21,6 +21,8 @@ NEUTRAL: Mapping[str, object] = {
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
+    "logit_bias": None,
+    "min_tokens": 0,
     "logprobs": None,
     "prompt_logprobs": None,
     "logprob_token_ids": None,

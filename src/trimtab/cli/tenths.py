@@ -1,4 +1,4 @@
-"""The demo's progress: a bar where standard error is a terminal, else a line for each tenth."""
+"""Progress that is seen everywhere: a bar where standard error is a terminal, else a line for each tenth."""
 
 from __future__ import annotations
 
