@@ -51,7 +51,6 @@ ALLOWED_IN: Mapping[str, tuple[str, ...]] = {
     "tensordict": ("training/",),
     "ray": ("training/",),
     "pydantic": ("serving/schema.py", *(f"serving/{part}_schema.py" for part in SCHEMAS)),
-    "pydantic_core": ("serving/wire_schema.py",),
     "fastapi": ("serving/app.py", "serving/replies.py", "cli/server.py"),
     "starlette": ("serving/app.py", "serving/replies.py"),
     "uvicorn": ("serving/app.py", "serving/connections.py", "cli/"),

@@ -17,7 +17,7 @@ from trimtab.errors import (
     UnknownModelError,
     renamed,
 )
-from trimtab.serving.wire_schema import FIELD_ERROR
+from trimtab.serving.wire_schema import FieldError
 
 _MOST_MESSAGE = 600
 _MOST_NAME = 64
@@ -88,19 +88,25 @@ def cut(text: str, most: int = _MOST_NAME) -> str:
 def malformed(problems: Sequence[Mapping[str, Any]], content: Any) -> MalformedError:
     """The most telling of a validator's problems with `content`: an unknown key, else the deepest one."""
     places = [_path(item, content) for item in problems]
-    unknown = [index for index, item in enumerate(problems) if item["type"] in ("extra_forbidden", FIELD_ERROR)]
+    unknown = [index for index, item in enumerate(problems) if item["type"] == "extra_forbidden" or _of_field(item)]
     chosen = unknown[0] if unknown else max(range(len(problems)), key=lambda index: len(places[index]))
     item, place = problems[chosen], [cut(part) for part in places[chosen]]
     param = ".".join(place) or None
-    if item["type"] == FIELD_ERROR:
-        param = ".".join([*place, cut(str(item["ctx"]["param"]))])
-        message = f"{'.'.join(place)}: {item['msg']}." if place else f"{item['msg']}."
+    if (found := _of_field(item)) is not None:
+        param = ".".join([*place, cut(found.param)])
+        message = f"{'.'.join(place)}: {found}." if place else f"{found}."
     elif unknown:
         message = f"{param}: there is no such key here; leave it out."
     else:
         text = _OBJECT if item["type"] in _OBJECT_KINDS else str(item["msg"]).removeprefix("Value error, ")
         message = f"{param}: {text}." if param else f"{text}."
     return MalformedError(message, param)
+
+
+def _of_field(item: Mapping[str, Any]) -> FieldError | None:
+    """A problem with one field as a whole, where a validator's problem is one."""
+    raised = item.get("ctx", {}).get("error")
+    return raised if isinstance(raised, FieldError) else None
 
 
 def _path(item: Mapping[str, Any], content: Any) -> list[str]:

@@ -14,7 +14,7 @@ from trimtab.serving.form_schema import ResponseFormat
 from trimtab.serving.message_schema import Message, Role
 from trimtab.serving.sampling import bounds, meaning
 from trimtab.serving.schema import ChatRequest, Sampled
-from trimtab.serving.wire_schema import MAX_ITEMS, Name, Text, Wire, few, field_error, text_or_list
+from trimtab.serving.wire_schema import MAX_ITEMS, FieldError, Name, Text, Wire, few, text_or_list
 
 LOGPROBS = "message.output_text.logprobs"
 """What `include` may name."""
@@ -133,7 +133,7 @@ class ResponseRequest(Sampled):
     @model_validator(mode="after")
     def _logprobs_are_included(self) -> ResponseRequest:
         if self.top_logprobs and not self.include:
-            raise field_error("top_logprobs", f"top_logprobs goes with include: [{LOGPROBS!r}]; send that too")
+            raise FieldError("top_logprobs", f"top_logprobs goes with include: [{LOGPROBS!r}]; send that too")
         return self
 
     def as_chat(self) -> ChatRequest:

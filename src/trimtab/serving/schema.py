@@ -31,6 +31,7 @@ from trimtab.serving.sampling import bounds, meaning
 from trimtab.serving.wire_schema import (
     MAX_ITEMS,
     Biases,
+    FieldError,
     Name,
     NamedIds,
     Text,
@@ -38,7 +39,6 @@ from trimtab.serving.wire_schema import (
     TokenIds,
     Wire,
     few,
-    field_error,
     text_or_list,
 )
 
@@ -138,7 +138,7 @@ class Asked(Sampled):
     @model_validator(mode="after")
     def _prompts_are_scored_at_once(self) -> Asked:
         if self.stream and (name := self.scored_by) is not None:
-            raise field_error(name, f"{name} speaks of the prompt as a whole, which no stream does; leave stream out")
+            raise FieldError(name, f"{name} speaks of the prompt as a whole, which no stream does; leave stream out")
         return self
 
     @property
@@ -179,12 +179,12 @@ class ChatRequest(Asked):
     @model_validator(mode="after")
     def _open_or_continue(self) -> ChatRequest:
         if self.continue_final_message and self.messages[-1].role != "assistant":
-            raise field_error(
+            raise FieldError(
                 "continue_final_message",
                 "continue_final_message is for an assistant's message at the end; leave it out",
             )
         if self.continue_final_message and self.add_generation_prompt:
-            raise field_error(
+            raise FieldError(
                 "add_generation_prompt",
                 "no message can be continued behind a fresh turn; leave it out",
             )
@@ -231,13 +231,13 @@ class CompletionRequest(Asked):
     @model_validator(mode="after")
     def _no_best_of(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise field_error("best_of", "best_of is not supported by this server beside n; leave it out")
+            raise FieldError("best_of", "best_of is not supported by this server beside n; leave it out")
         return self
 
     @model_validator(mode="after")
     def _something_is_asked_for(self) -> CompletionRequest:
         if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
-            raise field_error("max_tokens", "max_tokens is 0, so nothing is asked for; give 1, or echo: true")
+            raise FieldError("max_tokens", "max_tokens is 0, so nothing is asked for; give 1, or echo: true")
         return self
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from trimtab.errors import unknown_name
 from trimtab.serving.neutral import Ignored, Refused, asks_for_nothing
@@ -22,14 +21,13 @@ MAX_NAMES = 256
 """Entries of a mapping of names."""
 MAX_NAME_LENGTH = 512
 
-FIELD_ERROR = "field"
-"""The type of a validator's problem with one field as a whole, whose name is its context's `param`."""
 
+class FieldError(ValueError):
+    """A validator's problem with one field as a whole, whose name is `param`."""
 
-def field_error(name: str, message: str) -> PydanticCustomError:
-    """A problem with the field of this name; what a client wrote may hold braces."""
-    said = {key: text.encode("utf-8", "replace").decode() for key, text in (("param", name), ("message", message))}
-    return PydanticCustomError(FIELD_ERROR, "{message}", said)
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 def _whole(text: str) -> str:
@@ -101,7 +99,7 @@ class Wire(BaseModel):
         found = {name: value for name, value in data.items() if value is not None and name not in cls.ignored}
         for name in [name for name in found if name not in cls._names()]:
             if name not in cls.refused:
-                raise field_error(name, str(unknown_name("field", str(name)[:64], cls._names())).rstrip("."))
+                raise FieldError(name, str(unknown_name("field", str(name)[:64], cls._names())).rstrip("."))
             if not asks_for_nothing(found.pop(name), cls.refused[name]):
-                raise field_error(name, f"{name} is not supported by this server; leave it out")
+                raise FieldError(name, f"{name} is not supported by this server; leave it out")
         return found
