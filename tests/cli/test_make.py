@@ -177,7 +177,7 @@ def test_another_make_is_not_continued(run: Run, tiny: Tiny, a_peak: Peak) -> No
     before = _everything("guides")
     other = run(*_make(tiny, "--resume", "--method", "dpo"))
     assert other.code == 2
-    assert 'asked.method was "arm", is "dpo"' in other.err
+    assert 'given.--method was "arm", is "dpo"' in other.err
     Path("prompts.jsonl").write_text('{"prompt": "another"}\n' + Path("prompts.jsonl").read_text())
     other = run(*_make(tiny, "--resume"))
     assert "prompts.train was" in other.err
@@ -185,6 +185,47 @@ def test_another_make_is_not_continued(run: Run, tiny: Tiny, a_peak: Peak) -> No
     kept = run(*_make(tiny))
     assert kept.code == 2
     assert "guides/mine.work already exists" in kept.err
+
+
+def test_finished_pairs_stay_those_that_the_guide_was_trained_on(run: Run, tiny: Tiny, a_peak: Peak) -> None:
+    """Settings of a stage may change until the training has begun, those of the stages behind it at any time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make.train, "run", lambda _: 130)
+        assert run(*_make(tiny)).code == 130
+    other = f"{PAIRS_FLAGS} --min-margin 1"
+    assert run(*_make(tiny, "--resume", "--pairs-flags", other)).code == 0
+    before = _everything("guides")
+    for flag, value in (("--pairs-flags", PAIRS_FLAGS), ("--train-flags", f"{TRAIN_FLAGS} --epochs 2")):
+        refused = run(*_make(tiny, "--resume", "--pairs-flags", other, flag, value))
+        assert refused.code == 2
+        assert f"given.{flag} was" in refused.err
+    assert _everything("guides") == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--gold", "sentment"), "Did you mean 'sentiment'"),
+        (("--gold", "scorers_for_make.py:erly"), "erly"),
+        (("--strengths", "2"), "names one strength"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_first(
+    argv: tuple[str, ...], message: str, run: Run, tiny: Tiny
+) -> None:
+    pytest.importorskip("vaderSentiment")
+    outcome = run(*_make(tiny, *argv))
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert not Path("guides").exists()
+
+
+def test_pairs_that_are_not_there_are_missed_first(run: Run, tiny: Tiny) -> None:
+    given = ("--data", "none.jsonl", "--gold", "scorers_for_make.py:early")
+    outcome = run("make", "guides/mine", "--model", tiny.model, "--prompts", "prompts.jsonl", *given)
+    assert outcome.code == 2
+    assert "none.jsonl" in outcome.err
+    assert not Path("guides").exists()
 
 
 def test_a_strength_that_cannot_be_named_is_said_and_the_guide_is_kept(run: Run, tiny: Tiny) -> None:

@@ -219,7 +219,9 @@ class CompletionRequest(Asked):
     logprobs: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="log-probabilities of the tokens, and so many of the most probable ones besides"
     )
-    best_of: Annotated[int, Field(ge=1)] | None = Field(default=None, description="as many as `n`, if it is given")
+    best_of: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="equal to `n` (1 where that is left out)"
+    )
     max_tokens: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description=f"{meaning('max_new_tokens')}; 0: none, with `echo` or `prompt_logprobs`"
     )
@@ -231,7 +233,11 @@ class CompletionRequest(Asked):
     @model_validator(mode="after")
     def _no_best_of(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise FieldError("best_of", "best_of is not supported by this server beside n; leave it out")
+            raise FieldError(
+                "best_of",
+                f"best_of is {self.best_of} and n is {self.n or 1}; no answers are made here to be thrown away, so "
+                "leave best_of out",
+            )
         return self
 
     @model_validator(mode="after")

@@ -19,7 +19,19 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli import calibrate, compare, options
 from trimtab.cli.make.ending import Stage, finish
 from trimtab.cli.make.recipe import write_recipe
-from trimtab.cli.make.stages import CALIBRATE, METHODS, PAIRS, REPORT, TRAIN, Places, Plan, flags_of, settings_of, shown
+from trimtab.cli.make.stages import (
+    CALIBRATE,
+    METHODS,
+    PAIRS,
+    REPORT,
+    TRAIN,
+    Places,
+    Plan,
+    flags_of,
+    must_stay,
+    settings_of,
+    shown,
+)
 from trimtab.cli.make.stages import words as words_of
 from trimtab.cli.pairs import command as pairs
 from trimtab.cli.pairs.job import sentences_of
@@ -149,7 +161,7 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
             f"--{stage}-flags",
             default="",
             metavar="FLAGS",
-            help=f'more flags of that stage, in one text: "{example}"; they go before what make gives',
+            help=f'more flags of that stage, in one text: ="{example}"; they go before what make gives',
         )
 
 
@@ -251,7 +263,26 @@ def _plan(args: argparse.Namespace) -> Plan:
     if plan.pairs_flags and not plan.makes_pairs:
         raise OptionError("--pairs-flags is of a stage that is not run: no pairs are made here. Leave it out.")
     _check_stages(args, plan)
+    _check_sources(plan)
     return plan
+
+
+def _check_sources(plan: Plan) -> None:
+    """Raise what the last stages would, before the first one is done, for names, strengths and files that are wrong."""
+    from trimtab.cli.make.stages import reward_of
+    from trimtab.storage.scorers import load_scorer
+
+    for text in (*plan.rewards, *plan.golds, *plan.measured):
+        source = str(reward_of(text).source)
+        if not Path(source).is_dir():  # a reward model is read when it is needed
+            load_scorer(source)
+    if len(set(plan.strengths)) == 1:
+        raise OptionError(
+            f"--strengths names one strength, {plan.strengths[0]:g}, and a peak needs one beyond it. Give two at least."
+        )
+    for name in plan.data:
+        if name.endswith((".jsonl", ".json")) and not Path(name).is_file():
+            raise OptionError(f"--data {name} is not there. Give a file of pairs, or a hub data set as owner/name.")
 
 
 def _check_stages(args: argparse.Namespace, plan: Plan) -> None:
@@ -262,7 +293,7 @@ def _check_stages(args: argparse.Namespace, plan: Plan) -> None:
             args.commands[command[0]].parse_args(command[1:])
         except OptionError as error:
             problem = str(error).replace("--", "")
-            raise OptionError(f"--{stage}-flags cannot be used with `trimtab {command[0]}`: {problem}") from None
+            raise OptionError(f"--{stage}-flags does not fit `trimtab {command[0]}`: {problem}") from None
 
 
 def _check_method(args: argparse.Namespace) -> None:
@@ -351,8 +382,8 @@ def _begin(args: argparse.Namespace, plan: Plan, parts: Splits) -> None:
         except ValueError as error:
             raise DataError(f"not readable ({error}). Give --overwrite.", path=plan.places.settings) from None
         check_same(
-            before,
-            settings,
+            must_stay(plan, before),
+            must_stay(plan, settings),
             problem=f"Cannot go on with {plan.places.guide}",
             way_out="Give what it was begun with, --overwrite, or another directory.",
         )

@@ -44,6 +44,11 @@ class Places:
         return self.guide.with_name(f"{self.guide.name}.work")
 
     @property
+    def unfinished(self) -> Path:
+        """Where a training is while it runs."""
+        return self.guide.with_name(f"{self.guide.name}.partial")
+
+    @property
     def pairs(self) -> Path:
         return self.work / "pairs.jsonl"
 
@@ -223,8 +228,25 @@ def reward_of(text: str) -> AgentReward:
     return reward_argument(text)
 
 
-def settings_of(plan: Plan, prompts: Mapping[str, str]) -> dict[str, object]:
-    """What a make that is continued must share with the one that was begun, beside what its stages check."""
-    kept = ("model", "rewards", "towards", "away", "judge", "data", "golds", "method", "max_new_tokens", "seed")
+_ALWAYS = ("model", "towards", "away", "judge", "data", "method", "max_new_tokens", "seed")
+_ONCE_TRAINED = ("rewards", "pairs_flags", "train_flags")
+"""What only pairs and training depend on: it may change until the training has begun."""
+
+
+def settings_of(plan: Plan, prompts: Mapping[str, str]) -> dict[str, Mapping[str, object]]:
+    """What a make that is continued may have to share with the one that was begun, beside what its stages check."""
     facts = dataclasses.asdict(plan)
-    return {"asked": {name: facts[name] for name in kept}, "prompts": dict(prompts)}
+    for name in ("pairs_flags", "train_flags"):  # an error quotes them, and they are flags of another command
+        facts[name] = " ".join(word.removeprefix("--") for word in facts[name])
+    return {"given": {_flag(name): facts[name] for name in (*_ALWAYS, *_ONCE_TRAINED)}, "prompts": dict(prompts)}
+
+
+def must_stay(plan: Plan, settings: Mapping[str, Mapping[str, object]]) -> dict[str, Mapping[str, object]]:
+    """Those of the settings that cannot change any more."""
+    begun = any(path.exists() for path in (plan.places.guide, plan.places.unfinished))
+    named = {_flag(name) for name in (_ALWAYS + _ONCE_TRAINED if begun else _ALWAYS)}
+    return {**settings, "given": {flag: value for flag, value in settings["given"].items() if flag in named}}
+
+
+def _flag(name: str) -> str:
+    return "--reward" if name == "rewards" else f"--{name.replace('_', '-')}"
