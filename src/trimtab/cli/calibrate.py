@@ -20,7 +20,7 @@ from trimtab.cli import compare, engines, flags, options
 from trimtab.cli.pairs.job import sentences_of
 from trimtab.cli.prompts import SHIPPED
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
-from trimtab.cli.train.rewards import REWARD_HELP, reward_argument
+from trimtab.cli.train.rewards import REWARD_HELP, add_rewards
 from trimtab.errors import InputError, OptionError
 from trimtab.making.settings import AWAY, TOWARDS
 from trimtab.mixing.forms import FORMS
@@ -79,27 +79,19 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     add_template_options(parser)
     add_ignored_columns(parser)
-    group.add_argument(
+    add_rewards(
+        group,
         "--reward",
-        dest="rewards",
-        action="append",
-        default=[],
-        type=reward_argument,
-        metavar="[NAME=]SOURCE[:MULTIPLIER]",
-        help=f"what the guide was trained for: {REWARD_HELP}; repeat for a sum",
+        f"what the guide was trained for: {REWARD_HELP}; repeat for a sum",
     )
     group.add_argument(
         "--towards", metavar="SENTENCE", help="the reward is how much likelier an answer is under this; @FILE: its text"
     )
     group.add_argument("--away", metavar="SENTENCE", help="than under this")
-    group.add_argument(
+    add_rewards(
+        group,
         "--gold",
-        dest="golds",
-        action="append",
-        default=[],
-        type=reward_argument,
-        metavar="[NAME=]SOURCE[:MULTIPLIER]",
-        help="what decides in its stead: a reward that the guide was not trained for; repeat for a sum",
+        "what decides in its stead: a reward that the guide was not trained for; repeat for a sum",
     )
 
 

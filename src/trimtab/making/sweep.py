@@ -68,13 +68,7 @@ class Sweep:
     @property
     def tried(self) -> tuple[float, ...]:
         """The strengths, in their order. Raises OptionError for one that is not above 0, or too few of them."""
-        strengths = tuple(sorted(set(self.strengths or TRIED[self.kind])))
-        if strengths[0] <= 0:
-            raise naming(OptionError, "{strengths} has {0}; a calibration looks for a peak above 0.", strengths[0])
-        if len(strengths) < 2:
-            template = "{strengths} names one strength; a peak needs a strength beyond it. Give two at least."
-            raise naming(OptionError, template)
-        return strengths
+        return in_order(self.strengths or TRIED[self.kind])
 
     def recipe(self) -> dict[str, object]:
         """The comparison, as a recipe file would say it. Raises OptionError as the parts do."""
@@ -171,3 +165,14 @@ def calibration_of(decision: Decision, sweep: Sweep, *, max_new_tokens: int, dat
         date=date,
         tried={way.form or "": list(sweep.tried) for way in sweep.ways},
     )
+
+
+def in_order(strengths: Sequence[float]) -> tuple[float, ...]:
+    """Each strength once, in order. Raises OptionError for one that is not above 0, or too few to have a peak."""
+    ordered = tuple(sorted(set(strengths)))
+    if ordered[0] <= 0:
+        raise naming(OptionError, "{strengths} has {0}; a calibration looks for a peak above 0.", ordered[0])
+    if len(ordered) < 2:
+        template = "{strengths} names one strength; a peak needs a strength beyond it. Give two at least."
+        raise naming(OptionError, template)
+    return ordered

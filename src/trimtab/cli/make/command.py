@@ -29,6 +29,7 @@ from trimtab.cli.make.stages import (
     Plan,
     flags_of,
     must_stay,
+    reward_of,
     settings_of,
     shown,
 )
@@ -39,7 +40,7 @@ from trimtab.cli.prompts import read_prompts
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.cli.train import command as train
 from trimtab.cli.train.interruption import resume_command
-from trimtab.cli.train.rewards import REWARD_HELP, reward_argument
+from trimtab.cli.train.rewards import REWARD_HELP, add_rewards, reward_argument
 from trimtab.cli.train.run_options import naming_flags
 from trimtab.errors import DataError, OptionError, OutputExistsError, TrimtabError
 
@@ -104,14 +105,11 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_ways(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is wanted")
-    group.add_argument(
+    add_rewards(
+        group,
         "--reward",
-        dest="rewards",
-        action="append",
-        default=[],
-        type=_reward,
-        metavar="[NAME=]SOURCE[:MULTIPLIER]",
-        help=f"{REWARD_HELP}; repeat for several",
+        f"{REWARD_HELP}; repeat for several",
+        read=_reward,
     )
     group.add_argument("--towards", metavar="SENTENCE", help="answers as under this sentence; @FILE: its text")
     group.add_argument("--away", metavar="SENTENCE", help="and not as under this one")
@@ -121,15 +119,12 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data", action="append", default=[], metavar="PAIRS", help="pairs that are there already; repeat for several"
     )
-    group.add_argument(
+    add_rewards(
+        group,
         "--gold",
-        dest="golds",
-        action="append",
-        default=[],
-        type=_reward,
-        metavar="[NAME=]SOURCE[:MULTIPLIER]",
-        help="a reward that the guide is not trained for and that decides the calibration; needed with --data, and "
+        "a reward that the guide is not trained for and that decides the calibration; needed with --data, and "
         "with a judge that gives no numbers",
+        read=_reward,
     )
 
 
@@ -269,17 +264,16 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _check_sources(plan: Plan) -> None:
     """Raise what the last stages would, before the first one is done, for names, strengths and files that are wrong."""
-    from trimtab.cli.make.stages import reward_of
-    from trimtab.storage.scorers import load_scorer
+    from trimtab.making.sweep import in_order
+    from trimtab.storage.scorers import is_function_name, load_scorer
 
     for text in (*plan.rewards, *plan.golds, *plan.measured):
         source = str(reward_of(text).source)
-        if not Path(source).is_dir():  # a reward model is read when it is needed
+        is_model = Path(source).is_dir() or ("/" in source and not is_function_name(source))
+        if not is_model:  # a reward model is loaded once, when it is needed
             load_scorer(source)
-    if len(set(plan.strengths)) == 1:
-        raise OptionError(
-            f"--strengths names one strength, {plan.strengths[0]:g}, and a peak needs one beyond it. Give two at least."
-        )
+    if plan.strengths:
+        in_order(plan.strengths)
     for name in plan.data:
         if name.endswith((".jsonl", ".json")) and not Path(name).is_file():
             raise OptionError(f"--data {name} is not there. Give a file of pairs, or a hub data set as owner/name.")

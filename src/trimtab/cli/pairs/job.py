@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli import engines, flags, options
 from trimtab.cli.judge import JudgeChoice, add_endpoint
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
-from trimtab.cli.train.rewards import REWARD_HELP, reward_argument
+from trimtab.cli.train.rewards import REWARD_HELP, add_rewards
 from trimtab.errors import OptionError
 from trimtab.making.settings import AWAY, TOWARDS, ChoiceSettings, SampleSettings
 
@@ -54,14 +54,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_ways(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what tells two answers apart")
-    group.add_argument(
+    add_rewards(
+        group,
         "--reward",
-        dest="rewards",
-        action="append",
-        default=[],
-        type=reward_argument,
-        metavar="[NAME=]SOURCE[:MULTIPLIER]",
-        help=f"{REWARD_HELP}; repeat for several",
+        f"{REWARD_HELP}; repeat for several",
     )
     group.add_argument(
         "--towards", metavar="SENTENCE", help="chosen answers are sampled with this before the prompt; @FILE: its text"

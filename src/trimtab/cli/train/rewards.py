@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from trimtab.cli.template_options import add_ignored_columns, add_template_options
@@ -37,6 +38,24 @@ def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._Ar
         type=_reward,
         metavar="NAME=SOURCE[:MULTIPLIER]",
         help=f"a term of the reward: {REWARD_HELP}; repeat for several",
+    )
+
+
+def add_rewards(
+    group: argparse._ArgumentGroup, flag: str, help_text: str, *, read: Callable[[str], object] | None = None
+) -> None:
+    """A flag that names rewards, each `[NAME=]SOURCE[:MULTIPLIER]`, and may be repeated.
+
+    `--reward` fills `rewards`; `read` is the argparse type (left out: `reward_argument`).
+    """
+    group.add_argument(
+        flag,
+        dest=f"{flag.removeprefix('--')}s",
+        action="append",
+        default=[],
+        type=read or reward_argument,
+        metavar="[NAME=]SOURCE[:MULTIPLIER]",
+        help=help_text,
     )
 
 
