@@ -15,8 +15,10 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _LETTER = re.compile(r"[^\W\d_]")
 NO_ANSWER = -1000.0
 """The reward of a text without a word for being short: what a text of a thousand words gets."""
-NOT_PLAIN = -30.0
-"""The reward of a text without a word of letters for its words: what words of thirty letters get."""
+LONG = 6
+"""A word of more letters is long: the L of Björnsson's readability index LIX (1968)."""
+NOT_PLAIN = -1.0
+"""The reward of a text without a word of letters for its words: what long words alone get."""
 
 
 def short_answer(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
@@ -25,7 +27,7 @@ def short_answer(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]
 
 
 def plain_words(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-    """Minus the mean number of letters of each answer's words; `NOT_PLAIN` for one without a word of letters.
+    """Minus the share of long words in each answer, from −1 to 0; `NOT_PLAIN` for one without a word of letters.
 
     A word is letters and digits with hyphens and apostrophes inside; only its letters count, and a number is no word.
     """
@@ -35,11 +37,11 @@ def plain_words(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
 def _plainness(text: str) -> float:
     lengths = [len(_LETTER.findall(word)) for word in _WORD.findall(text)]
     lettered = [length for length in lengths if length]
-    return -sum(lettered) / len(lettered) if lettered else NOT_PLAIN
+    return -sum(length > LONG for length in lettered) / len(lettered) if lettered else NOT_PLAIN
 
 
 EXACT: dict[str, tuple[Callable[[Sequence[Prompt], Sequence[str]], list[float]], str]] = {
     "short-answer": (short_answer, "minus the number of words of the answer"),
-    "plain-words": (plain_words, "minus the letters of the answer's mean word"),
+    "plain-words": (plain_words, f"minus the share of the answer's words that have more than {LONG} letters"),
 }
 """Name -> the function, and what a report says of it."""
