@@ -131,7 +131,10 @@ def run(args: argparse.Namespace) -> int:
     """Measure, decide, write."""
     decided = calibrate(args)
     if decided.decision.chosen is None:
-        raise InputError(f"No strength is named. {decided.decision.why} Report: {decided.report}")
+        raise InputError(
+            f"No strength is named. {decided.decision.why} More strengths go on with --resume; other prompts or rewards "
+            f"want --overwrite. Report: {decided.report}"
+        )
     return 0
 
 
