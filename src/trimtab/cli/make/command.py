@@ -32,6 +32,7 @@ from trimtab.cli.make.stages import (
     reward_of,
     settings_of,
     shown,
+    with_stage,
 )
 from trimtab.cli.make.stages import words as words_of
 from trimtab.cli.pairs import command as pairs
@@ -207,21 +208,15 @@ def _run(args: argparse.Namespace, name: str, command: list[str]) -> tuple[int, 
         REPORT: compare.run,
     }
     try:
-        with naming_flags({setting: _called(args, setting, flag, name) for setting, flag in parsed.flags.items()}):
+        with naming_flags(parsed.flags):
             if name == CALIBRATE:
                 return 0, calibrate.calibrate(parsed)
             return functions[name](parsed), None
     except TrimtabError as error:
         vars(error).pop("naming", None)  # its settings have their names
+        error.args = (with_stage(str(error), name, own=args.flags, of_stage=parsed.flags),)
         options.say(f"the stage {name} ended with an error; what is there stays, and --resume goes on from it")
         raise
-
-
-def _called(args: argparse.Namespace, setting: str, flag: str, stage: str) -> str:
-    """What make calls a setting of a stage: a flag of its own, or one that --STAGE-flags holds."""
-    if setting in args.flags:
-        return str(args.flags[setting])
-    return f"{flag.lstrip('-')} (in --{stage}-flags)" if stage != REPORT else flag
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -286,8 +281,7 @@ def _check_stages(args: argparse.Namespace, plan: Plan) -> None:
         try:
             args.commands[command[0]].parse_args(command[1:])
         except OptionError as error:
-            problem = str(error).replace("--", "")
-            raise OptionError(f"--{stage}-flags does not fit `trimtab {command[0]}`: {problem}") from None
+            raise OptionError(f"--{stage}-flags does not fit `trimtab {command[0]}`: {error}") from None
 
 
 def _check_method(args: argparse.Namespace) -> None:
