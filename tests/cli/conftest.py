@@ -80,7 +80,7 @@ def _typed(flag: str, argv: Sequence[str]) -> bool:
 
 def _flags_of_stages(argv: Sequence[str], said: str) -> set[str]:
     """The flags of the stages of `make` to which the text says how to hand them (--pairs-flags and the like)."""
-    if argv[0] != "make":
+    if argv[:1] != ("make",):
         return set()
     method = argv[argv.index("--method") + 1] if "--method" in argv else "arm"
     stages = {"pairs": ("pairs",), "train": ("train", method), "calibrate": ("calibrate",)}

@@ -269,3 +269,23 @@ def test_more_answers_at_a_time_than_an_engine_takes_by_itself_run_at_a_time(
     outcome = run("compare", str(recipe), "--out", str(tmp_path / "run"))
     assert outcome.code == 0, outcome.err
     assert most_at_once == rows
+
+
+def test_an_interrupt_says_how_to_go_on(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names no method as failed, and what it says goes on."""
+    import trimtab.evaluation.comparison.run as module
+
+    out = str(tmp_path / "run")
+
+    def interrupted(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_comparison", interrupted)
+        cut = run("compare", str(recipe), "--out", out)
+    assert cut.code == 130
+    assert "failed" not in cut.err
+    assert cut.err.rstrip().endswith(f"compare {recipe} --out {out} --resume")
+    assert run("compare", str(recipe), "--out", out, "--resume").code == 0

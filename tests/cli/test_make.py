@@ -296,7 +296,11 @@ def test_prompts_that_yield_no_pair_say_how_many_were_tried(run: Run, tiny: Tiny
     [
         (("--pairs-flags", "--num-samples 5"), SENTENCES, "--num-samples in --pairs-flags is 5"),
         (("--pairs-flags", "--min-margin 1"), SENTENCES, "--min-margin in --pairs-flags is a difference in reward"),
-        (("--train-flags", "--max-length 30 --max-prompt-length 40"), REWARD, "--max-prompt-length in --train-flags 40"),
+        (
+            ("--train-flags", "--max-length 30 --max-prompt-length 40"),
+            REWARD,
+            "--max-prompt-length in --train-flags 40",
+        ),
     ],
 )
 def test_a_stage_names_a_flag_as_it_is_typed_and_where(
@@ -359,7 +363,11 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(
         (("--method", "agent"), SENTENCES, "give --reward R"),
         (("--num-test", "30"), REWARD, "20 different prompts are too few: 4 to validate and 30 to test"),
         (("--pairs-flags", "--num-sample 3"), REWARD, "Did you mean '--num-samples'"),
-        (("--pairs-flags", "--num-samples 1"), REWARD, "--pairs-flags does not fit `trimtab pairs`: argument --num-samples"),
+        (
+            ("--pairs-flags", "--num-samples 1"),
+            REWARD,
+            "--pairs-flags does not fit `trimtab pairs`: argument --num-samples",
+        ),
         (("--calibrate-flags", "--forms shft"), REWARD, "argument --forms: 'shft' is not a form"),
         (("--train-flags", '--form "'), REWARD, "Close the quote"),
         (("--prompts", "builtin:none"), REWARD, "builtin:training"),

@@ -214,7 +214,7 @@ def test_a_reward_that_is_always_the_same_is_named_with_its_value() -> None:
 
 
 def test_a_reward_that_is_the_same_for_all_answers_to_a_prompt_says_its_values() -> None:
-    base, points = curve(flat, noise=0.0)
+    _, points = curve(flat, noise=0.0)
     values = [float(number % 3) for number in range(64)]
     found = decide(Base(values), [Point(point.form, point.strength, values, point.kl) for point in points])
     assert found.chosen is None

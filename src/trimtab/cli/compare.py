@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
 from trimtab.cli.prompts import as_asked, read_prompts, use_template
+from trimtab.cli.train.interruption import interrupted
 from trimtab.errors import DataError, MissingExtraError, OptionError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -70,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
     from trimtab.methods.catalogue import check_method
 
     recipe = read_recipe(Path(args.recipe), known_methods(), check_method)
-    make_answers(recipe, args.recipe, engine, Path(args.out), Placement.of(args))
-    return _report(args, Path(args.out))
+    try:
+        make_answers(recipe, args.recipe, engine, Path(args.out), Placement.of(args))
+        return _report(args, Path(args.out))
+    except KeyboardInterrupt:
+        return interrupted(args.given)
 
 
 @dataclass(frozen=True, slots=True)

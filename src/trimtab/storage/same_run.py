@@ -7,10 +7,10 @@ compared as JSON gives them back (a tuple is a list).
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from trimtab.errors import OptionError
 
@@ -29,7 +29,7 @@ class Difference:
 
     def __str__(self) -> str:
         before, now = map(_shown, (self.before, self.now))
-        same = len(os.path.commonprefix([before, now]))
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False)))
         return f"{'.'.join(self.key)} was {_short(before, same)}, is {_short(now, same)}"
 
 

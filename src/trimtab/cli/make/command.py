@@ -40,7 +40,7 @@ from trimtab.cli.pairs.job import sentences_of
 from trimtab.cli.prompts import read_prompts
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.cli.train import command as train
-from trimtab.cli.train.interruption import resume_command
+from trimtab.cli.train.interruption import interrupted
 from trimtab.cli.train.rewards import REWARD_HELP, add_rewards, reward_argument
 from trimtab.cli.train.run_options import naming_flags
 from trimtab.errors import DataError, OptionError, OutputExistsError, TrimtabError
@@ -192,8 +192,7 @@ def run(args: argparse.Namespace) -> int:
                     options.say(f"no strength is named: {found.decision.why}")
                 stages.append(Stage(name, shown(command), time.monotonic() - started))
     except KeyboardInterrupt:
-        options.say(f"interrupted; what is there stays. Go on with:\n{resume_command(args.given)}")
-        return 130
+        return interrupted(args.given)
     finish(plan, stages, calibrated, as_json=args.json)
     return 0
 
