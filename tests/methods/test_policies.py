@@ -19,7 +19,8 @@ from trimtab.errors import OptionError
 from trimtab.guides.arm import ARM
 from trimtab.guides.prompt import PromptGuide
 from trimtab.methods.best_of_n import BestOfN
-from trimtab.methods.catalogue import METHODS, build_policy, check_method, check_weights
+from trimtab.methods.catalogue import METHODS, build_policy, check_method
+from trimtab.methods.checking import check_weights
 from trimtab.methods.method import Guided, Policy, Strength, derived_seed, number, numbers
 from trimtab.methods.rewriting import Rewriting
 from trimtab.methods.segments import SegmentRejection

@@ -157,13 +157,7 @@ def load_rewards(
     An adapter that was trained on another model than `beside`, the steered one, runs on its own (see `load_guide`).
     Raises CheckpointError for what is not a reward model, CompatibilityError for one that cannot be read so.
     """
-    directory = guide_directory(name, None)
-    card = read_card(directory)
-    if card.kind != "reward":
-        raise CheckpointError(
-            f"{name} holds a guide of kind {card.kind!r}; a reward model is wanted. Accepted: what `trimtab train "
-            "reward` wrote, or a sequence-classification model of one label."
-        )
+    directory, card = reward_directory(name)
     from trimtab.models.rewards.stepwise import load_adapter_rewards, token_rewards
     from trimtab.models.rewards.whole import load_whole_reward_model
 
@@ -174,6 +168,18 @@ def load_rewards(
     return token_rewards(
         load_whole_reward_model(directory, name=str(name), dtype=dtype, quantize=quantize, device=device)
     )
+
+
+def reward_directory(name: str | Path) -> tuple[Path, GuideCard]:
+    """Where a trajectory reward model is, and its card. Raises CheckpointError for what is not a reward model."""
+    directory = guide_directory(name, None)
+    card = read_card(directory)
+    if card.kind != "reward":
+        raise CheckpointError(
+            f"{name} holds a guide of kind {card.kind!r}; a reward model is wanted. Accepted: what `trimtab train "
+            "reward` wrote, or a sequence-classification model of one label."
+        )
+    return directory, card
 
 
 def load_own_base(
@@ -211,6 +217,11 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
 
     `name` is a directory or a hub id. Raises CheckpointError for a guide of another kind.
     """
+    return _parm(*parm_directory(name, revision=revision))
+
+
+def parm_directory(name: str | Path, *, revision: str | None = None) -> tuple[Path, GuideCard]:
+    """Where a preference-aware guide is, and its card. Raises CheckpointError for a guide of another kind."""
     directory = guide_directory(name, revision)
     card = read_card(directory)
     if card.kind != "parm":
@@ -218,7 +229,7 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
             f"{directory} holds a guide of kind {card.kind!r}, which has no preference vector. "
             "Accepted: what `trimtab train parm` wrote."
         )
-    return _parm(directory, card)
+    return directory, card
 
 
 _Key: TypeAlias = "tuple[str, str, str, bool, str | None, LlamaOptions | None]"
