@@ -129,6 +129,7 @@ def _check(recipe: Recipe, name: str, engine: EngineChoice) -> None:
 
     if problems := path_problems(recipe):
         raise OptionError(f"{name} names what is not there:\n" + "\n".join(problems))
+    check_engine((spec.method for spec in recipe.methods), engine.maker)
     if problems := _source_problems(recipe):
         raise OptionError(f"{name} has methods that cannot run:\n" + "\n".join(problems))
     if problems := _weight_problems(recipe):
@@ -137,7 +138,6 @@ def _check(recipe: Recipe, name: str, engine: EngineChoice) -> None:
         raise OptionError(f"{name} says of a reward what is not so:\n" + "\n".join(problems))
     if recipe.quantize is not None:
         engine.maker.check_features([QUANTIZE], what=f"quantize: {recipe.quantize}")
-    check_engine((spec.method for spec in recipe.methods), engine.maker)
     engine.maker.check_params(recipe.params)
     _check_packages(recipe)
 

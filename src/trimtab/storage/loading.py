@@ -300,7 +300,7 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
 
     refuse_rule(directory, options)
     refuse_preference(directory, options)
-    weight = _weight(card, options)
+    weight = card.strength_alone(options.weight, form=options.form)
     form = card.form(options.form)
     if is_adapter(directory):
         from trimtab.models.adapters.lora import LoRA
@@ -315,12 +315,6 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
     load = _shared_loader(options.dtype, options.device, options.trust_remote_code, options.quantize, options.llama)
     whole = load(str(directory))
     return ARM(whole, weight=weight, prompt=options.prompt, form=form, reference=options.model)
-
-
-def _weight(card: GuideCard, options: GuideOptions) -> float:
-    """What is asked for; else the strength that the card keeps for the form that the guide is run in; else 1."""
-    weight = card.weight_as(options.form) if options.weight is None else options.weight
-    return 1.0 if weight is None else weight
 
 
 def _build_prompt(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
@@ -341,7 +335,7 @@ def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Gu
     refuse_preference(directory, options)
     if options.prompt is not None:
         raise OptionError(f"{directory} judges answers to the request's own prompt; leave `prompt` out.")
-    weight = _weight(card, options)
+    weight = card.strength_alone(options.weight, form=options.form)
     rewards = load_rewards(directory, dtype=options.dtype, quantize=options.quantize, device=options.device)
     guide = TrajectoryGuide(rewards, weight=weight)
     return guide if options.model is None else guide.bind(options.model)
@@ -357,10 +351,9 @@ def _build_agent(directory: Path, card: GuideCard, options: GuideOptions) -> Gui
     agent = Agent.of_directory(directory, card.written)
     if options.rule is not None:
         agent = agent.ruled_by(options.rule)
-    weight = card.weight if options.weight is None and options.rule is None else options.weight
-    if weight is not None:
-        agent.selection.rule.check_weight(weight)
-        agent = replace(agent, weight=weight)
+    weight = card.strength_alone(options.weight, rule=options.rule, own=agent.weight)
+    agent.selection.rule.check_weight(weight)
+    agent = replace(agent, weight=weight)
     return agent if options.model is None else agent.bind(options.model)
 
 
@@ -373,7 +366,7 @@ def _build_parm(directory: Path, card: GuideCard, options: GuideOptions) -> Guid
             f"{directory} weighs {len(parm.objectives)} objectives ({', '.join(parm.objectives)}), so it needs a "
             "preference: one number of at least 0 for each, in this order, that add up to 1."
         )
-    weight = 1.0 if options.weight is None else options.weight  # a calibration would be of one preference
+    weight = card.strength_alone(options.weight, form=options.form)
     guide = replace(parm.at(options.preference, weight=weight, prompt=options.prompt), form=form)
     return guide if options.model is None else guide.on(options.model)
 

@@ -83,8 +83,11 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
     how = {"temperature": args.temperature, "plausibility": args.plausibility}
     problems = check_method(args.method, chosen, strengths)
     if not problems:
-        problem = source_problem(args.method, chosen, strengths)
-        problems = [problem] if problem else check_weights(args.method, chosen, strengths, **how)
+        assert method is not None
+        engine.maker.check_features(method.needs, what=f"--method {args.method}")
+        if problem := source_problem(args.method, chosen, strengths):
+            raise OptionError(problem)
+        problems = check_weights(args.method, chosen, strengths, **how)
     if strength is None and method is not None:
         if method.default_strengths != (0.0,):
             problems.append(f"{args.method} needs a strength ({method.dial}): --guide NAME=PATH:X, or --strength X.")
@@ -92,8 +95,6 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
     if problems:
         raise OptionError(" ".join(f"{problem[0].upper()}{problem[1:]}" for problem in problems))
     assert strength is not None
-    assert method is not None
-    engine.maker.check_features(method.needs, what=f"--method {args.method}")
     return MethodChoice(args.method, chosen, strength)
 
 
