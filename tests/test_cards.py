@@ -197,4 +197,8 @@ def test_the_strength_where_nothing_is_said(card: GuideCard, how: dict[str, str]
     assert card.strength_served(None, **how) == served
     for asked in (0.0, -1.0, 3.0):
         assert card.strength_alone(asked, **how) == card.strength_served(asked, **how) == asked
-    assert GuideCard("agent").strength_alone(None, own=0.5) == GuideCard("agent").strength_served(None, own=0.5) == 0.5
+    assert (
+        GuideCard("agent").strength_alone(None, otherwise=0.5)
+        == GuideCard("agent").strength_served(None, otherwise=0.5)
+        == 0.5
+    )

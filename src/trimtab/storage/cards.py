@@ -127,20 +127,20 @@ class GuideCard:
         return self.weight
 
     def strength_alone(
-        self, asked: float | None, *, form: str | None = None, rule: str | None = None, own: float = 1.0
+        self, asked: float | None, *, form: str | None = None, rule: str | None = None, otherwise: float = 1.0
     ) -> float:
         """The strength in a request that does not say, where somebody loads the guide to run it: what is `asked` for
-        then, else what the guide is kept with for this form or rule, else its `own`."""
+        then, else what the guide is kept with for this form or rule, else `otherwise`."""
         kept = self.weight_as(form, rule=rule) if asked is None else asked
-        return own if kept is None else kept
+        return otherwise if kept is None else kept
 
     def strength_served(
-        self, asked: float | None, *, form: str | None = None, rule: str | None = None, own: float = 0.0
+        self, asked: float | None, *, form: str | None = None, rule: str | None = None, otherwise: float = 0.0
     ) -> float:
         """The same where guides wait until they are asked for, on a server: only a measured strength turns one on."""
         if asked is None and self.calibration is None:
-            return own
-        return self.strength_alone(asked, form=form, rule=rule, own=own)
+            return otherwise
+        return self.strength_alone(asked, form=form, rule=rule, otherwise=otherwise)
 
     def with_form(self, form: str) -> GuideCard:
         """The same card with this form written into it, and its kind; a calibration in another form is left out."""

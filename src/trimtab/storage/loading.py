@@ -351,7 +351,7 @@ def _build_agent(directory: Path, card: GuideCard, options: GuideOptions) -> Gui
     agent = Agent.of_directory(directory, card.written)
     if options.rule is not None:
         agent = agent.ruled_by(options.rule)
-    weight = card.strength_alone(options.weight, rule=options.rule, own=agent.weight)
+    weight = card.strength_alone(options.weight, rule=options.rule, otherwise=agent.weight)
     agent.selection.rule.check_weight(weight)
     agent = replace(agent, weight=weight)
     return agent if options.model is None else agent.bind(options.model)

@@ -213,7 +213,7 @@ def _run(args: argparse.Namespace, name: str, command: list[str]) -> tuple[int, 
             return functions[name](parsed), None
     except TrimtabError as error:
         vars(error).pop("naming", None)  # its settings have their names
-        error.args = (with_stage(str(error), name, own=args.flags, of_stage=parsed.flags),)
+        error.args = (with_stage(str(error), name, of_make=args.flags, of_stage=parsed.flags),)
         options.say(f"the stage {name} ended with an error; what is there stays, and --resume goes on from it")
         raise
 

@@ -196,15 +196,15 @@ def flags_of(text: str, flag: str) -> tuple[str, ...]:
         raise OptionError(f"{flag} cannot be read as flags ({error}). Close the quote.") from None
 
 
-def with_stage(message: str, stage: str, *, own: Mapping[str, str], of_stage: Mapping[str, str]) -> str:
+def with_stage(message: str, stage: str, *, of_make: Mapping[str, str], of_stage: Mapping[str, str]) -> str:
     """An error of a stage, in which a flag that make itself does not have is said to go into --STAGE-flags.
 
-    `own` and `of_stage` hold the flags of make and of the stage's command, by their settings. What stands between
+    `of_make` and `of_stage` hold the flags of make and of the stage's command, by their settings. What stands between
     backticks, another command, stays.
     """
     if stage == REPORT:  # it is handed no flags
         return message
-    handed_on = _written(of_stage) - _written(own)
+    handed_on = _written(of_stage) - _written(of_make)
     parts = message.split("`")
     parts[::2] = [
         _FLAG.sub(lambda found: found[0] + (f" in --{stage}-flags" if found[0] in handed_on else ""), part)

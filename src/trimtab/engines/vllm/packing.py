@@ -185,7 +185,7 @@ def _agent(name: str, directory: Path, card: GuideCard, base: Outline, asked: _A
         what, flag = ("form", "--form") if asked.form is not None else ("base of its own", "--guide-base")
         raise OptionError(f"Guide {name} is an accept-reject agent, which has no {what}; leave {flag} out.")
     agent = Agent.of_directory(directory, card.written)
-    weight = card.strength_served(asked.weight, own=agent.weight)
+    weight = card.strength_served(asked.weight, otherwise=agent.weight)
     guide = ServedGuide(name, "agent", str(directory), "head", weight)
     read_agent(
         Manifest(str(base.directory), tuple(base.architectures), (guide,)),

@@ -1,8 +1,8 @@
 """Reward against KL, or against another reward: every method as a line, told apart by colour, marker and name.
 
 Colours are of Okabe and Ito's palette, darkened or lightened to stand out from either paper; methods of one colour have
-another marker and another dash, and each line carries its name. A line follows the order of a method's strengths. Hollow markers on
-a dotted line are bounds: the true value of x is no higher.
+another marker and another dash, and each line carries its name. A line follows the order of a method's strengths.
+Hollow markers on a dotted line are bounds: the true value of x is no higher.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Dash: TypeAlias = "str | tuple[int, tuple[float, ...]]"
 """A line style of Matplotlib's."""
 _DASHES: tuple[Dash, ...] = ("-", (0, (4, 1.5)), (0, (3, 1.2, 0.8, 1.2)), (0, (1.6, 1)))
 _DOTS: tuple[Dash, ...] = (":", (0, (1, 3)), (0, (1, 1.5, 1, 4)), (0, (1, 1.5, 1, 1.5, 1, 4)))
-"""The first is of the methods that have a colour for themselves, the next of those that have one for the second time."""
+"""The first is of the methods that are the first to have a colour, the next of those that are the second."""
 _LEGEND_LETTERS = 104  # what the figure's width holds of the legend's type
 _MARKER_LETTERS = 8  # what a marker takes there
 _LINE_HEIGHT = 13  # pixels at 72 dots an inch, for the names beside the lines
