@@ -209,6 +209,8 @@ def test_finished_pairs_stay_those_that_the_guide_was_trained_on(run: Run, tiny:
     [
         (("--gold", "sentment"), "Did you mean 'sentiment'"),
         (("--gold", "scorers_for_make.py:erly"), "erly"),
+        (("--gold", "rewards/none"), "'rewards/none'"),
+        (("--gold", "a_guide"), "no score head"),
         (("--strengths", "2"), "names one strength"),
     ],
 )
@@ -216,6 +218,8 @@ def test_what_a_later_stage_would_refuse_is_refused_first(
     argv: tuple[str, ...], message: str, run: Run, tiny: Tiny
 ) -> None:
     pytest.importorskip("vaderSentiment")
+    Path("a_guide").mkdir()
+    Path("a_guide/guide.json").write_text('{"format": 1, "kind": "arm"}')
     outcome = run(*_make(tiny, *argv))
     assert outcome.code == 2
     assert message in outcome.err

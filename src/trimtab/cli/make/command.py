@@ -259,13 +259,10 @@ def _plan(args: argparse.Namespace) -> Plan:
 def _check_sources(plan: Plan) -> None:
     """Raise what the last stages would, before the first one is done, for names, strengths and files that are wrong."""
     from trimtab.making.sweep import in_order
-    from trimtab.storage.scorers import is_function_name, load_scorer
+    from trimtab.storage.scorers import check_scorer
 
     for text in (*plan.rewards, *plan.golds, *plan.measured):
-        source = str(reward_of(text).source)
-        is_model = Path(source).is_dir() or ("/" in source and not is_function_name(source))
-        if not is_model:  # a reward model is loaded once, when it is needed
-            load_scorer(source)
+        check_scorer(str(reward_of(text).source))
     if plan.strengths:
         in_order(plan.strengths)
     for name in plan.data:
