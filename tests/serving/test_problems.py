@@ -116,6 +116,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a number for either": ({"stop": 5}, "stop is 5; give a text, or a list of texts."),
     "nothing in a list": ({"messages": []}, "messages is a list of 0; give at least 1 item."),
     "a text for an object": ({"guidance": "up"}, 'guidance is "up"; give an object.'),
+    "a guide's name that is a parameter's": (
+        {"guidance": {"weights": {"top_p": "x"}}},
+        'guidance.weights.top_p is "x"; give a number.',
+    ),
+    "in a mapping of guides": (
+        {"guidance": {"guide_plausibility": {"up": 2}}},
+        "guidance.guide_plausibility.up is 2; give a number of at least 0 and at most 1.",
+    ),
     "inside": ({"logit_bias": {"5": 101}}, "logit_bias.5 is 101; give a number of at least -100 and at most 100."),
 }
 

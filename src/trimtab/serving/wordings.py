@@ -55,12 +55,13 @@ def wanted(problem: Mapping[str, Any], place: Sequence[str]) -> str | None:
 
 
 def _entry(place: Sequence[str]) -> Described | None:
-    """The sampling parameter at a place, or above it."""
-    names = [part for part in place if not part.isdecimal()]
-    if not names:
+    """The sampling parameter whose number stands at a place, by itself or in a mapping."""
+    inside = place[1:] if place[:1] == ["guidance"] else place
+    if not inside:
         return None
-    found = table(SamplingParams).get("max_new_tokens" if names[-1] in _LENGTHS else names[-1])
-    return found if found is not None and found.kind in ("number", "whole", "biases") else None
+    found = table(SamplingParams).get("max_new_tokens" if inside[0] in _LENGTHS else inside[0])
+    kinds = {1: ("number", "whole"), 2: ("biases", "shares")}.get(len(inside), ())
+    return found if found is not None and found.kind in kinds else None
 
 
 def _is_its(context: Mapping[str, Any], entry: Described) -> bool:
