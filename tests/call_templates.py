@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.tiny import byte_tokenizer
@@ -90,3 +92,19 @@ def tokenizer_of(template: str) -> Any:
     found.add_tokens(["<tool_call>"])
     found.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "<|call|>", "<|sep|>", "<|end|>"]})
     return found
+
+
+def rendered_calls(hf: Any, calls: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    """What the template itself writes for calls (name, id, arguments), up to the end of the turn."""
+    as_text = "c.function.arguments }}\n" in hf.chat_template
+    made = [
+        {
+            "id": call_id,
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(given, ensure_ascii=False) if as_text else given},
+        }
+        for name, call_id, given in calls
+    ]
+    said = {"role": "assistant", "content": "", "tool_calls": made}
+    whole: str = hf.apply_chat_template([said], tokenize=False, tools=[{"name": "any"}])
+    return whole.partition("[assistant]\n")[2].partition("</s>")[0]
