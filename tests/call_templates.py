@@ -23,21 +23,21 @@ def _template(calls: str, *, tools: str = _TOOLS, opened: str = _OPEN, end: str 
 
 _ONE = '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
 _EACH = "{% for c in m.tool_calls %}"
+_NAME, _JSON = "{{ c.function.name }}", "{{ c.function.arguments | tojson }}"
 _SINGLE = "{% if m.tool_calls | length > 1 %}{{ raise_exception('one call at a time') }}{% endif %}"
 
 HERMES = _template(f"{_EACH}<tool_call>\n{_ONE}\n</tool_call>{{{{ '\n' if not loop.last }}}}{{% endfor %}}")
 LISTED = _template(
     "[TOOL_CALLS] [{% for c in m.tool_calls %}{% if c.id | length != 9 %}{{ raise_exception('ids have 9') }}{% endif %}"
-    "{{ (c.function | tojson)[:-1] }}, \"id\": \"{{ c.id }}\"}{{ ', ' if not loop.last }}{% endfor %}]"
+    '{{ (c.function | tojson)[:-1] }}, "id": "{{ c.id }}"}{{ \', \' if not loop.last }}{% endfor %}]'
 )
 BARE = _template(
     f"{_SINGLE}{{% set c = m.tool_calls[0] %}}"
     '{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}'
 )
-TAGGED = _template(f"{_EACH}<function={{{{ c.function.name }}}}>{{{{ c.function.arguments | tojson }}}}</function>{{% endfor %}}")
+TAGGED = _template(f"{_EACH}<function={_NAME}>{_JSON}</function>{{% endfor %}}")
 FENCED = _template(
-    f"{_EACH}<|call|>function<|sep|>{{{{ c.function.name }}}}\n```json\n{{{{ c.function.arguments }}}}\n```<|end|>"
-    "{% endfor %}"
+    f"{_EACH}<|call|>function<|sep|>{_NAME}\n```json\n{{{{ c.function.arguments }}}}\n```<|end|>{{% endfor %}}"
 )
 THINKING = _template(
     f"{_EACH}<tool_call>\n{_ONE}\n</tool_call>{{% endfor %}}",
@@ -57,39 +57,47 @@ WITHOUT = {
     "no tools": ("{% for m in messages %}{{ m.content }}{% endfor %}", "never reads tools"),
     "tools, but no calls": (_template("", tools=_TOOLS).replace("m.tool_calls", "m.nothing"), "as a JSON object"),
     "arguments one by one": (
-        _template(f"{_EACH}<f={{{{ c.function.name }}}}>{{% for k, v in c.function.arguments | items %}}<{{{{ k }}}}>{{{{ v }}}}"
-                  "{% endfor %}</f>{% endfor %}"),
+        _template(
+            f"{_EACH}<f={_NAME}>"
+            "{% for k, v in c.function.arguments | items %}<{{ k }}>{{ v }}{% endfor %}</f>{% endfor %}"
+        ),
         "as a JSON object",
     ),
     "arguments in quotes": (
-        _template(f'{_EACH}<c>{{"name": "{{{{ c.function.name }}}}", "arguments": {{{{ c.function.arguments | tojson | tojson }}}}}}</c>{{% endfor %}}'),
+        _template(
+            f'{_EACH}<c>{{"name": "{_NAME}", "arguments": {{{{ c.function.arguments | string | tojson }}}}}}</c>'
+            "{% endfor %}"
+        ),
         "as a JSON object",
     ),
     "arguments first": (
-        _template(f"{_EACH}<c>{{{{ c.function.arguments | tojson }}}} for {{{{ c.function.name }}}}</c>{{% endfor %}}"),
+        _template(f"{_EACH}<c>{_JSON} for {_NAME}</c>{{% endfor %}}"),
         "in front of the name",
     ),
     "a word for a mark": (
-        _template(f"{_EACH}Call {{{{ c.function.name }}}} with {{{{ c.function.arguments | tojson }}}}{{% endfor %}}"),
+        _template(f"{_EACH}Call {_NAME} with {_JSON}{{% endfor %}}"),
         "which a text may hold as well",
     ),
     "no mark": (
-        _template(f"{_EACH}{{{{ c.function.name }}}} {{{{ c.function.arguments | tojson }}}}{{% endfor %}}"),
+        _template(f"{_EACH}{_NAME} {_JSON}{{% endfor %}}"),
         "nothing marks it",
     ),
     "the number of arguments": (
-        _template(f"{_EACH}<c {{{{ c.function.arguments | length }}}}>{{{{ c.function.name }}}} {{{{ c.function.arguments | tojson }}}}{{% endfor %}}"),
+        _template(f"{_EACH}<c {{{{ c.function.arguments | length }}}}>{_NAME} {_JSON}{{% endfor %}}"),
         "depends on the call",
     ),
-    "an id of its own kind": (_template(f"{_EACH}<c>{{{{ c.id }}}}{{{{ c.function.arguments | tojson }}}}{{% endfor %}}"), "name once"),
+    "an id of its own kind": (
+        _template(f"{_EACH}<c>{{{{ c.id }}}}{_JSON}{{% endfor %}}"),
+        "name once",
+    ),
 }
 """What is wrong with a template -> (it, what is said of it)."""
 
 
 def tokenizer_of(template: str) -> Any:
-    """Every byte is a token; `[TOOL_CALLS]` and `<|call|>` are tokens that add no text, `<tool_call>` is one that does."""
+    """Every byte is a token; so are `[TOOL_CALLS]` and `<|call|>`, which add no text, and `<tool_call>`, which does."""
     found = byte_tokenizer(template=template)
-    found.add_tokens(["<tool_call>"])
+    found.add_tokens(["<tool_call>", "<function="])
     found.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "<|call|>", "<|sep|>", "<|end|>"]})
     return found
 

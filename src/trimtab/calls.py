@@ -1,4 +1,4 @@
-"""How a model writes calls of tools into its answer: a noun, without torch and without the template that it is read off.
+"""How a model writes calls of tools into its answer: a noun, without torch and without a template.
 
 A call is written as an opening, the function's name, what stands between, the arguments as a JSON object, and an
 ending; where a model may call several functions at once, a joint stands between one call and the next.
@@ -6,6 +6,7 @@ ending; where a model may call several functions at once, a joint stands between
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
@@ -39,7 +40,7 @@ class CallFormat:
     mark: str | int
     """What the opening begins with and no other text holds: a text, or the id of a token that adds none."""
     is_anywhere: bool
-    """Whether the mark opens a call behind a text too; else, as where it is a brace, at the answer's beginning alone."""
+    """Whether the mark opens a call behind a text too; else, as a brace does, at the answer's beginning alone."""
     follows_text: bool = False
     """Whether the prompt leaves a thought open, behind which a call comes."""
 
@@ -71,7 +72,13 @@ class Function:
     """The JSON schema of its arguments, an object's; None: it has none."""
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can be a function's name."""
+    return re.fullmatch(NAME, text) is not None
+
+
 _SURROGATES = 0xD800
+"""Lone surrogates begin here, which no text that was decoded holds."""
 
 
 def _spelled(parts: Sequence[Part]) -> Spelled:

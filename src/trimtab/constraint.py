@@ -43,7 +43,7 @@ column 2 (char 1). Give an object such as {"type": "object"}.
     kind: str
     """One of `KINDS`."""
     text: str
-    """The schema, the list of choices or what is said of calls as JSON; the expression or the grammar as it was given."""
+    """The schema, the list of choices or what is said of calls, as JSON; the expression or the grammar as given."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

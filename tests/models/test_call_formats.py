@@ -1,4 +1,4 @@
-"""How a model writes calls of tools, read off templates of every kind that we know; and the templates that are refused."""
+"""How a model writes calls of tools, read off its chat template; and templates that are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ def _parts(parts: Any, hf: Any, call_id: str) -> str:
     return "".join(call_id if part is None else names.get(part, part) for part in parts)
 
 
-CALLS = [("look_up", "aaaaaaaa1", {"q": 'a "b" {}', "n": [1, {}]}), ("x-1", "aaaaaaaa2", {}), ("z", "bbbbbbbb3", {"k": None})]
+CALLS = [
+    ("look_up", "aaaaaaaa1", {"q": 'a "b" {}', "n": [1, {}]}),
+    ("x-1", "aaaaaaaa2", {}),
+    ("z", "bbbbbbbb3", {"k": None}),
+]
 
 
 @pytest.mark.parametrize("name", WITH_CALLS)

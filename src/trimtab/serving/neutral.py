@@ -27,8 +27,6 @@ IGNORED: Ignored = {
 }
 REFUSED: Refused = {
     "store": (False,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -62,8 +60,11 @@ REFUSED: Refused = {
     "mm_processor_kwargs": ({},),
     "kv_transfer_params": ({},),
 }
+_NO_TOOLS: Refused = {"tools": ([],), "tool_choice": ("none", "auto")}
+IGNORED_IN_CHATS: Ignored = {name: why for name, why in IGNORED.items() if name != "parallel_tool_calls"}
 REFUSED_IN_CHATS: Refused = {"suffix": ("",), "echo": (False,), "best_of": (1,), "add_special_tokens": (False,)}
 REFUSED_IN_COMPLETIONS: Refused = {
+    **_NO_TOOLS,
     "suffix": ("",),
     "add_special_tokens": (True,),
     "prompt_embeds": (),
@@ -75,6 +76,7 @@ REFUSED_IN_COMPLETIONS: Refused = {
 }
 IGNORED_IN_RESPONSES: Ignored = {name: why for name, why in IGNORED.items() if name != "metadata"}
 REFUSED_IN_RESPONSES: Refused = {
+    **_NO_TOOLS,
     "previous_response_id": (),
     "conversation": (),
     "background": (False,),

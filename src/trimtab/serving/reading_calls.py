@@ -65,13 +65,15 @@ class CallReader:
             grown += step
         return grown
 
-    def finish(self) -> list[Grown]:
-        """What the end of the answer makes certain: text that might have become a call."""
+    def finish(self, *, is_cut: bool) -> list[Grown]:
+        """What the end of the answer makes certain: text that might have become a call. Where the answer `is_cut`, what
+        may be the beginning of a mark is left out."""
         if self.has_begun or not self._held:
             return []
         rest, self._held = self._held, ""
+        rest = rest[: len(rest) - self._num_begun(rest)] if is_cut else rest
         self.text += rest
-        return [Grown(rest)]
+        return [Grown(rest)] if rest else []
 
     def _step(self) -> list[Grown] | None:
         """One thing that can be read now; None: nothing more can."""
@@ -109,11 +111,13 @@ class CallReader:
         """Characters at the end that may stand in front of a mark or begin one."""
         if self._is_text:
             return 0
-        held = self._held
-        most = min(len(held), len(self._mark) - 1)
-        begun = next((num for num in range(most, 0, -1) if self._mark.startswith(held[-num:])), 0)
-        before = held[: len(held) - begun]
-        return len(held) - len(before.rstrip(WHITE))
+        before = self._held[: len(self._held) - self._num_begun(self._held)]
+        return len(self._held) - len(before.rstrip(WHITE))
+
+    def _num_begun(self, text: str) -> int:
+        """Characters at the end of a text that begin a mark."""
+        most = 0 if self._is_text else min(len(text), len(self._mark) - 1)
+        return next((num for num in range(most, 0, -1) if self._mark.startswith(text[-num:])), 0)
 
     def _name(self) -> list[Grown] | None:
         pattern = self._head if not self.calls else self._next

@@ -25,7 +25,10 @@ _CALLS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 """Name, id and arguments of calls; the last is one whose arguments JSON alone writes."""
 _TOOLS = [
-    {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}}}
+    {
+        "type": "function",
+        "function": {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}},
+    }
     for name, _, _ in _CALLS
 ]
 _TELLING = re.compile(r"[<>\[\]{}|`]")
@@ -170,7 +173,9 @@ class CallTemplate:
     def _pattern(self, parts: Spelled) -> str:
         """A regular expression of what the template writes for parts."""
         names = {token_id: text for text, token_id in self._silent.items()}
-        texts = (CALL_ID if part is None else re.escape(names[part] if isinstance(part, int) else part) for part in parts)
+        texts = (
+            CALL_ID if part is None else re.escape(names[part] if isinstance(part, int) else part) for part in parts
+        )
         return "".join(texts)
 
     def _render(self, messages: Sequence[Message], *, opened: bool) -> str:

@@ -175,7 +175,9 @@ def _named_as_read(message: Message, template: str) -> dict[str, Any]:
 def _with_calls(message: Mapping[str, Any], changed: Callable[[Any], Any]) -> dict[str, Any]:
     """A message with each of its calls of tools changed."""
     calls = message.get("tool_calls")
-    return {**message, "tool_calls": [changed(call) for call in calls]} if isinstance(calls, Sequence) else dict(message)
+    return (
+        {**message, "tool_calls": [changed(call) for call in calls]} if isinstance(calls, Sequence) else dict(message)
+    )
 
 
 def _with_text(call: Any) -> Any:
