@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.calls import CallFormat, Function
+from trimtab.constraining.calls import arguments_schema
 from trimtab.constraining.entry import grammars
 from trimtab.constraint import Constraint, Schema
 from trimtab.core import Chat, KnownModel
@@ -101,7 +102,7 @@ def _compile(constraint: Constraint, tools: Sequence[Tool], model: KnownModel) -
         except OptionError as error:
             for place, tool in enumerate(tools):
                 try:
-                    compiler.compiled(Constraint.json_schema({"type": "object", **(tool.function.parameters or {})}))
+                    compiler.compiled(Constraint.json_schema(arguments_schema(tool.function.parameters)))
                 except OptionError as of_one:
                     param = f"{TOOLS}.{place}.function.parameters"
                     raise MalformedError(f"{param}: {of_one}", param) from None
