@@ -1,4 +1,4 @@
-"""Calls of tools over HTTP: what clients send, what answers call, whole and in pieces; what is refused, by its place."""
+"""Calls of tools over HTTP: what clients send, what answers call, whole and in pieces; what is refused, by place."""
 
 from __future__ import annotations
 

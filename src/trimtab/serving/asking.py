@@ -230,7 +230,8 @@ def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int |
 def _prompt_ids(prompt: Prompt, model: KnownModel, limits: Limits) -> list[int]:
     """The tokens of a prompt. Raises PromptError for one that cannot be read or is too long."""
     num_characters = len(prompt) if isinstance(prompt, str) else sum(_size(item) for item in prompt)
-    num_characters += len(json.dumps(options_of(prompt).get(TOOLS, ""), ensure_ascii=False))
+    if (tools := options_of(prompt).get(TOOLS)) is not None:
+        num_characters += len(json.dumps(tools, ensure_ascii=False))
     if num_characters > limits.max_prompt_tokens * _MOST_CHARACTERS:
         raise PromptError(
             f"The prompt has {num_characters} characters; this server takes at most {limits.max_prompt_tokens} tokens."

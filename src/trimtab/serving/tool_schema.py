@@ -78,7 +78,7 @@ ToolChoice = Annotated[
     Discriminator(
         _kind_of_choice,
         custom_error_type="tool_choice",
-        custom_error_message='give "none", "auto", "required", or {"type": "function", "function": {"name": ...}}',
+        custom_error_message='give "none", "auto", "required", or an object that names one of the tools',
     ),
 ]
 
