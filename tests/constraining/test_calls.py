@@ -13,11 +13,12 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 
 from tests.call_templates import WITH_CALLS, rendered_calls, tokenizer_of
 from tests.constraining.texts import TREE, accepts, random_schema
 from tests.tiny import byte_llama
-from trimtab import Answer, Constraint, Decoder, HFModel, SamplingParams
+from trimtab import Answer, Candidates, Constraint, Decoder, HFModel, SamplingParams, StatelessGuide
 from trimtab.calls import CallFormat, Function
 from trimtab.errors import OptionError
 from trimtab.models.tokenizing.spelling import bytes_of
@@ -239,6 +240,70 @@ def test_a_row_with_tools_changes_no_other_and_is_changed_by_none() -> None:
     together = list(Decoder(model).answers(asked))
     for one, alone in zip(asked, together, strict=True):
         assert next(Decoder(model).answers([one])).token_ids == alone.token_ids
+
+
+def test_guides_steer_which_call_is_made_and_not_its_form() -> None:
+    """Beside rows of other weights and without tools; the guide likes one of two letters at any weight."""
+    model = _model("hermes")
+    written = call_format(model, {})
+    likes = {letter: model.tokenizer.tokens[letter] for letter in "ab"}  # type: ignore[union-attr]
+
+    class Likes(StatelessGuide):
+        def score(self, rows: Sequence[Sequence[int]], candidates: Candidates) -> torch.Tensor:
+            return (candidates.token_ids == likes["a"]).float() - (candidates.token_ids == likes["b"]).float()
+
+    functions = [Function("a", SMALL), Function("b", SMALL)]
+    constraint = Constraint.calls(written, functions, required=True, several=False)
+    params = SamplingParams(constraint=constraint, max_new_tokens=180)
+    weights = (-40.0, 0.0, 40.0)
+    asked = [(PROMPT, replace(params, seed=seed, weights={"likes": weights[seed % 3]})) for seed in range(12)]
+    asked += [(PROMPT, SamplingParams(seed=50, max_new_tokens=20, weights={"likes": 1.0}))]
+    *answers, free = Decoder(model, {"likes": Likes()}).answers(asked)
+    names: dict[float, set[str]] = {weight: set() for weight in weights}
+    for (_, said), answer in zip(asked, answers, strict=False):
+        if answer.finish_reason == "eos":
+            calls = _read(written, [_raw(model, written, answer)]).calls
+            _check_calls(model, calls, functions)
+            names[said.weights["likes"]] |= {call.name for call in calls}
+    assert names[-40.0] == {"b"}
+    assert names[40.0] == {"a"}
+    assert free.token_ids == next(Decoder(model, {"likes": Likes()}).answers(asked[-1:])).token_ids
+
+
+RESPONSE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "[assistant]\n",
+    "fields": {
+        "tool_calls": {
+            "open_pattern": r"\s*<tool_call>",
+            "close": "</tool_call>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close_pattern": r"\s*</s>", "content": "text"},
+    },
+}
+"""What a model card of the Hermes kind would say to transformers of its answers."""
+
+
+def test_transformers_own_parser_reads_the_same_calls() -> None:
+    model = _model("hermes")
+    written = call_format(model, {})
+    hf = model.tokenizer.hf  # type: ignore[union-attr]
+    num_read = 0
+    for required in (True, False):
+        for answer, _ in _answers("hermes", range(8), required=required):
+            if answer.finish_reason != "eos":
+                continue
+            raw = _raw(model, written, answer)
+            reader = _read(written, [raw])
+            parsed = hf.parse_response(raw, RESPONSE, prefix="[assistant]\n")
+            found = [one["function"] for one in parsed.get("tool_calls", [])]
+            assert found == [{"name": one.name, "arguments": json.loads(one.arguments)} for one in reader.calls]
+            assert parsed.get("content", "").strip() == reader.text.strip()
+            num_read += len(found)
+    assert num_read >= 5
 
 
 def test_what_cannot_be_arguments_is_refused() -> None:
