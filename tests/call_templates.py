@@ -43,6 +43,9 @@ THINKING = _template(
     f"{_EACH}<tool_call>\n{_ONE}\n</tool_call>{{% endfor %}}",
     opened="{% if add_generation_prompt %}[assistant]\n<think>\n{% endif %}",
 )
+THOUGHT = _template(f"<think>\n\n</think>\n\n{_EACH}<tool_call>\n{_ONE}\n</tool_call>{{% endfor %}}").replace(
+    "{% else %}{{ m.content }}", "{% else %}{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}{{ m.content }}"
+)
 WITH_CALLS = {
     "hermes": HERMES,
     "listed": LISTED,
@@ -50,8 +53,10 @@ WITH_CALLS = {
     "tagged": TAGGED,
     "fenced": FENCED,
     "thinking": THINKING,
+    "thought": THOUGHT,
 }
-"""Name -> a template whose calls can be read back. `fenced` takes arguments as JSON text; `listed` wants ids."""
+"""Name -> a template whose calls can be read back. `fenced` takes arguments as JSON text; `listed` wants ids;
+`thinking` opens a thought for an answer, `thought` writes an empty one in front of what was answered."""
 
 WITHOUT = {
     "no tools": ("{% for m in messages %}{{ m.content }}{% endfor %}", "never reads tools"),
@@ -115,4 +120,5 @@ def rendered_calls(hf: Any, calls: Sequence[tuple[str, str, Mapping[str, Any]]])
     ]
     said = {"role": "assistant", "content": "", "tool_calls": made}
     whole: str = hf.apply_chat_template([said], tokenize=False, tools=[{"name": "any"}])
-    return whole.partition("[assistant]\n")[2].partition("</s>")[0]
+    answered = whole.partition("[assistant]\n")[2].partition("</s>")[0]
+    return answered.removeprefix("<think>\n\n</think>\n\n")

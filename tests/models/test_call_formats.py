@@ -62,6 +62,7 @@ def test_only_what_no_text_holds_marks_a_call() -> None:
         "tagged": ("<function=", True),
         "fenced": (silent["<|call|>"], True),
         "thinking": ("<tool_call>", True),
+        "thought": ("<tool_call>", True),
     }
 
 

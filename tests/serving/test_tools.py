@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,7 @@ pytest.importorskip("llguidance", reason="llguidance is not installed")
 
 from tests.call_templates import WITH_CALLS, tokenizer_of
 from tests.serving.conftest import Running, Start
+from tests.serving.test_bodies import _paths, _with
 from tests.serving.test_http import CHAT, call, chat
 from tests.tiny import byte_llama
 from trimtab import TabularModel
@@ -298,6 +300,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "tools.3.function.parameters",
         "JSON object",
     ),
+    "a schema of the function that is named": (
+        chat(tools=_tool(parameters={"type": "array"}), tool_choice=named("more")),
+        "tools.3.function.parameters",
+        "Arguments are a JSON object",
+    ),
     "a schema in a text": (chat(tools=_tool(parameters="{}")), "tools.3.function.parameters", "object"),
     "a schema without end": (
         chat(tools=_tool(parameters={"properties": {"a": {"$ref": "#"}}, "required": ["a"]})),
@@ -311,6 +318,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "a schema that is too large": (
         chat(tools=_tool(parameters={"properties": {"a": {"enum": ["x" * 70_000]}}})),
+        "tools.3.function.parameters",
+        "at most 65536",
+    ),
+    "tools that are too large together": (
+        chat(
+            tools=[_tool(name=f"f{n}", parameters={"properties": {"a": {"enum": ["x" * 30_000]}}})[3] for n in range(3)]
+        ),
         "tools",
         "at most 65536",
     ),
@@ -411,3 +425,27 @@ def test_a_model_without_a_template_has_no_tools() -> None:
 
     with pytest.raises(PromptError, match="no chat template"):
         call_format(TabularModel.random(5, seed=0), {})
+
+
+WRONG: tuple[Any, ...] = (None, True, 5, "x", "", [], {}, [[]], [{}], {"x": 1}, "\ud800", 1 << 70, {"type": "object"})
+
+
+def test_no_wrong_value_in_tools_or_a_history_harms_the_server(server: Running) -> None:
+    """A reply or a sentence with its place, whatever stands in whichever place."""
+    result = {"role": "tool", "tool_call_id": "aaaaaaaaa", "content": "1"}
+    body = {**asked(messages=[*CHAT["messages"], _called(), result]), "max_tokens": 2, "tool_choice": named("look")}
+    places = [
+        path
+        for path in _paths(body)
+        if path[0] in ("tools", "tool_choice") or path[:2] in (("messages", 1), ("messages", 2))
+    ]
+    draw = random.Random(0)
+    statuses = set()
+    for path in places:
+        for wrong in draw.sample(WRONG, 3):
+            status, _, reply = call(server, PATH, _with(body, path, wrong))
+            statuses.add(status)
+            assert status in (200, 400), (path, wrong, reply)
+            if status == 400:
+                assert reply["error"]["message"].endswith("."), reply
+    assert statuses == {200, 400}

@@ -90,7 +90,8 @@ class HFTokenizer:
     def call_format(self, options: Mapping[str, Any], end_ids: frozenset[int]) -> CallFormat:
         """See `prompts.WritesCalls`."""
         key = json.dumps([dict(options), sorted(end_ids)], sort_keys=True, default=repr)
-        if key not in self._call_formats:
+        found = self._call_formats.get(key)
+        if found is None:
             added = self.hf.added_tokens_decoder
             silent = {token.content: token_id for token_id, token in added.items() if not self.token_bytes(token_id)}
             ends = [self.hf.decode([token_id], skip_special_tokens=False) for token_id in end_ids]
@@ -98,7 +99,7 @@ class HFTokenizer:
             if len(self._call_formats) >= _MOST_FORMATS:
                 self._call_formats.clear()
             self._call_formats[key] = found
-        return self._call_formats[key]
+        return found
 
     def decode(self, token_ids: TokenIds) -> str:
         """Ids to text, special tokens left out; no space is cleaned up, whatever the tokenizer's settings say."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from trimtab.calls import CallFormat, Function
@@ -62,18 +63,16 @@ def calling_of(body: ChatRequest, prompt: Chat, model: KnownModel) -> Calling | 
     is_required = choice == "required" or isinstance(choice, ChosenTool)
     form = None if is_required else _form(body, written)
     several = body.parallel_tool_calls is not False and not isinstance(choice, ChosenTool)
-    try:
-        constraint = Constraint.calls(
-            written,
-            [Function(tool.function.name, tool.function.parameters) for tool in called],
-            required=is_required,
-            several=several,
-            form=form,
-        )
-    except OptionError as error:
-        raise MalformedError(f"{TOOLS}: {error}", TOOLS) from None
-    _compile(constraint, tools, model)
+    made = partial(_constraint, written, required=is_required, several=several, form=form)
+    constraint = _compiled(called, tools, model, made)
     return Calling(written, constraint, is_first=form is not None or not written.is_anywhere)
+
+
+def _constraint(
+    written: CallFormat, tools: Sequence[Tool], *, required: bool, several: bool, form: Schema | None
+) -> Constraint:
+    functions = [Function(tool.function.name, tool.function.parameters) for tool in tools]
+    return Constraint.calls(written, functions, required=required, several=several, form=form)
 
 
 def _form(body: ChatRequest, written: CallFormat) -> Schema | None:
@@ -93,24 +92,46 @@ def _form(body: ChatRequest, written: CallFormat) -> Schema | None:
 _GUIDED = ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
 
 
-def _compile(constraint: Constraint, tools: Sequence[Tool], model: KnownModel) -> None:
-    """Compile what constrains the answers. Raises MalformedError that names the tool which cannot be used."""
+def _compiled(
+    tools: Sequence[Tool], shown: Sequence[Tool], model: KnownModel, made: Callable[[Sequence[Tool]], Constraint]
+) -> Constraint:
+    """What constrains calls of tools, compiled already. Raises MalformedError that says which cannot be used."""
     try:
         compiler = grammars(model)
-        try:
-            compiler.compiled(constraint)
-        except OptionError as error:
-            for place, tool in enumerate(tools):
-                try:
-                    compiler.compiled(Constraint.json_schema(arguments_schema(tool.function.parameters)))
-                except OptionError as of_one:
-                    param = f"{TOOLS}.{place}.function.parameters"
-                    raise MalformedError(f"{param}: {of_one}", param) from None
-            raise MalformedError(f"{TOOLS}: {error}", TOOLS) from None
+        constraint = made(tools)
+        compiler.compiled(constraint)
     except MissingExtraError as error:
         raise MalformedError(f"{TOOLS} is not supported by this server, which lacks {error.package}.", TOOLS) from None
     except OptionError as error:
-        raise MalformedError(f"{TOOLS}: {error}", TOOLS) from None
+        tool, why = _unusable(tools, partial(_problem, model, made))
+        param = TOOLS if why is None else f"{TOOLS}.{shown.index(tool)}.function.parameters"
+        raise MalformedError(f"{param}: {why or error}", param) from None
+    return constraint
+
+
+def _unusable(
+    tools: Sequence[Tool], problem: Callable[[Sequence[Tool]], OptionError | None]
+) -> tuple[Tool, OptionError | None]:
+    """A tool that cannot be used and why, found by halves; None for why: each can be used by itself."""
+    low, high = 0, len(tools)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if problem(tools[low:middle]) is not None else (middle, high)
+    return tools[low], problem(tools[low:high])
+
+
+def _problem(
+    model: KnownModel, made: Callable[[Sequence[Tool]], Constraint], tools: Sequence[Tool]
+) -> OptionError | None:
+    """Why some tools cannot be used; of one alone, what is wrong with its schema."""
+    try:
+        if len(tools) == 1:
+            grammars(model).compiled(Constraint.json_schema(arguments_schema(tools[0].function.parameters)))
+        else:
+            grammars(model).compiled(made(tools))
+    except OptionError as error:
+        return error
+    return None
 
 
 def messages_of(body: ChatRequest, model: KnownModel) -> list[dict[str, Any]]:
