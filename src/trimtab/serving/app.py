@@ -34,7 +34,7 @@ from trimtab.serving.guidance_schema import Guidance
 from trimtab.serving.hosts import ANY
 from trimtab.serving.limits import OF_A_REQUEST, Limits
 from trimtab.serving.metrics import Metrics
-from trimtab.serving.problems import cut, error_body, malformed, problem
+from trimtab.serving.problems import MalformedError, cut, error_body, malformed, problem
 from trimtab.serving.replies import reply, respond, route_that_reads
 from trimtab.serving.responses_schema import ResponseRequest
 from trimtab.serving.scored import why_unscored
@@ -173,7 +173,10 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def responses(body: ResponseRequest, request: Request) -> Response:
         said = body.as_chat()
         async with encoding:
-            wanted = await run_in_threadpool(asked, wanted_chat, said)
+            try:
+                wanted = await run_in_threadpool(asked, wanted_chat, said)
+            except MalformedError as error:
+                raise body.placed(error) from None
         num_rivals = (said.top_logprobs or 0) if said.logprobs else None
         return await respond(request, body, wanted, style(said, num_rivals, chat=True))
 

@@ -60,11 +60,11 @@ REFUSED: Refused = {
     "mm_processor_kwargs": ({},),
     "kv_transfer_params": ({},),
 }
-_NO_TOOLS: Refused = {"tools": ([],), "tool_choice": ("none", "auto")}
 IGNORED_IN_CHATS: Ignored = {name: why for name, why in IGNORED.items() if name != "parallel_tool_calls"}
 REFUSED_IN_CHATS: Refused = {"suffix": ("",), "echo": (False,), "best_of": (1,), "add_special_tokens": (False,)}
 REFUSED_IN_COMPLETIONS: Refused = {
-    **_NO_TOOLS,
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "suffix": ("",),
     "add_special_tokens": (True,),
     "prompt_embeds": (),
@@ -74,9 +74,10 @@ REFUSED_IN_COMPLETIONS: Refused = {
     "add_generation_prompt": (),
     "continue_final_message": (False,),
 }
-IGNORED_IN_RESPONSES: Ignored = {name: why for name, why in IGNORED.items() if name != "metadata"}
+IGNORED_IN_RESPONSES: Ignored = {
+    name: why for name, why in IGNORED.items() if name not in ("metadata", "parallel_tool_calls")
+}
 REFUSED_IN_RESPONSES: Refused = {
-    **_NO_TOOLS,
     "previous_response_id": (),
     "conversation": (),
     "background": (False,),

@@ -28,7 +28,7 @@ from trimtab.serving.form_schema import GuidedChoice, GuidedGrammar, GuidedJson,
 from trimtab.serving.guidance_schema import Guidance
 from trimtab.serving.message_schema import Message
 from trimtab.serving.sampling import bounds, meaning
-from trimtab.serving.tool_schema import Tool, ToolChoice, Tools, check_tools
+from trimtab.serving.tool_schema import CHOICE_MEANING, SEVERAL_MEANING, Tool, ToolChoice, Tools, check_tools
 from trimtab.serving.wire_schema import (
     MAX_ITEMS,
     Biases,
@@ -167,16 +167,8 @@ class ChatRequest(Asked):
         default=None, description="with `logprobs`: the most probable tokens of each place besides"
     )
     tools: Tools | None = Field(default=None, description="functions that the model may call")
-    tool_choice: ToolChoice | None = Field(
-        default=None,
-        description="`none`: no call; `auto`: text or calls; `required`: calls; a function by its name: one call of it "
-        "(not given: auto)",
-    )
-    parallel_tool_calls: bool | None = Field(
-        default=None,
-        description="whether an answer may hold several calls, where the chat template writes several (not given: it "
-        "may)",
-    )
+    tool_choice: ToolChoice | None = Field(default=None, description=CHOICE_MEANING)
+    parallel_tool_calls: bool | None = Field(default=None, description=SEVERAL_MEANING)
     chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(few)] | None = Field(
         default=None, description="as vLLM's: what the chat template is told, such as enable_thinking"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from trimtab.serving.message_schema import Message
 from trimtab.serving.problems import MalformedError, cut
 from trimtab.serving.reading_calls import CallReader
 from trimtab.serving.schema import ChatRequest
-from trimtab.serving.tool_schema import ChosenTool, Tool
+from trimtab.serving.tool_schema import ChosenTool, Tool, is_object
 
 TOOLS = "tools"
 """What a request and a chat template call them."""
@@ -182,11 +181,7 @@ def _checked(call: dict[str, Any], place: str) -> tuple[str, str]:
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str):
         raise MalformedError(f"{place}.function.name: give the name of the function.", f"{place}.function.name")
-    try:
-        value = json.loads(arguments) if isinstance(arguments, str) else None
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    if not is_object(arguments):
         param = f"{place}.function.arguments"
         raise MalformedError(f"{param}: give the arguments as a text that holds a JSON object.", param)
     return call_id, name
