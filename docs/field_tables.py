@@ -23,7 +23,14 @@ from trimtab.params import SamplingParams
 from trimtab.serving.guidance_schema import Guidance
 from trimtab.serving.limits import Limits
 from trimtab.serving.message_schema import Message, TextPart
-from trimtab.serving.responses_schema import InputMessage, InputText, ResponseRequest, TextOptions
+from trimtab.serving.responses_schema import (
+    InputCall,
+    InputMessage,
+    InputResult,
+    InputText,
+    ResponseRequest,
+    TextOptions,
+)
 from trimtab.serving.schema import ChatRequest, CompletionRequest, StreamOptions
 from trimtab.serving.tool_schema import Tool, ToolFunction
 from trimtab.serving.wire_schema import Wire
@@ -74,6 +81,8 @@ PARTS: Mapping[str, type[Wire]] = {
     "functions of `tools`": ToolFunction,
     "parts of messages": TextPart,
     "messages of `input`": InputMessage,
+    "calls of `input`": InputCall,
+    "results of `input`": InputResult,
     "parts of `input`": InputText,
     "`text`": TextOptions,
     "`stream_options`": StreamOptions,
