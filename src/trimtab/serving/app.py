@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
+from trimtab.core import Tokenizer
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.errors import ClientGoneError, OptionError, StoppedError, TrimtabError, UnknownModelError
 from trimtab.mixing.forms import forms_of
@@ -138,17 +139,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     tokenizer = service.catalogue.model.tokenizer
     assert tokenizer is not None
 
-    def style(body: schema.Asked, num_rivals: int | None, *, chat: bool) -> Style:
-        guidance = body.guidance or Guidance()
-        return Style(
-            tokenizer,
-            chat,
-            num_rivals,
-            policy=guidance.logprobs,
-            guided=body.guidance is not None,
-            explain=guidance.explain,
-            echo=isinstance(body, schema.CompletionRequest) and bool(body.echo),
-        )
+    style = partial(_style, tokenizer)
 
     def asked(kind: Callable[..., list[Wanted]], body: schema.Asked) -> list[Wanted]:
         wanted = kind(body, service.catalogue, service.limits)
@@ -195,6 +186,20 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             responses=_STREAMED,
             route_class_override=route_that_reads(kind, parsing),
         )
+
+
+def _style(tokenizer: Tokenizer, body: schema.Asked, num_rivals: int | None, *, chat: bool) -> Style:
+    """How a request wants its answers written."""
+    guidance = body.guidance or Guidance()
+    return Style(
+        tokenizer,
+        chat,
+        num_rivals,
+        policy=guidance.logprobs,
+        guided=body.guidance is not None,
+        explain=guidance.explain,
+        echo=isinstance(body, schema.CompletionRequest) and bool(body.echo),
+    )
 
 
 def _add_lists(app: FastAPI, service: Service) -> None:

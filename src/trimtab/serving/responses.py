@@ -101,8 +101,8 @@ class GrowingResponse:
 
     def _explained(self) -> Json:
         """What is told of tokens now, so that it is told once."""
-        told, self.untold = self.untold, []
-        return {"guidance": {"tokens": told}} if told else {}
+        tokens, self.untold = self.untold, []
+        return {"guidance": {"tokens": tokens}} if tokens else {}
 
     @property
     def _status(self) -> str:
