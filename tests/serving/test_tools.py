@@ -130,13 +130,17 @@ def test_without_a_call_nothing_is_shown_to_the_template(server: Running) -> Non
     assert shown["usage"]["prompt_tokens"] > free["usage"]["prompt_tokens"]
 
 
+def shown_tools() -> list[dict[str, Any]]:
+    """The tools as a template is told them: how strictly they are followed is the server's affair."""
+    empty = {"type": "object", "properties": {}}
+    functions: list[dict[str, Any]] = [{"parameters": empty, **tool["function"]} for tool in TOOLS]
+    kept = [{key: one[key] for key in ("name", "description", "parameters") if key in one} for one in functions]
+    return [{"type": "function", "function": one} for one in kept]
+
+
 def test_the_prompt_is_the_templates_with_the_tools(server: Running) -> None:
     hf = server.service.catalogue.model.tokenizer.hf  # type: ignore[union-attr]
-    told = [
-        {"type": "function", "function": {k: v for k, v in tool["function"].items() if k != "strict"}} for tool in TOOLS
-    ]
-    told[2]["function"]["parameters"] = {"type": "object", "properties": {}}
-    ids = hf.apply_chat_template(CHAT["messages"], tools=told(), add_generation_prompt=True)["input_ids"]
+    ids = hf.apply_chat_template(CHAT["messages"], tools=shown_tools(), add_generation_prompt=True)["input_ids"]
     reply = call(server, PATH, asked())[2]
     assert reply["usage"]["prompt_tokens"] == len(ids)
 
@@ -239,13 +243,9 @@ def test_a_result_goes_back_to_the_template_with_its_call(server: Running) -> No
         **said["tool_calls"][0],
         "function": {"name": function["name"], "arguments": json.loads(function["arguments"])},
     }
-    told = [
-        {"type": "function", "function": {k: v for k, v in tool["function"].items() if k != "strict"}} for tool in TOOLS
-    ]
-    told[2]["function"]["parameters"] = {"type": "object", "properties": {}}
     hf = server.service.catalogue.model.tokenizer.hf  # type: ignore[union-attr]
     messages = [*CHAT["messages"], {"role": "assistant", "content": "", "tool_calls": [shown]}, result]
-    text = hf.apply_chat_template(messages, tools=told(), add_generation_prompt=True, tokenize=False)
+    text = hf.apply_chat_template(messages, tools=shown_tools(), add_generation_prompt=True, tokenize=False)
     assert '"city"' in text
     assert "sunny" in text
     assert reply["usage"]["prompt_tokens"] == len(hf(text, add_special_tokens=False)["input_ids"])
