@@ -23,8 +23,16 @@ from trimtab.params import SamplingParams
 from trimtab.serving.guidance_schema import Guidance
 from trimtab.serving.limits import Limits
 from trimtab.serving.message_schema import Message, TextPart
-from trimtab.serving.responses_schema import InputMessage, InputText, ResponseRequest, TextOptions
+from trimtab.serving.responses_schema import (
+    InputCall,
+    InputMessage,
+    InputResult,
+    InputText,
+    ResponseRequest,
+    TextOptions,
+)
 from trimtab.serving.schema import ChatRequest, CompletionRequest, StreamOptions
+from trimtab.serving.tool_schema import Tool, ToolFunction
 from trimtab.serving.wire_schema import Wire
 from trimtab.training.agent.settings import AgentSettings
 from trimtab.training.dpo.settings import DpoSettings
@@ -69,8 +77,12 @@ REQUESTS: Mapping[str, type[Wire]] = {
 PARTS: Mapping[str, type[Wire]] = {
     **REQUESTS,
     "messages": Message,
+    "tools": Tool,
+    "functions of `tools`": ToolFunction,
     "parts of messages": TextPart,
     "messages of `input`": InputMessage,
+    "calls of `input`": InputCall,
+    "results of `input`": InputResult,
     "parts of `input`": InputText,
     "`text`": TextOptions,
     "`stream_options`": StreamOptions,
@@ -98,7 +110,10 @@ SAMPLES: Mapping[str, tuple[str, Any]] = {
     "draft_tokens": ("draft", "lookup"),
     "prompt_logprobs": ("forced", (1,)),
     **dict.fromkeys(
-        ("response_format", "guided_json", "guided_regex", "guided_grammar", "guided_choice", "text"),
+        (
+            *("response_format", "guided_json", "guided_regex", "guided_grammar", "guided_choice", "text"),
+            *("tools", "tool_choice", "parallel_tool_calls"),
+        ),
         ("constraint", Constraint.json_object()),
     ),
 }

@@ -23,7 +23,7 @@ import trimtab
 from trimtab import core
 
 LAYERS = (
-    {"answers", "caches", "constraint", "core", "drafting", "errors", "fields", "params"},
+    {"answers", "caches", "calls", "constraint", "core", "drafting", "errors", "fields", "params"},
     {"columns", "documents", "mixing", "prompts", "sessions", "statistics"},
     {"constraining", "guides", "models"},
     {"decoding", "testing"},
@@ -41,7 +41,7 @@ NEIGHBOURS = LAYERS[7]
 GUESTS = {"scorers"}
 """Names of earlier versions that written model cards import; each only hands on what moved."""
 
-SCHEMAS = ("wire", "message", "guidance", "form", "responses", "reply")
+SCHEMAS = ("wire", "message", "tool", "guidance", "form", "responses", "reply")
 """What the wire types are divided into, besides the requests themselves."""
 
 ALLOWED_IN: Mapping[str, tuple[str, ...]] = {

@@ -11,20 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from trimtab.calls import CallFormat, Function
 from trimtab.errors import OptionError
 
 Schema: TypeAlias = Mapping[str, Any] | bool | str
 """A JSON schema: as Python has it, or as a text of JSON."""
 
-JSON_SCHEMA, REGEX, GRAMMAR, CHOICE = "json_schema", "regex", "grammar", "choice"
-KINDS = (JSON_SCHEMA, REGEX, GRAMMAR, CHOICE)
+JSON_SCHEMA, REGEX, GRAMMAR, CHOICE, CALLS = "json_schema", "regex", "grammar", "choice", "calls"
+KINDS = (JSON_SCHEMA, REGEX, GRAMMAR, CHOICE, CALLS)
 MAX_CHARACTERS = 65_536
 """The longest text of a constraint: a longer one takes too long to compile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """The texts that an answer may be. Made by `json_schema`, `json_object`, `regex`, `grammar` or `choice`.
+    """The texts that an answer may be. Made by `json_schema`, `json_object`, `regex`, `grammar`, `choice` or
+    `calls`.
 
     It says nothing of a model; whether a model's tokens can write such texts is found when a request is made. Raises
     OptionError for a text that is too long, or that is not of its kind as far as can be seen without compiling it.
@@ -41,7 +43,7 @@ column 2 (char 1). Give an object such as {"type": "object"}.
     kind: str
     """One of `KINDS`."""
     text: str
-    """The schema or the list of choices as JSON; the expression or the grammar as it was given."""
+    """The schema, the list of choices or what is said of calls, as JSON; the expression or the grammar as given."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -94,10 +96,36 @@ column 2 (char 1). Give an object such as {"type": "object"}.
             raise OptionError(f"The choices are {texts!r:.100}; give at least one text, in a list.")
         return cls(CHOICE, _as_json(list(texts)))
 
+    @classmethod
+    def calls(
+        cls,
+        written: CallFormat,
+        functions: Sequence[Function],
+        *,
+        required: bool = False,
+        several: bool = True,
+        form: Schema | None = None,
+    ) -> Constraint:
+        """Calls of functions as a model writes them, their arguments as each function's schema has them.
+
+        `required` asks for a call; else any text may be answered, or JSON of the schema `form`. `several` lets more
+        than one call follow each other, where the model writes several at all.
+        """
+        if not functions:
+            raise OptionError("There is no function to call. Give at least one.")
+        value = {
+            "format": written.as_json(),
+            "functions": [{"name": one.name, "parameters": one.parameters} for one in functions],
+            "required": required,
+            "several": several,
+            "form": form,
+        }
+        return cls(CALLS, _as_json(value))
+
     @property
     def value(self) -> Any:
-        """The schema or the list of choices; of the other kinds the text."""
-        return json.loads(self.text) if self.kind in (JSON_SCHEMA, CHOICE) else self.text
+        """The schema, the list of choices or what is said of calls; of the other kinds the text."""
+        return json.loads(self.text) if self.kind in (JSON_SCHEMA, CHOICE, CALLS) else self.text
 
     @property
     def _name(self) -> str:
@@ -110,6 +138,7 @@ NAMES: Mapping[str, str] = {
     REGEX: "regular expression",
     GRAMMAR: "grammar",
     CHOICE: "list of choices",
+    CALLS: "list of functions",
 }
 """Kind -> what a message calls a constraint of it."""
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
-from trimtab.core import Chat, Prompt, TokenIds, Tokenizer
+from trimtab.calls import CallFormat
+from trimtab.core import Chat, KnownModel, Prompt, TokenIds, Tokenizer
 from trimtab.errors import OptionError, PromptError, VocabularyMismatchError
 
 
@@ -132,6 +133,24 @@ class ReadsKeys(Protocol):
 def reads_key(model: Vocabulary, key: str) -> bool:
     """Whether the model's chat template may read this key of a message, besides its role and content."""
     return isinstance(model.tokenizer, ReadsKeys) and model.tokenizer.reads_key(key)
+
+
+@runtime_checkable
+class WritesCalls(Protocol):
+    """A tokenizer that knows how its chat template writes calls of tools."""
+
+    def call_format(self, options: Mapping[str, Any], end_ids: frozenset[int]) -> CallFormat:
+        """How calls are written where the template is told these options; `end_ids` end an answer.
+
+        Raises PromptError for a template without tools, and for one whose format cannot be found.
+        """
+
+
+def call_format(model: KnownModel, options: Mapping[str, Any]) -> CallFormat:
+    """How a model writes calls of tools. Raises PromptError where it calls none, and where that cannot be found."""
+    if not isinstance(model.tokenizer, WritesCalls):
+        raise PromptError("This model has no chat template, so it knows of no tools. Leave them out.")
+    return model.tokenizer.call_format(options, model.eos_ids)
 
 
 def as_json(prompt: Prompt) -> Any:

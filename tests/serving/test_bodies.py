@@ -22,7 +22,7 @@ from trimtab.serving.wordings import cut
 MANY = 100_000
 COMPLETION: dict[str, Any] = {"model": "tiny", "prompt": "Hello.", "max_tokens": 4, "seed": 1}
 WRONG: tuple[Any, ...] = (None, True, 5, -1, 1.5, "x", "", [], {}, [[]], [{}], {"x": 1}, "\ud800", 1 << 70, [None])
-PYTHON = ("function", "Text", "list[", "is-instance", "dict[", "Guidance", "Message", "Asked", "tagged", "pydantic")
+PYTHON = ("function-", "Text", "list[", "is-instance", "dict[", "Guidance", "Message", "Asked", "tagged", "pydantic")
 """Words of ours, which no client has sent."""
 
 

@@ -74,7 +74,7 @@ HEADERS: tuple[dict[str, str], ...] = (
     {"content-length": "5"},
     {"host": "evil.example"},
 )
-OURS = ("function", "pydantic", "Traceback", "is-instance", "object at 0x", "trimtab.", "list[", "dict[")
+OURS = ("function-", "pydantic", "Traceback", "is-instance", "object at 0x", "trimtab.", "list[", "dict[")
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a response that is kept": ({"store": True}, "store", "store is not supported"),
     "one before": ({"previous_response_id": "resp_1"}, "previous_response_id", "previous_response_id is not supported"),
     "in the background": ({"background": True}, "background", "background is not supported"),
-    "tools": ({"tools": [{"type": "web_search"}]}, "tools", "tools is not supported"),
+    "tools that are no functions": ({"tools": [{"type": "web_search"}]}, "tools.0", "'web_search' cannot be called"),
     "reasoning": ({"reasoning": {"effort": "low"}}, "reasoning", "reasoning is not supported"),
     "verbosity": ({"text": {"verbosity": "low"}}, "text.verbosity", "verbosity is not supported"),
     "an unknown field": ({"max_ouput_tokens": 3}, "max_ouput_tokens", "Did you mean 'max_output_tokens'"),

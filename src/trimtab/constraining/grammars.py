@@ -17,21 +17,18 @@ import llguidance
 from llguidance import LLMatcher, LLParserLimits
 from llguidance.gbnf_to_lark import any_to_lark
 
+from trimtab.constraining.calls import arguments_schema, lark_of_calls
 from trimtab.constraining.endless import endless_rule, endless_schema
 from trimtab.constraining.matching import Compiled, Matching
+from trimtab.constraining.schemas import with_blanks
 from trimtab.constraining.trial import try_to_compile
 from trimtab.constraining.vocabulary import vocabulary_of
-from trimtab.constraint import CHOICE, GRAMMAR, JSON_SCHEMA, NAMES, REGEX, Constraint
+from trimtab.constraint import CALLS, CHOICE, GRAMMAR, JSON_SCHEMA, NAMES, REGEX, Constraint
 from trimtab.core import KnownModel, Tokenizer
 from trimtab.errors import OptionError
 
 MOST_KEPT = 512
 """Compiled constraints that are kept for the next request with the same."""
-BLANK = r"(\x20|\x0A\x20{0,40})?"
-"""White space between the parts of JSON: nothing, a blank, or a new line with its indentation; a model could go on with
-any amount for ever."""
-_DEEPEST = 100
-"""Levels of a schema."""
 
 
 class Grammars:
@@ -72,7 +69,7 @@ class Grammars:
     def _compile(self, constraint: Constraint) -> Compiled:
         name = NAMES[constraint.kind]
         lark = lark_of(constraint)
-        try_to_compile(lark, Path(llguidance.__file__).parents[1], name)
+        try_to_compile(lark_of(constraint, any_model=True), Path(llguidance.__file__).parents[1], name)
         matcher = LLMatcher(self._vocabulary, lark, log_level=0, limits=LLParserLimits(verbose_errors=False))
         if matcher.is_error():
             raise OptionError(f"The {name} cannot be used: {_reason(matcher)}")
@@ -105,15 +102,20 @@ def grammars_of(model: KnownModel) -> Grammars:
         return known[key]
 
 
-def lark_of(constraint: Constraint) -> str:
-    """A constraint as a Lark grammar that forces no token. Raises OptionError for one that cannot be made into one."""
+def lark_of(constraint: Constraint, *, any_model: bool = False) -> str:
+    """A constraint as a Lark grammar that forces no token. Raises OptionError for one that cannot be made into one.
+
+    `any_model`: one that names no token of this model's, and takes as long to compile.
+    """
     if constraint.kind == JSON_SCHEMA:
-        body = f"start: %json {json.dumps(_with_blanks(constraint.value))}"
+        body = f"start: %json {json.dumps(with_blanks(constraint.value))}"
     elif constraint.kind == REGEX:
         expression = llguidance.regex_to_lark(constraint.text, "").replace("\n", "\\n")
         body = f"start: /{expression}/"
     elif constraint.kind == CHOICE:
         body = "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in constraint.value)
+    elif constraint.kind == CALLS:
+        body = lark_of_calls(constraint.value, any_model=any_model)
     else:
         try:
             body = any_to_lark(constraint.text)
@@ -126,34 +128,6 @@ def lark_of(constraint: Constraint) -> str:
     return f'%llguidance {{"no_forcing": true}}\n{body}\n'
 
 
-def _with_blanks(schema: object) -> object:
-    """A schema that says what white space its JSON may have, where it does not say so itself (`x-guidance`)."""
-    if _depth(schema) > _DEEPEST:
-        raise OptionError(f"The JSON schema is nested more than {_DEEPEST} levels deep. Make it flatter.")
-    schema = {} if schema is True else schema
-    if not isinstance(schema, dict):
-        return schema
-    asked = schema.get("x-guidance", {})
-    if not isinstance(asked, dict) or {"whitespace_flexible", "whitespace_pattern"} & set(asked):
-        return schema
-    return {**schema, "x-guidance": {"whitespace_pattern": BLANK, **asked}}
-
-
-def _depth(value: object) -> int:
-    """How deeply objects and lists are nested."""
-    level, depth = [value], 0
-    while level := [
-        inner
-        for outer in level
-        if isinstance(outer, dict | list)
-        for inner in (outer.values() if isinstance(outer, dict) else outer)
-    ]:
-        depth += 1
-        if depth > _DEEPEST:
-            break
-    return depth
-
-
 def _check_ends(constraint: Constraint, lark: str) -> None:
     """Raise OptionError for a schema or a grammar with a part that no finite text satisfies."""
     if constraint.kind == JSON_SCHEMA and (place := endless_schema(constraint.value)) is not None:
@@ -161,6 +135,9 @@ def _check_ends(constraint: Constraint, lark: str) -> None:
             f"The JSON schema asks for a value without end at {place}: it needs itself in every case. Make a property "
             "on the way optional, or give an alternative."
         )
+    for function in constraint.value["functions"] if constraint.kind == CALLS else ():
+        if (place := endless_schema(arguments_schema(function["parameters"]))) is not None:
+            raise OptionError(f"The arguments of {function['name']!r} ask for a value without end at {place}.")
     if constraint.kind == GRAMMAR and (rule := endless_rule(lark)) is not None:
         raise OptionError(
             f"The grammar's rule {rule!r} has no end: it needs itself in every alternative. Give it one without."

@@ -8,6 +8,7 @@ compares this road with the model's own forward pass and refuses an architecture
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -18,6 +19,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from trimtab.calls import CallFormat
 from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError
 from trimtab.models.adapters.row_lora import routed
@@ -30,6 +32,7 @@ from trimtab.models.networks.kinds import refusing
 from trimtab.models.networks.probing import Numbers, probe
 from trimtab.models.quantize.network import quantize as quantized
 from trimtab.models.quantize.network import refuse_place
+from trimtab.models.tokenizing.calls import CallTemplate
 from trimtab.models.tokenizing.conversations import Conversations
 from trimtab.models.tokenizing.decoders import Decoding
 from trimtab.models.tokenizing.spelling import Spelling, shown
@@ -41,12 +44,16 @@ log = logging.getLogger(__name__)
 _DEEPEST = 50.0
 """Nats below which log-probabilities are not told apart by the probe."""
 
+_MOST_FORMATS = 16
+"""Formats of calls that are kept, one for each way of telling the chat template its options."""
+
 
 class HFTokenizer:
     """A transformers tokenizer as a `Tokenizer`. `hf` is the tokenizer itself."""
 
     def __init__(self, hf: Any) -> None:
         self.hf = hf
+        self._call_formats: dict[str, CallFormat] = {}
 
     @cached_property
     def tokens(self) -> Mapping[str, int]:
@@ -80,6 +87,20 @@ class HFTokenizer:
     def reads_key(self, key: str) -> bool:
         """Whether the chat template may read this key of a message."""
         return reads_key(self.hf, key)
+
+    def call_format(self, options: Mapping[str, Any], end_ids: frozenset[int]) -> CallFormat:
+        """See `prompts.WritesCalls`."""
+        key = json.dumps([dict(options), sorted(end_ids)], sort_keys=True, default=repr)
+        found = self._call_formats.get(key)
+        if found is None:
+            added = self.hf.added_tokens_decoder
+            silent = {token.content: token_id for token_id, token in added.items() if not self.token_bytes(token_id)}
+            ends = [self.hf.decode([token_id], skip_special_tokens=False) for token_id in end_ids]
+            found = CallTemplate(self.hf, options, silent=silent, end_texts=ends).written()
+            if len(self._call_formats) >= _MOST_FORMATS:
+                self._call_formats.clear()
+            self._call_formats[key] = found
+        return found
 
     def decode(self, token_ids: TokenIds) -> str:
         """Ids to text, special tokens left out; no space is cleaned up, whatever the tokenizer's settings say."""

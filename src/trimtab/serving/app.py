@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
+from trimtab.core import Tokenizer
 from trimtab.decoding.engine import GenerationEngine
 from trimtab.errors import ClientGoneError, OptionError, StoppedError, TrimtabError, UnknownModelError
 from trimtab.mixing.forms import forms_of
@@ -34,7 +35,7 @@ from trimtab.serving.guidance_schema import Guidance
 from trimtab.serving.hosts import ANY
 from trimtab.serving.limits import OF_A_REQUEST, Limits
 from trimtab.serving.metrics import Metrics
-from trimtab.serving.problems import about, error_body, malformed, problem
+from trimtab.serving.problems import MalformedError, about, error_body, malformed, problem
 from trimtab.serving.replies import called, reply, respond, route_that_reads
 from trimtab.serving.responses_schema import ResponseRequest
 from trimtab.serving.scored import why_unscored
@@ -139,17 +140,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     tokenizer = service.catalogue.model.tokenizer
     assert tokenizer is not None
 
-    def style(body: schema.Asked, num_rivals: int | None, *, chat: bool) -> Style:
-        guidance = body.guidance or Guidance()
-        return Style(
-            tokenizer,
-            chat,
-            num_rivals,
-            policy=guidance.logprobs,
-            guided=body.guidance is not None,
-            explain=guidance.explain,
-            echo=isinstance(body, schema.CompletionRequest) and bool(body.echo),
-        )
+    style = partial(_style, tokenizer)
 
     def asked(kind: Callable[..., list[Wanted]], body: schema.Asked) -> list[Wanted]:
         wanted = kind(body, service.catalogue, service.limits)
@@ -175,7 +166,10 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def responses(body: ResponseRequest, request: Request) -> Response:
         said = body.as_chat()
         async with encoding:
-            wanted = await run_in_threadpool(asked, wanted_chat, said)
+            try:
+                wanted = await run_in_threadpool(asked, wanted_chat, said)
+            except MalformedError as error:
+                raise body.placed(error) from None
         num_rivals = (said.top_logprobs or 0) if said.logprobs else None
         return await respond(request, body, wanted, style(said, num_rivals, chat=True))
 
@@ -194,6 +188,20 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             responses=_STREAMED,
             route_class_override=route_that_reads(kind, parsing),
         )
+
+
+def _style(tokenizer: Tokenizer, body: schema.Asked, num_rivals: int | None, *, chat: bool) -> Style:
+    """How a request wants its answers written."""
+    guidance = body.guidance or Guidance()
+    return Style(
+        tokenizer,
+        chat,
+        num_rivals,
+        policy=guidance.logprobs,
+        guided=body.guidance is not None,
+        explain=guidance.explain,
+        echo=isinstance(body, schema.CompletionRequest) and bool(body.echo),
+    )
 
 
 def _add_lists(app: FastAPI, service: Service) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trimtab.constraint import Constraint
@@ -16,13 +17,14 @@ from trimtab.fields import MAX_SEED
 from trimtab.guides.brought import bringing
 from trimtab.guides.prompt import PromptGuide
 from trimtab.params import FORCED_DRAFT, MOST_DRAFTED, NO_DRAFT
-from trimtab.prompts import encode_prompt, reads_key
+from trimtab.prompts import encode_prompt, options_of
 from trimtab.serving.field_names import LENGTH
 from trimtab.serving.forms import constraint_of
 from trimtab.serving.guidance_schema import Guidance, Sentences
 from trimtab.serving.limits import Limits
-from trimtab.serving.problems import about
+from trimtab.serving.problems import MalformedError, about
 from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest
+from trimtab.serving.tools import TOOLS, Calling, calling_of, messages_of
 from trimtab.serving.wordings import cut
 
 _MOST_CHARACTERS = 64
@@ -100,6 +102,8 @@ class Wanted:
     kind: str = ANSWER
     first_id: int = 0
     """The prompt's first token."""
+    calling: Calling | None = None
+    """How the answer calls tools; None: it calls none."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -114,21 +118,20 @@ def wanted_chat(body: ChatRequest, catalogue: Catalogue, limits: Limits) -> list
         raise about("top_logprobs", OptionError("top_logprobs is part of logprobs; send logprobs: true with it."))
     num_new = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     num_rivals = (body.top_logprobs or 0) if body.logprobs else None
-    return _wanted(body, [prompt], num_new, num_rivals, catalogue, limits)
+    calling = calling_of(body, prompt, catalogue.model)
+    constraint = None if calling is None else calling.constraint
+    wanted = _wanted(body, [prompt], num_new, num_rivals, catalogue, limits, constraint)
+    return [replace(one, calling=calling) if one.kind == ANSWER else one for one in wanted]
 
 
 def _chat(body: ChatRequest, catalogue: Catalogue) -> Chat:
-    """The messages with what the chat template reads of each, and what it is told.
-
-    Clients send histories whole; what the template has no place for (a call of a tool, a thought) is left out.
-    """
+    """The messages with what the chat template reads of each, and what it is told."""
     template_options = {**catalogue.template_options, **(body.chat_template_kwargs or {})}
-    read = {key for message in body.messages for key in message.keys if reads_key(catalogue.model, key)}
-    messages = [
-        {"role": message.role, "content": message.text, **{k: v for k, v in message.keys.items() if k in read}}
-        for message in body.messages
-    ]
-    return Chat(messages, template_options, opened=body.opened)
+    if tools := body.callable:
+        if TOOLS in template_options:
+            raise MalformedError(f"{TOOLS} stand in chat_template_kwargs too; give them once.", "chat_template_kwargs")
+        template_options[TOOLS] = [tool.told for tool in tools]
+    return Chat(messages_of(body, catalogue.model), template_options, opened=body.opened)
 
 
 def wanted_completion(body: CompletionRequest, catalogue: Catalogue, limits: Limits) -> list[Wanted]:
@@ -143,6 +146,7 @@ def _wanted(
     num_rivals: int | None,
     catalogue: Catalogue,
     limits: Limits,
+    constraint: Constraint | None = None,
 ) -> list[Wanted]:
     guidance = body.guidance or Guidance()
     sentences = _sentences(guidance.prompts, catalogue, limits)
@@ -151,7 +155,8 @@ def _wanted(
     weights |= {place: weights.pop(name) for place, name in names.items()}
     _check(body, len(prompts), num_new, num_rivals, limits)
     each = body.n or 1
-    constraint = constraint_of(body, catalogue.model)
+    if constraint is None:
+        constraint = constraint_of(body, catalogue.model)
     guides = tuple(name for name, weight in weights.items() if weight)
     wanted: list[Wanted] = []
     scored: list[Wanted] = []
@@ -241,6 +246,8 @@ def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int |
 def _prompt_ids(prompt: Prompt, model: KnownModel, limits: Limits) -> list[int]:
     """The tokens of a prompt. Raises PromptError for one that cannot be read or is too long."""
     num_characters = len(prompt) if isinstance(prompt, str) else sum(_size(item) for item in prompt)
+    if (tools := options_of(prompt).get(TOOLS)) is not None:
+        num_characters += len(json.dumps(tools, ensure_ascii=False))
     if num_characters > limits.max_prompt_tokens * _MOST_CHARACTERS:
         raise PromptError(
             f"The prompt has {num_characters} characters; this server takes at most {limits.max_prompt_tokens} tokens."
@@ -251,9 +258,13 @@ def _prompt_ids(prompt: Prompt, model: KnownModel, limits: Limits) -> list[int]:
     return ids
 
 
-def _size(item: int | Mapping[str, str]) -> int:
-    """Characters of a message; 1 of a token id."""
-    return 1 if isinstance(item, int) else len(item["content"])
+def _size(item: int | Mapping[str, Any]) -> int:
+    """Characters of a message, with what it calls; 1 of a token id."""
+    if isinstance(item, int):
+        return 1
+    return len(item["content"]) + (
+        len(json.dumps(calls, ensure_ascii=False)) if (calls := item.get("tool_calls")) else 0
+    )
 
 
 def _params(

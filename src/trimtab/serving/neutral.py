@@ -27,8 +27,6 @@ IGNORED: Ignored = {
 }
 REFUSED: Refused = {
     "store": (False,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -62,8 +60,11 @@ REFUSED: Refused = {
     "mm_processor_kwargs": ({},),
     "kv_transfer_params": ({},),
 }
+IGNORED_IN_CHATS: Ignored = {name: why for name, why in IGNORED.items() if name != "parallel_tool_calls"}
 REFUSED_IN_CHATS: Refused = {"suffix": ("",), "echo": (False,), "best_of": (1,), "add_special_tokens": (False,)}
 REFUSED_IN_COMPLETIONS: Refused = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "suffix": ("",),
     "add_special_tokens": (True,),
     "prompt_embeds": (),
@@ -73,7 +74,9 @@ REFUSED_IN_COMPLETIONS: Refused = {
     "add_generation_prompt": (),
     "continue_final_message": (False,),
 }
-IGNORED_IN_RESPONSES: Ignored = {name: why for name, why in IGNORED.items() if name != "metadata"}
+IGNORED_IN_RESPONSES: Ignored = {
+    name: why for name, why in IGNORED.items() if name not in ("metadata", "parallel_tool_calls")
+}
 REFUSED_IN_RESPONSES: Refused = {
     "previous_response_id": (),
     "conversation": (),

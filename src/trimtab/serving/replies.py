@@ -26,6 +26,7 @@ from trimtab.serving.problems import problem
 from trimtab.serving.responses import GrowingResponse
 from trimtab.serving.responses_schema import ResponseRequest
 from trimtab.serving.wire import Style, Writer
+from trimtab.serving.writing_calls import CallWriter
 
 _STREAMED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -76,7 +77,7 @@ async def reply(request: Request, body: schema.Asked, wanted: Sequence[Wanted], 
     """The answers, whole or as a stream. A client that goes frees their rows."""
     running = [one for one in wanted if one.kind != NOTHING]
     answering = Answering(request.app.state.batch, running, request.app.state.answerings)
-    writers = [Writer(style, index, one.weights, one.params.seed, one.brought) for index, one in enumerate(running)]
+    writers = [_writer(style, index, one) for index, one in enumerate(running)]
     parts = Parts(wanted, running, writers, style)
     kind, letters = ("chat.completion", "chatcmpl") if style.chat else ("text_completion", "cmpl")
     frame = {
@@ -103,7 +104,7 @@ async def respond(request: Request, body: ResponseRequest, wanted: Sequence[Want
     """The answer of `/v1/responses`, whole or as a stream of events. A client that goes frees its row."""
     answering = Answering(request.app.state.batch, wanted, request.app.state.answerings)
     [one] = wanted
-    writer = Writer(style, 0, one.weights, one.params.seed, one.brought)
+    writer = _writer(style, 0, one)
     made = GrowingResponse(body, writer, int(time.time()), one.num_prompt_tokens)
     if body.stream:
         try:
@@ -114,6 +115,11 @@ async def respond(request: Request, body: ResponseRequest, wanted: Sequence[Want
         return _Stream(answering, _events(request, answering, made), media_type="text/event-stream", headers=_STREAMED)
     await _finish(request, answering, [writer])
     return JSONResponse(made.whole())
+
+
+def _writer(style: Style, index: int, one: Wanted) -> Writer:
+    calls = None if one.calling is None else CallWriter(one.calling)
+    return Writer(style, index, one.weights, one.params.seed, one.brought, calls=calls)
 
 
 async def _finish(request: Request, answering: Answering, writers: Sequence[Writer]) -> None:

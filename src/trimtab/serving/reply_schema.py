@@ -34,7 +34,7 @@ class Choice(BaseModel):
     """One answer; a chat has `message`, a completion `text`."""
 
     index: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     message: dict[str, Any] | None = None
     text: str | None = None
     logprobs: dict[str, Any] | None = None

@@ -28,6 +28,7 @@ from trimtab.serving.form_schema import GuidedChoice, GuidedGrammar, GuidedJson,
 from trimtab.serving.guidance_schema import Guidance
 from trimtab.serving.message_schema import Message
 from trimtab.serving.sampling import bounds, meaning
+from trimtab.serving.tool_schema import CHOICE_MEANING, SEVERAL_MEANING, Tool, ToolChoice, Tools, check_tools
 from trimtab.serving.wire_schema import (
     MAX_ITEMS,
     Biases,
@@ -150,6 +151,7 @@ class Asked(Sampled):
 class ChatRequest(Asked):
     """The body of `/v1/chat/completions`."""
 
+    ignored: ClassVar[neutral.Ignored] = neutral.IGNORED_IN_CHATS
     refused: ClassVar[neutral.Refused] = {**neutral.REFUSED, **neutral.REFUSED_IN_CHATS}
     messages: list[Message] = Field(
         min_length=1,
@@ -164,6 +166,9 @@ class ChatRequest(Asked):
     top_logprobs: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="with `logprobs`: the most probable tokens of each place besides"
     )
+    tools: Tools | None = Field(default=None, description="functions that the model may call")
+    tool_choice: ToolChoice | None = Field(default=None, description=CHOICE_MEANING)
+    parallel_tool_calls: bool | None = Field(default=None, description=SEVERAL_MEANING)
     chat_template_kwargs: Annotated[dict[Name, Any], BeforeValidator(few)] | None = Field(
         default=None, description="as vLLM's: what the chat template is told, such as enable_thinking"
     )
@@ -191,6 +196,16 @@ class ChatRequest(Asked):
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
         return self
+
+    @model_validator(mode="after")
+    def _tools_can_be_chosen(self) -> ChatRequest:
+        check_tools(self.tools or [], self.tool_choice)
+        return self
+
+    @property
+    def callable(self) -> list[Tool]:
+        """The tools that the model is shown."""
+        return [] if self.tool_choice == "none" else list(self.tools or [])
 
     @property
     def opened(self) -> bool | None:

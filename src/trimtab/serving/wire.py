@@ -17,6 +17,8 @@ from trimtab.answers import Alternative, Choice, Step, TokenTrace
 from trimtab.core import Tokenizer
 from trimtab.mixing.tracing import shares_of
 from trimtab.models.tokenizing.spelling import bytes_of
+from trimtab.serving.reading_calls import Grown
+from trimtab.serving.writing_calls import CallWriter
 
 Json = dict[str, Any]
 
@@ -71,6 +73,10 @@ class Writer:
     """Steps whose tokens may yet be a part of a character or of a stop string."""
     characters: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8"))
     num_characters: int = 0
+    calls: CallWriter | None = None
+    """Reads calls of tools out of the answer; None: it is text alone."""
+    grown: list[Grown] = field(default_factory=list)
+    """What the last step added to text and calls, where there may be calls."""
 
     def start(self) -> Json:
         """The choice of a stream's first chunk."""
@@ -80,9 +86,10 @@ class Writer:
     def piece(self, step: Step) -> Json | None:
         """The choice of a stream's chunk for a step; None where there is nothing to say."""
         traces, listed = self._take(step)
-        if not (step.text or traces or listed or self.finish_reason):
+        delta = {"content": step.text} if self.calls is None else self.calls.delta(self.grown)
+        if not (any(delta.values()) or traces or listed or self.finish_reason):
             return None
-        body: Json = {"delta": {"content": step.text}} if self.style.chat else {"text": step.text}
+        body: Json = {"delta": delta} if self.style.chat else {"text": step.text}
         return self._choice(body, traces, listed)
 
     def take(self, step: Step) -> None:
@@ -93,8 +100,10 @@ class Writer:
 
     def whole(self) -> Json:
         """The choice of a reply."""
-        message = {"role": "assistant", "content": self.text, "refusal": None}
-        body = {"message": message} if self.style.chat else {"text": self.text}
+        message: Json = {"role": "assistant", "content": self.text, "refusal": None}
+        if self.calls is not None:
+            message = self.calls.message()
+        body: Json = {"message": message} if self.style.chat else {"text": self.text}
         choice = self._choice(body, self.traces, self.listed)
         return {**choice, **self._said(choice.get("guidance", {}))}
 
@@ -117,8 +126,19 @@ class Writer:
         self.finish_reason = None if step.finish_reason is None else _REASONS[step.finish_reason]
         if step.token_id is not None:
             self.open.append(step)
-        listed = [one for added in step.pieces if (one := self._list(self.open.popleft(), added)) is not None]
+        closed = [(self.open.popleft(), added) for added in step.pieces]
+        listed = [one for ended, added in closed if (one := self._list(ended, added)) is not None]
+        if self.calls is not None:
+            self._read(self.calls, closed)
         return [] if step.trace is None else [step.trace], listed
+
+    def _read(self, calls: CallWriter, closed: Sequence[tuple[Step, bytes]]) -> None:
+        """Read calls of tools in what became certain with a step."""
+        self.grown = [one for ended, added in closed for one in calls.take(ended, added)]
+        if self.finish_reason is not None:
+            self.grown += calls.finish(is_cut=self.finish_reason == "length")
+            if self.finish_reason == "stop" and calls.is_complete:
+                self.finish_reason = "tool_calls"
 
     def _list(self, step: Step, added: bytes) -> Listed | None:
         """A token that adds so much; None for one without a trace, and for the one that ends a turn, which has no text

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -56,7 +57,10 @@ def render(hf: Any, messages: Sequence[Message], *, options: Mapping[str, Any] |
     chosen = dict(options or {})
     template = _template_of(hf, chosen)
     shaped = _in_parts if _reads(template).loops_over_content and _wants_parts(hf, template) else dict
-    return _rendered(hf, template, [shaped(_named_as_read(message, template)) for message in messages], chosen, opened)
+    read = [shaped(_named_as_read(message, template)) for message in messages]
+    if any(message.get("tool_calls") for message in read) and _wants_arguments_as_text(hf, template):
+        read = [_with_calls(message, _with_text) for message in read]
+    return _rendered(hf, template, read, chosen, opened)
 
 
 def _rendered(
@@ -92,6 +96,21 @@ def _wants_parts(hf: Any, template: str) -> bool:
     return False
 
 
+@functools.lru_cache(maxsize=16)
+def _wants_arguments_as_text(hf: Any, template: str) -> bool:
+    """Whether a template writes the arguments of a call as JSON only where it is given them as JSON."""
+    for arguments, as_text in (({MARK: MARK}, False), (json.dumps({MARK: MARK}), True)):
+        call = {"id": MARK[:9], "type": "function", "function": {"name": MARK, "arguments": arguments}}
+        said = {"role": "assistant", "content": "", "tool_calls": [call]}
+        try:
+            text = _rendered(hf, template, [{"role": "user", "content": MARK}, said], {}, False)
+        except PromptError:
+            continue
+        if re.search(rf'"{MARK}"\s*:\s*"{MARK}"', text):
+            return as_text
+    return False
+
+
 def readable(hf: Any, messages: Sequence[Message]) -> Chat:
     """Messages as a `Chat` of what the template reads.
 
@@ -119,6 +138,14 @@ def reads_key(hf: Any, key: str, options: Mapping[str, Any] | None = None) -> bo
         return False
 
 
+def reads_option(hf: Any, name: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether the chat template may read this option; False without a template."""
+    try:
+        return name in _reads(_template_of(hf, options or {})).names
+    except PromptError:
+        return False
+
+
 def _options(chat: Chat, reads: _Reads) -> dict[str, Any]:
     found = {}
     for name, value in chat.options.items():
@@ -136,14 +163,29 @@ def _options(chat: Chat, reads: _Reads) -> dict[str, Any]:
 def _named_as_read(message: Message, template: str) -> dict[str, Any]:
     """A message with its thought under the name that the template reads, and a text for content."""
     found = {**message, "content": message.get("content") or ""}
-    if isinstance(calls := message.get("tool_calls"), Sequence):
-        found["tool_calls"] = [_with_arguments(call) for call in calls]
+    found = _with_calls(found, _with_arguments)
     reads = _reads(template)
     for name in THOUGHTS:
         if name in found and not reads.exactly(name):
             known = next((other for other in THOUGHTS if reads.exactly(other)), name)
             found.setdefault(known, found[name])
     return found
+
+
+def _with_calls(message: Mapping[str, Any], changed: Callable[[Any], Any]) -> dict[str, Any]:
+    """A message with each of its calls of tools changed."""
+    calls = message.get("tool_calls")
+    return (
+        {**message, "tool_calls": [changed(call) for call in calls]} if isinstance(calls, Sequence) else dict(message)
+    )
+
+
+def _with_text(call: Any) -> Any:
+    """A call of a tool with its arguments as JSON text."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
+        return call
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
 def _with_arguments(call: Any) -> Any:
