@@ -119,6 +119,7 @@ class Failing:
         (CheckpointError("No weights\nthere."), 2, "trimtab: error: No weights there.\n"),
         (OSError(28, "No space left on device", "a.jsonl"), 1, "No space left on device: 'a.jsonl'\n"),
         (ZeroDivisionError("oh"), 1, "Traceback (most recent call last)"),
+        (ImportError("no such package"), 1, "`trimtab doctor` says which"),
         (KeyboardInterrupt(), 130, ""),
         (None, 3, ""),
     ],

