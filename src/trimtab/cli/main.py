@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, calibrate, compare, convert, export, judge, serve, soup, vllm
+from trimtab.cli import bench, calibrate, check, compare, convert, export, judge, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
 from trimtab.cli.doctor import command as doctor
@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "soup": soup,
     "calibrate": calibrate,
+    "check": check,
     "generate": generate,
     "chat": chat,
     "explain": explain,
