@@ -120,3 +120,12 @@ def test_a_record_that_is_none_is_an_error_of_the_card(guide: Path, files: objec
     (guide / GUIDE_FILE).write_text(json.dumps({"format": 1, "kind": "arm", "files": files}))
     with pytest.raises(CheckpointError, match="files"):
         read_card(guide)
+
+
+def test_every_guide_that_ships_records_its_files() -> None:
+    shipped = sorted(path.parent for path in (Path(recorded.__file__).parents[1] / "shipped").glob(f"*/{GUIDE_FILE}"))
+    assert shipped
+    for directory in shipped:
+        card = read_card(directory)
+        assert card.files
+        assert recorded.differences(directory, card.files) == []
