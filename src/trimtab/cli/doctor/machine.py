@@ -93,5 +93,5 @@ def environment() -> Mapping[str, str]:
 
 def without_directories(text: str, *, home: str) -> str:
     """A message with the last part alone of each path in it."""
-    text = re.sub(r"(?<=[('\"])/[^'\"()\n]*/(?=[^/'\"()]+)", "…/", text.replace(home, "/home"))
+    text = re.sub(r"(?<=[('\"])/[^'\"()\n]*/(?=[^/'\"()]+)", "…/", text.replace(home, "/~"))
     return re.sub(r"(?<![\w.…/])/(?:[^\s/'\"():,;]+/)+(?=[^\s/'\"():,;]+)", "…/", text)
