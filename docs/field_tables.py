@@ -93,6 +93,7 @@ SAMPLES: Mapping[str, tuple[str, Any]] = {
     "stop_token_ids": ("stop_token_ids", (1,)),
     "seed": ("seed", 3),
     "plausibility": ("plausibility", 0.5),
+    "guide_plausibility": ("guide_plausibility", {"kind": 0.5}),
     "draft": ("draft", "lookup"),
     "draft_tokens": ("draft", "lookup"),
     "prompt_logprobs": ("forced", (1,)),

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.storage.digests import callable_contents, model_contents, scorer_contents
+from trimtab.storage.exact_scorers import EXACT
 from trimtab.storage.files import path_digest
+from trimtab.storage.scorers import load_scorer
 
 FILES = {
     "mine.py": "from helper import share\nfrom package.inner import part\ndef score(prompts, texts):\n"
@@ -80,6 +82,11 @@ def test_of_an_installed_package_only_the_package_is_read() -> None:
 def test_scorers_of_ours_are_their_packages_versions() -> None:
     assert list(scorer_contents("sentiment")) == ["vaderSentiment"]
     assert list(scorer_contents("offence")) == ["alt-profanity-check", "scikit-learn"]
+
+
+@pytest.mark.parametrize("name", sorted(EXACT))
+def test_an_exact_scorer_is_the_file_that_counts_and_no_other(name: str) -> None:
+    assert list(scorer_contents(name)) == list(load_scorer(name).contents()) == ["exact_scorers.py"]
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "nowhere.py:f", "words", "a/b c", "owner/no-such-model", ""])

@@ -33,6 +33,7 @@ class Dial:
     half: int = described(FOLLOWS, "half of {count}", low=1)
     seed: int = seed_field(0, "of everything")
     marks: tuple[int, ...] = described((), "which tokens", kind="ids")
+    shares: Mapping[str, float] = described({}, "how much, by name", kind="shares", low=0, high=1)
     pulls: Mapping[int, float] = described({}, "how strongly, by token", kind="biases", low=-9, high=9)
     hidden: int = 7
 
@@ -164,6 +165,14 @@ def test_biases_are_written_as_ids_and_numbers(text: str) -> None:
         _parsed("--pulls", text)
 
 
+@pytest.mark.parametrize("text", ["", "a", "a=", "=1", "a=x", "a=2", "a=0.1,a=0.2", "a=nan", "a=0.1,"])
+def test_shares_are_written_as_names_and_numbers(text: str) -> None:
+    assert _parsed("--shares", "a=0.1,b=1").shares == {"a": 0.1, "b": 1.0}
+    assert _parsed().shares == {}
+    with pytest.raises(argparse.ArgumentError, match="NAME=X,NAME=X"):
+        _parsed("--shares", text)
+
+
 def test_an_argument_out_of_range_is_refused_by_argparse() -> None:
     with pytest.raises(argparse.ArgumentError, match="'1' is not accepted; give a finite number of at least 0 and be"):
         _parsed("--share", "1")
@@ -177,7 +186,7 @@ def test_generate_takes_what_sampling_params_hold() -> None:
     names = [name for name in taken if name not in ("self", "prompts", "template_options")]
     params = {field.name: field for field in dataclasses.fields(SamplingParams) if field.name != "forced"}
     assert names == list(params)
-    mappings = ("weights", "logit_bias")
+    mappings = ("weights", "guide_plausibility", "logit_bias")
     assert {name: taken[name].default for name in names if name not in mappings} == {
         name: field.default for name, field in params.items() if name not in mappings
     }

@@ -53,6 +53,23 @@ def test_offence_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         load_scorer("offence")
 
 
+def test_a_short_answer_is_counted_in_words() -> None:
+    texts = ["One two, three.", "It's well-known: 3.5!", "", " ... "]
+    assert load_scorer("short-answer")([""] * 4, texts) == [-3.0, -4.0, -1000.0, -1000.0]
+
+
+def test_plain_words_are_those_of_at_most_six_letters() -> None:
+    texts = ["It is so.", "Unquestionably", "A letter's answers: twelve, thirteen", "42", ""]
+    assert load_scorer("plain-words")([""] * 5, texts) == [0.0, -1.0, -0.6, -1.0, -1.0]
+
+
+@pytest.mark.parametrize("name", ["short-answer", "plain-words"])
+def test_nothing_said_is_never_the_best_answer(name: str) -> None:
+    score = load_scorer(name)
+    worst, *others = score([""] * 3, ["", "internationalisation a " * 99, "a"])
+    assert worst < min(others)
+
+
 def test_a_directory_is_a_reward_model(tmp_path: Path) -> None:
     directory = write_reward_model(tmp_path / "reward")
     scorer = load_scorer(str(directory))

@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers
 from tests.tiny import peaked_module
 
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
-TOKENS = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+TOKENS = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "ĊĊ"]
 TEMPLATE = (
     "{{ '<s>' }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
@@ -38,8 +38,8 @@ def gguf_module(family: str = "Llama", *, seed: int = 0, **changes: Any) -> Any:
     return peaked_module(getattr(transformers, f"{family}Config")(**shape), seed=seed)
 
 
-def write_gguf(path: Path, module: Any) -> Path:
-    """A module as a GGUF file in float32, with a vocabulary of bytes."""
+def write_gguf(path: Path, module: Any, *, pre: str = "gpt-2") -> Path:
+    """A module as a GGUF file in float32, with a vocabulary of bytes; `pre` says how it asks for text to be cut."""
     config = module.config
     architecture = _ARCHITECTURES[type(module).__name__]
     writer = gguf.GGUFWriter(path, architecture)
@@ -57,7 +57,7 @@ def write_gguf(path: Path, module: Any) -> Path:
         writer.add_value_length(config.head_dim)
     else:
         writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    _add_vocabulary(writer, config.vocab_size)
+    _add_vocabulary(writer, config.vocab_size, pre)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
     for name, weight in module.state_dict().items():
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -76,15 +76,15 @@ def permuted(rows: Any, num_heads: int) -> Any:
     return rows.reshape(num_heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+def _add_vocabulary(writer: gguf.GGUFWriter, size: int, pre: str) -> None:
     tokens = [*TOKENS, *(f"[PAD{index}]" for index in range(len(TOKENS), size))]
     special = gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     unused = [gguf.TokenType.UNUSED] * (size - len(TOKENS))
     writer.add_token_types([*[special] * 3, *[gguf.TokenType.NORMAL] * (len(TOKENS) - 3), *unused])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "Ċ Ċ"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_pad_token_id(2)

@@ -19,10 +19,10 @@ from typing import Literal, TypeAlias, TypeGuard, TypeVar
 
 from trimtab.errors import OptionError, naming
 
-Kind: TypeAlias = Literal["number", "whole", "flag", "choice", "text", "names", "texts", "ids", "biases"]
+Kind: TypeAlias = Literal["number", "whole", "flag", "choice", "text", "names", "texts", "ids", "biases", "shares"]
 """`text` is one text; `names` is a list that is written as one text, with commas; `texts` a list of texts that may hold
 commas; `ids` a list of token ids, written with commas; `biases` a mapping from token ids to numbers in the range,
-written `ID=X,ID=X`."""
+written `ID=X,ID=X`, and `shares` one from names, written `NAME=X,NAME=X`."""
 
 MAX_SEED = 2**63 - 1
 
@@ -86,6 +86,10 @@ class Described:
             return isinstance(value, Mapping) and all(
                 _is_id(token) and is_number(bias) and self._within(bias) for token, bias in value.items()
             )
+        if self.kind == "shares":
+            return isinstance(value, Mapping) and all(
+                isinstance(name, str) and name and is_number(one) and self._within(one) for name, one in value.items()
+            )
         if self.kind in ("names", "texts"):
             return not isinstance(value, str) and isinstance(value, Sequence) and all(map(self._is_text, value))
         return True
@@ -111,6 +115,8 @@ class Described:
             return "token ids in a tuple"
         if self.kind == "biases":
             return f"a mapping from token ids to finite numbers{self.bounds}"
+        if self.kind == "shares":
+            return f"a mapping from names to finite numbers{self.bounds}"
         if self.kind == "flag":
             return "true or false"
         adjective = "whole " if self.kind == "whole" else "finite " if finite else ""
@@ -139,11 +145,15 @@ class Described:
             elif self.kind == "ids":
                 value = tuple(map(int, text.split(",")))
             elif self.kind == "biases":
-                value = _biases(text)
+                value = {int(token): bias for token, bias in _mapping(text).items()}
+            elif self.kind == "shares":
+                value = _mapping(text)
         except ValueError:
             value = None
         if value is None or not self.accepts(value):
-            accepted = {"ids": "ID,ID,...", "biases": f"ID=X,ID=X,..., X{self.bounds}"}.get(self.kind, self.accepted())
+            written = {"ids": "ID,ID,...", "biases": f"ID=X,ID=X,..., X{self.bounds}"}
+            written["shares"] = f"NAME=X,NAME=X,..., X{self.bounds}"
+            accepted = written.get(self.kind, self.accepted())
             raise OptionError(f"{text!r} is not accepted; give {accepted}.")
         return value
 
@@ -260,10 +270,10 @@ def _is_id(value: object) -> bool:
     return is_whole(value) and value >= 0
 
 
-def _biases(text: str) -> dict[int, float]:
-    """`ID=X,ID=X` as a mapping. Raises ValueError for another text, and for an id that is there twice."""
-    pairs = [part.partition("=") for part in text.split(",")]
-    found = {int(token): float(bias) for token, _, bias in pairs}
+def _mapping(text: str) -> dict[str, float]:
+    """`NAME=X,NAME=X` as a mapping. Raises ValueError for another text, and for a name that is there twice."""
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    found = {name.strip(): float(number) for name, _, number in pairs}
     if len(found) < len(pairs):
         raise ValueError(text)
     return found

@@ -86,6 +86,16 @@ class SamplingParams:
         note="0: none",
         metavar="A",
     )
+    guide_plausibility: Mapping[str, float] = described(
+        {},
+        "for each guide that is named and runs, drop tokens below A times that guide's own best probability "
+        "(Alignment-Aware Decoding's α)",
+        kind="shares",
+        low=0,
+        high=1,
+        note="0: none",
+        metavar="NAME=A,NAME=A,...",
+    )
     repetition_penalty: float = described(
         1.0, "divide the probability of tokens already seen by R", above=0, note="1: leave it", metavar="R"
     )

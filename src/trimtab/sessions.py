@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from trimtab.caches import Cache, caches_of, num_known, token_bytes
-from trimtab.core import Session, TokenIds
+from trimtab.core import Candidates, Session, TokenIds
 from trimtab.drafting import drafting, drafts
+from trimtab.errors import OptionError, unknown_name
 
 S = TypeVar("S", bound=Session)
+
+
+@runtime_checkable
+class PolicySession(Protocol):
+    """A guide's session that is a policy of its own, whatever of it is weighed."""
+
+    def policy(self, candidates: Candidates) -> Tensor:
+        """[B, K] float32: the guide's own log-probabilities; −inf where it has none. Changes nothing observable."""
+
+
+def check_masks(plausibility: Mapping[str, float], guides: Mapping[str, object]) -> None:
+    """Raise OptionError for a plausibility mask on a guide that is unknown or has no probabilities of its own."""
+    for name, alpha in plausibility.items():
+        if name not in guides:
+            raise unknown_name("guide", name, guides)
+        if alpha and not getattr(guides[name], "is_policy", False):
+            raise OptionError(
+                f"Guide {name} is given a plausibility of {alpha:g}, and it has no probabilities of its own to be "
+                "measured by. Accepted: guides that are language models or sentences, run by an engine that has their "
+                "logits (the built-in one). Leave it out."
+            )
 
 
 class SessionView(Generic[S]):

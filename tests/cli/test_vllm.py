@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import Run, Tiny
 from trimtab.cli.engines import _setting
 from trimtab.engines.vllm import versions
+from trimtab.engines.vllm.sources import Sources
 
 
 @pytest.fixture
@@ -22,6 +23,9 @@ def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is taken to be there; nothing starts it, since what is asked is refused before."""
     monkeypatch.setattr(versions, "installed", lambda: "0.32.0")
+    monkeypatch.setattr(versions, "installed_sources", lambda: Sources(Path()))
+    monkeypatch.setattr(versions, "differences", lambda sources: [])
+    versions._check.cache_clear()
 
 
 def test_pack_writes_a_directory_and_says_how_to_serve_it(run: Run, tiny: Tiny, tmp_path: Path) -> None:
@@ -193,3 +197,34 @@ SETTINGS: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize("text", SETTINGS)
 def test_a_setting_is_read_as_json_where_it_is_some(text: str) -> None:
     assert _setting(text) == SETTINGS[text]
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    """The sources of a vLLM that has nothing of what guides rely on."""
+    for name, text in {"vllm/__init__.py": "", "vllm-9.9.0.dist-info/METADATA": "Name: vllm\nVersion: 9.9.0\n"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_check_says_in_what_a_vllm_differs(run: Run, unpacked: Path) -> None:
+    outcome = run("vllm", "check", "--sources", str(unpacked))
+    assert outcome.code == 1
+    assert "vLLM 9.9.0 differs" in outcome.out
+    assert "vllm.forward_context.get_forward_context is not there." in outcome.out
+    found = json.loads(run("vllm", "check", "--sources", str(unpacked), "--json").out)
+    assert (found["version"], found["standing"], found["accepted"]) == ("9.9.0", "unknown", False)
+    assert f"in {len(found['differences'])} places" in outcome.out
+
+
+def test_check_refuses_a_directory_without_vllm(run: Run, tmp_path: Path) -> None:
+    outcome = run("vllm", "check", "--sources", str(tmp_path))
+    assert outcome.code == 2
+    assert str(tmp_path) in outcome.err
+
+
+def test_check_without_vllm_names_the_extra(run: Run, without_vllm: None) -> None:
+    outcome = run("vllm", "check")
+    assert outcome.code == 2
+    assert "trimtab[vllm]" in outcome.err

@@ -1,4 +1,4 @@
-"""README and the first ten minutes, pasted piece by piece into a copy of the repository. Some forty minutes on two cores.
+"""README and the first ten minutes, pasted piece by piece into a copy. Some forty minutes on two cores.
 
 Each page is run from its first line to its last in a copy of its own, so that neither needs what the other made. What
 makes the environment is left out: the tests run in one.

@@ -143,7 +143,8 @@ def plain_world() -> World:
         params = any_params(rng, 259)
         deadly_weight = 1.0 if rng.random() < 0.04 else 0.0
         prompt = prompt_of(rng, shared, 259, 55)
-        return prompt, replace(params, weights={**params.weights, "deadly": deadly_weight})
+        masks = {name: rng.choice([0.0, 0.2, 1.0]) for name in ("lora", "whole") if rng.random() < 0.2}
+        return prompt, replace(params, weights={**params.weights, "deadly": deadly_weight}, guide_plausibility=masks)
 
     with tempfile.TemporaryDirectory() as directory:
         lora = load_guide(write_lora(Path(directory), module, seed=1))

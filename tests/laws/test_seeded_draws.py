@@ -142,6 +142,7 @@ LOOPS: dict[str, dict[str, Any]] = {
     "top-k": {"weights": {"one": 1.0}, "top_k": 2500, "temperature": 1.5},
     "min-p": {"weights": {"one": 0.5, "two": 0.5}, "min_p": 0.01, "temperature": 0.7},
     "plausibility and a penalty": {"weights": {"two": 1.0}, "plausibility": 0.01, "repetition_penalty": 1.3},
+    "a guide's likely tokens": {"weights": {"one": 1.0}, "guide_plausibility": {"one": 0.01}},
     "an agent": {"weights": {"first": 0.5}},
     "an agent's luck": {"weights": {"random": 0.2, "one": 0.5}},
     "an agent's best": {"weights": {"most": 0.5}},

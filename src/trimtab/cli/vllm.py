@@ -1,25 +1,37 @@
-"""`trimtab vllm pack`: a base and its guides as one directory that `vllm serve` loads.
-
-No weight is copied: the directory holds links to the base's files and a config.json that names the guides.
-"""
+"""`trimtab vllm`: guides inside vLLM. `pack` writes what `vllm serve` loads; `check` looks whether this vLLM fits."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import Any
 
 from trimtab.cli import guide_options, options
 from trimtab.engines.vllm.manifest import LORA_WAYS
 from trimtab.errors import OptionError
 
+PACK = """A base and its guides as one directory that `vllm serve` loads. No weight is copied: the directory holds links
+to the base's files and a config.json that names the guides."""
+CHECK = """Compares the names, signatures and attributes of vLLM that guides rely on with the files of the vLLM that is
+installed, without importing it, and says in what they differ. Exit code 1 where guides would be refused inside it."""
+
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Add the command and its one sub-command."""
+    """Add the command and its sub-commands."""
     parser = subparsers.add_parser("vllm", help="guides inside vLLM", description=__doc__)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _register_pack(actions)
+    check = actions.add_parser(
+        "check", help="whether the vLLM that is installed fits", description=CHECK, allow_abbrev=False
+    )
+    check.add_argument("--sources", metavar="DIR", help="an unpacked vLLM instead: DIR holds its directory vllm")
+    check.add_argument("--json", action="store_true", help="what was found as JSON on standard output")
+
+
+def _register_pack(actions: argparse._SubParsersAction[Any]) -> None:
     pack = actions.add_parser(
-        "pack", help="a base and its guides as one directory", description=__doc__, allow_abbrev=False
+        "pack", help="a base and its guides as one directory", description=PACK, allow_abbrev=False
     )
     pack.add_argument("--model", required=True, metavar="NAME", help='a hub id, a directory, a .gguf file, or "demo"')
     options.add_guide_option(
@@ -46,6 +58,24 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Do what the sub-command says."""
+    return _check(args) if args.action == "check" else _pack(args)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from trimtab.engines.vllm import versions
+
+    found = versions.verdict_of(args.sources)
+    if args.json:
+        print(json.dumps({**asdict(found), "accepted": found.is_accepted}, ensure_ascii=False))
+    else:
+        print(found.sentence())
+        for difference in found.differences:
+            print(f"  {difference}")
+    return 0 if found.is_accepted else 1
+
+
+def _pack(args: argparse.Namespace) -> int:
     """Pack a base and its guides."""
     options.check_guide_names(args.guides)
     if not args.guides:

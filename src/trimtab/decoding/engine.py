@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from trimtab.answers import Answer, Step
@@ -19,6 +20,7 @@ from trimtab.errors import OptionError, unknown_name
 from trimtab.mixing.forms import check_negative, forms_of
 from trimtab.params import NO_DRAFT
 from trimtab.prompts import as_prompts, with_options
+from trimtab.sessions import check_masks
 
 
 class KnownGuide(Protocol):
@@ -138,6 +140,7 @@ class GenerationEngine(ABC):
         top_p: float | None = None,
         min_p: float = 0.0,
         plausibility: float = 0.0,
+        guide_plausibility: Mapping[str, float] | None = None,
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
@@ -160,33 +163,30 @@ class GenerationEngine(ABC):
         the chat template of each chat, under its own. All is checked first; what fails later has an `error`.
         """
         wanted = [with_options(prompt, template_options or {}) for prompt in as_prompts(prompts)]
-        params = [
-            SamplingParams(
-                weights=one,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                plausibility=plausibility,
-                repetition_penalty=repetition_penalty,
-                presence_penalty=presence_penalty,
-                frequency_penalty=frequency_penalty,
-                logit_bias={} if logit_bias is None else logit_bias,
-                min_tokens=min_tokens,
-                stop=(stop,) if isinstance(stop, str) else tuple(stop),
-                stop_token_ids=tuple(stop_token_ids),
-                ignore_eos=ignore_eos,
-                seed=None if seed is None else seed + index,
-                trace=trace,
-                num_alternatives=num_alternatives,
-                draft=draft,
-                draft_tokens=draft_tokens,
-                constraint=constraint,
-            )
-            for index, one in enumerate(_weights_of_each(weights, len(wanted)))
-        ]
-        return self.answers(list(zip(wanted, params, strict=True)))
+        params = SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            plausibility=plausibility,
+            guide_plausibility={} if guide_plausibility is None else guide_plausibility,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias={} if logit_bias is None else logit_bias,
+            min_tokens=min_tokens,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop_token_ids=tuple(stop_token_ids),
+            ignore_eos=ignore_eos,
+            trace=trace,
+            num_alternatives=num_alternatives,
+            draft=draft,
+            draft_tokens=draft_tokens,
+            constraint=constraint,
+        )
+        asked = _each(params, _weights_of_each(weights, len(wanted)), seed)
+        return self.answers(list(zip(wanted, asked, strict=True)))
 
     def close(self) -> None:  # noqa: B027  most engines hold nothing that outlives them
         """End what the engine runs elsewhere; it is of no more use."""
@@ -194,15 +194,24 @@ class GenerationEngine(ABC):
     def weights_of(self, params: SamplingParams) -> dict[str, float]:
         """The weight of every guide in a request.
 
-        Raises OptionError for an unknown name, and for a negative weight that means nothing (`forms.check_negative`).
+        Raises OptionError for an unknown name, for a negative weight that means nothing (`forms.check_negative`), and
+        for a plausibility mask on a guide that has no probabilities (`sessions.check_masks`).
         """
         for name in params.weights:
             if name not in self.guides:
                 raise unknown_name("guide", name, self.guides)
+        check_masks(params.guide_plausibility, self.guides)
         weights = {name: float(params.weights.get(name, guide.weight)) for name, guide in self.guides.items()}
         mask = params.plausibility if self.has_plausibility else None
         check_negative(weights, forms_of(self.guides), temperature=params.temperature, plausibility=mask)
         return weights
+
+
+def _each(params: SamplingParams, weights: Sequence[Mapping[str, float]], seed: int | None) -> list[SamplingParams]:
+    """The parameters of each prompt: its own weights, and the seed that follows from its place."""
+    return [
+        replace(params, weights=one, seed=None if seed is None else seed + index) for index, one in enumerate(weights)
+    ]
 
 
 def _weights_of_each(

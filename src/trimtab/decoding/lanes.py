@@ -16,7 +16,10 @@ from trimtab.decoding.places import Places
 from trimtab.decoding.requests import Columns, Request
 from trimtab.drafting import drafting
 from trimtab.errors import ModelError
+from trimtab.mixing.rules import NEVER
+from trimtab.mixing.sampling import plausible
 from trimtab.mixing.selecting import Begun, Walk, survivors, walk
+from trimtab.sessions import PolicySession
 
 S_co = TypeVar("S_co", bound=Session, covariant=True)
 
@@ -141,9 +144,20 @@ class Lane(Rows[GuideSession]):
             weights = weights[torch.tensor(rows, device=base.device)]
         scores = self._session.score(some)
         check_shape(self.name, scores, some)
+        scores = self._plausible(scores, some, rows)
         if at is None:
             return scores, weights
         return torch.zeros_like(base).index_copy(0, at, scores), base.new_zeros(len(base)).index_copy(0, at, weights)
+
+    def _plausible(self, scores: Tensor, candidates: Candidates, rows: Sequence[int]) -> Tensor:
+        """Scores [B, K] of requests in these rows, −inf where the guide itself hardly gives a token, if they ask."""
+        masks = [self._requests[row].params.guide_plausibility.get(self.name, 0.0) for row in rows]
+        if not any(masks):
+            return scores
+        assert isinstance(self._session, PolicySession), "sessions.check_masks refuses what has no policy"
+        policy = self._session.policy(candidates)
+        kept = plausible(policy, torch.tensor(masks, dtype=torch.float32, device=policy.device))
+        return scores.masked_fill(~kept.to(scores.device), NEVER)
 
     def _weights(self, device: torch.device) -> Tensor:
         return torch.tensor([request.weights[self.name] for request in self._requests], device=device)

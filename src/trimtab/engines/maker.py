@@ -30,6 +30,7 @@ QUANTIZE = "weights of fewer bits"
 RULES = "a rule for an agent's verdicts"
 DRAFTS = "drafts of next tokens"
 PROMPTS = "guides that read another prompt"
+MASKS = "masks by a guide's own probabilities"
 DEFAULT_ROWS = 64
 """Requests that run at a time where nobody says."""
 FEATURES = (
@@ -44,6 +45,7 @@ FEATURES = (
     RULES,
     DRAFTS,
     PROMPTS,
+    MASKS,
 )
 """What a method or a command may need of an engine beyond decoding with guides that tilt."""
 

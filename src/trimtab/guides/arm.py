@@ -73,6 +73,7 @@ class ARM:
     form: str = PRODUCT
     reference: LanguageModel | None = None
 
+    is_policy = True
     needs_hidden = False
     needs_context = False
     selection = None
@@ -117,28 +118,38 @@ class ARM:
         return ReferencedSession(session, self.reference.open(session if beside is None else beside))
 
 
-class ARMSession(SessionView[ModelSession]):
+class _Reading:
+    """What the sessions of a guide that is a language model share: the guide's own policy."""
+
+    _session: ModelSession
+
+    def policy(self, candidates: Candidates) -> Tensor:
+        """[B, K] log π_r; −inf for ids beyond the guide's own logits (padding of the base's)."""
+        return scores_at(logprobs_for(self._session, candidates), candidates)
+
+
+class ARMSession(_Reading, SessionView[ModelSession]):
     """The growing sequences of an ARM: a model's session, read as scores."""
 
     reads_drafts = True
 
     def score(self, candidates: Candidates) -> Tensor:
-        """[B, K] log π_r; −inf for ids beyond the guide's own logits (padding of the base's)."""
-        return scores_at(logprobs_for(self._session, candidates), candidates)
+        """[B, K] log π_r."""
+        return self.policy(candidates)
 
     def foreseen(self, rows: Tensor, drafted: Tensor, weights: Tensor) -> Tensor:
         """[N, V]: π_r^(1+w), as if the base were the guide (`drafting.Foreseeing`)."""
         return drafting_model(self._session).logprobs_after(rows, drafted) * (1 + weights[:, None])
 
 
-class ShiftSession(SessionView[ModelSession]):
+class ShiftSession(_Reading, SessionView[ModelSession]):
     """The growing sequences of a shift from the steered base."""
 
     reads_drafts = True
 
     def score(self, candidates: Candidates) -> Tensor:
         """[B, K] log π_r − log π_base; 0 where the base forbids, which it does at any score."""
-        scores = scores_at(logprobs_for(self._session, candidates), candidates)
+        scores = self.policy(candidates)
         forbidden = torch.isneginf(candidates.logprobs)
         return (scores - candidates.logprobs.to(scores)).masked_fill(forbidden, 0.0)
 
@@ -147,7 +158,7 @@ class ShiftSession(SessionView[ModelSession]):
         return drafting_model(self._session).logprobs_after(rows, drafted)
 
 
-class ReferencedSession(SessionGroup):
+class ReferencedSession(_Reading, SessionGroup):
     """The growing sequences of a shift from another model than the steered base."""
 
     reads_drafts = True
@@ -159,7 +170,7 @@ class ReferencedSession(SessionGroup):
 
     def score(self, candidates: Candidates) -> Tensor:
         """[B, K] log π_r − log π_ref; −inf where either has no logit or forbids."""
-        scores = scores_at(logprobs_for(self._session, candidates), candidates)
+        scores = self.policy(candidates)
         reference = scores_at(logprobs_for(self._reference, candidates), candidates)
         unknown = torch.isneginf(scores) | torch.isneginf(reference)
         return (scores - reference).masked_fill(unknown, NEVER)

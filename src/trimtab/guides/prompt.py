@@ -81,6 +81,7 @@ class BoundPromptGuide:
     place: str
     """Where the sentence stands in a chat: `system` or `user`."""
 
+    is_policy = True
     needs_hidden = False
     needs_context = False
     selection = None

@@ -35,7 +35,7 @@ def base(engines: EngineMaker, options: Options) -> Policy:
 
 def sharpened(engines: EngineMaker, options: Options) -> Policy:
     """The base as its own guide: π_base · π_base^s. Its KL is to the base at temperature 1, as every other's."""
-    return _one_guide(engines, engines.itself())
+    return one_guide(engines, engines.itself())
 
 
 def genarm(engines: EngineMaker, options: Options) -> Policy:
@@ -63,7 +63,7 @@ def _tilted(engines: EngineMaker, options: Options, name: str, form_of: Callable
 
 def prompt(engines: EngineMaker, options: Options) -> Policy:
     _sentence_of(options["guide"])
-    return _one_guide(engines, GuideSource(options["guide"]))
+    return one_guide(engines, GuideSource(options["guide"]))
 
 
 def system(engines: EngineMaker, options: Options) -> Policy:
@@ -100,14 +100,14 @@ def mara(engines: EngineMaker, options: Options) -> Policy:
     def ask(params: SamplingParams) -> SamplingParams:
         return replace(params, temperature=None, top_k=None, top_p=None)
 
-    return _one_guide(engines, GuideSource(options["guide"]), ask=ask)
+    return one_guide(engines, GuideSource(options["guide"]), ask=ask)
 
 
 def args(engines: EngineMaker, options: Options) -> Policy:
     """At the comparison's temperature; 0 is ARGS-greedy, above it ARGS-stochastic."""
     rewards = load_rewards(options["reward"], beside=engines.model, guide_base=options["guide_base"])
     guide = TrajectoryGuide(rewards).at(top_k=options["top_k"])
-    return _one_guide(engines, guide, ask=_own_candidates)
+    return one_guide(engines, guide, ask=_own_candidates)
 
 
 def transfer_q(engines: EngineMaker, options: Options) -> Policy:
@@ -121,7 +121,7 @@ def transfer_q(engines: EngineMaker, options: Options) -> Policy:
         selection=args_selection(top_k=options["top_k"]),
         note=completed.append,
     )
-    return _one_guide(engines, guide, ask=_own_candidates, others=lambda: sum(completed))
+    return one_guide(engines, guide, ask=_own_candidates, others=lambda: sum(completed))
 
 
 def best_of_n(engines: EngineMaker, options: Options) -> Policy:
@@ -151,7 +151,7 @@ def aligner(engines: EngineMaker, options: Options) -> Policy:
 
 
 def policy(engines: EngineMaker, options: Options) -> Policy:
-    return _one_guide(engines, _tuned(options["path"], options))
+    return one_guide(engines, tuned(options["path"], options))
 
 
 def policies(engines: EngineMaker, options: Options) -> Policy:
@@ -161,7 +161,7 @@ def policies(engines: EngineMaker, options: Options) -> Policy:
         index = int(number(strength, what="give the number of a path", low=0, whole=True))
         if index >= len(paths):
             raise OptionError(f"There are {len(paths)} policies, and a strength is {index}; they are counted from 0.")
-        return _fixed(engines, _tuned(paths[index], options), 1.0)
+        return _fixed(engines, tuned(paths[index], options), 1.0)
 
     return PerStrength(at)
 
@@ -185,7 +185,7 @@ def _own_candidates(params: SamplingParams) -> SamplingParams:
     return replace(params, top_k=None, top_p=None)
 
 
-def _one_guide(
+def one_guide(
     engines: EngineMaker,
     guide: GuideSource | Guide,
     *,
@@ -218,7 +218,7 @@ def _sentence_of(path: str) -> Mapping[str, str]:
     return card.sentences
 
 
-def _tuned(path: str, options: Options) -> GuideSource:
+def tuned(path: str, options: Options) -> GuideSource:
     """A policy, or any guide that is a language model, as a shift."""
     if locate_guide(path).card.kind not in FORMED_KINDS:
         raise OptionError(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trimtab.core import LanguageModel
-from trimtab.engines.maker import IN_PROCESS, PREFERENCES, PROMPTS, SECOND_BASE, SELECTING, EngineMaker
+from trimtab.engines.maker import IN_PROCESS, MASKS, PREFERENCES, PROMPTS, SECOND_BASE, SELECTING, EngineMaker
 from trimtab.errors import OptionError
 from trimtab.methods import options as opt
 from trimtab.methods.entry import Method, Options
@@ -233,6 +233,22 @@ METHODS: Mapping[str, Method] = {
             },
             "builders:policy",
             reads="path",
+        ),
+        Method(
+            "aad",
+            "Alignment-Aware Decoding: a tuned policy less what it was tuned from, on its own likely tokens",
+            "2509.26169",
+            "weight: π_base · (policy / what it was tuned from)^w; some thousands at temperature 0 is the paper's rule",
+            (1.0, 2.0, 4.0, 8.0),
+            {
+                "path": opt.path("what `trimtab train dpo`, `train rl` or `soup` wrote, or a guide, as a shift"),
+                "alpha": opt.number_between(0, 1, "share of the policy's own best probability that a token needs", 0.1),
+                "guide_base": opt.GUIDE_BASE,
+            },
+            "aad:build",
+            reads="path",
+            low=0,
+            needs=frozenset({MASKS}),
         ),
         Method(
             "policies",

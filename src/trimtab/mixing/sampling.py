@@ -32,12 +32,13 @@ _ROUNDING = 1e-6
 """What rounding leaves of ln 1 in a normalised row of float32."""
 
 
-def plausible(base_logprobs: Tensor, alpha: Tensor) -> Tensor:
+def plausible(logprobs: Tensor, alpha: Tensor) -> Tensor:
     """[B, K] bool, True = keep: tokens with at least `alpha` [B] of the best token's probability; alpha 0 keeps all.
 
-    Contrastive decoding's plausibility constraint (arXiv 2210.15097, equation 2), to be applied to the base.
+    Contrastive decoding's plausibility constraint (arXiv 2210.15097, equation 2), to be applied to the base, and
+    Alignment-Aware Decoding's (arXiv 2509.26169), to be applied to a guide.
     """
-    return base_logprobs >= _fraction_of_best(base_logprobs, alpha)
+    return logprobs >= _fraction_of_best(logprobs, alpha)
 
 
 def penalise_repetition(logprobs: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:

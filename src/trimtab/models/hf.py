@@ -22,6 +22,7 @@ from trimtab.core import Message, ModelSession, TokenIds
 from trimtab.errors import CheckpointError
 from trimtab.models.adapters.row_lora import routed
 from trimtab.models.forward.grouping import RowAdapter
+from trimtab.models.gguf_text import write_tokenizer
 from trimtab.models.half_precision import warn_where_slower
 from trimtab.models.networks.backbone import Backbone
 from trimtab.models.networks.heads import Head
@@ -213,13 +214,14 @@ def load_pretrained(
 
 def convert_gguf(path: Path, directory: Path) -> None:
     """Write a GGUF file as float32 safetensors with config and tokenizer."""
-    options = {"gguf_file": path.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **options)
+    write_tokenizer(path, directory)  # first: a file whose text cannot be read is refused before its weights are
     module = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, dtype=torch.float32, quantization_config=transformers.GgufConfig(dequantize=True), **options
+        path.parent,
+        dtype=torch.float32,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+        gguf_file=path.name,
     )
     module.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
 
 
 def _probed(logits: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ class Guidance(Wire):
     alternatives: int = Field(default=5, ge=0, le=20, description="with explain: rivals of each token")
     logprobs: Literal["mixed", "base"] = Field(default="mixed", description="of which policy `logprobs` are")
     plausibility: Annotated[float, bounds("plausibility")] = Field(default=0.0, description=meaning("plausibility"))
+    guide_plausibility: Annotated[dict[Name, Annotated[float, bounds("guide_plausibility")]], BeforeValidator(few)] = (
+        Field(default_factory=dict, description=meaning("guide_plausibility"))
+    )
     draft: Name = Field(default=NO_DRAFT, description=meaning("draft"))
     draft_tokens: Annotated[int, bounds("draft_tokens")] | None = Field(
         default=None, description=meaning("draft_tokens")

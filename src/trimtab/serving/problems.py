@@ -52,6 +52,7 @@ _KINDS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
 _ON_THE_WIRE = {
     "max_new_tokens": "max_tokens",
     "plausibility": "guidance.plausibility",
+    "guide_plausibility": "guidance.guide_plausibility",
     "draft": "guidance.draft",
     "draft_tokens": "guidance.draft_tokens",
 }

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from trimtab.errors import CheckpointError, OptionError
+from trimtab.storage import exact_scorers
 from trimtab.storage.cards import GUIDE_FILE, card_text, named_base, read_card
 from trimtab.storage.directories import guide_directory
 from trimtab.storage.files import path_digest
@@ -51,6 +52,8 @@ def scorer_contents(name: str) -> dict[str, str]:
     """
     if name in _PACKAGES:
         return dict(_versions(_PACKAGES[name]))
+    if name in exact_scorers.EXACT:
+        return {"exact_scorers.py": path_digest(Path(exact_scorers.__file__))}
     if is_function_name(name):
         file = function_file(name)
         return {} if file is None else code_digests(file)

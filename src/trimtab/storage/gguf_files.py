@@ -21,7 +21,7 @@ from trimtab.errors import (
     unknown_name,
 )
 from trimtab.storage.cards import is_adapter, named_base
-from trimtab.storage.directories import cache_dir, demo_file, locate_guide
+from trimtab.storage.directories import GGUF_READING, cache_dir, demo_file, locate_guide
 from trimtab.storage.files import new_directory
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def llama_options_of(model: LanguageModel | None) -> LlamaOptions | None:
 def _text_side(header: Header) -> TextSide:
     from trimtab.models.llama.text import is_written, read_text_side, write_text_side
 
-    directory = cache_dir() / f"{header.path.stem.lower()}-text-{header.digest[:12]}"
+    directory = cache_dir() / f"{header.path.stem.lower()}-text{GGUF_READING}-{header.digest[:12]}"
     if not is_written(directory):
         log.info("reading the tokenizer of %s into %s (once)", header.path.name, directory)
         try:

@@ -7,6 +7,9 @@ knows words, not meaning: it can be pleased by empty praise, and it reads Englis
 HIGHER IS WORSE, so it is used with a negative multiplier. It knows words, not meaning either: it finds abuse in rude
 words and misses it in polite ones, and a question about a rude word is rude to it.
 
+`short-answer` and `plain-words` are exact functions of a text (`storage/exact_scorers.py`): minus its number of words,
+and minus the share of its words that are long.
+
 A directory or a hub id is a reward model (`models/rewards/whole.py`), and `module:function` or `FILE.py:function` is
 one of your own.
 """
@@ -21,6 +24,7 @@ import reprlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +38,7 @@ from trimtab.errors import (
     TrimtabError,
     unknown_name,
 )
+from trimtab.storage.exact_scorers import EXACT
 from trimtab.storage.scorer_functions import ScoreFunction, is_function_name, load_function, module_file
 
 if TYPE_CHECKING:
@@ -343,7 +348,11 @@ def _reward_model(name: str) -> Scorer:
     return Scorer(name, f"the reward model {name} ({type(model.module).__name__})", model.rewards)
 
 
-SCORERS: dict[str, Callable[[], Scorer]] = {"sentiment": _sentiment, "offence": _offence}
+SCORERS: dict[str, Callable[[], Scorer]] = {
+    "sentiment": _sentiment,
+    "offence": _offence,
+    **{name: partial(Scorer, name, about, function) for name, (function, about) in EXACT.items()},
+}
 """Name -> what builds it."""
 
 _FORMS = ("module:function", "FILE.py:function", "the directory of a reward model", "the hub id of one (owner/name)")

@@ -75,6 +75,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a weight": ([5], {"weights": {"near": 1e39}}, "give a finite number"),
     "a negative product": ([5], {"weights": {"near": -1.0}, "temperature": 0}, "Guide near is a product"),
     "plausibility": ([5], {"plausibility": 0.1}, "plausibility masks the base"),
+    "a guide's plausibility": ([5], {"guide_plausibility": {"near": 0.1}}, "guide_plausibility masks by"),
     "a penalty": ([5], {"repetition_penalty": 1.2}, "another formula"),
     "forced": ([5], {"forced": [3]}, "no forced tokens"),
     "too hot": ([5], {"temperature": 2.5}, "0 and 0.01 to 2"),

@@ -25,7 +25,7 @@ if __name__ == "__main__":
     found = []
     for served, options, supported in json.loads(given.read_text()):
         if supported:
-            versions.SUPPORTED = tuple(supported)
+            versions.TESTED, versions.COMPARED = tuple(supported), ()
         try:
             config = EngineArgs(model=served, dtype="float32", enforce_eager=True, **options).create_engine_config()
             found.append(config.model_config.max_model_len)

@@ -63,6 +63,12 @@ def check_params(params: SamplingParams) -> None:
         raise naming(
             OptionError, f"{{plausibility}} masks the base before guides, which vLLM does not do; give 0.{_BUILT_IN}"
         )
+    if any(params.guide_plausibility.values()):
+        raise naming(
+            OptionError,
+            f"{{guide_plausibility}} masks by a guide's own probabilities, which vLLM does not do; leave it out."
+            f"{_BUILT_IN}",
+        )
     if params.repetition_penalty != 1:
         raise naming(
             OptionError, f"vLLM's {{repetition_penalty}} is another formula than trimtab's; give 1.{_BUILT_IN}"

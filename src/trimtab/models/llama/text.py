@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from trimtab.errors import CheckpointError
+from trimtab.models.gguf_text import read_tokenizer
 from trimtab.models.hf import HFTokenizer, end_ids
 from trimtab.models.llama.header import Header
 from trimtab.models.networks.backbone import norm_weights
@@ -42,12 +42,7 @@ def write_text_side(header: Header, directory: Path) -> None:
     Raises CheckpointError for a file whose tokenizer transformers does not read.
     """
     path = header.path
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except Exception as error:  # transformers raises a dozen kinds for a file it does not know
-        raise CheckpointError(
-            f"transformers reads no tokenizer from {path} (architecture {header.architecture!r}): {error}"
-        ) from error
+    tokenizer = read_tokenizer(path)
     tokenizer.save_pretrained(directory)
     config = _config(path)
     facts = {"eos_ids": sorted(end_ids(None, config, tokenizer)), "model": _facts(header, config)}
