@@ -12,7 +12,7 @@ import pytest
 from trimtab.errors import CheckpointError, OptionError
 from trimtab.storage import directories, loading
 from trimtab.storage.calibrated import Calibration
-from trimtab.storage.cards import FORMED_KINDS, GUIDE_KINDS, KINDS_IN_VLLM, named_base, read_card, write_card
+from trimtab.storage.cards import FORMED_KINDS, GUIDE_KINDS, KINDS_IN_VLLM, GuideCard, named_base, read_card, write_card
 
 BASE = {"name": "small", "architecture": "LlamaForCausalLM", "num_layers": 2, "hidden_size": 8, "norms": [0.5, 1]}
 VOCABULARY = {"fingerprint": "ab" * 32, "size": 60}
@@ -169,3 +169,36 @@ def test_a_plain_adapter_says_its_base_in_pefts_words(tmp_path: Path) -> None:
     card = read_card(tmp_path)
     assert (card.guessed, card.written, named_base(tmp_path, card)) == (True, {}, "there")
     assert named_base(tmp_path, read_card(card_at(tmp_path, base=BASE))) == "small"
+
+
+def _calibrated(kind: str, form: str | None) -> GuideCard:
+    found = Calibration(form=form, strength=2.5, strength_low=1, strength_high=4)
+    return GuideCard(kind, weight=2.5, calibration=found)
+
+
+PLAIN, KEPT = GuideCard("arm"), GuideCard("prompt", weight=1.5)
+SHIFTED, AGENT = _calibrated("arm", "shift"), _calibrated("agent", None)
+
+
+@pytest.mark.parametrize(
+    ("card", "how", "alone", "served"),
+    [
+        (PLAIN, {}, 1.0, 0.0),
+        (KEPT, {}, 1.5, 0.0),  # the strength of a sentence is no measured one, so a server leaves it off
+        (SHIFTED, {}, 2.5, 2.5),
+        (SHIFTED, {"form": "shift"}, 2.5, 2.5),
+        (SHIFTED, {"form": "product"}, 1.0, 0.0),  # a strength as a shift says nothing of a product
+        (AGENT, {}, 2.5, 2.5),
+        (AGENT, {"rule": "log_ratio"}, 1.0, 0.0),  # nor one under a rule of another
+    ],
+)
+def test_the_strength_where_nothing_is_said(card: GuideCard, how: dict[str, str], alone: float, served: float) -> None:
+    assert card.strength_alone(None, **how) == alone
+    assert card.strength_served(None, **how) == served
+    for asked in (0.0, -1.0, 3.0):
+        assert card.strength_alone(asked, **how) == card.strength_served(asked, **how) == asked
+    assert (
+        GuideCard("agent").strength_alone(None, otherwise=0.5)
+        == GuideCard("agent").strength_served(None, otherwise=0.5)
+        == 0.5
+    )

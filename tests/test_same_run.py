@@ -53,3 +53,13 @@ def test_what_differs_ends_it_with_the_way_out() -> None:
     check_same(BEFORE, dict(BEFORE), problem="Cannot continue here", way_out="Give another path.")
     with pytest.raises(OptionError, match=r'^Cannot continue here: model was "demo", is "x"\. Give another path\.$'):
         check_same(BEFORE, {**BEFORE, "model": "x"}, problem="Cannot continue here", way_out="Give another path.")
+
+
+@pytest.mark.parametrize("beginning", ["", "a" * 20, "a" * 200])
+@pytest.mark.parametrize("ending", ["", "b" * 200])
+def test_long_values_are_cut_to_where_they_differ(beginning: str, ending: str) -> None:
+    before, now = f"{beginning}left{ending}", f"{beginning}right{ending}"
+    (found,) = differences({"s": {"x": before}}, {"s": {"x": now}})
+    assert "left" in str(found)
+    assert "right" in str(found)
+    assert len(str(found)) < 160

@@ -193,7 +193,8 @@ def naming(kind: Callable[[str], _Error], template: str, *values: object) -> _Er
 
 
 def renamed(error: BaseException, name_of: Callable[[str], str]) -> str | None:
-    """The message with each setting called `name_of(field)`; None for an error that names no settings."""
+    """The message with each setting called `name_of(field)`, asked for in their order; None for an error that names no
+    settings."""
     if "naming" not in vars(error):
         return None
     template, values = vars(error)["naming"]
@@ -201,5 +202,5 @@ def renamed(error: BaseException, name_of: Callable[[str], str]) -> str | None:
 
 
 def _filled(template: str, values: Sequence[object], name_of: Callable[[str], str]) -> str:
-    fields = {name for _, name, _, _ in string.Formatter().parse(template) if name and not name.isdigit()}
-    return template.format(*values, **{name: name_of(name) for name in fields})
+    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name and not name.isdigit()]
+    return template.format(*values, **{name: name_of(name) for name in dict.fromkeys(fields)})

@@ -151,10 +151,12 @@ class Described:
         except ValueError:
             value = None
         if value is None or not self.accepts(value):
-            written = {"ids": "ID,ID,...", "biases": f"ID=X,ID=X,..., X{self.bounds}"}
-            written["shares"] = f"NAME=X,NAME=X,..., X{self.bounds}"
-            accepted = written.get(self.kind, self.accepted())
-            raise OptionError(f"{text!r} is not accepted; give {accepted}.")
+            written = {
+                "ids": "token ids, as ID,ID,...",
+                "biases": f"numbers for token ids, as ID=X,ID=X,..., X{self.bounds}",
+                "shares": f"numbers for names, as NAME=X,NAME=X,..., X{self.bounds}",
+            }
+            raise OptionError(f"{text!r} is not accepted; give {ended(written.get(self.kind, self.accepted()))}")
         return value
 
     def sentence(self, name_of: Callable[[str], str] = str) -> str:
@@ -288,6 +290,11 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def ended(sentence: str) -> str:
+    """A sentence with its full stop, which three dots at its end already are."""
+    return sentence if sentence.endswith(".") else f"{sentence}."
 
 
 def filled(text: str, name_of: Callable[[str], str]) -> str:

@@ -69,13 +69,22 @@ def ways_out_that_are_not_there(argv: Sequence[str], err: str) -> list[str]:
         said = re.sub(r"`trimtab[^`]*`", "", line)
         if line.startswith("trimtab: error: ") and not any(name in line for name in OTHERS):
             flags = {flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", said) if not _typed(flag, argv)}
-            found += sorted(flags - _flags(argv))
+            found += sorted(flags - _flags(argv) - _flags_of_stages(argv, said))
             found += re.findall(r"\b(?:load|save)_\w+\(|\b\w+=(?:True|False|None)\b", said)
     return found
 
 
 def _typed(flag: str, argv: Sequence[str]) -> bool:
-    return any(word.partition("=")[0] == flag for word in argv)
+    return any(part.partition("=")[0] == flag for word in argv for part in word.split())
+
+
+def _flags_of_stages(argv: Sequence[str], said: str) -> set[str]:
+    """The flags of the stages of `make` to which the text says how to hand them (--pairs-flags and the like)."""
+    if argv[:1] != ("make",):
+        return set()
+    method = argv[argv.index("--method") + 1] if "--method" in argv else "arm"
+    stages = {"pairs": ("pairs",), "train": ("train", method), "calibrate": ("calibrate",)}
+    return {flag for stage, words in stages.items() if f"--{stage}-flags" in said for flag in _flags(words)}
 
 
 def _flags(argv: Sequence[str]) -> set[str]:

@@ -170,3 +170,17 @@ def test_a_guide_that_is_no_directory_cannot_be_written_to(run: Run, tiny: Tiny)
     outcome = run("calibrate", "builtin:sentiment", *flags)
     assert outcome.code == 2
     assert "--out is missing" in outcome.err
+
+
+def test_an_interrupt_says_how_to_go_on(
+    run: Run, tiny: Tiny, guide: str, a_peak: Peak, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trimtab.cli.compare.make_answers", interrupted)
+        cut = run(*_calibrate(tiny))
+    assert cut.code == 130
+    assert "what is there stays" in cut.err
+    assert cut.err.rstrip().endswith("--resume")

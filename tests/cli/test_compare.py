@@ -269,3 +269,109 @@ def test_more_answers_at_a_time_than_an_engine_takes_by_itself_run_at_a_time(
     outcome = run("compare", str(recipe), "--out", str(tmp_path / "run"))
     assert outcome.code == 0, outcome.err
     assert most_at_once == rows
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        ({"method": "guides", "guides": {"a": "nowhere"}}, "nowhere"),
+        ({"method": "guides", "guides": {"a": "LORA", "b": "LORA"}, "strengths": [1]}, "one each for a, b"),
+        ({"method": "guides", "guides": {"a": "builtin:none"}}, "No guide 'builtin:none' ships"),
+        ({"method": "genarm", "guides": {"a": "nowhere"}}, "nowhere"),
+        ({"method": "few-shot", "examples": "none.jsonl"}, "no file of examples"),
+        ({"method": "few-shot", "examples": "few.jsonl", "num": 3}, "holds 1 examples, and num is 3"),
+        ({"method": "prompt", "guide": "LORA"}, "is no guide made of a sentence"),
+        ({"method": "system", "guide": 'prompt:"Be kind."/"Be rude."'}, "system takes one sentence"),
+        ({"method": "system", "guide": 'prompt:"Be kind."', "strengths": [0.5]}, "means nothing to system"),
+        ({"method": "mara", "guide": "LORA"}, "accept-reject agent"),
+        ({"method": "parm", "guide": "LORA"}, "no preference vector"),
+        ({"method": "args", "reward": "LORA"}, "a reward model is wanted"),
+        ({"method": "transfer-q", "reward": "LORA"}, "a reward model is wanted"),
+        ({"method": "best-of-n", "scorer": "sentment"}, "Did you mean 'sentiment'"),
+        ({"method": "segments", "scorer": "sentment", "target": 1}, "Did you mean 'sentiment'"),
+        ({"method": "cards", "scorer": "LORA", "target": 1}, "no guide.json that names its base"),
+        ({"method": "aligner", "guide": "nowhere"}, "nowhere"),
+        ({"method": "policy", "path": 'prompt:"Be kind."'}, "guide of another kind"),
+        ({"method": "policies", "paths": ["LORA"], "strengths": [1]}, "There are 1 policies, and a strength is 1"),
+        ({"method": "soup", "paths": ["LORA", "MODEL"], "strengths": [[0.5, 0.5]]}, "is a whole model"),
+        ({"method": "soup", "paths": ["LORA", "LORA"], "strengths": [1]}, "has 1 numbers"),
+    ],
+)
+def test_what_a_method_has_to_open_is_opened_before_the_model_is_loaded(
+    run: Run, tiny: Tiny, tmp_path: Path, method: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "few.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    monkeypatch.chdir(tmp_path)
+    text = json.dumps(method).replace("LORA", tiny.lora).replace("MODEL", tiny.model)
+    text = text.replace("few.jsonl", str(tmp_path / "few.jsonl"))
+    methods = [{"method": "base"}, json.loads(text)]
+    outcome = run("compare", str(write(tmp_path, tiny, methods=methods)), "--out", "run")
+    assert outcome.code == 2
+    assert problem in outcome.err
+    assert f"methods[1] ({method['method']})" in outcome.err
+    assert "loading" not in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+LONG = "a word or two " * 6
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": "few-shot", "examples": "long.jsonl", "num": 1},
+        {"method": "prompt", "guide": f'prompt:"{LONG}."'},
+        {"method": "system", "guide": f'prompt:"{LONG}."'},
+        {"method": "guides", "guides": {"a": "LORA", "b": f'prompt:"{LONG}."'}, "strengths": [[1, 1]]},
+    ],
+)
+def test_what_does_not_fit_the_context_is_said_before_the_first_answer(
+    run: Run, tiny: Tiny, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": LONG, "answer": "b"}) + "\n")
+    text = json.dumps(method).replace("LORA", tiny.lora).replace("long.jsonl", str(tmp_path / "long.jsonl"))
+    methods = [{"method": "base"}, json.loads(text)]
+    outcome = run("compare", str(write(tmp_path, tiny, methods=methods)), "--out", str(tmp_path / "run"))
+    assert outcome.code == 2
+    assert f"methods[1] ({method['method']}), prompt 0 of validation: " in outcome.err
+    assert "96" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sentence_that_no_prompt_would_fit_with_is_said_with_its_method(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    methods = [{"method": "base"}, {"method": "prompt", "guide": f'prompt:"{LONG * 2}."'}]
+    outcome = run("compare", str(write(tmp_path, tiny, methods=methods)), "--out", str(tmp_path / "run"))
+    assert outcome.code == 2
+    assert "methods[1] (prompt): " in outcome.err
+    assert "Shorten the sentence" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_a_method_leaves_out_need_not_fit(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    method = {"method": "prompt", "guide": 'prompt:"Be kind."', "strengths": [1], "max_prompts": 2}
+    path = write(tmp_path, tiny, methods=[{"method": "base", "max_prompts": 2}, method], seeds=[0])
+    rows = (tmp_path / "prompts.jsonl").read_text().splitlines()
+    rows[5] = json.dumps({"prompt": LONG})
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    outcome = run("compare", str(path), "--out", str(tmp_path / "run"))
+    assert outcome.code == 0, outcome.err
+
+
+def test_an_interrupt_says_how_to_go_on(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names no method as failed, and what it says goes on."""
+    import trimtab.evaluation.comparison.run as module
+
+    out = str(tmp_path / "run")
+
+    def interrupted(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_comparison", interrupted)
+        cut = run("compare", str(recipe), "--out", out)
+    assert cut.code == 130
+    assert "failed" not in cut.err
+    assert cut.err.rstrip().endswith(f"compare {recipe} --out {out} --resume")
+    assert run("compare", str(recipe), "--out", out, "--resume").code == 0

@@ -8,10 +8,15 @@ step later (a share of 1, a limit of 0) was taken off those lines: the flag refu
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from tests.cli.conftest import Run
 from trimtab.cli.main import build_parser
+from trimtab.errors import OptionError
 
 PROBES = (
     "-1",
@@ -71,3 +76,49 @@ def _accepts(parser: argparse.ArgumentParser, action: argparse.Action, text: str
     except argparse.ArgumentError:
         return False
     return True
+
+
+WRONG = ("28,x", "x=y,z", "a=1,b", "1:,", "", "nope", "-", "1e999", "{")
+_DOTS = re.compile(r"\.+")
+
+
+def test_what_a_flag_does_not_accept_ends_in_one_sentence() -> None:
+    """The dots of what is accepted (ID,ID,...) are neither eaten nor doubled by the full stop behind it."""
+    seen = 0
+    for flags in _options(build_parser()):
+        for name, action in flags.items():
+            for text in WRONG if callable(action.type) else ():
+                try:
+                    action.type(text)
+                except (argparse.ArgumentTypeError, OptionError) as error:
+                    said = _said(action, str(error))
+                    runs = {len(run) for run in _DOTS.findall(said)}
+                    assert runs <= {1, 3}, f"{name}: {said}"
+                    assert not re.search(r"[ ,;:]\.(?!\.)", said), f"{name}: {said}"
+                    assert re.search(r"[^.]\. See: trimtab|\.\.\. See: trimtab", said), f"{name}: {said}"
+                    seen += 1
+    assert seen > 100
+
+
+def _said(action: argparse.Action, problem: str) -> str:
+    """What stands on the terminal."""
+    with pytest.raises(OptionError) as caught:
+        build_parser().error(str(argparse.ArgumentError(action, problem)))
+    return str(caught.value)
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[dict[str, argparse.Action]]:
+    yield {name: action for action in parser._actions for name in action.option_strings}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _options(inner)
+
+
+def test_a_list_of_ids_says_how_it_is_written(run: Run) -> None:
+    outcome = run("generate", "--model", "demo", "--prompt", "a", "--stop-token-ids", "28,x")
+    assert outcome.code == 2
+    assert (
+        "argument --stop-token-ids: '28,x' is not accepted; give token ids, as ID,ID,... See: trimtab gen"
+        in outcome.err
+    )

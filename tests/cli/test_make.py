@@ -198,7 +198,9 @@ def test_finished_pairs_stay_those_that_the_guide_was_trained_on(run: Run, tiny:
     for flag, value in (("--pairs-flags", PAIRS_FLAGS), ("--train-flags", f"{TRAIN_FLAGS} --epochs 2")):
         refused = run(*_make(tiny, "--resume", "--pairs-flags", other, flag, value))
         assert refused.code == 2
-        assert f"given.{flag} was" in refused.err
+        before_it, _, now = refused.err.partition(f"given.{flag} was ")[2].partition(", is ")
+        assert "--" in before_it
+        assert before_it not in now
     assert _everything("guides") == before
 
 
@@ -207,6 +209,8 @@ def test_finished_pairs_stay_those_that_the_guide_was_trained_on(run: Run, tiny:
     [
         (("--gold", "sentment"), "Did you mean 'sentiment'"),
         (("--gold", "scorers_for_make.py:erly"), "erly"),
+        (("--gold", "rewards/none"), "'rewards/none'"),
+        (("--gold", "a_guide"), "no score head"),
         (("--strengths", "2"), "names one strength"),
     ],
 )
@@ -214,6 +218,8 @@ def test_what_a_later_stage_would_refuse_is_refused_first(
     argv: tuple[str, ...], message: str, run: Run, tiny: Tiny
 ) -> None:
     pytest.importorskip("vaderSentiment")
+    Path("a_guide").mkdir()
+    Path("a_guide/guide.json").write_text('{"format": 1, "kind": "arm"}')
     outcome = run(*_make(tiny, *argv))
     assert outcome.code == 2
     assert message in outcome.err
@@ -283,8 +289,31 @@ def test_prompts_that_yield_no_pair_say_how_many_were_tried(run: Run, tiny: Tiny
     outcome = run(*_make(tiny, *flags))
     assert outcome.code == 2
     assert "to 12 prompts" in outcome.err
-    assert "num-samples (in --pairs-flags)" in outcome.err
+    assert "sample more answers (--num-samples in --pairs-flags)" in outcome.err
+    kept = outcome.err.partition("With --resume, ")[2].partition("With --overwrite, ")[0]
+    assert "--min-margin in --pairs-flags" in kept
     assert not Path("guides/mine.work/pairs.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "way", "problem"),
+    [
+        (("--pairs-flags", "--num-samples 5"), SENTENCES, "--num-samples in --pairs-flags is 5"),
+        (("--pairs-flags", "--min-margin 1"), SENTENCES, "--min-margin in --pairs-flags is a difference in reward"),
+        (
+            ("--train-flags", "--max-length 30 --max-prompt-length 40"),
+            REWARD,
+            "--max-prompt-length in --train-flags 40",
+        ),
+    ],
+)
+def test_a_stage_names_a_flag_as_it_is_typed_and_where(
+    flags: tuple[str, str], way: tuple[str, ...], problem: str, run: Run, tiny: Tiny
+) -> None:
+    """Whether the error names a setting, or the stage's command wrote the flag into its sentence."""
+    outcome = run(*_make(tiny, *flags, way=way))
+    assert outcome.code == 2
+    assert problem in outcome.err
 
 
 @pytest.mark.parametrize("stage", ["pairs", "train", "calibrate", "report"])
@@ -337,7 +366,13 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(
         (("--method", "arms"), REWARD, "--method arms is not known. Accepted: arm, dpo, agent"),
         (("--method", "agent"), SENTENCES, "give --reward R"),
         (("--num-test", "30"), REWARD, "20 different prompts are too few: 4 to validate and 30 to test"),
-        (("--pairs-flags", "--num-sample 3"), REWARD, "num-samples"),
+        (("--pairs-flags", "--num-sample 3"), REWARD, "Did you mean '--num-samples'"),
+        (
+            ("--pairs-flags", "--num-samples 1"),
+            REWARD,
+            "--pairs-flags does not fit `trimtab pairs`: argument --num-samples",
+        ),
+        (("--calibrate-flags", "--forms shft"), REWARD, "argument --forms: 'shft' is not a form"),
         (("--train-flags", '--form "'), REWARD, "Close the quote"),
         (("--prompts", "builtin:none"), REWARD, "builtin:training"),
     ],

@@ -330,7 +330,26 @@ def test_a_weight_that_makes_a_reward_too_large_is_said(tmp_path: Path) -> None:
         run_comparison(recipe, fakes.PROMPTS, scorers, fakes.build, begin(tmp_path, recipe), device=CPU)
 
 
-def test_a_method_that_fails_in_the_middle_of_a_batch_loses_no_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_is_no_failure_of_a_method(
+    tmp_path: Path, stop: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Interrupted(fakes.FakePolicy):
+        def answer(self, prompts: Any, *rest: Any) -> Any:
+            for index, answer in enumerate(super().answer(prompts, *rest)):
+                if index == 3:
+                    raise stop
+                yield answer
+
+    with pytest.raises(stop):
+        run(tmp_path, fakes.recipe(), lambda spec: Interrupted(spec.method))
+    assert caplog.text == ""
+    assert [row.key.prompt_index for row in read_answers(tmp_path / "unscored.jsonl")] == [0, 1, 2]
+
+
+def test_a_method_that_fails_in_the_middle_of_a_batch_loses_no_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Three answers came before the error; they are scored and on file."""
 
     class Broken(fakes.FakePolicy):
@@ -342,6 +361,7 @@ def test_a_method_that_fails_in_the_middle_of_a_batch_loses_no_answer(tmp_path: 
 
     with pytest.raises(NotFiniteError):
         run(tmp_path, fakes.recipe(), lambda spec: Broken(spec.method))
+    assert "base failed at strength 0" in caplog.text
     assert [row.key.prompt_index for row in read_answers(tmp_path / "answers.jsonl")] == [0, 1, 2]
     assert sum(cost.num_answers for cost in read_costs(tmp_path / "costs.jsonl")) == 3
 

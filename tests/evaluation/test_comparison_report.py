@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,7 +26,7 @@ from trimtab.evaluation.comparison.recipe import Recipe
 from trimtab.evaluation.comparison.recipe_reader import parse_recipe, role_problems
 from trimtab.evaluation.comparison.records import Key, Row
 from trimtab.evaluation.comparison.summary import MIN_PROMPTS, cells_of, choose, estimate, headline, measured, reward_of
-from trimtab.evaluation.report.curves import _MARKERS, SERIES_DARK, SERIES_LIGHT
+from trimtab.evaluation.report.curves import _MARKERS, SERIES_DARK, SERIES_LIGHT, Series
 from trimtab.evaluation.report.files import write_report
 from trimtab.evaluation.report.findings import findings
 from trimtab.evaluation.report.results import Results, read_results, summary_of
@@ -271,6 +273,18 @@ def test_no_two_methods_look_alike() -> None:
     looks = {(index % len(SERIES_LIGHT), index % len(_MARKERS)) for index in range(20)}
     assert len(looks) == 20
     assert len(SERIES_LIGHT) == len(SERIES_DARK) == len({*SERIES_LIGHT})
+
+
+@pytest.mark.parametrize("is_bounded", [False, True])
+def test_lines_of_one_colour_differ_in_mark_and_dash(is_bounded: bool) -> None:
+    """A line is told apart between its points too, and a point without its line."""
+    lines = [Series("", [], index, bounded=is_bounded) for index in range(len(SERIES_LIGHT) * 4)]
+    for one, other in combinations(lines, 2):
+        if one.colour == other.colour:
+            assert one.dash != other.dash
+            assert one.marker != other.marker
+    assert Series("", [], -1).dash == lines[0].dash or is_bounded
+    assert not {str(one.dash) for one in lines} & {str(replace(one, bounded=not is_bounded).dash) for one in lines}
 
 
 @pytest.mark.parametrize(("colours", "paper"), [(SERIES_LIGHT, "#fdfdfb"), (SERIES_DARK, "#17181a")])

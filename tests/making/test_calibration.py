@@ -199,3 +199,33 @@ def test_what_cannot_be_compared_is_refused() -> None:
         decide(base, [*points, points[0]])
     with pytest.raises(InputError, match="No strength"):
         decide(base, [])
+
+
+def test_a_reward_that_is_always_the_same_is_named_with_its_value() -> None:
+    base, points = curve(flat, noise=0.0)
+    same = [Point(point.form, point.strength, [2.5] * 64, point.kl) for point in points]
+    found = decide(Base([2.5] * 64), same)
+    assert found.chosen is None
+    assert "is 2.5 for every answer" in found.why
+    assert "64 prompts" in found.why
+    assert "more prompts" not in found.why
+    gold = [Point(point.form, point.strength, point.reward, point.kl, [1.0] * 64) for point in points]
+    assert "gold reward is 1 for every answer" in decide(Base(base.reward, [1.0] * 64), gold).why
+
+
+def test_a_reward_that_is_the_same_for_all_answers_to_a_prompt_says_its_values() -> None:
+    _, points = curve(flat, noise=0.0)
+    values = [float(number % 3) for number in range(64)]
+    found = decide(Base(values), [Point(point.form, point.strength, values, point.kl) for point in points])
+    assert found.chosen is None
+    assert "same with and without the guide" in found.why
+    assert "0 to 2 over 64 prompts" in found.why
+    assert "more prompts" not in found.why
+
+
+def test_answers_that_the_guide_leaves_as_they_are_are_not_the_rewards_fault() -> None:
+    base, points = curve(flat, noise=0.0)
+    still = [Point(point.form, point.strength, base.reward, [0.0] * 64) for point in points]
+    why = decide(Base(base.reward), still).why
+    assert "KL is 0" in why
+    assert "reward" not in why.replace("rewards", "")

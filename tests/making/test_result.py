@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from trimtab.core import Chat, Prompt
+from trimtab.core import Chat, Prompt, SamplingParams
 from trimtab.errors import DataError
+from trimtab.fields import table
 from trimtab.making import files as files_module
 from trimtab.making.card import About, card
-from trimtab.making.choosing import CLOSE, MISREAD, Account, Pair, prompt_key
+from trimtab.making.choosing import MISREAD, Account, Pair, prompt_key
 from trimtab.making.files import PairFiles
-from trimtab.making.result import as_json, as_row, pair_set
-from trimtab.making.settings import ChoiceSettings
+from trimtab.making.result import ANSWERS_OUT, PAIRS_OUT, as_json, as_row, pair_set
+from trimtab.making.settings import ChoiceSettings, SampleSettings
 from trimtab.training.pairs.data import read_pairs
 
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
@@ -68,15 +70,45 @@ def test_whole_prompts_are_held_out() -> None:
 
 
 def test_pairs_of_one_prompt_cannot_be_held_out() -> None:
-    with pytest.raises(DataError, match=r"1 pairs are of one prompt among 7.*eval_share 0"):
+    with pytest.raises(DataError, match=r"one prompt among 7.*With resume, .*eval_share 0.*With overwrite, "):
         pair_set(pairs_of(1), ChoiceSettings(), Account(num_prompts=7), seed=0)
 
 
-def test_no_pair_says_how_many_were_tried_and_what_to_change() -> None:
+def no_pair(**counts: int) -> str:
+    """What is said where nothing is left, by the reasons why answers and pairs were left out."""
     account = Account(num_prompts=7, num_answers=42)
-    account.pairs_out[CLOSE] = 30
-    with pytest.raises(DataError, match=r"42 answers to 7 prompts \(30 pairs .*margin.*\)\. .*num_samples.*min_margin"):
+    for why, num in counts.items():
+        (account.pairs_out if why in PAIRS_OUT else account.answers_out)[why] = num
+    with pytest.raises(DataError) as caught:
         pair_set([[], []], ChoiceSettings(), account, seed=0)
+    return str(caught.value)
+
+
+def test_no_pair_says_how_many_were_tried_and_what_to_change() -> None:
+    assert "42 answers to 7 prompts (30 pairs of answers: too small a margin)." in no_pair(close=30)
+
+
+SAMPLED_OTHERWISE = {field.name for settings in (SampleSettings, SamplingParams) for field in fields(settings)}
+
+
+@pytest.mark.parametrize("why", [*PAIRS_OUT, *ANSWERS_OUT, ""])
+def test_a_way_out_is_named_with_the_flag_under_which_it_can_be_taken(why: str) -> None:
+    """Answers that are there cannot be sampled otherwise: whatever would, begins anew."""
+    said = no_pair(**({why: 30} if why else {}))
+    kept, _, anew = said.partition("overwrite")
+    assert anew, said
+    assert "resume" in kept or not {name for name in table(ChoiceSettings) if name in kept}
+    assert not {name for name in SAMPLED_OTHERWISE if name in kept.partition("). ")[2]}, said
+    assert not {name for name in table(ChoiceSettings) if name in anew}, said
+
+
+def test_the_commonest_reasons_give_the_ways_out() -> None:
+    said = no_pair(close=30, unlike=20, empty=5)
+    assert said.endswith(
+        "With resume, for the same answers: accept a smaller min_margin; or accept answers that differ more in length "
+        "(min_length_ratio). With overwrite, for new answers: sample more answers (num_samples); or give answers more "
+        "room (max_new_tokens), or turn whole_sentences off."
+    )
 
 
 def test_the_account_says_how_often_the_chosen_answer_is_longer() -> None:

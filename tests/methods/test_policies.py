@@ -19,8 +19,10 @@ from trimtab.errors import OptionError
 from trimtab.guides.arm import ARM
 from trimtab.guides.prompt import PromptGuide
 from trimtab.methods.best_of_n import BestOfN
-from trimtab.methods.catalogue import METHODS, build_policy, check_method, check_weights
+from trimtab.methods.catalogue import METHODS, build_policy, check_method
+from trimtab.methods.checking import check_weights, source_problem
 from trimtab.methods.method import Guided, Policy, Strength, derived_seed, number, numbers
+from trimtab.methods.options import REQUIRED
 from trimtab.methods.rewriting import Rewriting
 from trimtab.methods.segments import SegmentRejection
 from trimtab.models.hf import HFModel
@@ -267,3 +269,14 @@ def test_the_defaults_of_a_method_are_accepted_by_it(name: str) -> None:
     given |= dict.fromkeys(("reward", "scorer", "guide", "path", "examples"), "x")
     options = {key: given[key] for key in METHODS[name].options if key in given}
     assert check_method(name, options, METHODS[name].default_strengths) == []
+
+
+def test_every_method_that_names_files_opens_them_before_a_model_is_loaded() -> None:
+    """What `checks` names is there, and takes complete options and strengths."""
+    plain = {"path": "nowhere/at/all", "guides": {"g": "nowhere/at/all"}, "paths": ["nowhere/at/all"]}
+    for method in METHODS.values():
+        named = [name for name, option in method.options.items() if option.default is REQUIRED and name != "target"]
+        assert bool(named or method.reads) == bool(method.checks), method.name
+        if named:
+            options = {**{name: plain.get(name, "nowhere/at/all") for name in named}, "target": 1.0}
+            assert source_problem(method.name, options, method.default_strengths), method.name

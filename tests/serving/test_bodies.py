@@ -15,8 +15,9 @@ from trimtab.serving import bodies
 from trimtab.serving.asking import wanted_completion
 from trimtab.serving.bodies import reader
 from trimtab.serving.limits import Limits
-from trimtab.serving.problems import MalformedError, cut, error_body
+from trimtab.serving.problems import MalformedError, error_body
 from trimtab.serving.schema import ChatRequest, CompletionRequest, Guidance, Message, StreamOptions, validated
+from trimtab.serving.wordings import cut
 
 MANY = 100_000
 COMPLETION: dict[str, Any] = {"model": "tiny", "prompt": "Hello.", "max_tokens": 4, "seed": 1}
@@ -223,7 +224,7 @@ def test_a_wrong_value_is_placed_in_the_clients_json_and_said_in_no_words_of_our
             here: Any = body
             for part in param[:-1]:
                 here = here[int(part) if isinstance(here, list) else part]
-            missing = "Field required" in said
+            missing = "is missing; give it" in said
             assert missing or param[-1] in ([str(i) for i in range(len(here))] if isinstance(here, list) else here), (
                 said
             )

@@ -67,12 +67,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a bias of no token": (chat(logit_bias={"x": 1}), "logit_bias: has the key 'x'; give token ids"),
     "a bias of a token that is not there": (chat(logit_bias={"999": 1}), "logit_bias names token 999"),
     "a bias that is too large": (chat(logit_bias={"5": 101}), "logit_bias"),
-    "a penalty that is too large": (chat(presence_penalty=2.5), "presence_penalty: Input should be less than"),
+    "a penalty that is too large": (chat(presence_penalty=2.5), "presence_penalty is 2.5; give a number of at"),
     "a stop token that is none": (chat(stop_token_ids=[-1]), "stop_token_ids.0"),
     "more tokens at least than at most": (chat(min_tokens=5), "min_tokens is 5, and max_tokens 4"),
-    "a negative seed": (chat(seed=-1), "seed: Input should be greater than or equal to 0"),
+    "a negative seed": (chat(seed=-1), "seed is -1; give a whole number of at least 0"),
     "a seed that has no successor": (chat(seed=2**63 - 1, n=2), "seed + n − 1, is 9223372036854775808"),
-    "a role of nobody's": (chat(messages=[{"role": "bot", "content": "Hi"}]), "messages.0.role: Input should be 'sys"),
+    "a role of nobody's": (chat(messages=[{"role": "bot", "content": "Hi"}]), 'messages.0.role is "bot"; give'),
     "an unknown field": (chat(frequency_penality=1), "Did you mean 'frequency_penalty'"),
     "a field of nobody's": (chat(foo=1), "Unknown field 'foo'"),
     "a field of vLLM's": (chat(bad_words=["x"]), "bad_words is not supported by this server"),
@@ -93,8 +93,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a lone surrogate for a guide": (chat(guidance={"weights": {"\ud800": 1}}), "lone surrogate"),
     "a lone surrogate for a key": (chat(guidance={"\ud800": 1}), "guidance"),
     "a prompt that is too long": (chat(messages=[{"role": "user", "content": "x" * 5000}]), "at most"),
-    "a list": ([1, 2], "valid dictionary"),  # type: ignore[dict-item]
-    "nothing": ({}, "required"),
+    "a list": ([1, 2], "The body is a list of 2; give an object."),  # type: ignore[dict-item]
+    "nothing": ({}, "is missing; give it"),
 }
 
 

@@ -12,6 +12,7 @@ from tests.serving.conftest import PRESETS, Running
 from tests.serving.test_http import call
 from trimtab.fields import table
 from trimtab.params import SamplingParams
+from trimtab.serving.guidance_schema import Guidance
 from trimtab.serving.limits import OF_A_REQUEST, Limits
 from trimtab.serving.responses_schema import ResponseRequest
 
@@ -153,7 +154,7 @@ def test_what_asks_for_nothing_changes_no_answer(server: Running) -> None:
 
 
 def test_every_field_of_sampling_is_a_responses_too() -> None:
-    names = set(ResponseRequest.model_fields) | {"max_new_tokens", "plausibility", "draft", "draft_tokens"}
+    names = set(ResponseRequest.model_fields) | set(Guidance.model_fields) | {"max_new_tokens"}
     assert set(table(SamplingParams)) - names == {"trace", "num_alternatives"}
 
 

@@ -125,8 +125,8 @@ def test_a_stream_begins_with_the_echoed_prompt(server: Running) -> None:
         ({"max_tokens": 0}, "max_tokens", "nothing is asked for"),
         ({"echo": True, "logprobs": 1, "stream": True}, "echo", "which no stream does"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "which no stream does"),
-        ({"prompt_logprobs": 10**6}, None, "prompt_logprobs is 1000000; this server takes at most 20"),
-        ({"prompt_logprobs": -1}, "prompt_logprobs", "greater than or equal to 0"),
+        ({"prompt_logprobs": 10**6}, "prompt_logprobs", "prompt_logprobs is 1000000; this server takes at most 20"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs", "give a whole number of at least 0"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(

@@ -20,6 +20,7 @@ from trimtab.cli import compare, engines, flags, options
 from trimtab.cli.pairs.job import sentences_of
 from trimtab.cli.prompts import SHIPPED
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
+from trimtab.cli.train.interruption import interrupted
 from trimtab.cli.train.rewards import REWARD_HELP, add_rewards
 from trimtab.errors import InputError, OptionError
 from trimtab.making.settings import AWAY, TOWARDS
@@ -129,9 +130,15 @@ def _forms(text: str) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, decide, write."""
-    decided = calibrate(args)
+    try:
+        decided = calibrate(args)
+    except KeyboardInterrupt:
+        return interrupted(args.given)
     if decided.decision.chosen is None:
-        raise InputError(f"No strength is named. {decided.decision.why} Report: {decided.report}")
+        raise InputError(
+            f"No strength is named. {decided.decision.why} More strengths go on with --resume; other prompts or "
+            f"rewards want --overwrite. Report: {decided.report}"
+        )
     return 0
 
 

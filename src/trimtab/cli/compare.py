@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
 from trimtab.cli.prompts import as_asked, read_prompts, use_template
-from trimtab.errors import DataError, MissingExtraError, OptionError, OutputExistsError
+from trimtab.cli.train.interruption import interrupted
+from trimtab.errors import DataError, MissingExtraError, OptionError, OutputExistsError, PromptError
 
 if TYPE_CHECKING:
     from trimtab.cli.engines import EngineChoice
@@ -70,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
     from trimtab.methods.catalogue import check_method
 
     recipe = read_recipe(Path(args.recipe), known_methods(), check_method)
-    make_answers(recipe, args.recipe, engine, Path(args.out), Placement.of(args))
-    return _report(args, Path(args.out))
+    try:
+        make_answers(recipe, args.recipe, engine, Path(args.out), Placement.of(args))
+        return _report(args, Path(args.out))
+    except KeyboardInterrupt:
+        return interrupted(args.given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ def make_answers(recipe: Recipe, name: str, engine: EngineChoice, out: Path, whe
             split: [as_asked(item, chat=chat, options=template_options) for item in items]
             for split, items in prompts.items()
         }
+        _check_reading(recipe, base, ready)
         if where.overwrite:
             RunFiles(out).remove()
         _answer_all(out, recipe, base, ready, scorers, resume=where.resume)
@@ -124,13 +129,15 @@ def _check(recipe: Recipe, name: str, engine: EngineChoice) -> None:
 
     if problems := path_problems(recipe):
         raise OptionError(f"{name} names what is not there:\n" + "\n".join(problems))
+    check_engine((spec.method for spec in recipe.methods), engine.maker)
+    if problems := _source_problems(recipe):
+        raise OptionError(f"{name} has methods that cannot run:\n" + "\n".join(problems))
     if problems := _weight_problems(recipe):
         raise OptionError(f"{name}:\n" + "\n".join(problems))
     if problems := role_problems(recipe):
         raise OptionError(f"{name} says of a reward what is not so:\n" + "\n".join(problems))
     if recipe.quantize is not None:
         engine.maker.check_features([QUANTIZE], what=f"quantize: {recipe.quantize}")
-    check_engine((spec.method for spec in recipe.methods), engine.maker)
     engine.maker.check_params(recipe.params)
     _check_packages(recipe)
 
@@ -150,9 +157,38 @@ def _source(recipe: Recipe, where: Placement) -> ModelSource:
     )
 
 
+def _source_problems(recipe: Recipe) -> list[str]:
+    """What is wrong with what the methods name, and with strengths that do not go with it, with their places."""
+    from trimtab.methods.checking import source_problem
+
+    found = [source_problem(spec.method, recipe.options_of(spec), spec.strengths) for spec in recipe.methods]
+    return [f"{_place(recipe, index)}: {problem}" for index, problem in enumerate(found) if problem]
+
+
+def _place(recipe: Recipe, index: int) -> str:
+    return f"methods[{index}] ({recipe.methods[index].method})"
+
+
+def _check_reading(recipe: Recipe, base: EngineMaker, prompts: Mapping[str, Sequence[Prompt]]) -> None:
+    """Raise PromptError for a prompt that does not fit the context with what a method has the base read before it."""
+    from trimtab.engines.maker import IN_PROCESS
+    from trimtab.methods.checking import reading_problem
+
+    if not base.runs([IN_PROCESS]):  # an engine would be started for it
+        return
+    for index, spec in enumerate(recipe.methods):
+        for split, items in prompts.items():
+            options_of, read = recipe.options_of(spec), items[: spec.max_prompts]
+            found = reading_problem(base, spec.method, options_of, read, recipe.params)
+            if found is not None:
+                number, error = found
+                place = "" if number is None else f", prompt {number} of {split}"
+                raise PromptError(f"{_place(recipe, index)}{place}: {error}") from error
+
+
 def _weight_problems(recipe: Recipe) -> list[str]:
     """Strengths that no request of the recipe could run at, with their places."""
-    from trimtab.methods.catalogue import check_weights
+    from trimtab.methods.checking import check_weights
 
     params = recipe.params
     return [

@@ -48,7 +48,7 @@ def _read(entry: Described, text: str) -> object:
     try:
         return entry.read(text)
     except OptionError as error:  # argparse would hide any other message
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_fields(

@@ -83,6 +83,6 @@ def _argument(parse: Callable[[str], tuple[str, str]]) -> Callable[[str], tuple[
         try:
             return parse(text)
         except OptionError as error:
-            raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     return read

@@ -31,6 +31,7 @@ from trimtab.cli.pairs import command as pairs
 from trimtab.cli.train import command as train
 from trimtab.cli.train.run_options import flags_of, is_main, naming_flags
 from trimtab.errors import OptionError, TrimtabError, unknown_name
+from trimtab.fields import ended
 
 
 class Command(Protocol):
@@ -69,7 +70,7 @@ class Parser(argparse.ArgumentParser):
     """argparse that reports what it does not accept as an OptionError, with the nearest name that it would."""
 
     def error(self, message: str) -> NoReturn:
-        raise OptionError(f"{message}. See: {self.prog} --help")
+        raise OptionError(f"{ended(message)} See: {self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but an option that is not known here is refused first, and nothing is left over.

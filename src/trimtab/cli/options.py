@@ -100,7 +100,7 @@ def _guide(text: str) -> GuideSpec:
     try:
         return parse_guide(text)
     except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None  # argparse would hide any other message
+        raise argparse.ArgumentTypeError(str(error)) from None  # argparse would hide any other message
 
 
 def parse_preference(text: str) -> tuple[str, tuple[float, ...]]:
@@ -119,7 +119,7 @@ def _preference(text: str) -> tuple[str, tuple[float, ...]]:
     try:
         return parse_preference(text)
     except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -211,7 +211,7 @@ def _llama_option(text: str) -> tuple[str, str]:
     try:
         LlamaOptions.of_pairs([(key, value)])
     except OptionError as error:  # argparse would hide any other message
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+        raise argparse.ArgumentTypeError(str(error)) from None
     return key, value
 
 

@@ -149,7 +149,7 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
     specs = [*args.guides, *_entries(args.guides, config)]
     engines.check_packed(engine, model, ["guide"] if specs else [])
     forms = dict([*args.forms, *_of_entries(config, "form", by_flag, args.forms)])
-    specs = [replace(spec, weight=_weight(spec, forms.get(spec.name))) for spec in specs]
+    specs = [replace(spec, weight=_weight(spec, forms.get(spec.name), args.rule)) for spec in specs]
     # A guide of a flag is the flag's; one of the configuration may have its form and base changed by flags.
     guides = engines.GuideFlags(
         specs,
@@ -175,14 +175,14 @@ def _wanted(args: argparse.Namespace, config: ServeConfig, engine: EngineChoice)
     )
 
 
-def _weight(spec: options.GuideSpec, form: str | None) -> float:
-    """What a request that does not say runs a guide at: as it is given, else as it was calibrated, else off."""
+def _weight(spec: options.GuideSpec, form: str | None, rule: str | None) -> float:
+    """What a request that does not say runs a guide at."""
     if spec.weight is not None:
         return spec.weight
     from trimtab.storage.directories import locate_guide
 
     card = locate_guide(spec.path).card
-    return 0.0 if card.calibration is None else card.weight_as(form) or 0.0
+    return card.strength_served(None, form=form, rule=rule if card.kind == "agent" else None)
 
 
 def _places(allowed: bool, engine: EngineChoice, limits: Limits) -> tuple[str, ...]:

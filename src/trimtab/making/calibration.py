@@ -12,6 +12,8 @@ reward of the answer to prompt p at strength s:
   points tried, since the best of N was looked for (Bonferroni); (b) the interval of its place ends below the largest
   strength of its form, so that there is a strength beyond it at which the reward is known to be less; (c) it begins
   above 0. Else it is refused, and the reason says which of them failed and what to try.
+- Where each prompt has one and the same reward at every strength and without the guide, no peak could be seen with any
+  number of prompts; the refusal names the values.
 - Of two forms whose peaks are named the better one is taken, unless the interval of their paired difference reaches 0:
   then it is the one of less KL, which gives the same for less. A named peak gives way to a form that is clearly better
   (the interval above 0) and whose own peak is refused: then nothing is named.
@@ -33,6 +35,8 @@ from trimtab.statistics import Interval, difference_interval, mean_interval, pai
 MIN_PROMPTS = 10
 """With fewer there is no interval, and so no peak."""
 CONFIDENCE = 0.95
+NO_KL = 1e-6
+"""Nats an answer below which a guide is said to change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ def decide(base: Base, points: Sequence[Point]) -> Decision:
     """
     _check(base, points)
     num = len(base.reward)
+    if why := _told_nothing_apart(base, points):
+        return Decision(None, why, (), num)
     if num < MIN_PROMPTS:
         why = f"{num} prompts are too few for an interval; give at least {MIN_PROMPTS}, better some dozens."
         return Decision(None, why, (), num)
@@ -121,6 +127,28 @@ def decide(base: Base, points: Sequence[Point]) -> Decision:
         if peak.refusal and _difference(at_peak[other], at_peak[form]).low > 0:
             return Decision(None, f"{_said(peak)} It is clearly better than the peak as a {form}.", everything, num)
     return Decision(peaks[form], why, everything, num)
+
+
+def _told_nothing_apart(base: Base, points: Sequence[Point]) -> str:
+    """Why no number of prompts would show a peak: each prompt has one reward, whatever the strength; else empty."""
+    values = np.array([_judged(base), *(_judged(point) for point in points)], dtype=np.float64)
+    rounding = 1e-12 * float(np.abs(values).max(initial=0.0))
+    if not values.size or (np.ptp(values, axis=0) > rounding).any():
+        return ""
+    judge = "reward" if base.gold is None else "gold reward"
+    low, high = float(values.min()), float(values.max())
+    if high - low <= rounding:
+        return (
+            f"The {judge} is {low:g} for every answer, to {values.shape[1]} prompts, without the guide and at each of "
+            f"{len(points)} strengths, so it tells no answers apart. Check it on a few answers, or give another."
+        )
+    if max(max(point.kl) for point in points) < NO_KL:
+        return "The guide changes no answer: its KL is 0 at every strength tried. Try larger ones, or another guide."
+    return (
+        f"The {judge} of each prompt's answers is the same with and without the guide ({low:g} to {high:g} over "
+        f"{values.shape[1]} prompts), so it does not see what the guide changes. Check it on a few answers, or give "
+        "another."
+    )
 
 
 def _best(named: Sequence[str], peaks: Mapping[str, Peak], at_peak: Mapping[str, Point]) -> tuple[str, str]:

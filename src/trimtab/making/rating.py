@@ -105,17 +105,29 @@ def _read(path: Path, samples: Sequence[Samples]) -> list[Rewards]:
 
 
 def check_differ(samples: Sequence[Samples], rewards: Sequence[Rewards]) -> None:
-    """Raise ModelError where there are answers and none has a reward, or all have the same: none is better then."""
+    """Raise ModelError where there are answers and none has a reward, or the reward prefers none to another: it is the
+    same for all answers, or for all answers to each prompt."""
+    by_prompt = [
+        {text: value for text, value in zip(one.texts, values, strict=True) if value is not None}
+        for one, values in zip(samples, rewards, strict=True)
+    ]
     known = [value for values in rewards for value in values if value is not None]
-    num_prompts = sum(any(value is not None for value in values) for values in rewards)
     if not known and any(text for one in samples for text in one.texts):
         raise ModelError(
             f"No answer to {len(rewards)} prompts has a finite reward. Check the reward on a few answers; --resume "
             "with a reward that is mended, or another, goes on with the answers that are there."
         )
-    if len(known) > 1 and min(known) == max(known):
-        raise ModelError(
-            f"The reward is {known[0]:g} for each of {len(known)} answers to {num_prompts} prompts, so it prefers none "
-            "of them. Give another --reward, or prompts whose answers it tells apart; with --resume the answers that "
-            "are there are rated anew."
-        )
+    several = [set(values.values()) for values in by_prompt if len(values) > 1]
+    is_one_value = len(known) > 1 and min(known) == max(known)
+    if not is_one_value and (not several or any(len(values) > 1 for values in several)):
+        return
+    num = f"{len(known)} answers to {sum(map(bool, by_prompt))} prompts"
+    given = (
+        f"The reward is {known[0]:g} for each of {num}"
+        if is_one_value
+        else f"The reward is the same for all answers to a prompt, {min(known):g} to {max(known):g} over {num}"
+    )
+    raise ModelError(
+        f"{given}, so it prefers none of them. Give another --reward with --resume, which rates the answers that are "
+        "there anew; or, with --overwrite, prompts whose answers it tells apart."
+    )

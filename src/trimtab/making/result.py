@@ -47,18 +47,27 @@ PAIRS_OUT: Mapping[str, str] = {
 }
 """Why two answers are not a pair, in words."""
 
-_WAYS_OUT: Mapping[str, str] = {
-    EMPTY: "give answers more room ({max_new_tokens}), or turn {whole_sentences} off",
-    ALIKE: "sample at a higher {temperature}, or accept answers that are more alike ({max_similarity})",
-    STOCK: "check whether the model can answer these prompts, or keep such texts ({max_prompts_per_response} 0)",
-    UNSCORED: "check the reward on a few answers",
-    CLOSE: "sample more answers ({num_samples}), or accept a smaller {min_margin}",
+_WITH_THESE_ANSWERS: Mapping[str, str] = {
+    ALIKE: "accept answers that are more alike ({max_similarity})",
+    STOCK: "keep texts that answer many prompts ({max_prompts_per_response} 0)",
+    UNSCORED: "mend the reward, after a look at what it gives a few answers",
+    CLOSE: "accept a smaller {min_margin}",
     UNLIKE: "accept answers that differ more in length ({min_length_ratio})",
-    TIED: "sample more answers ({num_samples}), or ask a judge with finer verdicts",
+    TIED: "ask a judge with finer verdicts",
     TURNED: "ask a judge that the order does not sway",
     SILENT: "see to it that the judge answers",
+}
+"""What to change so that the answers that were sampled give a pair, by the reason why they gave none."""
+
+_WITH_NEW_ANSWERS: Mapping[str, str] = {
+    EMPTY: "give answers more room ({max_new_tokens}), or turn {whole_sentences} off",
+    ALIKE: "sample at a higher {temperature}",
+    STOCK: "give prompts that the model can answer",
+    CLOSE: "sample more answers ({num_samples})",
+    TIED: "sample more answers ({num_samples})",
     MISREAD: "leave out prompts that their answers repeat",
 }
+"""What to change that has the answers sampled anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +181,8 @@ def pair_set(chosen: Sequence[Sequence[Pair]], settings: ChoiceSettings, account
     if len({prompt_key(pair.prompt) for pair in pairs}) < 2:
         raise naming(
             DataError,
-            "All {0} pairs are of one prompt among {1}, so none can be held out. Give more prompts, or {eval_share} 0.",
+            "All {0} pairs are of one prompt among {1}, so none can be held out. "
+            + _ways_out("hold none out ({eval_share} 0)", "give more prompts"),
             len(pairs),
             account.num_prompts,
         )
@@ -191,14 +201,24 @@ def _no_pair(account: Account) -> DataError:
         *((num, f"{num} pairs of answers: {PAIRS_OUT[why]}", why) for why, num in account.pairs_out.most_common()),
         *((num, f"{num} answers: {ANSWERS_OUT[why]}", why) for why, num in account.answers_out.most_common()),
     ]
-    said = [text for num, text, _ in counts if num]
-    ways = dict.fromkeys(_WAYS_OUT[why] for num, _, why in counts if num)
-    way_out = "; or ".join(list(ways)[:2]) or "give other prompts"
-    why = f" ({'; '.join(said)})" if said else ""
+    reasons = [why for num, _, why in counts if num]
+    said = "; ".join(text for num, text, _ in counts if num)
     template = (
-        f"No pair among {account.num_answers} answers to {account.num_prompts} prompts{why}. To change that, {way_out}."
+        f"No pair among {account.num_answers} answers to {account.num_prompts} prompts{f' ({said})' if said else ''}. "
+        + _ways_out(*(_first_two(ways, reasons) for ways in (_WITH_THESE_ANSWERS, _WITH_NEW_ANSWERS)))
     )
     return naming(DataError, template)
+
+
+def _first_two(ways: Mapping[str, str], reasons: Sequence[str]) -> str:
+    found = dict.fromkeys(ways[why] for why in reasons if why in ways)
+    return "; or ".join(list(found)[:2])
+
+
+def _ways_out(same: str, new: str) -> str:
+    """What to change with the answers that are there, empty where nothing helps, and what to change for new ones."""
+    kept = f"With {{resume}}, for the same answers: {same}. " if same else ""
+    return f"{kept}With {{overwrite}}, for new answers: {new or 'give other prompts'}."
 
 
 def as_json(found: PairSet) -> dict[str, object]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from trimtab.core import Guide, SamplingParams
-from trimtab.engines.maker import EngineMaker, GuideSource
+from trimtab.engines.maker import EngineMaker, Guides, GuideSource
 from trimtab.errors import OptionError
 from trimtab.guides.args import TrajectoryGuide, args_selection
 from trimtab.guides.arm import AdapterARM
@@ -62,27 +62,35 @@ def _tilted(engines: EngineMaker, options: Options, name: str, form_of: Callable
 
 
 def prompt(engines: EngineMaker, options: Options) -> Policy:
-    _sentence_of(options["guide"])
+    sentence_of(options["guide"])
     return one_guide(engines, GuideSource(options["guide"]))
 
 
 def system(engines: EngineMaker, options: Options) -> Policy:
     """The sentence in the prompt and nothing else: `prompt` with one sentence at weight 1, so its KL is exact too."""
-    if "away" in _sentence_of(options["guide"]):
+    one_sentence(options["guide"])
+    return Guided(engines.make(sentence_guide(engines, options)), lambda strength: {GUIDE: system_weight(strength)})
+
+
+def sentence_guide(engines: EngineMaker, options: Options) -> Guides:
+    """The guide of `prompt` and `system`."""
+    return {GUIDE: GuideSource(options["guide"])}
+
+
+def sentences_among(engines: EngineMaker, options: Options) -> Guides:
+    """Those guides of `guides` that are made of a sentence."""
+    paths: Mapping[str, str] = options["guides"]
+    return {name: GuideSource(path) for name, path in paths.items() if locate_guide(path).card.kind == "prompt"}
+
+
+def system_weight(strength: Strength) -> float:
+    """Whether the sentence of `system` is read. Raises OptionError for a strength that is neither 1 nor 0."""
+    if strength not in (0, 1):
         raise OptionError(
-            "system takes one sentence, which the base reads as its system prompt, and two are given; leave the other "
-            "out, or weigh both with the method prompt."
+            f"A strength of {strength} means nothing to system: a system prompt is there (1) or not (0). Weigh the "
+            "sentence with the method prompt."
         )
-
-    def weights(strength: Strength) -> dict[str, float]:
-        if strength not in (0, 1):
-            raise OptionError(
-                f"A strength of {strength} means nothing to system: a system prompt is there (1) or not (0). Weigh the "
-                "sentence with the method prompt."
-            )
-        return {GUIDE: number(strength, what="give 1 (the sentence is read) or 0")}
-
-    return Guided(engines.make({GUIDE: GuideSource(options["guide"])}), weights)
+    return number(strength, what="give 1 (the sentence is read) or 0")
 
 
 def parm(engines: EngineMaker, options: Options) -> Policy:
@@ -158,12 +166,17 @@ def policies(engines: EngineMaker, options: Options) -> Policy:
     paths: Sequence[str] = options["paths"]
 
     def at(strength: Strength) -> Policy:
-        index = int(number(strength, what="give the number of a path", low=0, whole=True))
-        if index >= len(paths):
-            raise OptionError(f"There are {len(paths)} policies, and a strength is {index}; they are counted from 0.")
-        return _fixed(engines, tuned(paths[index], options), 1.0)
+        return _fixed(engines, tuned(paths[index_of(strength, paths)], options), 1.0)
 
     return PerStrength(at)
+
+
+def index_of(strength: Strength, paths: Sequence[str]) -> int:
+    """Which of the policies a strength is. Raises OptionError for one that is none."""
+    index = int(number(strength, what="give the number of a path", low=0, whole=True))
+    if index >= len(paths):
+        raise OptionError(f"There are {len(paths)} policies, and a strength is {index}; they are counted from 0.")
+    return index
 
 
 def soup(engines: EngineMaker, options: Options) -> Policy:
@@ -211,26 +224,44 @@ def guide_base_of(options: Options, name: str) -> str | None:
     return None if given is None else str(given)
 
 
-def _sentence_of(path: str) -> Mapping[str, str]:
+def sentence_of(path: str) -> Mapping[str, str]:
+    """The sentences of a guide that is made of them. Raises OptionError for another guide."""
     card = locate_guide(path).card
     if card.kind != "prompt":
         raise OptionError(f'{path} is no guide made of a sentence; give prompt:"SENTENCE", or a directory of one.')
     return card.sentences
 
 
+def one_sentence(path: str) -> None:
+    """Raise OptionError for a guide that is not made of a single sentence."""
+    if "away" in sentence_of(path):
+        raise OptionError(
+            "system takes one sentence, which the base reads as its system prompt, and two are given; leave the other "
+            "out, or weigh both with the method prompt."
+        )
+
+
 def tuned(path: str, options: Options) -> GuideSource:
     """A policy, or any guide that is a language model, as a shift."""
+    check_tuned(path)
+    return GuideSource(path, form=SHIFT, guide_base=options["guide_base"])
+
+
+def check_tuned(path: str) -> None:
+    """Raise OptionError for a guide that is no language model."""
     if locate_guide(path).card.kind not in FORMED_KINDS:
         raise OptionError(
             f"{path} is a guide of another kind; give what `trimtab train dpo`, `train rl` or `soup` wrote."
         )
-    return GuideSource(path, form=SHIFT, guide_base=options["guide_base"])
 
 
 def _adapter(path: str) -> LoRA:
     policy = load_policy(path)
     if not isinstance(policy, LoRA):
-        raise OptionError(
-            f"{path} is a whole model; soups here are of LoRA policies. Average whole ones: trimtab soup."
-        )
+        raise not_an_adapter(path)
     return policy
+
+
+def not_an_adapter(path: str) -> OptionError:
+    """What is said of a whole model where a LoRA policy is wanted."""
+    return OptionError(f"{path} is a whole model; soups here are of LoRA policies. Average whole ones: trimtab soup.")

@@ -17,10 +17,9 @@ from trimtab.errors import OptionError
 from trimtab.methods import options as opt
 from trimtab.methods.entry import Method, Options
 from trimtab.methods.method import Policy, Strength
-from trimtab.mixing.forms import FORMS, PRODUCT, SHIFT, check_negative
-from trimtab.storage.directories import is_policy, locate_guide
+from trimtab.mixing.forms import FORMS
 
-_GENARM, _GUIDES = "genarm", "guides"
+GENARM, GUIDES = "genarm", "guides"
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
@@ -36,7 +35,7 @@ METHODS: Mapping[str, Method] = {
             low=0,
         ),
         Method(
-            _GENARM,
+            GENARM,
             "autoregressive reward models, one or several",
             "2410.08193",
             "weight of the guide, or one a guide",
@@ -46,11 +45,12 @@ METHODS: Mapping[str, Method] = {
                 "guide_base": opt.GUIDE_BASES,
             },
             "builders:genarm",
+            checks="checking:genarm",
             reads="guides",
             objectives=True,
         ),
         Method(
-            _GUIDES,
+            GUIDES,
             "guides as they are served: language models in the forms of their cards, sentences beside them",
             "",
             "weight of the guide, or one a guide",
@@ -60,6 +60,8 @@ METHODS: Mapping[str, Method] = {
                 "guide_base": opt.GUIDE_BASES,
             },
             "builders:guides",
+            checks="checking:guides",
+            readers="builders:sentences_among",
             reads="guides",
             objectives=True,
         ),
@@ -71,6 +73,8 @@ METHODS: Mapping[str, Method] = {
             (1.0, 2.0, 4.0),
             {"guide": opt.SENTENCE},
             "builders:prompt",
+            checks="checking:sentence",
+            readers="builders:sentence_guide",
             reads="guide",
             needs=frozenset({PROMPTS}),
         ),
@@ -82,6 +86,8 @@ METHODS: Mapping[str, Method] = {
             (1.0,),
             {"guide": opt.SENTENCE},
             "builders:system",
+            checks="checking:system",
+            readers="builders:sentence_guide",
             reads="guide",
             low=0,
             needs=frozenset({PROMPTS}),
@@ -97,6 +103,8 @@ METHODS: Mapping[str, Method] = {
                 "num": opt.count("how many of them are read, from the first on", 4),
             },
             "few_shot:build",
+            checks="checking:few_shot",
+            readers="few_shot:guides",
             needs=frozenset({IN_PROCESS, PROMPTS}),
         ),
         Method(
@@ -111,6 +119,7 @@ METHODS: Mapping[str, Method] = {
                 "guide_base": opt.GUIDE_BASE,
             },
             "builders:parm",
+            checks="checking:parm",
             reads="guide",
             objectives=True,
             low=0,
@@ -124,6 +133,7 @@ METHODS: Mapping[str, Method] = {
             (0.3, 0.5, 0.7, 0.9),
             {"guide": opt.path("what `trimtab train agent` wrote")},
             "builders:mara",
+            checks="checking:mara",
             reads="guide",
             low=0,
             needs=frozenset({SELECTING}),
@@ -136,6 +146,7 @@ METHODS: Mapping[str, Method] = {
             (0.5, 1.0, 1.5, 3.0),
             {"reward": opt.REWARD, "top_k": opt.TOP_K, "guide_base": opt.GUIDE_BASE},
             "builders:args",
+            checks="checking:rewards",
             reads="reward",
             needs=frozenset({SELECTING, IN_PROCESS}),
         ),
@@ -154,6 +165,7 @@ METHODS: Mapping[str, Method] = {
                 "guide_base": opt.GUIDE_BASE,
             },
             "builders:transfer_q",
+            checks="checking:rewards",
             reads="reward",
             needs=frozenset({SELECTING, IN_PROCESS}),
         ),
@@ -165,6 +177,7 @@ METHODS: Mapping[str, Method] = {
             (2.0, 4.0, 8.0, 16.0),
             {"scorer": opt.SCORER, "sign": opt.SIGN},
             "builders:best_of_n",
+            checks="checking:scorer",
             reads="scorer",
             low=1,
         ),
@@ -181,6 +194,7 @@ METHODS: Mapping[str, Method] = {
                 "max_tries": opt.count("proposals before the best is taken", 10),
             },
             "builders:segments",
+            checks="checking:scorer",
             reads="scorer",
             low=0,
         ),
@@ -200,6 +214,7 @@ METHODS: Mapping[str, Method] = {
                 "max_tries": opt.count("proposals before the best is taken", 20),
             },
             "cards:build",
+            checks="checking:scorer",
             reads="scorer",
             low=0,
         ),
@@ -217,6 +232,7 @@ METHODS: Mapping[str, Method] = {
                 "template": opt.text("a text with {question} and {answer}", "what the aligner reads", None),
             },
             "builders:aligner",
+            checks="checking:aligner",
             reads="model",
             low=0,
             needs=frozenset({SECOND_BASE}),
@@ -232,6 +248,7 @@ METHODS: Mapping[str, Method] = {
                 "guide_base": opt.GUIDE_BASE,
             },
             "builders:policy",
+            checks="checking:policy",
             reads="path",
         ),
         Method(
@@ -246,6 +263,7 @@ METHODS: Mapping[str, Method] = {
                 "guide_base": opt.GUIDE_BASE,
             },
             "aad:build",
+            checks="checking:policy",
             reads="path",
             low=0,
             needs=frozenset({MASKS}),
@@ -258,6 +276,7 @@ METHODS: Mapping[str, Method] = {
             (0.0,),
             {"paths": opt.paths("policies in order"), "guide_base": opt.GUIDE_BASE},
             "builders:policies",
+            checks="checking:policies",
             reads="paths",
             low=0,
         ),
@@ -269,6 +288,7 @@ METHODS: Mapping[str, Method] = {
             ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0)),
             {"paths": opt.paths("LoRA policies of one base, in the order of λ"), "guide_base": opt.GUIDE_BASE},
             "builders:soup",
+            checks="checking:soup",
             reads="paths",
             objectives=True,
             low=0,
@@ -298,51 +318,10 @@ def check_method(name: str, options: Mapping[str, Any], strengths: Sequence[Stre
     return [*problems, *(problem for strength in strengths if (problem := _strength_problem(method, strength)))]
 
 
-def check_weights(
-    name: str,
-    options: Mapping[str, Any],
-    strengths: Sequence[Strength],
-    *,
-    temperature: float | None,
-    plausibility: float,
-) -> list[str]:
-    """Every strength of `genarm` or `guides` that means nothing, a sentence each (`forms.check_negative`).
-
-    `options` and `strengths` have passed `check_method`; the other two are the requests'. Nothing is loaded.
-    """
-    if name not in (_GENARM, _GUIDES):
-        return []
-    named = options["guides"]
-    problems = []
-    for strength in strengths:
-        values = strength if isinstance(strength, (tuple, list)) else (strength,)
-        if min(values) >= 0 or len(values) != len(named):
-            continue
-        weights = dict(zip(named, map(float, values), strict=True))
-        forms = {guide: _form_in(name, path) for guide, path in named.items()}
-        try:
-            check_negative(weights, forms, temperature=temperature, plausibility=plausibility)
-        except OptionError:
-            kind = "the paper's products" if name == _GENARM else "products by their cards"
-            problems.append(
-                f"a strength of {name} is {strength}: its guides are {kind}, and a negative weight cancels the base "
-                "that is inside a guide, so that noise is left. Give at least 0, or weigh the guide as a shift: the "
-                "method policy, whose path is the guide."
-            )
-    return problems
-
-
-def _form_in(name: str, path: str) -> str | None:
-    """The form in which a method weighs a guide; None where it has none."""
-    if name == _GENARM:
-        return SHIFT if is_policy(path) else PRODUCT
-    return locate_guide(path).form()
-
-
 def form_is_the_cards(name: str, options: Mapping[str, Any]) -> bool:
     """Whether a method with these options runs its guide in the form that the guide's card says."""
     has_form = name in METHODS and "form" in METHODS[name].options
-    return name == _GUIDES or (has_form and options.get("form") is None)
+    return name == GUIDES or (has_form and options.get("form") is None)
 
 
 def build_policy(base: LanguageModel | EngineMaker, name: str, options: Options) -> Policy:
@@ -365,7 +344,7 @@ def build_policy(base: LanguageModel | EngineMaker, name: str, options: Options)
         raise OptionError(" ".join(f"{problem[0].upper()}{problem[1:]}" for problem in problems))
     method = METHODS[name]
     engines.check_features(method.needs, what=f"The method {name}")
-    return method.build(engines, {key: options.get(key, option.default) for key, option in method.options.items()})
+    return method.build(engines, method.complete(options))
 
 
 def check_engine(names: Iterable[str], maker: type[EngineMaker]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core import Chat, Message, Prompt
-from trimtab.engines.maker import EngineMaker
+from trimtab.engines.maker import EngineMaker, Guides
 from trimtab.errors import DataError, OptionError, PromptError
 from trimtab.guides.arm import ARM
 from trimtab.methods.method import Guided, Policy, number
@@ -32,12 +32,17 @@ _GUIDE = "examples"
 
 def build(engines: EngineMaker, options: Mapping[str, Any]) -> Policy:
     """The first `num` examples of a file, on engines of one base. Raises DataError for lines that are no examples."""
+    engine = engines.make(guides(engines, options))
+    return Guided(engine, lambda strength: {_GUIDE: number(strength, what="give a weight")})
+
+
+def guides(engines: EngineMaker, options: Mapping[str, Any]) -> Guides:
+    """The base that has read the examples, as a guide of the base."""
     tokenizer = engines.model.tokenizer
     if tokenizer is None or not tokenizer.has_chat_template:
         raise OptionError("few-shot writes examples as turns of a chat, and the model has no chat template.")
     turns = read_examples(Path(options["examples"]), options["num"])
-    guide = ARM(engines.model, prompt=partial(with_examples, turns=turns), form=SHIFT)
-    return Guided(engines.make({_GUIDE: guide}), lambda strength: {_GUIDE: number(strength, what="give a weight")})
+    return {_GUIDE: ARM(engines.model, prompt=partial(with_examples, turns=turns), form=SHIFT)}
 
 
 def with_examples(prompt: Prompt, turns: Sequence[Message]) -> Prompt:

@@ -34,12 +34,13 @@ from trimtab.serving.guidance_schema import Guidance
 from trimtab.serving.hosts import ANY
 from trimtab.serving.limits import OF_A_REQUEST, Limits
 from trimtab.serving.metrics import Metrics
-from trimtab.serving.problems import cut, error_body, malformed, problem
-from trimtab.serving.replies import reply, respond, route_that_reads
+from trimtab.serving.problems import about, error_body, malformed, problem
+from trimtab.serving.replies import called, reply, respond, route_that_reads
 from trimtab.serving.responses_schema import ResponseRequest
 from trimtab.serving.scored import why_unscored
 from trimtab.serving.thread import TensorThread
 from trimtab.serving.wire import Style
+from trimtab.serving.wordings import cut
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         wanted = kind(body, service.catalogue, service.limits)
         for one in wanted:
             if one.kind == SCORES and (why := why_unscored(service.engine, one.params.weights)):
-                raise OptionError(f"{body.scored_by} asks what the policy says of the prompt's tokens. {why}")
+                said = f"{body.scored_by} asks what the policy says of the prompt's tokens. {why}"
+                raise about(str(body.scored_by), OptionError(said))
         return wanted
 
     encoding = asyncio.Semaphore(_ENCODED_AT_ONCE)
@@ -221,7 +223,8 @@ def _add_lists(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}", response_model=reply_schema.Named)
     async def one_model(name: str) -> dict[str, Any]:
         if name not in models:
-            raise UnknownModelError(f"The model {cut(name)!r} does not exist. This server has: {', '.join(models)}.")
+            refusal = f"The model {cut(name)!r} does not exist. This server has: {', '.join(models)}."
+            raise about("model", UnknownModelError(refusal))
         return models[name]
 
     forms = forms_of(service.engine.guides)
@@ -313,7 +316,7 @@ class _PageFiles(StaticFiles):
 
 def _add_errors(app: FastAPI) -> None:
     async def ours(request: Request, error: Exception) -> Response:
-        status, body = problem(error)
+        status, body = problem(error, called(request))
         if status == 500:
             log.error("a request failed", exc_info=error)
         return JSONResponse(body, status, headers=_MORE_HEADERS.get(status))

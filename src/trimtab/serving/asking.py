@@ -11,17 +11,19 @@ from typing import Any
 
 from trimtab.constraint import Constraint
 from trimtab.core import Chat, KnownModel, Prompt, SamplingParams
-from trimtab.errors import OptionError, PromptError, UnknownModelError, unknown_name
+from trimtab.errors import OptionError, PromptError, UnknownModelError, naming, unknown_name
 from trimtab.fields import MAX_SEED
 from trimtab.guides.brought import bringing
 from trimtab.guides.prompt import PromptGuide
 from trimtab.params import FORCED_DRAFT, MOST_DRAFTED, NO_DRAFT
 from trimtab.prompts import encode_prompt, reads_key
+from trimtab.serving.field_names import LENGTH
 from trimtab.serving.forms import constraint_of
 from trimtab.serving.guidance_schema import Guidance, Sentences
 from trimtab.serving.limits import Limits
-from trimtab.serving.problems import cut
+from trimtab.serving.problems import about
 from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest
+from trimtab.serving.wordings import cut
 
 _MOST_CHARACTERS = 64
 """The most characters of a token, as prompts go: a longer text is refused before it is made tokens of, which takes
@@ -29,6 +31,7 @@ seconds."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_PROMPTS = "guidance.prompts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +59,26 @@ class Catalogue:
         """
         if name != self.name and name not in self.presets:
             listed = ", ".join([self.name, *self.presets])
-            raise UnknownModelError(f"The model {cut(name)!r} does not exist. This server has: {listed}.")
+            raise about(
+                "model", UnknownModelError(f"The model {cut(name)!r} does not exist. This server has: {listed}.")
+            )
         for guide, weight in asked.items():
             if guide not in self.guides and guide not in brought:
-                raise unknown_name("guide", cut(guide), [*self.guides, *brought])
+                raise about(_weight(guide), unknown_name("guide", cut(guide), [*self.guides, *brought]))
             if not math.isfinite(weight) or abs(weight) > limits.max_weight:
-                raise OptionError(
-                    f"The weight of guide {guide} is {weight}; give at most {limits.max_weight:g} either way."
-                )
+                refusal = f"The weight of guide {guide} is {weight}; give at most {limits.max_weight:g} either way."
+                raise about(_weight(guide), OptionError(refusal))
         start = self.guides if name == self.name else {**dict.fromkeys(self.guides, 0.0), **self.presets[name]}
         weights = {**start, **dict.fromkeys(brought, 1.0), **asked}
         running = [guide for guide, weight in weights.items() if weight]
         if len(running) > limits.max_guides:
-            raise OptionError(f"{len(running)} guides would run; at most {limits.max_guides} may in one request.")
+            refusal = f"{len(running)} guides would run; at most {limits.max_guides} may in one request."
+            raise about("guidance.weights", OptionError(f"{refusal} Give the others the weight 0."))
         return weights
+
+
+def _weight(guide: str) -> str:
+    return f"guidance.weights.{cut(guide)}"
 
 
 ANSWER, NOTHING, SCORES = "answer", "nothing", "scores"
@@ -102,7 +111,7 @@ def wanted_chat(body: ChatRequest, catalogue: Catalogue, limits: Limits) -> list
     """The answers that a chat asks for. Raises InputError."""
     prompt = _chat(body, catalogue)
     if (body.top_logprobs or 0) > 0 and not body.logprobs:
-        raise OptionError("top_logprobs is part of logprobs; send logprobs: true with it.")
+        raise about("top_logprobs", OptionError("top_logprobs is part of logprobs; send logprobs: true with it."))
     num_new = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     num_rivals = (body.top_logprobs or 0) if body.logprobs else None
     return _wanted(body, [prompt], num_new, num_rivals, catalogue, limits)
@@ -180,20 +189,21 @@ def _scoring(ids: Sequence[int], guidance: Guidance, weights: Mapping[str, float
 def _sentences(prompts: Mapping[str, Sentences], catalogue: Catalogue, limits: Limits) -> dict[str, PromptGuide]:
     """Place -> the sentences that a request brings for it. Raises OptionError for those that are not taken."""
     if prompts and not catalogue.places:
-        raise OptionError(
+        refusal = (
             "guidance.prompts brings sentences, and this server takes none from requests (whoever runs it may allow "
             f"them: --allow-prompt-guides). Guides that it has: {', '.join(catalogue.guides) or 'none'}."
         )
+        raise about(_PROMPTS, OptionError(refusal))
     if len(prompts) > len(catalogue.places):
-        raise OptionError(
-            f"guidance.prompts brings {len(prompts)} guides; this server takes at most {len(catalogue.places)}."
-        )
+        refusal = f"guidance.prompts brings {len(prompts)} guides; this server takes at most {len(catalogue.places)}."
+        raise about(_PROMPTS, OptionError(refusal))
     for name, said in prompts.items():
         if name in catalogue.guides or not _NAME.fullmatch(name):
-            raise OptionError(
+            refusal = (
                 f"guidance.prompts has the name {cut(name)!r}; give one of letters, digits, '.', '_' and '-' that no "
                 f"guide of this server has ({', '.join(catalogue.guides) or 'it has none'})."
             )
+            raise about(_PROMPTS, OptionError(refusal))
         for sentence in (said.towards, said.away or ""):
             _check_sentence(name, sentence, catalogue.model, limits)
     guides = (PromptGuide(said.towards, said.away, place=said.place) for said in prompts.values())
@@ -203,22 +213,27 @@ def _sentences(prompts: Mapping[str, Sentences], catalogue: Catalogue, limits: L
 def _check_sentence(name: str, sentence: str, model: KnownModel, limits: Limits) -> None:
     most, tokenizer = limits.max_sentence_tokens, model.tokenizer
     if tokenizer is None or len(sentence) > most * _MOST_CHARACTERS:
-        raise OptionError(f"A sentence of {name} has {len(sentence)} characters; this server takes {most} tokens.")
+        refusal = f"A sentence of {name} has {len(sentence)} characters; this server takes at most {most} tokens."
+        raise about(f"{_PROMPTS}.{name}", OptionError(refusal))
     if (num_tokens := len(tokenizer.encode(sentence))) > most:
-        raise OptionError(f"A sentence of {name} has {num_tokens} tokens; this server takes at most {most}.")
+        refusal = f"A sentence of {name} has {num_tokens} tokens; this server takes at most {most}."
+        raise about(f"{_PROMPTS}.{name}", OptionError(refusal))
 
 
 def _check(body: Asked, num_prompts: int, num_new: int | None, num_rivals: int | None, limits: Limits) -> None:
-    for what, value, limit in (
-        ("prompts times n", num_prompts * (body.n or 1), limits.max_n),
-        ("max_tokens", num_new or 0, limits.max_new_tokens),
-        ("the number of top log-probabilities", num_rivals or 0, limits.max_top_logprobs),
-        ("prompt_logprobs", body.prompt_logprobs or 0, limits.max_top_logprobs),
-        ("the number of stop strings", len(body.stops), limits.max_stop),
-        ("the seed of the last answer, seed + n − 1,", (body.seed or 0) + num_prompts * (body.n or 1) - 1, MAX_SEED),
+    num_answers = num_prompts * (body.n or 1)
+    rivals = "top_logprobs" if isinstance(body, ChatRequest) else "logprobs"
+    for field_name, what, value, limit in (
+        ("n", "prompts times n", num_answers, limits.max_n),
+        (LENGTH, f"{{{LENGTH}}}", num_new or 0, limits.max_new_tokens),
+        (rivals, rivals, num_rivals or 0, limits.max_top_logprobs),
+        ("prompt_logprobs", "prompt_logprobs", body.prompt_logprobs or 0, limits.max_top_logprobs),
+        ("stop", "the number of stop strings", len(body.stops), limits.max_stop),
+        ("seed", "the seed of the last answer, seed + n − 1,", (body.seed or 0) + num_answers - 1, MAX_SEED),
     ):
         if value > limit:
-            raise OptionError(f"{what} is {value}; this server takes at most {limit}.")
+            error = naming(OptionError, f"{what} is {{0}}; this server takes at most {{1}}.", value, limit)
+            raise about(field_name, error)
     if not num_prompts:
         raise PromptError("There is no prompt. Give at least one.")
 
@@ -252,8 +267,10 @@ def _params(
 ) -> SamplingParams:
     """How answer `number` of a request is decoded: seeds go up by one from answer to answer."""
     if guidance.draft_tokens is not None and guidance.draft == NO_DRAFT:
-        raise OptionError(
-            f"guidance.draft_tokens is {guidance.draft_tokens}, and there are no drafts. Give guidance.draft too."
+        raise naming(
+            OptionError,
+            "{draft_tokens} is {0}, and there are no drafts. Give {draft} too.",
+            guidance.draft_tokens,
         )
     explained = guidance.alternatives if guidance.explain else 0
     return SamplingParams(

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from trimtab.serving.problems import BodyTypeError, MalformedError, cut, malformed
+from trimtab.serving.problems import BodyTypeError, MalformedError, malformed
 from trimtab.serving.schema import Body, validated
+from trimtab.serving.wordings import cut
 
 _ENCODINGS = ("utf-8", "utf8")
 

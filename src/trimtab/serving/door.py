@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from trimtab.serving.guard import App, MutableScope, Receive, Send, header_of, send_error
 from trimtab.serving.hosts import ANY, is_loopback
 from trimtab.serving.metrics import Metrics
-from trimtab.serving.problems import cut
+from trimtab.serving.wordings import cut
 
 _PORTS = {"http": "80", "https": "443"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab.constraining.entry import grammars
 from trimtab.constraint import Constraint
 from trimtab.core import KnownModel
-from trimtab.errors import MissingExtraError, OptionError
+from trimtab.errors import MissingExtraError, OptionError, naming
 from trimtab.serving.schema import Asked
 
 
@@ -19,15 +19,16 @@ def constraint_of(body: Asked, model: KnownModel) -> Constraint | None:
     if not given:
         return None
     if len(given) > 1:
-        raise OptionError(f"{' and '.join(given)} each say what the answer must look like; send one of them.")
+        both = " and ".join(f"{{{name}}}" for name in given)
+        raise naming(OptionError, f"{both} each say what the answer must look like; send one of them.")
     ((name, constraint),) = given.items()
     try:
         grammars(model).compiled(constraint)
     except MissingExtraError as error:
         why = f"which lacks {error.package}"
-        raise OptionError(f"{name} is not supported by this server, {why}; leave it out.") from None
+        raise naming(OptionError, f"{{{name}}} is not supported by this server, {{0}}; leave it out.", why) from None
     except OptionError as error:
-        raise OptionError(f"{name}: {error}") from None
+        raise naming(OptionError, f"{{{name}}}: {{0}}", error) from None
     return constraint
 
 

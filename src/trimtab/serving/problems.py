@@ -6,11 +6,12 @@ What a client sent is quoted cut, however long it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from trimtab.errors import (
     DeadlineError,
     InputError,
+    PromptError,
     QueueFullError,
     StoppedError,
     TrimtabError,
@@ -18,12 +19,9 @@ from trimtab.errors import (
     renamed,
 )
 from trimtab.serving.wire_schema import FieldError
+from trimtab.serving.wordings import cut, shown, wanted
 
 _MOST_MESSAGE = 600
-_MOST_NAME = 64
-_OBJECT = "Input should be a valid dictionary (an object in JSON)"
-_OBJECT_KINDS = ("model_type", "model_attributes_type", "dict_type")
-"""The validator's own sentence names the class that it wanted."""
 
 
 class MalformedError(InputError):
@@ -49,25 +47,37 @@ _KINDS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
 """Error -> status, OpenAI's type, code."""
 
 
-_ON_THE_WIRE = {
-    "max_new_tokens": "max_tokens",
-    "plausibility": "guidance.plausibility",
-    "guide_plausibility": "guidance.guide_plausibility",
-    "draft": "guidance.draft",
-    "draft_tokens": "guidance.draft_tokens",
-}
-"""Field of `SamplingParams` -> what a request calls it, where that is another name."""
+_Error = TypeVar("_Error", bound=TrimtabError)
 
 
-def problem(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body of an error, in OpenAI's shape."""
+def about(field: str, error: _Error) -> _Error:
+    """The error, which says of this field of a request that it is at fault: its name as `field_names` has it."""
+    vars(error)["about"] = field
+    return error
+
+
+def problem(error: Exception, names: Mapping[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+    """Status and body of an error, in OpenAI's shape; `names` says what the request calls its fields
+    (`field_names.names_of`).
+
+    The field at fault is the one that the error is `about`, else the first that its message names; one about a prompt
+    names the prompt's.
+    """
+    names = names or {}
     matching = (entry for entry in _KINDS if isinstance(error, entry[0]))
     _, status, kind, code = next(matching, (None, 500, "server_error", None))
-    if isinstance(error, TrimtabError):
-        message = renamed(error, lambda name: _ON_THE_WIRE.get(name, name)) or str(error)
-    else:
-        message = "An unexpected error; the log says more."
-    return status, error_body(message, kind, getattr(error, "param", None), code)
+    if not isinstance(error, TrimtabError):
+        return status, error_body("An unexpected error; the log says more.", kind, None, code)
+    named: list[str] = []
+
+    def called(name: str) -> str:
+        named.append(name)
+        return names.get(name, name)
+
+    message = renamed(error, called) or str(error)
+    field = vars(error).get("about") or next(iter(named), "prompt" if isinstance(error, PromptError) else None)
+    param = getattr(error, "param", None) or (names.get(field, field) if field else None)
+    return status, error_body(message, kind, param, code)
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -77,18 +87,10 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
     return {"error": {"message": said, "type": kind, "param": place, "code": code}}
 
 
-def cut(text: str, most: int = _MOST_NAME) -> str:
-    """A text of at most `most` characters: its beginning, its end, and how much is left out between them."""
-    if len(text) <= most:
-        return text
-    end = most // 4
-    gap = f" […{len(text) - most} characters…] "
-    return text[: max(0, most - end - len(gap))] + gap + text[len(text) - end :]
-
-
 def malformed(problems: Sequence[Mapping[str, Any]], content: Any) -> MalformedError:
     """The most telling of a validator's problems with `content`: an unknown key, else the deepest one."""
-    places = [_path(item, content) for item in problems]
+    found_at = [_path(item, content) for item in problems]
+    places = [place for place, _ in found_at]
     unknown = [index for index, item in enumerate(problems) if item["type"] == "extra_forbidden" or _of_field(item)]
     chosen = unknown[0] if unknown else max(range(len(problems)), key=lambda index: len(places[index]))
     item, place = problems[chosen], [cut(part) for part in places[chosen]]
@@ -99,9 +101,22 @@ def malformed(problems: Sequence[Mapping[str, Any]], content: Any) -> MalformedE
     elif unknown:
         message = f"{param}: there is no such key here; leave it out."
     else:
-        text = _OBJECT if item["type"] in _OBJECT_KINDS else str(item["msg"]).removeprefix("Value error, ")
-        message = f"{param}: {text}." if param else f"{text}."
+        here = [other for other, there in zip(problems, places, strict=True) if there == places[chosen]]
+        message = _sentence(item, here, param or "The body", found_at[chosen])
     return MalformedError(message, param)
+
+
+def _sentence(
+    item: Mapping[str, Any], here: Sequence[Mapping[str, Any]], name: str, found: tuple[list[str], Any]
+) -> str:
+    """What is wrong with a value; `here` are all problems with it, of which any would have done."""
+    place, value = found
+    if item["type"] == "missing":
+        return f"{name} is missing; give it."
+    accepted = dict.fromkeys(filter(None, (wanted(other, place) for other in here)))
+    if item["type"] == "value_error" or not accepted:
+        return f"{name}: {str(item['msg']).removeprefix('Value error, ')}."
+    return f"{name} is {shown(value)}; give {', or '.join(accepted)}."
 
 
 def _of_field(item: Mapping[str, Any]) -> FieldError | None:
@@ -110,17 +125,18 @@ def _of_field(item: Mapping[str, Any]) -> FieldError | None:
     return raised if isinstance(raised, FieldError) else None
 
 
-def _path(item: Mapping[str, Any], content: Any) -> list[str]:
-    """Where in the client's JSON a problem lies: of the validator's location, what the JSON has."""
+def _path(item: Mapping[str, Any], content: Any) -> tuple[list[str], Any]:
+    """Where in the client's JSON a problem lies, and what stands there: of the validator's place what the JSON has."""
     path: list[str] = []
     place = item["loc"]
     for index, part in enumerate(place):
-        if _has(content, part):
-            content = content[part]
+        key = str(part) if isinstance(content, dict) else part  # token ids are keys in quotes
+        if _has(content, key):
+            content = content[key]
         elif index != len(place) - 1 or item["type"] != "missing":
             continue
         path.append(str(part))
-    return path
+    return path, content
 
 
 def _has(content: Any, part: str | int) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -20,6 +20,7 @@ from trimtab.serving import schema
 from trimtab.serving.answering import Answering
 from trimtab.serving.asking import NOTHING, Wanted
 from trimtab.serving.bodies import check_type, reader
+from trimtab.serving.field_names import names_of
 from trimtab.serving.parts import Parts
 from trimtab.serving.problems import problem
 from trimtab.serving.responses import GrowingResponse
@@ -42,11 +43,18 @@ def route_that_reads(kind: type[schema.Sampled], parsing: asyncio.Semaphore) -> 
                 raw = await request.body()
                 async with parsing:
                     body = await run_in_threadpool(read, raw)
+                request.state.names = names_of(body)
                 return await sound(_Read(request, body))
 
             return handle
 
     return Route
+
+
+def called(request: Request) -> Mapping[str, str]:
+    """What a request whose body has been read calls its fields."""
+    found: Mapping[str, str] = getattr(request.state, "names", {})
+    return found
 
 
 class _Read(Request):
@@ -134,7 +142,7 @@ async def _events(request: Request, answering: Answering, made: GrowingResponse)
     except ClientGoneError:
         return
     except TrimtabError as error:
-        yield _named_event(made.failed(problem(error)[1]))
+        yield _named_event(made.failed(problem(error, called(request))[1]))
     finally:
         watch.cancel()
         answering.close()
@@ -173,7 +181,7 @@ async def _pieces(
     except ClientGoneError:
         return
     except TrimtabError as error:
-        yield _event(problem(error)[1])
+        yield _event(problem(error, called(request))[1])
     finally:
         watch.cancel()
         answering.close()

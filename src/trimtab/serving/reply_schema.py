@@ -89,13 +89,13 @@ class ModelList(NamedList):
 
     guides: dict[str, float]
     presets: dict[str, dict[str, float]]
-    limits: dict[str, float]
+    limits: dict[str, int | float]
 
 
 class GuideList(NamedList):
     """The guides, and what sentences a request may bring as further ones (null: none)."""
 
-    prompts: dict[str, float] | None = None
+    prompts: dict[str, int | float] | None = None
 
 
 class Status(BaseModel):

@@ -119,14 +119,31 @@ class GuideCard:
         calibrated = None if self.calibration is None else self.calibration.form
         return form_of(self.kind, calibrated or self.guide_form, asked=asked)
 
-    def weight_as(self, form: str | None = None) -> float | None:
-        """The strength that the guide is kept with, where it is run in this form; None: none is known.
+    def weight_as(self, form: str | None = None, *, rule: str | None = None) -> float | None:
+        """The strength that the guide is kept with, where it is run in this form or under this rule; None: not known.
 
-        A strength that was calibrated in one form says nothing of another. `form` is what is asked for; None: nothing.
+        A strength that was calibrated in one form says nothing of another, nor does an agent's threshold of another
+        rule. `form` and `rule` are what is asked for; None: nothing.
         """
-        if form is not None and self.calibration is not None and form != self.form():
+        if rule is not None or (form is not None and self.calibration is not None and form != self.form()):
             return None
         return self.weight
+
+    def strength_alone(
+        self, asked: float | None, *, form: str | None = None, rule: str | None = None, otherwise: float = 1.0
+    ) -> float:
+        """The strength in a request that does not say, where somebody loads the guide to run it: what is `asked` for
+        then, else what the guide is kept with for this form or rule, else `otherwise`."""
+        kept = self.weight_as(form, rule=rule) if asked is None else asked
+        return otherwise if kept is None else kept
+
+    def strength_served(
+        self, asked: float | None, *, form: str | None = None, rule: str | None = None, otherwise: float = 0.0
+    ) -> float:
+        """The same where guides wait until they are asked for, on a server: only a measured strength turns one on."""
+        if asked is None and self.calibration is None:
+            return otherwise
+        return self.strength_alone(asked, form=form, rule=rule, otherwise=otherwise)
 
     def with_form(self, form: str) -> GuideCard:
         """The same card with this form written into it, and its kind; a calibration in another form is left out."""

@@ -157,13 +157,7 @@ def load_rewards(
     An adapter that was trained on another model than `beside`, the steered one, runs on its own (see `load_guide`).
     Raises CheckpointError for what is not a reward model, CompatibilityError for one that cannot be read so.
     """
-    directory = guide_directory(name, None)
-    card = checked_card(directory)
-    if card.kind != "reward":
-        raise CheckpointError(
-            f"{name} holds a guide of kind {card.kind!r}; a reward model is wanted. Accepted: what `trimtab train "
-            "reward` wrote, or a sequence-classification model of one label."
-        )
+    directory, card = reward_directory(name)
     from trimtab.models.rewards.stepwise import load_adapter_rewards, token_rewards
     from trimtab.models.rewards.whole import load_whole_reward_model
 
@@ -174,6 +168,18 @@ def load_rewards(
     return token_rewards(
         load_whole_reward_model(directory, name=str(name), dtype=dtype, quantize=quantize, device=device)
     )
+
+
+def reward_directory(name: str | Path) -> tuple[Path, GuideCard]:
+    """Where a trajectory reward model is, and its card. Raises CheckpointError for what is not a reward model."""
+    directory = guide_directory(name, None)
+    card = checked_card(directory)
+    if card.kind != "reward":
+        raise CheckpointError(
+            f"{name} holds a guide of kind {card.kind!r}; a reward model is wanted. Accepted: what `trimtab train "
+            "reward` wrote, or a sequence-classification model of one label."
+        )
+    return directory, card
 
 
 def load_own_base(
@@ -212,6 +218,11 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
 
     `name` is a directory or a hub id. Raises CheckpointError for a guide of another kind.
     """
+    return _parm(*parm_directory(name, revision=revision))
+
+
+def parm_directory(name: str | Path, *, revision: str | None = None) -> tuple[Path, GuideCard]:
+    """Where a preference-aware guide is, and its card. Raises CheckpointError for a guide of another kind."""
     directory = guide_directory(name, revision)
     card = checked_card(directory)
     if card.kind != "parm":
@@ -219,7 +230,7 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
             f"{directory} holds a guide of kind {card.kind!r}, which has no preference vector. "
             "Accepted: what `trimtab train parm` wrote."
         )
-    return _parm(directory, card)
+    return directory, card
 
 
 _Key: TypeAlias = "tuple[str, str, str, bool, str | None, LlamaOptions | None]"
@@ -295,7 +306,7 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
 
     refuse_rule(directory, options)
     refuse_preference(directory, options)
-    weight = _weight(card, options)
+    weight = card.strength_alone(options.weight, form=options.form)
     form = card.form(options.form)
     if is_adapter(directory):
         from trimtab.models.adapters.lora import LoRA
@@ -310,12 +321,6 @@ def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide
     load = _shared_loader(options.dtype, options.device, options.trust_remote_code, options.quantize, options.llama)
     whole = load(str(directory))
     return ARM(whole, weight=weight, prompt=options.prompt, form=form, reference=options.model)
-
-
-def _weight(card: GuideCard, options: GuideOptions) -> float:
-    """What is asked for; else the strength that the card keeps for the form that the guide is run in; else 1."""
-    weight = card.weight_as(options.form) if options.weight is None else options.weight
-    return 1.0 if weight is None else weight
 
 
 def _build_prompt(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
@@ -336,7 +341,7 @@ def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Gu
     refuse_preference(directory, options)
     if options.prompt is not None:
         raise OptionError(f"{directory} judges answers to the request's own prompt; leave `prompt` out.")
-    weight = _weight(card, options)
+    weight = card.strength_alone(options.weight, form=options.form)
     rewards = load_rewards(directory, dtype=options.dtype, quantize=options.quantize, device=options.device)
     guide = TrajectoryGuide(rewards, weight=weight)
     return guide if options.model is None else guide.bind(options.model)
@@ -352,10 +357,9 @@ def _build_agent(directory: Path, card: GuideCard, options: GuideOptions) -> Gui
     agent = Agent.of_directory(directory, card.written)
     if options.rule is not None:
         agent = agent.ruled_by(options.rule)
-    weight = card.weight if options.weight is None and options.rule is None else options.weight
-    if weight is not None:
-        agent.selection.rule.check_weight(weight)
-        agent = replace(agent, weight=weight)
+    weight = card.strength_alone(options.weight, rule=options.rule, otherwise=agent.weight)
+    agent.selection.rule.check_weight(weight)
+    agent = replace(agent, weight=weight)
     return agent if options.model is None else agent.bind(options.model)
 
 
@@ -368,7 +372,7 @@ def _build_parm(directory: Path, card: GuideCard, options: GuideOptions) -> Guid
             f"{directory} weighs {len(parm.objectives)} objectives ({', '.join(parm.objectives)}), so it needs a "
             "preference: one number of at least 0 for each, in this order, that add up to 1."
         )
-    weight = 1.0 if options.weight is None else options.weight  # a calibration would be of one preference
+    weight = card.strength_alone(options.weight, form=options.form)
     guide = replace(parm.at(options.preference, weight=weight, prompt=options.prompt), form=form)
     return guide if options.model is None else guide.on(options.model)
 

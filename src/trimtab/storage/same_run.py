@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from trimtab.errors import OptionError
 
@@ -27,7 +28,9 @@ class Difference:
     now: object
 
     def __str__(self) -> str:
-        return f"{'.'.join(self.key)} was {_short(self.before)}, is {_short(self.now)}"
+        before, now = map(_shown, (self.before, self.now))
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False)))
+        return f"{'.'.join(self.key)} was {_short(before, same)}, is {_short(now, same)}"
 
 
 def check_same(
@@ -93,9 +96,17 @@ def _as_json(value: object) -> object:
     return json.loads(json.dumps(value))
 
 
-def _short(value: object) -> str:
-    """A value for a message, cut to 60 characters; of a digest only its beginning."""
+def _shown(value: object) -> str:
+    """A value for a message; of a digest only its beginning."""
     if isinstance(value, str) and _DIGEST.fullmatch(value):
         return f"{value[:12]}…"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _short(text: str, same: int) -> str:
+    """At most 60 characters of a text; where its first `same` ones are another's too, those around what differs."""
+    if len(text) <= 60:
+        return text
+    start = 0 if same < 40 else same - 20
+    cut = text[start : start + 54]
+    return f"{'...' if start else ''}{cut}{'...' if start + 54 < len(text) else ''}"

@@ -221,6 +221,14 @@ def load_scorer(name: str) -> Scorer:
     raise unknown_name("scorer", name, [*SCORERS, *_FORMS])
 
 
+def check_scorer(name: str) -> None:
+    """Raise what `load_scorer` would, as far as no reward model has to be loaded for it."""
+    if name not in SCORERS and (Path(name).is_dir() or _HUB_ID.fullmatch(name)):
+        _reward_directory(name)
+    else:
+        load_scorer(name)
+
+
 def load_reward_model(
     name: str | Path,
     *,
@@ -237,15 +245,8 @@ def load_reward_model(
     directory that holds none, BaseMismatchError or VocabularyMismatchError for another base.
     """
     from trimtab.storage.cards import is_adapter
-    from trimtab.storage.directories import checked_card, resolve_model
 
-    directory = resolve_model(name)
-    card = checked_card(directory)
-    if not card.guessed and card.kind != "reward":
-        raise CheckpointError(
-            f"{name} holds a guide of kind {card.kind!r}, which has no score head. Accepted: what `trimtab train "
-            "reward` wrote, and sequence-classification models of one label."
-        )
+    directory, card = _reward_directory(name)
     limit = max_length or card.max_length
     if is_adapter(directory):
         model = _adapter_reward(str(name), directory, card, dtype, device, limit, trust_remote_code)
@@ -266,6 +267,25 @@ def load_reward_model(
     return model
 
 
+def _reward_directory(name: str | Path) -> tuple[Path, GuideCard]:
+    from trimtab.storage.cards import is_adapter
+    from trimtab.storage.directories import checked_card, resolve_model
+
+    directory = resolve_model(name)
+    card = checked_card(directory)
+    if not card.guessed and card.kind != "reward":
+        raise CheckpointError(
+            f"{name} holds a guide of kind {card.kind!r}, which has no score head. Accepted: what `trimtab train "
+            "reward` wrote, and sequence-classification models of one label."
+        )
+    if is_adapter(directory) and not card.base_name:
+        raise CheckpointError(
+            f"{name} holds an adapter but no guide.json that names its base, so it cannot be scored with. Merge it "
+            "into its base with peft, which trained it, and give the directory of the result."
+        )
+    return directory, card
+
+
 def _adapter_reward(
     name: str,
     directory: Path,
@@ -281,11 +301,7 @@ def _adapter_reward(
     from trimtab.models.rewards.whole import RewardModel
     from trimtab.storage.loading import load_model
 
-    if not card.base_name:
-        raise CheckpointError(
-            f"{name} holds an adapter but no guide.json that names its base, so it cannot be scored with. Merge it "
-            "into its base with peft, which trained it, and give the directory of the result."
-        )
+    assert card.base_name is not None
     # Merged in float32 on the CPU, whatever it runs in: a sum of roundings is not a reward.
     base = load_model(card.base_name, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
     module = merged_reward_module(base, directory, card.trained_on)

@@ -63,7 +63,8 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
         if args.method_options or args.strength:
             raise OptionError("--option and --strength belong to a method; give --method NAME with them.")
         return None
-    from trimtab.methods.catalogue import METHODS, check_method, check_weights
+    from trimtab.methods.catalogue import METHODS, check_method
+    from trimtab.methods.checking import check_weights, source_problem
 
     method = METHODS.get(args.method)
     for flag, option in (("--form", "form"), ("--guide-base", "guide_base")):
@@ -80,7 +81,13 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
         strength = _kept(args)
     strengths = [] if strength is None else [strength]
     how = {"temperature": args.temperature, "plausibility": args.plausibility}
-    problems = check_method(args.method, chosen, strengths) or check_weights(args.method, chosen, strengths, **how)
+    problems = check_method(args.method, chosen, strengths)
+    if not problems:
+        assert method is not None
+        engine.maker.check_features(method.needs, what=f"--method {args.method}")
+        if problem := source_problem(args.method, chosen, strengths):
+            raise OptionError(problem)
+        problems = check_weights(args.method, chosen, strengths, **how)
     if strength is None and method is not None:
         if method.default_strengths != (0.0,):
             problems.append(f"{args.method} needs a strength ({method.dial}): --guide NAME=PATH:X, or --strength X.")
@@ -88,8 +95,6 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
     if problems:
         raise OptionError(" ".join(f"{problem[0].upper()}{problem[1:]}" for problem in problems))
     assert strength is not None
-    assert method is not None
-    engine.maker.check_features(method.needs, what=f"--method {args.method}")
     return MethodChoice(args.method, chosen, strength)
 
 

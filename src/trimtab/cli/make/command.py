@@ -32,6 +32,7 @@ from trimtab.cli.make.stages import (
     reward_of,
     settings_of,
     shown,
+    with_stage,
 )
 from trimtab.cli.make.stages import words as words_of
 from trimtab.cli.pairs import command as pairs
@@ -39,7 +40,7 @@ from trimtab.cli.pairs.job import sentences_of
 from trimtab.cli.prompts import read_prompts
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.cli.train import command as train
-from trimtab.cli.train.interruption import resume_command
+from trimtab.cli.train.interruption import interrupted
 from trimtab.cli.train.rewards import REWARD_HELP, add_rewards, reward_argument
 from trimtab.cli.train.run_options import naming_flags
 from trimtab.errors import DataError, OptionError, OutputExistsError, TrimtabError
@@ -191,8 +192,7 @@ def run(args: argparse.Namespace) -> int:
                     options.say(f"no strength is named: {found.decision.why}")
                 stages.append(Stage(name, shown(command), time.monotonic() - started))
     except KeyboardInterrupt:
-        options.say(f"interrupted; what is there stays. Go on with:\n{resume_command(args.given)}")
-        return 130
+        return interrupted(args.given)
     finish(plan, stages, calibrated, as_json=args.json)
     return 0
 
@@ -207,21 +207,15 @@ def _run(args: argparse.Namespace, name: str, command: list[str]) -> tuple[int, 
         REPORT: compare.run,
     }
     try:
-        with naming_flags({setting: _called(args, setting, flag, name) for setting, flag in parsed.flags.items()}):
+        with naming_flags(parsed.flags):
             if name == CALIBRATE:
                 return 0, calibrate.calibrate(parsed)
             return functions[name](parsed), None
     except TrimtabError as error:
         vars(error).pop("naming", None)  # its settings have their names
+        error.args = (with_stage(str(error), name, of_make=args.flags, of_stage=parsed.flags),)
         options.say(f"the stage {name} ended with an error; what is there stays, and --resume goes on from it")
         raise
-
-
-def _called(args: argparse.Namespace, setting: str, flag: str, stage: str) -> str:
-    """What make calls a setting of a stage: a flag of its own, or one that --STAGE-flags holds."""
-    if setting in args.flags:
-        return str(args.flags[setting])
-    return f"{flag.lstrip('-')} (in --{stage}-flags)" if stage != REPORT else flag
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -265,13 +259,10 @@ def _plan(args: argparse.Namespace) -> Plan:
 def _check_sources(plan: Plan) -> None:
     """Raise what the last stages would, before the first one is done, for names, strengths and files that are wrong."""
     from trimtab.making.sweep import in_order
-    from trimtab.storage.scorers import is_function_name, load_scorer
+    from trimtab.storage.scorers import check_scorer
 
     for text in (*plan.rewards, *plan.golds, *plan.measured):
-        source = str(reward_of(text).source)
-        is_model = Path(source).is_dir() or ("/" in source and not is_function_name(source))
-        if not is_model:  # a reward model is loaded once, when it is needed
-            load_scorer(source)
+        check_scorer(str(reward_of(text).source))
     if plan.strengths:
         in_order(plan.strengths)
     for name in plan.data:
@@ -286,8 +277,7 @@ def _check_stages(args: argparse.Namespace, plan: Plan) -> None:
         try:
             args.commands[command[0]].parse_args(command[1:])
         except OptionError as error:
-            problem = str(error).replace("--", "")
-            raise OptionError(f"--{stage}-flags does not fit `trimtab {command[0]}`: {problem}") from None
+            raise OptionError(f"--{stage}-flags does not fit `trimtab {command[0]}`: {error}") from None
 
 
 def _check_method(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -195,6 +196,27 @@ def flags_of(text: str, flag: str) -> tuple[str, ...]:
         raise OptionError(f"{flag} cannot be read as flags ({error}). Close the quote.") from None
 
 
+def with_stage(message: str, stage: str, *, of_make: Mapping[str, str], of_stage: Mapping[str, str]) -> str:
+    """An error of a stage, in which a flag that make itself does not have is said to go into --STAGE-flags.
+
+    `of_make` and `of_stage` hold the flags of make and of the stage's command, by their settings. What stands between
+    backticks, another command, stays.
+    """
+    if stage == REPORT:  # it is handed no flags
+        return message
+    handed_on = _written(of_stage) - _written(of_make)
+    parts = message.split("`")
+    parts[::2] = [
+        _FLAG.sub(lambda found: found[0] + (f" in --{stage}-flags" if found[0] in handed_on else ""), part)
+        for part in parts[::2]
+    ]
+    return "`".join(parts)
+
+
+def _written(flags: Mapping[str, str]) -> set[str]:
+    return {flag for text in flags.values() for flag in _FLAG.findall(text)}
+
+
 def words(args: argparse.Namespace, names: Mapping[str, str]) -> tuple[str, ...]:
     """Flags of make that a stage takes too, with their values, as far as they were given."""
     found: list[str] = []
@@ -228,6 +250,8 @@ def reward_of(text: str) -> AgentReward:
     return reward_argument(text)
 
 
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+
 _ALWAYS = ("model", "towards", "away", "judge", "data", "method", "max_new_tokens", "seed")
 _ONCE_TRAINED = ("rewards", "pairs_flags", "train_flags")
 """What only pairs and training depend on: it may change until the training has begun."""
@@ -236,8 +260,8 @@ _ONCE_TRAINED = ("rewards", "pairs_flags", "train_flags")
 def settings_of(plan: Plan, prompts: Mapping[str, str]) -> dict[str, Mapping[str, object]]:
     """What a make that is continued may have to share with the one that was begun, beside what its stages check."""
     facts = dataclasses.asdict(plan)
-    for name in ("pairs_flags", "train_flags"):  # an error quotes them, and they are flags of another command
-        facts[name] = " ".join(word.removeprefix("--") for word in facts[name])
+    for name in ("pairs_flags", "train_flags"):
+        facts[name] = shlex.join(facts[name])
     return {"given": {_flag(name): facts[name] for name in (*_ALWAYS, *_ONCE_TRAINED)}, "prompts": dict(prompts)}
 
 

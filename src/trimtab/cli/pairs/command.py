@@ -22,7 +22,7 @@ from trimtab.cli.pairs.report import report, write
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import PromptRow, as_asked, read_prompts, use_template
 from trimtab.cli.tenths import Tenths
-from trimtab.cli.train.interruption import resume_command
+from trimtab.cli.train.interruption import interrupted
 from trimtab.errors import PromptError
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
         found = _choose(job, place.files, way, seed)
         write(job, place.files, way, found, settings, num_repeated=len(rows) - len(unlike))
     except KeyboardInterrupt:
-        options.say(f"interrupted; what is there stays. Go on with:\n{resume_command(args.given)}")
-        return 130
+        return interrupted(args.given)
     except OSError as error:
         reason = f"{error.strerror}. What was made until then stays in {place.files.work}; --resume continues it"
         raise OSError(error.errno, reason, error.filename or args.out) from error

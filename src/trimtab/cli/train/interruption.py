@@ -37,6 +37,12 @@ def until_interrupted(run: Callable[[], int], *, out: Path, given: Sequence[str]
     return 130
 
 
+def interrupted(given: Sequence[str]) -> int:
+    """Say how a run goes on whose work is on file as it comes, by the arguments that it was `given`; exit code 130."""
+    options.say(f"interrupted; what is there stays. Go on with:\n{resume_command(given)}")
+    return 130
+
+
 def resume_command(given: Sequence[str]) -> str:
     """The command that continues a run, from the arguments that it was given."""
     words = [*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"]

@@ -96,7 +96,7 @@ def _reward(text: str) -> AgentReward:
     try:
         return parse_reward(text)
     except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None  # argparse would hide any other message
+        raise argparse.ArgumentTypeError(str(error)) from None  # argparse would hide any other message
 
 
 def reward_argument(text: str) -> AgentReward:
@@ -108,4 +108,4 @@ def reward_argument(text: str) -> AgentReward:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(found.source).rstrip("/").rpartition("/")[2]).strip("-")
         return dataclasses.replace(found, name=name or found.name)
     except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None  # argparse would hide any other message
+        raise argparse.ArgumentTypeError(str(error)) from None  # argparse would hide any other message

@@ -190,12 +190,9 @@ def packed(model: str) -> Manifest | None:
 
 
 def _weight(guide: GuideSource) -> float | None:
-    """What is asked for, else what the guide's card keeps, else 1; None: an agent's own threshold."""
-    if guide.weight is not None:
-        return guide.weight
+    """The weight to pack a guide with; None: the threshold that an agent keeps, or its files say."""
     card = locate_guide(guide.path).card
-    kept = card.weight_as(guide.form)
-    return 1.0 if kept is None and card.kind != "agent" else kept
+    return guide.weight if card.kind == "agent" else card.strength_alone(guide.weight, form=guide.form)
 
 
 def _source(name: str, guide: GuideSource | Guide) -> GuideSource:

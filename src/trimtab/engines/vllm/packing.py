@@ -143,8 +143,8 @@ def _guide(name: str, directory: Path, base: Outline, asked: _Asked) -> ServedGu
         _check_prompts(name, base, whole, asked.base_prompts)
     way = asked.lora if adapter else "model"
     beside = None if guide_base is None else str(guide_base.directory)
-    weight = card.weight_as(asked.form) if asked.weight is None else asked.weight
-    return ServedGuide(name, card.kind, str(directory), way, weight or 0.0, form, beside)
+    weight = card.strength_served(asked.weight, form=asked.form)
+    return ServedGuide(name, card.kind, str(directory), way, weight, form, beside)
 
 
 def _check_adapter(name: str, adapter: LoRA, base: Outline, way: str) -> None:
@@ -185,8 +185,8 @@ def _agent(name: str, directory: Path, card: GuideCard, base: Outline, asked: _A
         what, flag = ("form", "--form") if asked.form is not None else ("base of its own", "--guide-base")
         raise OptionError(f"Guide {name} is an accept-reject agent, which has no {what}; leave {flag} out.")
     agent = Agent.of_directory(directory, card.written)
-    kept = agent.weight if card.weight is None else card.weight
-    guide = ServedGuide(name, "agent", str(directory), "head", kept if asked.weight is None else asked.weight)
+    weight = card.strength_served(asked.weight, otherwise=agent.weight)
+    guide = ServedGuide(name, "agent", str(directory), "head", weight)
     read_agent(
         Manifest(str(base.directory), tuple(base.architectures), (guide,)),
         EngineBase(base.hidden_size, base.name, base.device),

@@ -147,7 +147,10 @@ class Maker:
             if len(answers) != len(keys):
                 raise RuntimeError(f"{self._spec.name} gave {len(answers)} answers to {len(keys)} prompts.")
         except BaseException as error:
-            log.error("%s failed at strength %s, in a batch that begins with %s", self._spec.name, strength, keys[0])
+            if isinstance(error, Exception):  # an interrupt is no failure of the method
+                log.error(
+                    "%s failed at strength %s, in a batch that begins with %s", self._spec.name, strength, keys[0]
+                )
             failure = _located(error, keys) if isinstance(error, ScoreError) else error
         cost = Cost(
             self._spec.name,

@@ -1,15 +1,15 @@
 """Reward against KL, or against another reward: every method as a line, told apart by colour, marker and name.
 
-Colours are of Okabe and Ito's palette, darkened or lightened to stand out from either paper; no two methods share both
-colour and marker, and each line carries its name. A line follows the order of a method's strengths. Hollow markers on
-a dotted line are bounds: the true value of x is no higher.
+Colours are of Okabe and Ito's palette, darkened or lightened to stand out from either paper; methods of one colour have
+another marker and another dash, and each line carries its name. A line follows the order of a method's strengths.
+Hollow markers on a dotted line are bounds: the true value of x is no higher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,11 @@ PALETTE = {**COLOURS, **{f"c{index}": colour for index, colour in enumerate(SERI
 """Name of the page's variable -> colour of the PNG."""
 
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+Dash: TypeAlias = "str | tuple[int, tuple[float, ...]]"
+"""A line style of Matplotlib's."""
+_DASHES: tuple[Dash, ...] = ("-", (0, (4, 1.5)), (0, (3, 1.2, 0.8, 1.2)), (0, (1.6, 1)))
+_DOTS: tuple[Dash, ...] = (":", (0, (1, 3)), (0, (1, 1.5, 1, 4)), (0, (1, 1.5, 1, 1.5, 1, 4)))
+"""The first is of the methods that are the first to have a colour, the next of those that are the second."""
 _LEGEND_LETTERS = 104  # what the figure's width holds of the legend's type
 _MARKER_LETTERS = 8  # what a marker takes there
 _LINE_HEIGHT = 13  # pixels at 72 dots an inch, for the names beside the lines
@@ -63,6 +68,11 @@ class Series:
     def marker(self) -> str:
         return "o" if self.index < 0 else _MARKERS[self.index % len(_MARKERS)]
 
+    @property
+    def dash(self) -> Dash:
+        dashes = _DOTS if self.bounded else _DASHES
+        return dashes[max(0, self.index) // len(SERIES_LIGHT) % len(dashes)]
+
 
 def plot(series: Sequence[Series], x_label: str, y_label: str, *, root_x: bool) -> Draw:
     """What draws the series on a figure. `root_x` spaces x by its root, as is usual for KL (arXiv 2210.10760)."""
@@ -89,7 +99,7 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, *, root_x: bool) 
                 ncols=columns,
                 frameon=False,
                 fontsize=10,
-                handlelength=2.6,
+                handlelength=3.6,
             )
             label_legend(legend, list(map(_legend_label, series)))
 
@@ -115,7 +125,7 @@ def _line(axes: Axes, series: Series, *, label: str) -> None:
         marker=series.marker,
         markersize=7,
         markerfacecolor=COLOURS["paper"] if series.bounded else series.colour,
-        linestyle=":" if series.bounded else "-",
+        linestyle=series.dash,
         linewidth=1.6,
         elinewidth=0.9,
         capsize=2.5,

@@ -1,0 +1,23 @@
+"""What a request calls a field: each endpoint has names of its own for the same thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trimtab.serving.responses_schema import ResponseRequest
+from trimtab.serving.schema import ChatRequest, Sampled
+
+PROMPT, LENGTH, FORM = "prompt", "max_new_tokens", "response_format"
+"""What an error calls the prompt, the number of new tokens and the form of an answer, whatever the endpoint."""
+
+_OF_GUIDANCE = {name: f"guidance.{name}" for name in ("plausibility", "guide_plausibility", "draft", "draft_tokens")}
+
+
+def names_of(body: Sampled) -> Mapping[str, str]:
+    """Field, as an error calls it -> as this request calls it, where that is another name."""
+    if isinstance(body, ResponseRequest):
+        return {**_OF_GUIDANCE, PROMPT: "input", LENGTH: "max_output_tokens", FORM: "text.format"}
+    if isinstance(body, ChatRequest):
+        is_newer = body.max_completion_tokens is not None
+        return {**_OF_GUIDANCE, PROMPT: "messages", LENGTH: "max_completion_tokens" if is_newer else "max_tokens"}
+    return {**_OF_GUIDANCE, LENGTH: "max_tokens"}
