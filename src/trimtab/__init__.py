@@ -7,32 +7,32 @@ and, for lm-eval, `trimtab.evaluation.lm_eval`. Every other module is private: i
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trimtab.answers import Answer, Step, TokenTrace, finished
 from trimtab.constraint import Constraint
-from trimtab.core import Candidates, Chat, Guide, LanguageModel, Message, Prompt, Rule, SamplingParams, Selection
-from trimtab.decoding.decoder import Decoder
-from trimtab.decoding.transformers_processor import GuidanceProcessor
-from trimtab.engines.vllm.engine import VLLMEngine
 from trimtab.errors import TrimtabError
-from trimtab.guides.agent import Agent, AgentNetwork
-from trimtab.guides.arm import ARM, AdapterARM
-from trimtab.guides.parm import PARM
-from trimtab.guides.prompt import PromptGuide
-from trimtab.guides.stateless import StatelessGuide
-from trimtab.mixing.rules import Tilt
-from trimtab.storage.gguf_files import load_llama
-from trimtab.storage.loading import load_guide, load_model, load_parm, save_guide
-from trimtab.storage.scorers import load_reward_model, load_scorer
 
 if TYPE_CHECKING:
+    from trimtab.answers import Answer, Step, TokenTrace, finished
+    from trimtab.core import Candidates, Chat, Guide, LanguageModel, Message, Prompt, Rule, SamplingParams, Selection
+    from trimtab.decoding.decoder import Decoder
+    from trimtab.decoding.transformers_processor import GuidanceProcessor
+    from trimtab.engines.vllm.engine import VLLMEngine
     from trimtab.evaluation.acceptance import acceptance_of, counted_passes
     from trimtab.evaluation.judging.length_control import GamedRow, length_controlled_win_rate
     from trimtab.evaluation.judging.preference import preference_rate
     from trimtab.evaluation.judging.win_rates import read_win_rates
+    from trimtab.guides.agent import Agent, AgentNetwork
+    from trimtab.guides.arm import ARM, AdapterARM
+    from trimtab.guides.parm import PARM
+    from trimtab.guides.prompt import PromptGuide
+    from trimtab.guides.stateless import StatelessGuide
     from trimtab.methods.catalogue import build_policy
+    from trimtab.mixing.rules import Tilt
     from trimtab.models.hf import HFModel
     from trimtab.models.rewards.whole import RewardModel
     from trimtab.models.tabular import TabularModel
+    from trimtab.storage.gguf_files import load_llama
+    from trimtab.storage.loading import load_guide, load_model, load_parm, save_guide
+    from trimtab.storage.scorers import load_reward_model, load_scorer
     from trimtab.training.agent.settings import AgentSettings
     from trimtab.training.agent.train import train_agent
     from trimtab.training.arm.train import train_arm
@@ -117,28 +117,59 @@ __all__ = [
 ]
 
 _LATE = {
+    "ARM": "trimtab.guides.arm",
+    "AdapterARM": "trimtab.guides.arm",
+    "Agent": "trimtab.guides.agent",
+    "AgentNetwork": "trimtab.guides.agent",
     "AgentReward": "trimtab.training.run.rewards",
     "AgentSettings": "trimtab.training.agent.settings",
+    "Answer": "trimtab.answers",
     "ArmSettings": "trimtab.training.run.settings",
+    "Candidates": "trimtab.core",
+    "Chat": "trimtab.core",
+    "Decoder": "trimtab.decoding.decoder",
     "DpoSettings": "trimtab.training.dpo.settings",
     "GamedRow": "trimtab.evaluation.judging.length_control",
+    "GuidanceProcessor": "trimtab.decoding.transformers_processor",
+    "Guide": "trimtab.core",
     "HFModel": "trimtab.models.hf",
     "Interrupted": "trimtab.training.run.interruption",
+    "LanguageModel": "trimtab.core",
+    "Message": "trimtab.core",
+    "PARM": "trimtab.guides.parm",
     "PairData": "trimtab.training.pairs.data",
     "ParmSettings": "trimtab.training.parm.settings",
     "PreferencePair": "trimtab.training.pairs.formats",
+    "Prompt": "trimtab.core",
+    "PromptGuide": "trimtab.guides.prompt",
     "RLSettings": "trimtab.training.rl.settings",
     "RewardModel": "trimtab.models.rewards.whole",
     "RewardSettings": "trimtab.training.reward.settings",
+    "Rule": "trimtab.core",
+    "SamplingParams": "trimtab.core",
+    "Selection": "trimtab.core",
     "SoupPart": "trimtab.training.soup",
+    "StatelessGuide": "trimtab.guides.stateless",
+    "Step": "trimtab.answers",
     "TabularModel": "trimtab.models.tabular",
+    "Tilt": "trimtab.mixing.rules",
+    "TokenTrace": "trimtab.answers",
+    "VLLMEngine": "trimtab.engines.vllm.engine",
     "acceptance_of": "trimtab.evaluation.acceptance",
     "build_policy": "trimtab.methods.catalogue",
     "counted_passes": "trimtab.evaluation.acceptance",
+    "finished": "trimtab.answers",
     "length_controlled_win_rate": "trimtab.evaluation.judging.length_control",
+    "load_guide": "trimtab.storage.loading",
+    "load_llama": "trimtab.storage.gguf_files",
+    "load_model": "trimtab.storage.loading",
+    "load_parm": "trimtab.storage.loading",
+    "load_reward_model": "trimtab.storage.scorers",
+    "load_scorer": "trimtab.storage.scorers",
     "preference_rate": "trimtab.evaluation.judging.preference",
     "read_pairs": "trimtab.training.pairs.data",
     "read_win_rates": "trimtab.evaluation.judging.win_rates",
+    "save_guide": "trimtab.storage.loading",
     "soup": "trimtab.training.soup",
     "train_agent": "trimtab.training.agent.train",
     "train_arm": "trimtab.training.arm.train",
@@ -147,10 +178,14 @@ _LATE = {
     "train_reward": "trimtab.training.reward.train",
     "train_rl": "trimtab.training.rl.train",
 }
-"""What decoding does not need, or what imports transformers, which takes seconds: imported when first asked for."""
+"""What imports torch, or what belongs to an extra: imported when first asked for, so the command starts without it."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LATE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -101,6 +101,9 @@ def _edited(**changes: Any) -> Any:
 )
 def test_a_damaged_directory_is_refused(tmp_path: Path, damage: Any, problem: str) -> None:
     save_guide(Agent(AgentNetwork(8, 16)), tmp_path / "agent")
+    card = json.loads((tmp_path / "agent" / "guide.json").read_text())
+    del card["files"]  # as older cards are; others are refused before anything is read
+    (tmp_path / "agent" / "guide.json").write_text(json.dumps(card))
     damage(tmp_path / "agent")
     with pytest.raises(CheckpointError, match=problem):
         load_guide(tmp_path / "agent")

@@ -7,24 +7,18 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
-import trimtab.cli
 from trimtab.cli import main as main_module
 from trimtab.cli.main import COMMANDS, build_parser
 from trimtab.errors import CheckpointError
 
 from .conftest import Run, Tiny, spawn, ways_out_that_are_not_there
 
-# Imports trimtab.cli.main as a package of that name would without the public surface in its __init__.
 LIGHT = """
-import sys, types
+import sys
 before = set(sys.modules)
-package = types.ModuleType("trimtab")
-package.__path__ = [sys.argv[1]]
-sys.modules["trimtab"] = package
 import trimtab.cli.main
 trimtab.cli.main.build_parser().format_help()
 new = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items() if name not in before}
@@ -34,9 +28,14 @@ print(sorted(name for name, file in new.items() if "site-packages" in file and "
 
 def test_the_command_line_itself_imports_no_other_package() -> None:
     """Whatever it needed beside the standard library would be missing where an extra is not installed."""
-    package = str(Path(next(iter(trimtab.cli.__path__))).parent)
-    done = subprocess.run([sys.executable, "-c", LIGHT, package], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_package_is_a_command_too() -> None:
+    argv = [sys.executable, "-m", "trimtab", "--version"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"trimtab {version('trimtab')}\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -120,6 +119,7 @@ class Failing:
         (CheckpointError("No weights\nthere."), 2, "trimtab: error: No weights there.\n"),
         (OSError(28, "No space left on device", "a.jsonl"), 1, "No space left on device: 'a.jsonl'\n"),
         (ZeroDivisionError("oh"), 1, "Traceback (most recent call last)"),
+        (ImportError("no such package"), 1, "`trimtab doctor` says which"),
         (KeyboardInterrupt(), 130, ""),
         (None, 3, ""),
     ],

@@ -10,9 +10,9 @@ import torch
 from tests.tiny import tiny_module, write_lora
 from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError
+from trimtab.models import machine
 from trimtab.models.hf import HFModel
 from trimtab.models.tabular import TabularModel
-from trimtab.serving import memory
 from trimtab.serving.limits import Limits
 from trimtab.serving.memory import Memory, memory_of, plan
 from trimtab.storage.loading import load_guide
@@ -101,8 +101,8 @@ def test_the_scarcest_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     here = torch.device("cpu")
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     proc.mkdir()
-    monkeypatch.setattr(memory, "_PROC", proc)
-    monkeypatch.setattr(memory, "_CGROUPS", groups)
+    monkeypatch.setattr(machine, "_PROC", proc)
+    monkeypatch.setattr(machine, "_CGROUPS", groups)
     assert memory_of(here).what == "this machine"  # no /proc, no groups
     (proc / "statm").write_text("4000 1000 0 0")
     (proc / "cgroup").write_text("4:memory:/job/one\n0::/user/job\n")
@@ -117,5 +117,5 @@ def test_the_scarcest_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (memory_of(here).total, memory_of(here).what) == (number, "this control group")
     (groups / "user" / "memory.max").write_text("max\n")
     assert memory_of(here).total == 256 << 20
-    monkeypatch.setattr(memory, "_address_space", lambda: 100 << 20)
+    monkeypatch.setattr(machine, "address_space", lambda: 100 << 20)
     assert memory_of(here).what.startswith("this process")

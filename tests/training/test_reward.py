@@ -27,6 +27,7 @@ from trimtab.errors import (
     VocabularyMismatchError,
 )
 from trimtab.models.rewards.whole import RewardModel
+from trimtab.storage.cards import read_card, write_card
 from trimtab.storage.scorers import load_reward_model, load_scorer
 from trimtab.training.pairs.data import PairData
 from trimtab.training.pairs.formats import PreferencePair
@@ -238,6 +239,7 @@ def edit_weights(directory: Path, **changes: torch.Tensor | None) -> None:
     tensors: dict[str, Any] = {**safetensors.torch.load_file(path), **changes}
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    write_card(directory, read_card(directory))  # which records them: what is asked here is what reads them
 
 
 SCORE = "base_model.model.score.weight"

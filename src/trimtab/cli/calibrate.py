@@ -272,9 +272,9 @@ def _out(args: argparse.Namespace) -> Path:
 def _write(directory: Path, calibration: Calibration) -> None:
     """Put the calibration into the card, and what a reader should know of it into the README."""
     from trimtab.making.readme import STRENGTH, add_section, strength_lines
-    from trimtab.storage.cards import read_card, write_card
+    from trimtab.storage.cards import change_card, read_card
 
-    write_card(directory, read_card(directory).with_calibration(calibration))
+    change_card(directory, read_card(directory).with_calibration(calibration))
     add_section(directory, STRENGTH, strength_lines(calibration))
 
 

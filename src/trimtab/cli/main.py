@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, calibrate, compare, convert, export, judge, serve, soup, vllm
+from trimtab.cli import bench, calibrate, check, compare, convert, export, judge, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
+from trimtab.cli.doctor import command as doctor
 from trimtab.cli.make import command as make
 from trimtab.cli.options import use_threads
 from trimtab.cli.pairs import command as pairs
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "soup": soup,
     "calibrate": calibrate,
+    "check": check,
     "generate": generate,
     "chat": chat,
     "explain": explain,
@@ -57,6 +59,7 @@ COMMANDS: dict[str, Command] = {
     "serve": serve,
     "vllm": vllm,
     "bench": bench,
+    "doctor": doctor,
 }
 
 
@@ -141,13 +144,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         logging.getLogger(__name__).debug("traceback", exc_info=True)
         return _complain(error, 1)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        if isinstance(error, ImportError):
+            return _complain("A package is missing or broken. `trimtab doctor` says which.", 1)
         return 1
     return code
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: Exception | str, code: int) -> int:
     print(f"trimtab: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
     return code
 

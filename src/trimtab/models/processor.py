@@ -1,4 +1,7 @@
-"""What is asked of the processor: who made it, how many cores there are, and how long its products take."""
+"""What is asked of the processor: who made it, how many cores there are, and how long its products take.
+
+Importing this does not import torch, which may be missing where one wants to know.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CPU_INFO = Path("/proc/cpuinfo")
 
-Product: TypeAlias = tuple[Tensor, Tensor]
+Product: TypeAlias = "tuple[Tensor, Tensor]"
 """Rows [N, in] and a weight [out, in]."""
 
 
@@ -33,6 +37,8 @@ def num_cores() -> int:
 
 def seconds(products: Sequence[Product]) -> float:
     """How long these products take, one after the other."""
+    from torch import nn
+
     started = time.perf_counter()
     for rows, weight in products:
         nn.functional.linear(rows, weight)

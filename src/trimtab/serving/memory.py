@@ -6,16 +6,15 @@ which a cache takes at most half more (`shelves.bound`). What a step works in is
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from trimtab.decoding.decoder import Decoder
 from trimtab.errors import OptionError, naming
 from trimtab.guides.brought import SentencePlace
+from trimtab.models import machine
 from trimtab.models.forward.shelves import bound
 from trimtab.serving.limits import Limits
 
@@ -27,7 +26,6 @@ _TABLES = 8
 _LEAST = 64
 """Cached tokens below which there is nothing to serve with."""
 _SIZES = ("max_rows", "max_prompt_tokens", "max_new_tokens")
-_PROC, _CGROUPS = Path("/proc/self"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +59,9 @@ def memory_of(device: torch.device) -> Memory:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Memory(total, total - free, f"the GPU {torch.cuda.get_device_name(device)}")
-    resident, virtual = _held()
-    memories = [Memory(total, resident, what) for total, what in _totals()]
-    if (space := _address_space()) is not None:
+    resident, virtual = machine.held()
+    memories = [Memory(total, resident, what) for total, what in machine.totals()]
+    if (space := machine.address_space()) is not None:
         memories.append(Memory(space, virtual, "this process (its limit of address space)"))
     return min(memories, key=lambda memory: memory.room)
 
@@ -143,62 +141,6 @@ def _wanted(decoder: Decoder, limits: Limits) -> tuple[int, int]:
     largest = sorted(tokens, reverse=True)[: limits.max_guides]
     rows = limits.max_rows * (1 + sum(num > 0 for num in largest))
     return rows, int(limits.max_rows * (longest + sum(largest)))
-
-
-def _totals() -> Iterator[tuple[int, str]]:
-    """What this machine has, and what each control group of this process may have."""
-    yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
-    for directory, name in _groups():
-        for folder in (directory, *directory.parents):
-            if not folder.is_relative_to(_CGROUPS):
-                break
-            number = _number(folder / name)
-            if number is not None:
-                yield number, "this control group"
-
-
-def _groups() -> Iterator[tuple[Path, str]]:
-    """(directory, file of its limit) of the control groups that count this process's memory."""
-    try:
-        lines = (_PROC / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        if not kinds:
-            yield _CGROUPS / path.lstrip("/"), "memory.max"
-        elif "memory" in kinds.split(","):
-            yield _CGROUPS / "memory" / path.lstrip("/"), "memory.limit_in_bytes"
-            yield _CGROUPS / "memory", "memory.limit_in_bytes"  # a container sees its own group as the root
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None where there is none (`max`)."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _held() -> tuple[int, int]:
-    """(resident, virtual) bytes of this process."""
-    try:
-        virtual, resident = (_PROC / "statm").read_text().split()[:2]
-    except OSError:  # no Linux: the most that it has held
-        import resource
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most, most
-    page = os.sysconf("SC_PAGE_SIZE")
-    return int(resident) * page, int(virtual) * page
-
-
-def _address_space() -> int | None:
-    """The limit of this process's address space (`ulimit -v`), where there is one."""
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if limit == resource.RLIM_INFINITY else int(limit)
 
 
 def _gib(num_bytes: float) -> str:

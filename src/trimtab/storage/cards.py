@@ -18,6 +18,7 @@ from trimtab.models.trained_on import TrainedOn
 from trimtab.storage.calibrated import CALIBRATION, Calibration
 from trimtab.storage.card_values import Section
 from trimtab.storage.files import write_text
+from trimtab.storage.recorded import FILES, RecordedFile, read_record, record
 
 GUIDE_FILE = "guide.json"
 GUIDE_FORMAT = 1
@@ -99,6 +100,8 @@ class GuideCard:
     """Tokens of a prompt and an answer together that a reward model was trained with."""
     eval_accuracy_high: float | None = None
     """Upper end of the interval of its accuracy on held-out pairs."""
+    files: Mapping[str, RecordedFile] = field(default_factory=dict)
+    """The files that the card was written for; empty in older ones."""
     written: Mapping[str, object] = field(default_factory=dict)
     """All of the card; empty where there is none."""
 
@@ -195,6 +198,7 @@ class GuideCard:
             calibration=calibration,
             max_length=reward.count("max_length"),
             eval_accuracy_high=metrics.number("eval_accuracy_high"),
+            files=read_record(section.part(FILES)),
             written=dict(written),
         )
 
@@ -215,11 +219,21 @@ def read_card(directory: Path) -> GuideCard:
 
 
 def write_card(directory: Path, card: GuideCard | Mapping[str, object]) -> None:
-    """Write `guide.json`, whole or not at all. Raises CheckpointError for a card that could not be read again."""
+    """Write `guide.json` into a directory whose other files are there, and record them; whole or not at all.
+
+    Raises CheckpointError for a card that could not be read again.
+    """
+    written = dict(card.written if isinstance(card, GuideCard) else card)
+    written.pop(FILES, None)
+    files = record(directory)
+    recorded = {FILES: files} if files else {}
     path = directory / GUIDE_FILE
-    if not isinstance(card, GuideCard):
-        card = GuideCard.of_mapping(card, path, kind=_kind_of_files(directory))
-    write_text(path, card_text(card))
+    change_card(directory, GuideCard.of_mapping({**written, **recorded}, path, kind=_kind_of_files(directory)))
+
+
+def change_card(directory: Path, card: GuideCard) -> None:
+    """Write another card for the same files: what is recorded of them stays, and nothing is where nothing was."""
+    write_text(directory / GUIDE_FILE, card_text(card))
 
 
 def card_text(card: GuideCard) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError
 from trimtab.storage.cards import ADAPTER_FILE, GUIDE_FILE, GUIDE_KINDS, GuideCard, read_card
 from trimtab.storage.files import file_digest, new_directory
+from trimtab.storage.recorded import check_recorded
 from trimtab.storage.sentences import is_sentence, read_sentence, sentence_name
 
 log = logging.getLogger(__name__)
@@ -62,10 +63,10 @@ class LocatedGuide:
 
 
 def locate_guide(name: str | Path, *, revision: str | None = None) -> LocatedGuide:
-    """Find a guide by the name that `load_guide` takes and read its card; no weights are read, no model is loaded.
+    """Find a guide by the name that `load_guide` takes and read its card; no model is loaded.
 
     For whoever loads a large model first and wants to hear of a wrong name before that. Raises OptionError or
-    CheckpointError where there is no such guide or its card cannot be read.
+    CheckpointError where there is no such guide, its card cannot be read, or its weights are not those of its card.
     """
     if is_sentence(name):
         guide = read_sentence(name)
@@ -74,7 +75,14 @@ def locate_guide(name: str | Path, *, revision: str | None = None) -> LocatedGui
     if str(name).endswith(".gguf") and Path(name).is_file():  # who runs it decides whether it is converted
         return LocatedGuide(Path(name), GuideCard("arm", guessed=True))
     directory = guide_directory(name, revision)
-    return LocatedGuide(directory, read_card(directory))
+    return LocatedGuide(directory, checked_card(directory))
+
+
+def checked_card(directory: Path) -> GuideCard:
+    """The card of a guide that is to be loaded. Raises CheckpointError also where its weights are not the card's."""
+    card = read_card(directory)
+    check_recorded(directory, card.files)
+    return card
 
 
 def is_policy(name: str | Path) -> bool:

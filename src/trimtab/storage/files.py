@@ -113,14 +113,18 @@ def path_digest(path: Path, *, instead: Mapping[str, str | None] | None = None) 
     """
     if path.is_file():
         return _named_digest(path)
-    files = sorted({file for pattern in _READ for file in path.glob(pattern) if file.is_file()})
     digest = hashlib.sha256()
-    for file in files:
+    for file in files_of(path):
         name = file.relative_to(path).as_posix()
         found = instead[name] if instead and name in instead else _named_digest(file)
         if found is not None:
             digest.update(f"{name}\t{found}\n".encode())
     return digest.hexdigest()
+
+
+def files_of(directory: Path) -> list[Path]:
+    """The files of a directory that a loader may read, in the order of their names."""
+    return sorted({file for pattern in _READ for file in directory.glob(pattern) if file.is_file()})
 
 
 def _named_digest(path: Path) -> str:

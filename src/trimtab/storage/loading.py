@@ -23,7 +23,7 @@ from trimtab.errors import CheckpointError, OptionError
 from trimtab.guides.prompt import PromptGuide
 from trimtab.mixing.forms import SHIFT
 from trimtab.storage.cards import GUIDE_KINDS, GuideCard, is_adapter, read_card, write_card
-from trimtab.storage.directories import guide_directory, locate_guide, resolve_model
+from trimtab.storage.directories import checked_card, guide_directory, locate_guide, resolve_model
 from trimtab.storage.files import new_directory
 from trimtab.storage.gguf_files import gguf_file, llama_options_of, load_llama
 from trimtab.storage.guide_bases import own_base
@@ -173,7 +173,7 @@ def load_rewards(
 def reward_directory(name: str | Path) -> tuple[Path, GuideCard]:
     """Where a trajectory reward model is, and its card. Raises CheckpointError for what is not a reward model."""
     directory = guide_directory(name, None)
-    card = read_card(directory)
+    card = checked_card(directory)
     if card.kind != "reward":
         raise CheckpointError(
             f"{name} holds a guide of kind {card.kind!r}; a reward model is wanted. Accepted: what `trimtab train "
@@ -202,10 +202,11 @@ def load_policy(
     An adapter that was trained on another model than `beside`, the steered one, runs on its own (see `load_guide`).
     """
     directory = guide_directory(name, revision)
+    card = checked_card(directory)
     if is_adapter(directory):
         from trimtab.models.adapters.lora import LoRA
 
-        card = replace(read_card(directory), kind="policy")
+        card = replace(card, kind="policy")
         base = own_base(directory, card, beside, _shared_loader(), guide_base=guide_base)
         adapter = LoRA.load(directory, card.trained_on)
         return adapter if base is None else adapter.on(base)
@@ -223,7 +224,7 @@ def load_parm(name: str | Path, *, revision: str | None = None) -> PARM:
 def parm_directory(name: str | Path, *, revision: str | None = None) -> tuple[Path, GuideCard]:
     """Where a preference-aware guide is, and its card. Raises CheckpointError for a guide of another kind."""
     directory = guide_directory(name, revision)
-    card = read_card(directory)
+    card = checked_card(directory)
     if card.kind != "parm":
         raise CheckpointError(
             f"{directory} holds a guide of kind {card.kind!r}, which has no preference vector. "
@@ -288,10 +289,15 @@ class Carded(Protocol):
 
 
 def _record_form(directory: Path, guide: Guide) -> None:
-    """The form of a guide that was saved goes into its card, where that would not be told otherwise."""
-    form = getattr(guide, "form", None)
-    if form is not None and form != (card := read_card(directory)).form():
-        write_card(directory, card.with_form(form))
+    """The form of a guide that was saved goes into its card, where that would not be told otherwise.
+
+    A card that was brought along records the files as they are here.
+    """
+    form, card = getattr(guide, "form", None), read_card(directory)
+    if form is not None and form != card.form():
+        card = card.with_form(form)
+    if card.written:
+        write_card(directory, card)
 
 
 def _build_arm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:

@@ -268,11 +268,11 @@ def load_reward_model(
 
 
 def _reward_directory(name: str | Path) -> tuple[Path, GuideCard]:
-    from trimtab.storage.cards import is_adapter, read_card
-    from trimtab.storage.directories import resolve_model
+    from trimtab.storage.cards import is_adapter
+    from trimtab.storage.directories import checked_card, resolve_model
 
     directory = resolve_model(name)
-    card = read_card(directory)
+    card = checked_card(directory)
     if not card.guessed and card.kind != "reward":
         raise CheckpointError(
             f"{name} holds a guide of kind {card.kind!r}, which has no score head. Accepted: what `trimtab train "

