@@ -53,9 +53,9 @@ def test_offence_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         load_scorer("offence")
 
 
-def test_a_short_answer_is_counted_in_words() -> None:
-    texts = ["One two, three.", "It's well-known: 3.5!", "", " ... "]
-    assert load_scorer("short-answer")([""] * 4, texts) == [-3.0, -4.0, -1000.0, -1000.0]
+def test_a_short_answer_is_counted_in_characters() -> None:
+    texts = ["One two.", " ünï \n", "#@!x", "", " ... "]
+    assert load_scorer("short-answer")([""] * 5, texts) == [-8.0, -3.0, -4.0, -10_000.0, -10_000.0]
 
 
 def test_plain_words_are_those_of_at_most_six_letters() -> None:

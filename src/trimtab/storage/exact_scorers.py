@@ -13,8 +13,8 @@ from trimtab.core import Prompt
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _LETTER = re.compile(r"[^\W\d_]")
-NO_ANSWER = -1000.0
-"""The reward of a text without a word for being short: what a text of a thousand words gets."""
+NO_ANSWER = -10_000.0
+"""The reward of a text without a word for being short: what a text of ten thousand characters gets."""
 LONG = 6
 """A word of more letters is long: the L of Björnsson's readability index LIX (1968)."""
 NOT_PLAIN = -1.0
@@ -22,8 +22,12 @@ NOT_PLAIN = -1.0
 
 
 def short_answer(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-    """Minus the number of words of each answer; `NO_ANSWER` for one without a word."""
-    return [-float(len(_WORD.findall(text))) or NO_ANSWER for text in texts]
+    """Minus the number of characters of each answer, white space at its ends left out; `NO_ANSWER` for one without a
+    word.
+
+    Characters and not words: a guide that was trained to say few words learnt to write long strings that are none.
+    """
+    return [-float(len(text.strip())) if _WORD.search(text) else NO_ANSWER for text in texts]
 
 
 def plain_words(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
@@ -41,7 +45,7 @@ def _plainness(text: str) -> float:
 
 
 EXACT: dict[str, tuple[Callable[[Sequence[Prompt], Sequence[str]], list[float]], str]] = {
-    "short-answer": (short_answer, "minus the number of words of the answer"),
+    "short-answer": (short_answer, "minus the number of characters of the answer"),
     "plain-words": (plain_words, f"minus the share of the answer's words that have more than {LONG} letters"),
 }
 """Name -> the function, and what a report says of it."""
