@@ -80,6 +80,7 @@ LACKS: dict[str, tuple[str, str]] = {
     "generate --model demo --prompt a --backend llama": ("llama", "xllamacpp"),
     "demo --out o": ("report", "matplotlib"),
     "compare RECIPE --out o": ("compare", ""),
+    "make o --model MODEL --prompts p.jsonl --reward mine.py:score": ("train", "trl"),
     "calibrate GUIDE --model MODEL --prompts p.jsonl --reward sentiment --out o": ("", ""),
     "pairs --model MODEL --prompts p.jsonl --reward sentiment --out o.jsonl": ("demo", "vaderSentiment"),
     "pairs --model MODEL --prompts p.jsonl --reward offence --out o.jsonl": ("scorers", "alt-profanity-check"),

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ from trimtab.cli.train import command as train
 from trimtab.cli.train.interruption import interrupted
 from trimtab.cli.train.rewards import REWARD_HELP, add_rewards, reward_argument
 from trimtab.cli.train.run_options import naming_flags
-from trimtab.errors import DataError, OptionError, OutputExistsError, TrimtabError
+from trimtab.errors import DataError, MissingExtraError, OptionError, OutputExistsError, TrimtabError
 
 if TYPE_CHECKING:
     from trimtab.cli.calibrate import Calibrated
@@ -257,10 +258,12 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _check_sources(plan: Plan) -> None:
-    """Raise what the last stages would, before the first one is done, for names, strengths and files that are wrong."""
+    """Raise what the last stages would, before the first one is done, for names, strengths and files that are wrong,
+    and for packages that are not installed."""
     from trimtab.making.sweep import in_order
     from trimtab.storage.scorers import check_scorer
 
+    _check_packages(plan)
     for text in (*plan.rewards, *plan.golds, *plan.measured):
         check_scorer(str(reward_of(text).source))
     if plan.strengths:
@@ -268,6 +271,16 @@ def _check_sources(plan: Plan) -> None:
     for name in plan.data:
         if name.endswith((".jsonl", ".json")) and not Path(name).is_file():
             raise OptionError(f"--data {name} is not there. Give a file of pairs, or a hub data set as owner/name.")
+
+
+def _check_packages(plan: Plan) -> None:
+    if plan.method == "agent":
+        from trimtab.training.agent.train import require_extra
+    else:
+        from trimtab.training.run.run import require_extra
+    require_extra()
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "compare", "The report")
 
 
 def _check_stages(args: argparse.Namespace, plan: Plan) -> None:

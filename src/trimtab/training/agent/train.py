@@ -117,7 +117,7 @@ def train_agent(
     )
     data = TrainingPrompts(prompts, template, template_options, prompt_files)
     options = WorkerOptions(count=workers, address=ray_address, cpus=worker_cpus, gpus=worker_gpus)
-    _require_extra()
+    require_extra()
     data.check()
     check_rewards(rewards)
     options.check(is_loaded=not isinstance(model, str | Path))
@@ -134,7 +134,7 @@ def train_agent(
     return _result(arguments.out, run.once(arguments, {"kind": "agent", **facts}, work))
 
 
-def _require_extra() -> None:
+def require_extra() -> None:
     """Raise MissingExtraError where a package that training an agent needs is not installed."""
     for package in ("torchrl", "tensordict"):
         if importlib.util.find_spec(package) is None:
