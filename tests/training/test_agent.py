@@ -338,10 +338,7 @@ from trimtab.models.tabular import TabularModel
 from trimtab.training.agent.train import AgentReward, AgentSettings, train_agent
 how, out, settings, prompts = json.loads(sys.argv[1])
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-letters = lambda prompts, texts: [float(len(set(text))) for text in texts]
-share = lambda prompts, texts: [text.count("c") / max(1, len(text)) for text in texts]
-for function, name in ((letters, "letters"), (share, "share_of_c")):
-    function.__module__, function.__qualname__ = "TESTS", name
+from TESTS import letters, share_of_c
 if how == "inside a checkpoint":
     save = safetensors.torch.save_file
     def half(tensors, path, *args, **options):
@@ -353,7 +350,7 @@ if how == "inside a checkpoint":
 def progress(at):
     if how == "between checkpoints" and at.step == 10:
         kill()
-rewards = [AgentReward("letters", letters, 2.0), AgentReward("c", share, -1.0)]
+rewards = [AgentReward("letters", letters, 2.0), AgentReward("c", share_of_c, -1.0)]
 model = TabularModel.random(9, seed=3, scale=2.0)
 train_agent(model, prompts, rewards, out=out, settings=AgentSettings(**settings), progress=progress)
 """.replace("TESTS", __name__)
@@ -370,6 +367,7 @@ def test_a_killed_run_goes_on_exactly(how: str, good: int, finished: Path, tmp_p
         text=True,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     found = checkpoints.last_good(checkpoints.workspace_of(out))
