@@ -216,9 +216,17 @@ def test_the_wire_publishes_the_ranges_and_meanings_of_the_fields() -> None:
 def test_a_recipe_sets_what_decides_how_an_answer_is_decoded() -> None:
     from trimtab.evaluation.comparison.recipe_reader import _DECODING
 
-    decided_elsewhere = {"weights", "seed", "trace", "num_alternatives", "forced", "constraint"}
+    decided_elsewhere = {"weights", "guide_plausibility", "seed", "trace", "num_alternatives", "forced", "constraint"}
     decides_nothing = {"draft", "draft_tokens"}
     assert (
         set(_DECODING)
         == {field.name for field in dataclasses.fields(SamplingParams)} - decided_elsewhere - decides_nothing
     )
+
+
+@pytest.mark.parametrize("flag", ["--pulls", "--shares", "--marks"])
+def test_a_list_in_one_flag_is_not_given_twice(flag: str) -> None:
+    value = {"--pulls": "1=2", "--shares": "a=0.1", "--marks": "1"}[flag]
+    _parsed(flag, value)
+    with pytest.raises(argparse.ArgumentError, match="given twice"):
+        _parsed(flag, value, flag, value)

@@ -10,7 +10,7 @@ from torch import Tensor
 from trimtab.caches import Cache, caches_of, num_known, token_bytes
 from trimtab.core import Candidates, Session, TokenIds
 from trimtab.drafting import drafting, drafts
-from trimtab.errors import OptionError, unknown_name
+from trimtab.errors import OptionError, naming, unknown_name
 
 S = TypeVar("S", bound=Session)
 
@@ -27,12 +27,15 @@ def check_masks(plausibility: Mapping[str, float], guides: Mapping[str, object])
     """Raise OptionError for a plausibility mask on a guide that is unknown or has no probabilities of its own."""
     for name, alpha in plausibility.items():
         if name not in guides:
-            raise unknown_name("guide", name, guides)
+            raise naming(OptionError, f"{{guide_plausibility}}: {unknown_name('guide', name, guides)}")
         if alpha and not getattr(guides[name], "is_policy", False):
-            raise OptionError(
-                f"Guide {name} is given a plausibility of {alpha:g}, and it has no probabilities of its own to be "
-                "measured by. Accepted: guides that are language models or sentences, run by an engine that has their "
-                "logits (the built-in one). Leave it out."
+            raise naming(
+                OptionError,
+                "{guide_plausibility} gives guide {0} {1:g}, and it has no probabilities of its own to be measured by. "
+                "Accepted: guides that are language models or sentences, run by an engine that has their logits (the "
+                "built-in one). Leave it out.",
+                name,
+                alpha,
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -175,3 +176,16 @@ def test_a_broken_law_is_found(run: Run, guide: Path, tiny: Tiny, monkeypatch: p
     code, found = _found(run, str(guide), "--model", tiny.model)
     assert code == 1
     assert [one["what"] for one in found["findings"] if one["holds"] is False] == ["laws"]
+
+
+def test_a_name_that_is_empty_is_no_directory(run: Run) -> None:
+    outcome = run("check", "")
+    assert outcome.code == 2
+    assert "is empty" in outcome.err
+
+
+def test_what_is_no_file_is_not_read(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    copied = tmp_path / "guide"
+    shutil.copytree(tiny.lora, copied)
+    os.mkfifo(copied / "pipe.safetensors")
+    assert run("check", str(copied)).code == 0

@@ -79,7 +79,7 @@ LACKS: dict[str, tuple[str, str]] = {
     "generate --model MODEL --prompt a --engine vllm": ("vllm", "vllm"),
     "generate --model demo --prompt a --backend llama": ("llama", "xllamacpp"),
     "demo --out o": ("report", "matplotlib"),
-    "compare RECIPE --out o": ("compare", ""),
+    "compare RECIPE --out o": ("demo", "vaderSentiment"),
     "make o --model MODEL --prompts p.jsonl --reward mine.py:score": ("train", "trl"),
     "calibrate GUIDE --model MODEL --prompts p.jsonl --reward sentiment --out o": ("", ""),
     "pairs --model MODEL --prompts p.jsonl --reward sentiment --out o.jsonl": ("demo", "vaderSentiment"),

@@ -100,7 +100,7 @@ SAMPLING = [
     *("--max-new-tokens", "3", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--min-p", "0.01"),
     *("--plausibility", "0.001", "--repetition-penalty", "1.1", "--stop", "x", "--stop", "yz", "--ignore-eos"),
     *("--presence-penalty", "0.3", "--frequency-penalty", "-0.2", "--logit-bias", "4=-1.5,7=2", "--min-tokens", "2"),
-    *("--stop-token-ids", "5,6"),
+    *("--stop-token-ids", "5,6", "--guide-plausibility", "kind=0.1"),
     *("--seed", "6", "--draft", "lookup", "--draft-tokens", "4"),
 ]
 
@@ -124,7 +124,7 @@ def test_every_sampling_flag_reaches_the_decoder(
     monkeypatch.setattr(Decoder, "add", spy)
     monkeypatch.setattr(Decoder, "answers", spy_on_all)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
-    outcome = run(*command, "--model", tiny.model, *SAMPLING)
+    outcome = run(*command, "--model", tiny.model, "--guide", f"kind={tiny.lora}", *SAMPLING)
     assert outcome.code == 0, outcome.err
     (params,) = asked
     expected = SamplingParams(
@@ -136,6 +136,7 @@ def test_every_sampling_flag_reaches_the_decoder(
         top_p=0.9,
         min_p=0.01,
         plausibility=0.001,
+        guide_plausibility={"kind": 0.1},
         repetition_penalty=1.1,
         presence_penalty=0.3,
         frequency_penalty=-0.2,
@@ -146,7 +147,7 @@ def test_every_sampling_flag_reaches_the_decoder(
         ignore_eos=True,
         seed=6,
     )
-    assert dataclasses.replace(params, trace=False, num_alternatives=0) == expected
+    assert dataclasses.replace(params, trace=False, num_alternatives=0, weights={}) == expected
     unset = {
         f.name for f in dataclasses.fields(expected) if getattr(expected, f.name) == getattr(SamplingParams(), f.name)
     }

@@ -15,7 +15,7 @@ import pytest
 from trimtab.engines.vllm import contract, versions
 from trimtab.engines.vllm.contract import Asks, Calls, Clause, Exists, Overrides, Reads, differences
 from trimtab.engines.vllm.sources import Sources
-from trimtab.errors import CompatibilityError, MissingExtraError
+from trimtab.errors import CheckpointError, CompatibilityError, MissingExtraError
 
 FILES = {
     "eng/__init__.py": "from eng.inner import Base as Renamed\nfrom . import parts\n",
@@ -194,3 +194,10 @@ def test_the_sources_of_a_supported_release_hold_the_contract(release: str, tmp_
     assert (root / "vllm" / "v1").is_dir()
     assert differences(Sources(root)) == []
     assert versions.verdict_of(str(root)).is_accepted
+
+
+@pytest.mark.parametrize("content", [b"def (", b"\xff\xfe\x00"])
+def test_sources_that_are_no_python_are_named(content: bytes, sources: Sources) -> None:
+    (sources.root / "eng" / "inner.py").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"inner\.py cannot be read as Python"):
+        list(Exists("eng.inner.Base").differences(sources))

@@ -157,3 +157,9 @@ def test_a_share_out_of_range_is_a_problem_of_the_method() -> None:
     assert check_method("aad", {"path": "x", "alpha": 0.2}, [2.0]) == []
     [problem] = check_method("aad", {"path": "x", "alpha": 2}, [2.0])
     assert "alpha" in problem
+
+
+def test_an_unknown_guide_is_said_under_the_fields_name() -> None:
+    decoder = Decoder(BASE, {"g": ARM(TUNED)})
+    with pytest.raises(OptionError, match=r"^guide_plausibility: Unknown guide 'h'"):
+        list(decoder.generate(["ab"], guide_plausibility={"h": 0.1}))

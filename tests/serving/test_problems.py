@@ -152,3 +152,8 @@ def test_whole_limits_are_whole_numbers(server: Running) -> None:
     limits = call(server, "/v1/models")[2]["limits"]
     kinds = {name: type(getattr(Limits(), name)) for name in OF_A_REQUEST}
     assert {name: type(limits[name]) for name in OF_A_REQUEST} == kinds
+
+
+def test_what_nobody_asked_for_is_no_more_than_one_may_ask_for() -> None:
+    assert Limits(max_new_tokens=4).default_new_tokens == 4
+    assert Limits(max_new_tokens=64, default_new_tokens=8).default_new_tokens == 8

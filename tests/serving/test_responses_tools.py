@@ -174,7 +174,7 @@ CALL = {"type": "function_call", "call_id": "a", "name": "look", "arguments": "{
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "another kind of tool": ({"tools": [{"type": "web_search"}]}, "tools.0", "'web_search' cannot be called"),
     "a name twice": ({"tools": [*ASKED["tools"], ASKED["tools"][0]]}, "tools.3.name", "two tools"),
-    "no name": ({"tools": [{"type": "function"}]}, "tools.0.name", "required"),
+    "no name": ({"tools": [{"type": "function"}]}, "tools.0.name", "is missing; give it"),
     "a schema that is none": (
         {"tools": [{"type": "function", "name": "f", "parameters": {"properties": {"a": {"type": "nothing"}}}}]},
         "tools.0.parameters",
@@ -192,7 +192,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a call without an id": (
         _input({"type": "function_call", "name": "look", "arguments": "{}"}),
         "input.1.call_id",
-        "required",
+        "is missing; give it",
     ),
     "an item of another type": (_input({"type": "reasoning"}), "input.1", "'reasoning' cannot be read"),
     "a number of calls": ({"max_tool_calls": 2}, "max_tool_calls", "max_tool_calls is not supported"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from trimtab.errors import OptionError
 from trimtab.fields import Described, shown, table
@@ -85,7 +85,19 @@ def _add(group: argparse._ActionsContainer, name: str, entry: Described, default
         return group.add_argument(flag_of(name), choices=entry.choices, default=default, help=text)
     if entry.kind == "texts":
         return group.add_argument(flag_of(name), action="append", default=[], metavar=metavar, help=text)
-    return group.add_argument(flag_of(name), type=type_of(entry), default=default, metavar=metavar, help=text)
+    action: type[argparse.Action] | str = Once if entry.kind in ("ids", "biases", "shares") else "store"
+    return group.add_argument(
+        flag_of(name), type=type_of(entry), default=default, metavar=metavar, help=text, action=action
+    )
+
+
+class Once(argparse.Action):
+    """A flag whose value is a list or a mapping; given again it is refused, since the first would be lost."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        if getattr(namespace, self.dest) is not self.default:
+            raise argparse.ArgumentError(self, f"it is given twice; write all in one, as {self.metavar}")
+        setattr(namespace, self.dest, values)
 
 
 def written_flag(name: str, entry: Described, default: object) -> str:

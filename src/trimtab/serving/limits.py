@@ -36,7 +36,9 @@ class Limits:
     )
     max_prompt_tokens: int = described(4096, "tokens of a prompt", low=1)
     max_new_tokens: int = described(2048, "tokens of an answer", low=1)
-    default_new_tokens: int = described(512, "tokens of an answer to a request that does not say", low=1)
+    default_new_tokens: int = described(
+        512, "tokens of an answer to a request that does not say, as far as {max_new_tokens} allows", low=1
+    )
     max_n: int = described(8, "answers to one request, several prompts of a completion counted", low=1)
     max_top_logprobs: int = described(20, "top log-probabilities of a token", low=0)
     max_stop: int = described(16, "stop strings of a request", low=0)
@@ -64,5 +66,7 @@ class Limits:
     )
 
     def __post_init__(self) -> None:
-        """Raise OptionError for a limit that lets nothing through."""
+        """Raise OptionError for a limit that lets nothing through. What a request gets that does not say how much is at
+        most what one may ask for."""
         check(self)
+        object.__setattr__(self, "default_new_tokens", min(self.default_new_tokens, self.max_new_tokens))

@@ -65,6 +65,8 @@ def check_files(name: str | Path) -> CheckedGuide:
 
     Raises OptionError where there is none of that name, CheckpointError where its card cannot be read.
     """
+    if not str(name).strip():
+        raise OptionError("The guide's name is empty; give a directory, a hub id, builtin:NAME or a sentence.")
     if is_sentence(name):
         located = locate_guide(name)
         return CheckedGuide(located.directory, located.card, None, findings=(_sentence(),))
@@ -112,7 +114,7 @@ def _names_code(path: Path) -> bool:
 
 def _weights(directory: Path, card: GuideCard) -> tuple[Weights, Finding]:
     """What the weights are, and whether all of them can be read and are numbers."""
-    paths = sorted(directory.glob("*.safetensors"))
+    paths = sorted(path for path in directory.glob("*.safetensors") if path.is_file())
     if not paths:
         needed = GUIDE_KINDS[card.kind].has_weights
         said = "there are no safetensors in it" if needed else "a guide of this kind has no weights"

@@ -80,6 +80,11 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
     if strength is None:
         strength = _kept(args)
     strengths = [] if strength is None else [strength]
+    if any(args.guide_plausibility.values()) and args.method not in ("genarm", "guides"):
+        raise OptionError(
+            f"--guide-plausibility names guides of --guide, which --method {args.method} runs in its own way; leave it "
+            "out. A mask of a tuned policy's own is --method aad with --option alpha=A."
+        )
     how = {"temperature": args.temperature, "plausibility": args.plausibility}
     problems = check_method(args.method, chosen, strengths)
     if not problems:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from trimtab.errors import CheckpointError
+
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 _MOST_HOPS = 20
 """Re-exports that are followed for one name."""
@@ -51,7 +53,7 @@ class Sources:
     def text_of(self, module: str) -> str | None:
         """A module's source; None where there is no such file."""
         path = self._path(module)
-        return None if path is None else path.read_text(encoding="utf-8")
+        return None if path is None else path.read_text(encoding="utf-8", errors="replace")
 
     def find(self, module: str, name: str) -> Found | None:
         """What `from module import name` gives; None where the files do not say."""
@@ -130,11 +132,7 @@ class Sources:
     def _tree(self, module: str) -> tuple[ast.Module, bool] | None:
         if module not in self._trees:
             path = self._path(module)
-            text = self.text_of(module)
-            known = path is not None and text is not None
-            self._trees[module] = (
-                (ast.parse(text or ""), path is not None and path.name == "__init__.py") if known else None
-            )
+            self._trees[module] = None if path is None else (_parsed(path), path.name == "__init__.py")
         return self._trees[module]
 
     def _path(self, module: str) -> Path | None:
@@ -143,6 +141,13 @@ class Sources:
             if path.is_file():
                 return path
         return None
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as Python ({error}). Unzip the wheel anew.") from error
 
 
 def _absolute(module: str, is_package: bool, statement: ast.ImportFrom) -> str:

@@ -97,7 +97,7 @@ def verdict_of(directory: str | None = None) -> Verdict:
     if directory is None:
         return verdict_on(*_here())
     root = Path(directory)
-    if not (root / "vllm" / "__init__.py").is_file():
+    if not directory or not (root / "vllm" / "__init__.py").is_file():
         raise OptionError(f"{root} holds no directory vllm with its sources. Unzip a wheel of vLLM there.")
     named = next(iter(metadata.distributions(path=[str(root)])), None)
     return verdict_on("of an unknown version" if named is None else named.version, Sources(root))

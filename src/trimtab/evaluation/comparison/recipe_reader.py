@@ -34,7 +34,10 @@ T = TypeVar("T")
 BUILTIN_PROMPTS = ("demo", "training")
 TEMPLATES = ("auto", "chat", "raw")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_NOT_IN_A_RECIPE = (*("weights", "seed", "trace", "num_alternatives", "forced", "draft", "draft_tokens", "constraint"),)
+_NOT_IN_A_RECIPE = (
+    *("weights", "guide_plausibility", "seed", "trace", "num_alternatives", "forced", "draft", "draft_tokens"),
+    "constraint",
+)
 """Fields of `SamplingParams` that methods, strengths and seeds decide."""
 _DECODING: Mapping[str, Callable[[Any], object]] = {
     name: values.of_field(entry) for name, entry in table(SamplingParams).items() if name not in _NOT_IN_A_RECIPE

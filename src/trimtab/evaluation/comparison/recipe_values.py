@@ -110,8 +110,6 @@ def of_field(entry: Described) -> Callable[[Any], object]:
         return _token_ids
     if entry.kind == "biases":
         return _biases
-    if entry.kind == "shares":
-        return _shares
     return whole(int(entry.low)) if entry.kind == "whole" else number(entry.low)
 
 
@@ -126,13 +124,6 @@ def _biases(value: Any) -> dict[int, float]:
         raise OptionError(f"is {kind(value)}; give a mapping from token ids to numbers, such as {{50: -100}}.")
     bias = number()
     return {int(token): bias(one) for token, one in value.items()}
-
-
-def _shares(value: Any) -> dict[str, float]:
-    if not isinstance(value, Mapping):
-        raise OptionError(f"is {kind(value)}; give a mapping from names to numbers, such as {{kind: 0.1}}.")
-    share = number()
-    return {str(name): share(one) for name, one in value.items()}
 
 
 def one_of(what: str, accepted: Sequence[str]) -> Callable[[Any], str]:
