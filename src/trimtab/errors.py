@@ -29,6 +29,7 @@ Every message says what is wrong with the value, what is accepted, and the way o
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import string
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -168,6 +169,14 @@ class MissingExtraError(TrimtabError, ImportError):
         super().__init__(f'{purpose} needs {package}, which is not installed. Run: pip install "trimtab[{extra}]"')
         self.package = package
         self.extra = extra
+
+
+def require(*packages: str, extra: str, purpose: str) -> None:
+    """Raise MissingExtraError for the first of some packages, by the names that they are imported by, that is not
+    installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, extra, purpose)
 
 
 def unknown_name(kind: str, name: str, accepted: Iterable[str]) -> OptionError:

@@ -6,7 +6,6 @@ Guides are off unless a request, a preset or their own weight (NAME=PATH:WEIGHT)
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli import engines, flags, options
 from trimtab.cli.keys import read_keys
 from trimtab.cli.template_options import add_template_option, template_options
-from trimtab.errors import MissingExtraError, OptionError, renamed
+from trimtab.errors import OptionError, renamed, require
 from trimtab.fields import table
 from trimtab.mixing.forms import check_negative, forms_of
 from trimtab.params import GUIDE_DRAFT
@@ -90,9 +89,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to end; 1 where the generation thread died."""
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "serve", "The server")
+    require("fastapi", "uvicorn", "prometheus_client", extra="serve", purpose="The server")
     options.check_guide_names(args.guides)
     engine = engines.engine_choice(args)
     template_options(args)

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.errors import CheckpointError, MissingExtraError, OptionError
+from trimtab.errors import CheckpointError, OptionError, require
 from trimtab.storage.cards import ADAPTER_FILE, GUIDE_FILE, GUIDE_KINDS, GuideCard, read_card
 from trimtab.storage.files import file_digest, new_directory
 from trimtab.storage.recorded import check_recorded
@@ -192,9 +192,7 @@ def _read_text_again(path: Path, target: Path, mark: Path) -> None:
 
 def _converted_gguf(path: Path) -> Path:
     """The directory that a GGUF file was converted into; converts it the first time."""
-    for package in ("gguf", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "gguf", f"Dequantising {path.name}")
+    require("gguf", "accelerate", extra="gguf", purpose=f"Dequantising {path.name}")
     target = cache_dir() / f"{path.stem.lower()}-{file_digest(path)[:12]}"
     mark = target / f"gguf-text-{GGUF_READING}"
     if (target / "config.json").exists():

@@ -19,7 +19,7 @@ from trimtab.cli.make.stages import shown
 from trimtab.cli.options import list_of, number, say, seed_number, whole
 from trimtab.cli.prompts import SHIPPED
 from trimtab.cli.tenths import Tenths
-from trimtab.errors import MissingExtraError, OptionError, OutputExistsError
+from trimtab.errors import OptionError, OutputExistsError, require
 
 if TYPE_CHECKING:
     from trimtab.evaluation.comparison.recipe import Recipe
@@ -126,12 +126,9 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.overwrite and args.out is None:
         raise OptionError("--overwrite is about the directory of the report; give --out DIR with it.")
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "report", "The report")
-    if args.train and find_spec("trl") is None:
-        raise MissingExtraError("trl", "train", "Training")
+    require("matplotlib", extra="report", purpose="The report")
+    if args.train:
+        require("trl", extra="train", purpose="Training")
 
 
 def _directory(args: argparse.Namespace) -> Path:

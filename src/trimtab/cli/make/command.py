@@ -13,7 +13,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +43,7 @@ from trimtab.cli.train import command as train
 from trimtab.cli.train.interruption import interrupted
 from trimtab.cli.train.rewards import REWARD_HELP, add_rewards, reward_argument
 from trimtab.cli.train.run_options import naming_flags
-from trimtab.errors import DataError, MissingExtraError, OptionError, OutputExistsError, TrimtabError
+from trimtab.errors import DataError, OptionError, OutputExistsError, TrimtabError, require
 
 if TYPE_CHECKING:
     from trimtab.cli.calibrate import Calibrated
@@ -279,8 +278,7 @@ def _check_packages(plan: Plan) -> None:
     else:
         from trimtab.training.run.run import require_extra
     require_extra()
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "compare", "The report")
+    require("matplotlib", extra="compare", purpose="The report")
 
 
 def _check_stages(args: argparse.Namespace, plan: Plan) -> None:

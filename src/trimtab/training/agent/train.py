@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trimtab.core import LanguageModel, Prompt, Selection
-from trimtab.errors import MissingExtraError
+from trimtab.errors import require
 from trimtab.guides.agent import Agent
 from trimtab.mixing.rules import FirstAccepted
 from trimtab.storage.cards import write_card
@@ -136,9 +135,7 @@ def train_agent(
 
 def require_extra() -> None:
     """Raise MissingExtraError where a package that training an agent needs is not installed."""
-    for package in ("torchrl", "tensordict"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "agent", "Training an agent")
+    require("torchrl", "tensordict", extra="agent", purpose="Training an agent")
 
 
 def _base(

@@ -9,7 +9,6 @@ the worst, the curve, the process group (`checkpoints`, `curve`, `saving`).
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 import shutil
 import time
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import safetensors
 
-from trimtab.errors import CheckpointError, MissingExtraError, OptionError, naming
+from trimtab.errors import CheckpointError, OptionError, naming, require
 from trimtab.storage.directories import DEMO_HUB_ID
 from trimtab.storage.files import new_directory
 from trimtab.storage.loading import load_model
@@ -224,9 +223,7 @@ def _train(trainer: Trainer, workspace: Path, start: Path | None) -> None:
 
 def require_extra() -> None:
     """Raise MissingExtraError where a package that every run needs is not installed."""
-    for package in ("trl", "peft", "datasets", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "train", "Training")
+    require("trl", "peft", "datasets", "accelerate", extra="train", purpose="Training")
 
 
 def load_host(
