@@ -10,6 +10,7 @@ from trimtab.errors import OptionError
 from trimtab.fields import Described, shown, table
 
 Settings = TypeVar("Settings")
+Value = TypeVar("Value")
 
 
 def flag_of(name: str) -> str:
@@ -17,38 +18,43 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """An argparse type that says what an OptionError of `parse` says; argparse would hide any other message."""
+
+    def read(text: str) -> Value:
+        try:
+            return parse(text)
+        except OptionError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
 def type_of(entry: Described) -> Callable[[str], object]:
     """An argparse type that reads what a field accepts."""
-    return lambda text: _read(entry, text)
+    return argument(entry.read)
 
 
 def number_type(entry: Described) -> Callable[[str], float]:
     """`type_of` an entry that accepts numbers."""
 
     def parse(text: str) -> float:
-        value = _read(entry, text)
+        value = entry.read(text)
         assert isinstance(value, float)
         return value
 
-    return parse
+    return argument(parse)
 
 
 def whole_type(entry: Described) -> Callable[[str], int]:
     """`type_of` an entry that accepts whole numbers."""
 
     def parse(text: str) -> int:
-        value = _read(entry, text)
+        value = entry.read(text)
         assert isinstance(value, int)
         return value
 
-    return parse
-
-
-def _read(entry: Described, text: str) -> object:
-    try:
-        return entry.read(text)
-    except OptionError as error:  # argparse would hide any other message
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return argument(parse)
 
 
 def add_fields(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
+from trimtab.cli.flags import argument
 from trimtab.errors import OptionError, unknown_name
 from trimtab.mixing.forms import FORMS
 
@@ -35,7 +36,7 @@ def add_form_options(group: argparse._ActionsContainer) -> None:
         dest="forms",
         action="append",
         default=[],
-        type=_argument(parse_form),
+        type=argument(parse_form),
         metavar=f"NAME={'|'.join(FORMS)}",
         help="how the guide NAME scores: product, by its own log-probability (base · guide^weight), or shift, by what "
         "training changed, which takes negative weights too (what its card says; product without a card); repeat for "
@@ -46,7 +47,7 @@ def add_form_options(group: argparse._ActionsContainer) -> None:
         dest="guide_bases",
         action="append",
         default=[],
-        type=_argument(lambda text: parse_named(text, _BASE)),
+        type=argument(lambda text: parse_named(text, _BASE)),
         metavar="NAME=MODEL",
         help="the model that the guide NAME was trained on and runs on, where that is another than --model: a "
         "directory, a hub id or a .gguf file of the same vocabulary (what its card says); repeat for several guides",
@@ -74,15 +75,3 @@ def read(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
     guides = [spec.name for spec in args.guides]
     forms, bases = getattr(args, "forms", ()), getattr(args, "guide_bases", ())
     return named(forms, guides, "--form"), named(bases, guides, "--guide-base")
-
-
-def _argument(parse: Callable[[str], tuple[str, str]]) -> Callable[[str], tuple[str, str]]:
-    """An argparse type; argparse would hide any other message."""
-
-    def read(text: str) -> tuple[str, str]:
-        try:
-            return parse(text)
-        except OptionError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read

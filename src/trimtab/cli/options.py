@@ -96,13 +96,6 @@ MAX_SEED = fields.MAX_SEED
 seed_number = whole(0, MAX_SEED)
 
 
-def _guide(text: str) -> GuideSpec:
-    try:
-        return parse_guide(text)
-    except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None  # argparse would hide any other message
-
-
 def parse_preference(text: str) -> tuple[str, tuple[float, ...]]:
     """`NAME=P,P,...` -> the guide's name and its preference vector, whose guide checks it. Raises OptionError."""
     name, equals, numbers = text.partition("=")
@@ -115,13 +108,6 @@ def parse_preference(text: str) -> tuple[str, tuple[float, ...]]:
     return name, vector
 
 
-def _preference(text: str) -> tuple[str, tuple[float, ...]]:
-    try:
-        return parse_preference(text)
-    except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """--model, --guide and how they are loaded."""
     group = parser.add_argument_group("model and guides")
@@ -132,7 +118,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
         dest="preferences",
         action="append",
         default=[],
-        type=_preference,
+        type=flags.argument(parse_preference),
         metavar="NAME=P,P,...",
         help="how the guide NAME, if it was trained for several objectives, weighs them: one number for each, that add "
         "up to 1; repeat for several guides",
@@ -208,10 +194,7 @@ def _llama_option(text: str) -> tuple[str, str]:
         raise argparse.ArgumentTypeError(f"{text!r} is not an option; give KEY=VALUE")
     from trimtab.models.llama.options import LlamaOptions
 
-    try:
-        LlamaOptions.of_pairs([(key, value)])
-    except OptionError as error:  # argparse would hide any other message
-        raise argparse.ArgumentTypeError(str(error)) from None
+    flags.argument(lambda _: LlamaOptions.of_pairs([(key, value)]))(text)
     return key, value
 
 
@@ -253,7 +236,7 @@ def add_guide_option(group: argparse._ActionsContainer, strength: str) -> None:
         dest="guides",
         action="append",
         default=[],
-        type=_guide,
+        type=flags.argument(parse_guide),
         metavar="NAME=PATH[:WEIGHT]",
         help=f"a guide to steer with: a directory, a hub id, builtin:NAME, or prompt:SENTENCE, {strength}; repeat for "
         "several",

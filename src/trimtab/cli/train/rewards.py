@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from trimtab.cli.flags import argument
 from trimtab.cli.template_options import add_ignored_columns, add_template_options
 from trimtab.errors import OptionError
 from trimtab.training.run.rewards import AgentReward
@@ -35,7 +36,7 @@ def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._Ar
         dest="rewards",
         action="append",
         required=True,
-        type=_reward,
+        type=argument(parse_reward),
         metavar="NAME=SOURCE[:MULTIPLIER]",
         help=f"a term of the reward: {REWARD_HELP}; repeat for several",
     )
@@ -92,20 +93,11 @@ def _is_function(target: str) -> bool:
     return is_function_name(target) and head not in SCORERS and not Path(head).is_dir()
 
 
-def _reward(text: str) -> AgentReward:
-    try:
-        return parse_reward(text)
-    except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None  # argparse would hide any other message
-
-
+@argument
 def reward_argument(text: str) -> AgentReward:
     """An argparse type: `[NAME=]SOURCE[:MULTIPLIER]`; a reward without a name is called after its source's end."""
-    try:
-        if re.match(r"[A-Za-z0-9_.-]+=", text):
-            return parse_reward(text)
-        found = parse_reward(f"reward={text}")
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(found.source).rstrip("/").rpartition("/")[2]).strip("-")
-        return dataclasses.replace(found, name=name or found.name)
-    except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None  # argparse would hide any other message
+    if re.match(r"[A-Za-z0-9_.-]+=", text):
+        return parse_reward(text)
+    found = parse_reward(f"reward={text}")
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(found.source).rstrip("/").rpartition("/")[2]).strip("-")
+    return dataclasses.replace(found, name=name or found.name)
