@@ -11,6 +11,7 @@ import transformers
 from tests.tiny_gguf import gguf_module, write_gguf
 from trimtab.errors import CheckpointError
 from trimtab.models.gguf_text import read_tokenizer, write_tokenizer
+from trimtab.models.llama.header import read_header
 from trimtab.storage import directories
 
 LIST = "ab\n\n1"
@@ -18,27 +19,29 @@ LIST = "ab\n\n1"
 
 @pytest.mark.parametrize("pre", ["smollm", "starcoder", "command-r"])
 def test_digits_are_cut_off_first_where_the_file_says_so(pre: str, tmp_path: Path) -> None:
-    tokenizer = read_tokenizer(write_gguf(tmp_path / "tiny.gguf", gguf_module(), pre=pre))
+    tokenizer = read_tokenizer(read_header(write_gguf(tmp_path / "tiny.gguf", gguf_module(), pre=pre)))
     assert tokenizer.tokenize(LIST) == ["ab", "ĊĊ", "1"]
     assert tokenizer.decode(tokenizer.encode(LIST, add_special_tokens=False)) == LIST
 
 
 def test_gpt2s_way_takes_the_white_space_before_a_number_apart(tmp_path: Path) -> None:
-    tokenizer = read_tokenizer(write_gguf(tmp_path / "tiny.gguf", gguf_module()))
+    tokenizer = read_tokenizer(read_header(write_gguf(tmp_path / "tiny.gguf", gguf_module())))
     assert tokenizer.tokenize(LIST) == ["ab", "Ċ", "Ċ", "1"]
 
 
 def test_a_way_that_transformers_knows_is_left_to_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", gguf_module(), pre="llama-bpe")
     plain = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
-    assert str(read_tokenizer(path).backend_tokenizer.pre_tokenizer) == str(plain.backend_tokenizer.pre_tokenizer)
+    assert str(read_tokenizer(read_header(path)).backend_tokenizer.pre_tokenizer) == str(
+        plain.backend_tokenizer.pre_tokenizer
+    )
     assert not caplog.records
 
 
 def test_a_way_that_nobody_knows_is_warned_of_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", gguf_module(), pre="of-another-year")
     with caplog.at_level(logging.WARNING):
-        read_tokenizer(path)
+        read_tokenizer(read_header(path))
     [record] = caplog.records
     assert "tiny.gguf" in record.getMessage()
     assert "'of-another-year'" in record.getMessage()
@@ -54,7 +57,7 @@ def test_what_is_no_gguf_file_has_no_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "text.gguf"
     path.write_text("nothing of the kind")
     with pytest.raises(CheckpointError, match="is no GGUF file"):
-        read_tokenizer(path)
+        read_tokenizer(read_header(path))
 
 
 @pytest.fixture

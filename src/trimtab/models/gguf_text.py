@@ -17,7 +17,7 @@ import transformers
 from tokenizers import Tokenizer, pre_tokenizers
 
 from trimtab.errors import CheckpointError
-from trimtab.models.llama.header import read_header
+from trimtab.models.llama.header import Header, read_header
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ _DIGITS_FIRST = frozenset({"smollm", "starcoder", "refact", "command-r", "codesh
 _AS_GPT2 = frozenset({"", "default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "jais"})
 
 
-def read_tokenizer(path: Path) -> Any:
-    """transformers' tokenizer of a GGUF file.
+def read_tokenizer(header: Header) -> Any:
+    """transformers' tokenizer of the GGUF file with this head.
 
-    Raises CheckpointError where the file is none, is cut, or holds a tokenizer that transformers does not read. Warns
-    where the file asks for a way to cut text that neither transformers nor this module knows.
+    Raises CheckpointError where the file holds a tokenizer that transformers does not read. Warns where it asks for a
+    way to cut text that neither transformers nor this module knows.
     """
-    header = read_header(path)
+    path = header.path
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # transformers raises a dozen kinds for a file it does not know
@@ -49,9 +49,10 @@ def read_tokenizer(path: Path) -> Any:
 def write_tokenizer(path: Path, directory: Path) -> None:
     """Write a GGUF file's tokenizer into an existing directory, in the place of one that stands there.
 
-    Raises CheckpointError as `read_tokenizer` does, OSError where nothing can be written.
+    Raises CheckpointError where the file is none, is cut, or `read_tokenizer` raises it, OSError where nothing can be
+    written.
     """
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_tokenizer(read_header(path))
     with tempfile.TemporaryDirectory(dir=directory) as name:
         tokenizer.save_pretrained(name)
         for file in Path(name).iterdir():

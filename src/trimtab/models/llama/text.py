@@ -42,7 +42,7 @@ def write_text_side(header: Header, directory: Path) -> None:
     Raises CheckpointError for a file whose tokenizer transformers does not read.
     """
     path = header.path
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_tokenizer(header)
     tokenizer.save_pretrained(directory)
     config = _config(path)
     facts = {"eos_ids": sorted(end_ids(None, config, tokenizer)), "model": _facts(header, config)}
