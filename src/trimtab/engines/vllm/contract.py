@@ -105,11 +105,9 @@ class Asks:
             yield f"{self.module} does not ask for {', '.join(missing)}."
 
 
-def differences(sources: Sources, clauses: Sequence[Clause] | None = None) -> list[str]:
+def differences(sources: Sources) -> list[str]:
     """In what sources of vLLM differ from what the plug-in relies on, in sentences; empty where they hold all of it."""
-    return [
-        sentence for clause in (CONTRACT if clauses is None else clauses) for sentence in clause.differences(sources)
-    ]
+    return [sentence for clause in CONTRACT for sentence in clause.differences(sources)]
 
 
 def _find(sources: Sources, place: str) -> Found | None:
@@ -132,7 +130,7 @@ def _taken(sources: Sources, place: str) -> Parameters | None:
     owner = sources.find(above, class_name)
     if owner is None:
         return None
-    return sources.method(owner, name) or sources.inner(owner, name)
+    return sources.member(owner, name)
 
 
 _GPU = "vllm.v1.worker.gpu"

@@ -65,30 +65,24 @@ class Sources:
             return _parameters(found.node, bound=False)
         if not isinstance(found.node, ast.ClassDef):
             return None
-        made = self.method(found, "__init__")
+        made = self.member(found, "__init__")
         if made is not None:
             return made
         lines = [list(_fields(one.node)) for one in reversed(self._line(found)) if isinstance(one.node, ast.ClassDef)]
         names = tuple(dict.fromkeys(name for line in lines for name in line))
         return Parameters(names, (), takes_more_positional=False, takes_more_keywords=False)
 
-    def method(self, found: Found, name: str) -> Parameters | None:
-        """What a class's method takes, its own or one that it inherits within the package; None where it has none."""
+    def member(self, found: Found, name: str) -> Parameters | None:
+        """What a class's method or a class within it takes, its own or inherited within the package; None: neither."""
         for one in self._line(found):
             for statement in _body(one.node):
+                if isinstance(statement, ast.ClassDef) and statement.name == name:
+                    return self.parameters(Found(one.module, statement))
                 if isinstance(statement, Function) and statement.name == name:
                     is_static = any(
                         isinstance(mark, ast.Name) and mark.id == "staticmethod" for mark in statement.decorator_list
                     )
                     return _parameters(statement, bound=not is_static)
-        return None
-
-    def inner(self, found: Found, name: str) -> Parameters | None:
-        """What a class within a class takes; None where there is none."""
-        for one in self._line(found):
-            for statement in _body(one.node):
-                if isinstance(statement, ast.ClassDef) and statement.name == name:
-                    return self.parameters(Found(one.module, statement))
         return None
 
     def has_attribute(self, found: Found, name: str) -> bool:

@@ -128,7 +128,7 @@ def _here() -> tuple[str, Sources]:
 @lru_cache
 def _check(version: str, root: Path) -> None:
     found = verdict_on(version, Sources(root))
-    if found.standing == "unknown" or found.differences:
+    if not found.is_accepted:
         raise CompatibilityError(
             f"vLLM {version} is installed; {tested()}, whose internals they use.{_said(found.differences)} "
             f"Install one of these: pip install 'vllm=={TESTED[-1]}.*'."
