@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli import engines, options
 from trimtab.cli.prompts import as_asked, read_prompts, use_template
 from trimtab.cli.train.interruption import interrupted
-from trimtab.errors import DataError, MissingExtraError, OptionError, OutputExistsError, PromptError
+from trimtab.errors import DataError, OptionError, OutputExistsError, PromptError, require
 
 if TYPE_CHECKING:
     from trimtab.cli.engines import EngineChoice
@@ -172,13 +172,19 @@ def _place(recipe: Recipe, index: int) -> str:
 def _check_reading(recipe: Recipe, base: EngineMaker, prompts: Mapping[str, Sequence[Prompt]]) -> None:
     """Raise PromptError for a prompt that does not fit the context with what a method has the base read before it."""
     from trimtab.engines.maker import IN_PROCESS
+    from trimtab.methods.catalogue import METHODS
     from trimtab.methods.checking import reading_problem
 
     if not base.runs([IN_PROCESS]):  # an engine would be started for it
         return
+    plain = dict.fromkeys(prompts, 0)  # how many of a split were read with nothing before them
     for index, spec in enumerate(recipe.methods):
         for split, items in prompts.items():
             options_of, read = recipe.options_of(spec), items[: spec.max_prompts]
+            if not METHODS[spec.method].readers:
+                if len(read) <= plain[split]:
+                    continue
+                plain[split] = len(read)
             found = reading_problem(base, spec.method, options_of, read, recipe.params)
             if found is not None:
                 number, error = found
@@ -303,14 +309,9 @@ def _check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _check_packages(recipe: Recipe) -> None:
     """What the report will need, before hours of decoding and not after."""
-    from importlib.util import find_spec
-
-    wanted = [("matplotlib", "The figures of the report")]
+    require("matplotlib", extra="compare", purpose="The figures of the report")
     if recipe.is_pareto:
-        wanted.append(("moarchiving", "The hypervolume"))
-    for package, purpose in wanted:
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "compare", purpose)
+        require("moarchiving", extra="compare", purpose="The hypervolume")
 
 
 def _load_scorers(recipe: Recipe) -> dict[str, Scorer]:
