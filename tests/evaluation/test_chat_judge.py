@@ -227,12 +227,21 @@ def test_ctrl_c_waits_for_the_calls_under_way() -> None:
 
 
 def test_a_reader_that_has_had_enough_waits_for_nobody() -> None:
-    with fake_judge(in_turn([GOOD], Reply("[[B]]", delay_s=1.0))) as fake:
+    closed, answered = threading.Event(), []
+
+    def reply(request: dict[str, Any], number: int) -> Reply:
+        if number > 0:
+            closed.wait(10.0)
+        answered.append(number)
+        return GOOD
+
+    with fake_judge(reply) as fake:
         verdicts = _judge(fake, concurrency=2, timeout_s=60.0).judge([QUESTION] * 9)
         assert next(verdicts)[1].winner == SECOND
         verdicts.close()  # type: ignore[attr-defined]
-        assert threading.active_count() < 20
-    assert [thread for thread in threading.enumerate() if thread.name.startswith("judge")] == []
+        assert answered == [0]
+        assert [thread for thread in threading.enumerate() if thread.name.startswith("judge")] == []
+        closed.set()
 
 
 PLAIN = {"model": "m", "base_url": "http://host:1/v1"}
