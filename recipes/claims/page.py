@@ -1,0 +1,137 @@
+"""docs/evaluation/claims.md, written from recipes and rows: a page never holds a figure that no rows support."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from recipes.claims import rows
+from recipes.claims.recipe import REPOSITORY, Claim, names, read
+from recipes.claims.verdicts import CANNOT_TELL, Outcome, arms_of, measured, outcome, overall
+from trimtab.errors import DataError
+from trimtab.statistics import Interval
+
+PAGE = REPOSITORY / "docs" / "evaluation" / "claims.md"
+MARK = re.compile(r"^<!-- claims: (\w+) -->\n.*?^<!-- end -->$", flags=re.MULTILINE | re.DOTALL)
+
+
+def written(page: str) -> str:
+    """The page with what lies between its marks as the rows have it."""
+    claims = [read(name) for name in names()]
+    made = {"table": table(claims), "details": "\n".join(details(claim) for claim in claims)}
+    return MARK.sub(lambda mark: f"<!-- claims: {mark[1]} -->\n\n{made[mark[1]]}\n<!-- end -->", page)
+
+
+def rewrite(path: Path = PAGE) -> bool:
+    """Write the page anew; returns whether it changed."""
+    before = path.read_text(encoding="utf-8")
+    after = written(before)
+    path.write_text(after, encoding="utf-8")
+    return after != before
+
+
+def outcomes(claim: Claim) -> tuple[list[Outcome], list[str]]:
+    """The tests of a claim that have rows, and why others have no outcome."""
+    found: list[Outcome] = []
+    missing: list[str] = []
+    for test in claim.verdict:
+        path = claim.rows_of(test["rows"])
+        if not path.exists():
+            missing.append(f"{test['what']}: not run yet")
+            continue
+        try:
+            found.append(outcome(test, rows.read(path)))
+        except DataError as error:
+            missing.append(f"{test['what']}: {error}")
+    return found, missing
+
+
+def verdict(claim: Claim) -> str:
+    """The verdict in a cell: what the rule gives, or that there are no rows, and why it cannot be told."""
+    found, missing = outcomes(claim)
+    if not any(claim.rows_of(test["rows"]).exists() for test in claim.verdict):
+        return "not run yet"
+    if missing:
+        # A claim is not judged by those of its tests that happen to have rows.
+        return f"**{CANNOT_TELL}**: {'; '.join(missing)}"
+    said = overall(found)
+    return f"**{said}**: {'; '.join(one.why for one in found)}" if said == CANNOT_TELL else f"**{said}**"
+
+
+def table(claims: list[Claim]) -> str:
+    """The opening table: claim, the paper's figure, ours, verdict."""
+    lines = ["| | claim | the paper | here | verdict |", "|---|---|---|---|---|"]
+    for claim in claims:
+        found, _ = outcomes(claim)
+        here = "<br>".join(f"{_cell(one.what)}: {shown(one.interval)}" for one in found)
+        cells = (_cell(claim.claim), _cell(claim.paper["figure"]), here, _cell(verdict(claim)))
+        link = f"[{claim.row}](#{_anchor(_heading(claim))})"
+        lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in (link, *cells)) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def details(claim: Claim) -> str:
+    """What is held fixed, how it is run, what decides, and every arm that has rows."""
+    lines = [f"### {_heading(claim)}", "", f"{claim.question} The paper: {claim.paper['where']}.", ""]
+    lines += [f"- **{name}**: {text}" for name, text in claim.fixed.items()]
+    lines += [f"- **changed after a look**: {text}" for text in claim.changed]
+    lines += ["- **decides**: " + "; ".join(rule(test) for test in claim.verdict), ""]
+    lines += [f"`make claim NAME={claim.name}`, {_hours(claim.hours('here'))} on two cores, worked out and not measured", ""]
+    if not claim.stages:
+        lines[-2] = "Nothing is run: the rows are figures of other pages, each with its command."
+    found, missing = outcomes(claim)
+    if found:
+        lines += ["| test | arms | interval | n | outcome |", "|---|---|---|---|---|"]
+        lines += [f"| {_cell(o.what)} | {_cell(o.arms)} | {shown(o.interval)} | {o.num} | {o.outcome} |" for o in found]
+        lines.append("")
+    lines += [f"Open: {one}." for one in missing]
+    for path in sorted((claim.directory / "rows").glob("*.jsonl.gz")):
+        lines += ["", *_arms(path)]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _arms(path: Path) -> list[str]:
+    """A table of the arms of a file of answers; figures of other pages have none."""
+    found = rows.read(path)
+    if not found or "prompt_index" not in found[0]:
+        return []
+    rewards = list(found[0]["rewards"])
+    name = path.name.partition(".")[0]
+    lines = [f"| {name}: arm | strength | {' | '.join(map(_cell, rewards))} | KL, nats |", "|---" * (3 + len(rewards)) + "|"]
+    for arm in arms_of(found):
+        figures = [measured(found, arm, one) for one in (*rewards, "kl")]
+        strength = ", ".join(f"{one:g}" for one in (arm[1] if isinstance(arm[1], list) else [arm[1]]))
+        lines.append(f"| {_cell(arm[0])} | {strength} | {' | '.join(shown(one) for one in figures)} |")
+    return lines
+
+
+def rule(test: dict[str, object]) -> str:
+    """A test in words."""
+    limits = {
+        "difference": lambda: f"a paired difference whose interval lies above {test.get('above', 0)}",
+        "equivalence": lambda: f"a paired difference whose interval lies within ±{test['margin']}",
+        "share": lambda: f"a share whose interval lies above {test['above']} and reaches at most {test.get('widest')} to a side",
+        "cost": lambda: f"a time of a token, over the base's, whose range lies below {test['below']}",
+    }
+    return f"{test['what']} ({limits[str(test['kind'])]()})"
+
+
+def shown(interval: Interval | None) -> str:
+    return "unknown" if interval is None else str(interval).replace("-", "−")
+
+
+def _heading(claim: Claim) -> str:
+    return f"{claim.row}. {claim.claim}"
+
+
+def _anchor(heading: str) -> str:
+    kept = re.sub(r"[^\w\s-]", "", heading.lower())
+    return re.sub(r"\s", "-", kept)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").strip()
+
+
+def _hours(hours: float) -> str:
+    return f"about {hours * 60:.0f} minutes" if hours < 2 else f"about {hours:g} hours"

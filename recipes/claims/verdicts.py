@@ -1,0 +1,221 @@
+"""What rows say of a claim, by the rule that its recipe fixed: holds, partly, does not, cannot be told here.
+
+A claim has one or several tests. Each gives an interval and one of three outcomes: it holds, it does not, or the interval
+leaves both open. All hold: the claim holds. Some: partly. None, and one does not: the claim does not. Else it cannot be told
+here. Strengths are chosen on the validation prompts and tests made on the test prompts, so that no choice flatters what it is
+tested by. Intervals are those of `trimtab.statistics`: BCa bootstrap over prompts, a prompt's seeds averaged first, arms paired
+by prompt.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.errors import DataError, unknown_name
+from trimtab.statistics import Interval, acceleration_of, bca_levels, difference_interval, mean_interval, paired_means
+
+HOLDS, PARTLY, DOES_NOT, CANNOT_TELL = "holds", "partly", "does not", "cannot be told here"
+KINDS = ("difference", "equivalence", "share", "cost")
+Rows = Sequence[Mapping[str, Any]]
+Strength = Any
+MIN_PROMPTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One test of a claim."""
+
+    what: str
+    interval: Interval
+    num: int
+    """Prompts, or figures where no prompts were drawn."""
+    outcome: str
+    arms: str
+    """Which arms were compared, with the strengths that were chosen."""
+
+    @property
+    def why(self) -> str:
+        """What is left open, in words; nothing where the test tells."""
+        if self.outcome != CANNOT_TELL:
+            return ""
+        return f"{self.what}: {self.interval} over {self.num} prompts leaves both open"
+
+
+def overall(outcomes: Sequence[Outcome]) -> str:
+    """The verdict on a claim with these tests."""
+    found = {one.outcome for one in outcomes}
+    if found == {HOLDS}:
+        return HOLDS
+    if HOLDS in found:
+        return PARTLY
+    return DOES_NOT if DOES_NOT in found else CANNOT_TELL
+
+
+def outcome(test: Mapping[str, Any], rows: Rows) -> Outcome:
+    """The outcome of one test on the rows of its stage. Raises DataError where these lack what the test reads."""
+    kind = test["kind"]
+    if kind not in KINDS:
+        raise unknown_name("kind of test", kind, KINDS)
+    if kind == "cost":
+        return _cost(test, rows)
+    reward = test["reward"]
+    first = _arm(test["of"], rows, reward, None)
+    second = _arm(test["than"], rows, reward, first)
+    values = [_by_prompt(rows, arm, "test", reward) for arm in (first, second)]
+    said = f"{_named(first)} less {_named(second)}"
+    if kind == "share":
+        base = _arm(test["base"], rows, reward, None)
+        values.append(_by_prompt(rows, base, "test", reward))
+        said = f"({_named(first)} less {_named(base)}) over ({_named(second)} less {_named(base)})"
+    shared = sorted(set.intersection(*(set(one) for one in values)))
+    if len(shared) < MIN_PROMPTS:
+        raise DataError(f"{said}: the arms share {len(shared)} test prompts; an interval needs {MIN_PROMPTS}.")
+    aligned = [[one[index] for index in shared] for one in values]
+    if kind == "share":
+        interval = share_interval(*aligned)
+        told = _share(interval, test["above"], test.get("widest"))
+    else:
+        interval = difference_interval(aligned[0], aligned[1])
+        told = _difference(interval, test) if kind == "difference" else _equivalence(interval, test["margin"])
+    return Outcome(test["what"], interval, len(shared), told, said)
+
+
+def _difference(interval: Interval, test: Mapping[str, Any]) -> str:
+    """A difference above `above` (0) holds; one that is surely below does not."""
+    above = test.get("above", 0.0)
+    return HOLDS if interval.low > above else DOES_NOT if interval.high < above else CANNOT_TELL
+
+
+def _equivalence(interval: Interval, margin: float) -> str:
+    """Two arms are alike where the whole interval lies within the margin, and not where none of it does."""
+    if -margin < interval.low and interval.high < margin:
+        return HOLDS
+    return DOES_NOT if interval.low > margin or interval.high < -margin else CANNOT_TELL
+
+
+def _share(interval: Interval, above: float, widest: float | None) -> str:
+    """An interval of more than `widest` to a side tells nothing, wherever it lies."""
+    if widest is not None and max(interval.high - interval.value, interval.value - interval.low) > widest:
+        return CANNOT_TELL
+    return HOLDS if interval.low > above else DOES_NOT if interval.high < above else CANNOT_TELL
+
+
+def share_interval(part: Sequence[float], whole: Sequence[float], base: Sequence[float]) -> Interval:
+    """(mean part − mean base) / (mean whole − mean base) and its BCa interval, prompts resampled for all three.
+
+    Raises DataError where the whole gains nothing over the base, in the sample or in one draw out of forty: a share of
+    nothing is no number.
+    """
+    import numpy as np
+
+    table = np.array([part, whole, base], dtype=np.float64)
+
+    def share(means: Any) -> Any:
+        return (means[..., 0] - means[..., 2]) / (means[..., 1] - means[..., 2])
+
+    draws = paired_means(table)
+    if table[1].mean() <= table[2].mean() or ((draws[:, 1] - draws[:, 2]) <= 0).mean() > 0.025:
+        raise DataError("what is to be recovered is not clear of 0 itself, so there is no share of it.")
+    value = float(share(table.mean(axis=1)))
+    left_out = np.array([share(np.delete(table, index, axis=1).mean(axis=1)) for index in range(table.shape[1])])
+    shares = share(draws)
+    low, high = np.quantile(shares, bca_levels(value, shares, acceleration_of(left_out.mean() - left_out)))
+    return Interval(value, float(low), float(high))
+
+
+def _cost(test: Mapping[str, Any], rows: Rows) -> Outcome:
+    """A published speed as the time of a token over the base's: 1 over the ratio, ends swapped. Below `below` holds."""
+    where = test["where"]
+    found = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
+    if len(found) != 1:
+        raise DataError(f"{len(found)} figures answer {where}; a test reads one.")
+    (row,) = found
+    interval = Interval(1 / row["of_base"], 1 / row["highest"], 1 / row["lowest"])
+    below = test["below"]
+    told = HOLDS if interval.high < below else DOES_NOT if interval.low > below else CANNOT_TELL
+    return Outcome(test["what"], interval, 1, told, row["page"])
+
+
+def _named(arm: tuple[str, Strength]) -> str:
+    return f"{arm[0]} ({_short(arm[1])})"
+
+
+def _short(strength: Strength) -> str:
+    return ", ".join(f"{one:g}" for one in strength) if isinstance(strength, list | tuple) else f"{strength:g}"
+
+
+def _arm(spec: Mapping[str, Any], rows: Rows, reward: str, other: tuple[str, Strength] | None) -> tuple[str, Strength]:
+    """The method and strength that a test names, or that the validation prompts choose.
+
+    `strength` is a number, a list, or `best` (the highest mean reward); `nats` instead of it is the KL that is to be
+    nearest, or `same`: the KL of the other arm.
+    """
+    method = spec["method"]
+    strengths = _strengths(rows, method)
+    if "nats" in spec:
+        wanted = spec["nats"]
+        if wanted == "same":
+            assert other is not None
+            wanted = _mean(_by_prompt(rows, other, "validation", "kl"))
+        found = {index: _mean(_by_prompt(rows, (method, one), "validation", "kl")) for index, one in enumerate(strengths)}
+        return method, strengths[min(found, key=lambda index: abs(found[index] - wanted))]
+    if spec["strength"] == "best":
+        means = [_mean(_by_prompt(rows, (method, one), "validation", reward)) for one in strengths]
+        return method, strengths[means.index(max(means))]
+    if _as_list(spec["strength"]) not in [_as_list(one) for one in strengths]:
+        raise DataError(f"no rows of {method} at {spec['strength']}; there are {strengths}.")
+    return method, spec["strength"]
+
+
+def _strengths(rows: Rows, method: str) -> list[Strength]:
+    found: list[Strength] = []
+    for row in rows:
+        if row["method"] == method and row["strength"] not in found:
+            found.append(row["strength"])
+    if not found:
+        raise unknown_name("arm", method, {row["method"] for row in rows})
+    return found
+
+
+def _as_list(strength: Strength) -> list[float]:
+    return [float(one) for one in strength] if isinstance(strength, list | tuple) else [float(strength)]
+
+
+def _by_prompt(rows: Rows, arm: tuple[str, Strength], split: str, measure: str) -> dict[int, float]:
+    """Prompt -> mean over its seeds of a reward, or of `kl`."""
+    values_of: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["method"] == arm[0] and row["split"] == split and _as_list(row["strength"]) == _as_list(arm[1]):
+            value = row["kl"] if measure == "kl" else row["rewards"].get(measure)
+            if value is None:
+                raise DataError(f"{_named(arm)} has rows without {measure}.")
+            values_of[row["prompt_index"]].append(value)
+    if not values_of:
+        raise DataError(f"{_named(arm)} has no rows of the {split} prompts.")
+    return {index: sum(values) / len(values) for index, values in values_of.items()}
+
+
+def _mean(values: Mapping[int, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
+def arms_of(rows: Rows) -> list[tuple[str, Strength]]:
+    """Every arm that has test rows, in the order of the rows."""
+    found: list[tuple[str, Strength]] = []
+    for row in rows:
+        arm = (row["method"], row["strength"])
+        if row["split"] == "test" and arm not in found:
+            found.append(arm)
+    return found
+
+
+def measured(rows: Rows, arm: tuple[str, Strength], measure: str) -> Interval | None:
+    """The mean of a reward, or of `kl`, over the test prompts with its interval; None where it is not known."""
+    try:
+        values = list(_by_prompt(rows, arm, "test", measure).values())
+    except DataError:
+        return None
+    return mean_interval(values) if len(values) >= MIN_PROMPTS else None
