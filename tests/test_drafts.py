@@ -138,7 +138,7 @@ def selecting() -> ARM:
 @pytest.mark.parametrize(
     ("guides", "draft", "message"),
     [
-        ({}, "guide", "There is no guide that could draft.*give one of none, lookup"),
+        ({}, "guide", "There is no guide that could draft.*give draft one of none, lookup"),
         ({"lora": "lora"}, "guide", "an adapter of the base runs in the base's own passes"),
         (GUIDES, "guide", "Several guides could draft.*one, two"),
         (GUIDES, "anything", "draft 'anything'.*lookup, none, one, two"),

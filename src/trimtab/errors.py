@@ -210,6 +210,17 @@ def renamed(error: BaseException, name_of: Callable[[str], str]) -> str | None:
     return _filled(template, values, name_of)
 
 
+def about(field: str, error: _Error) -> _Error:
+    """The error, which says that this setting is at fault, whatever its message names first."""
+    vars(error)["about"] = field
+    return error
+
+
+def blamed(error: BaseException) -> str | None:
+    """The setting that an error is `about`; None where it does not say."""
+    return vars(error).get("about")
+
+
 def _filled(template: str, values: Sequence[object], name_of: Callable[[str], str]) -> str:
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name and not name.isdigit()]
     return template.format(*values, **{name: name_of(name) for name in dict.fromkeys(fields)})

@@ -373,6 +373,11 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(
             "--pairs-flags does not fit `trimtab pairs`: argument --num-samples",
         ),
         (("--calibrate-flags", "--forms shft"), REWARD, "argument --forms: 'shft' is not a form"),
+        (
+            ("--calibrate-flags", "--strengths 1"),
+            REWARD,
+            "--calibrate-flags does not fit `trimtab calibrate`: --strengths names one strength",
+        ),
         (("--train-flags", '--form "'), REWARD, "Close the quote"),
         (("--prompts", "builtin:none"), REWARD, "builtin:training"),
     ],

@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.serving.conftest import Running
+from tests.serving.conftest import Running, Start
 from tests.serving.test_http import call
+from tests.tiny import byte_llama, byte_tokenizer
+from trimtab import ARM
+from trimtab.decoding.decoder import Decoder
+from trimtab.models.hf import HFModel
+from trimtab.serving.asking import Catalogue
 from trimtab.serving.bodies import reader
 from trimtab.serving.limits import OF_A_REQUEST, Limits
 from trimtab.serving.problems import MalformedError
@@ -22,6 +27,13 @@ ENDPOINTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "/v1/responses": (RESPONSE, "max_output_tokens", "input"),
 }
 LONG = "x" * 5000
+
+
+@pytest.fixture(scope="module")
+def products(tiny_model: HFModel) -> dict[str, Any]:
+    """A guide that is another model."""
+    tokenizer = byte_tokenizer()
+    return {"near": ARM(HFModel(byte_llama(tokenizer, max_length=2048, seed=7), tokenizer))}
 
 
 def refused(server: Running, path: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -53,6 +65,9 @@ BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown guide": ({"guidance": {"weights": {"upp": 1}}}, "guidance.weights.upp"),
     "sentences where none are taken": ({"guidance": {"prompts": {"a": "Be kind."}}}, "guidance.prompts"),
     "drafts of nothing": ({"guidance": {"draft_tokens": 3}}, "guidance.draft_tokens"),
+    "a draft that is not there": ({"guidance": {"draft": "nobody"}}, "guidance.draft"),
+    "a draft of what is certain where nothing is": ({"guidance": {"draft": "certain"}}, "guidance.draft"),
+    "a draft by one of several guides": ({"guidance": {"draft": "guide"}}, "guidance.draft"),
     "a token that is not there": ({"logit_bias": {"99999": 1}}, "logit_bias"),
     "a stop token that is not there": ({"stop_token_ids": [99999]}, "stop_token_ids"),
 }
@@ -72,6 +87,7 @@ def test_what_is_beyond_the_limits_of_a_server_is_placed(server: Running, path: 
         ("/v1/completions", {"n": 9}, "n"),
         ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ("/v1/chat/completions", {"top_logprobs": 2}, "top_logprobs"),
+        ("/v1/chat/completions", {"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens"),
         ("/v1/completions", {"logprobs": 21}, "logprobs"),
         ("/v1/responses", {"include": ["message.output_text.logprobs"], "top_logprobs": 21}, "top_logprobs"),
         ("/v1/completions", {"prompt_logprobs": 21, "max_tokens": 1}, "prompt_logprobs"),
@@ -90,6 +106,29 @@ def test_what_is_beyond_the_limits_of_a_server_is_placed(server: Running, path: 
 def test_each_refusal_names_its_field(server: Running, path: str, changes: dict[str, Any], param: str) -> None:
     error = refused(server, path, changes)
     assert error["param"] == param
+
+
+def test_a_negative_weight_of_a_product_is_the_weights_fault(
+    start: Start, tiny_model: HFModel, products: dict[str, Any]
+) -> None:
+    catalogue = Catalogue(tiny_model, "tiny", dict.fromkeys(products, 0.0), {})
+    with start(engine=Decoder(tiny_model, products), catalogue=catalogue) as running:
+        for path in ENDPOINTS:
+            error = refused(running, path, {"guidance": {"weights": {"near": -1}}})
+            assert (error["param"], error["message"][:23]) == ("guidance.weights", "Guide near is a product")
+
+
+def test_filters_that_forbid_every_token_are_the_requests_fault(
+    start: Start, tiny_model: HFModel, products: dict[str, Any]
+) -> None:
+    """The base's likely tokens and the guide's are others: whoever asks for both masks can change them."""
+    catalogue = Catalogue(tiny_model, "tiny", dict.fromkeys(products, 0.0), {})
+    asked = {"weights": {"near": 1}, "plausibility": 1.0, "guide_plausibility": {"near": 1.0}}
+    with start(engine=Decoder(tiny_model, products), catalogue=catalogue) as running:
+        for path in ENDPOINTS:
+            status, _, reply = call(running, path, {**ENDPOINTS[path][0], "guidance": asked})
+            assert (status, reply["error"]["code"]) == (400, "dead_end"), reply
+            assert reply["error"]["message"].startswith("Every token is forbidden")
 
 
 def test_a_stream_calls_a_length_as_its_endpoint_does(server: Running) -> None:

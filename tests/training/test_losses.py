@@ -13,6 +13,7 @@ from trimtab.training.pairs.losses import (
     correct,
     dpo_loss,
     margins,
+    mixed_logprobs,
     sequence_logprobs,
     token_logprobs,
 )
@@ -30,6 +31,27 @@ def test_token_logprobs_are_float32_whatever_the_model_computes_in() -> None:
     found = token_logprobs(logits, labels)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, logits.double().log_softmax(-1)[range(5), labels].float())
+
+
+@pytest.mark.parametrize(("form", "odds"), [("product", 9.0), ("shift", 3.0 * (9 / 3) ** 0.5)])
+def test_the_mix_of_a_token_by_hand(form: str, odds: float) -> None:
+    """The base's odds are 3, the guide's 9, its weight 1/2: 3 · 9^(1/2), and 3 · (9 / 3)^(1/2)."""
+    base, guide = torch.tensor([[1.0, 3.0]]).log(), torch.tensor([[1.0, 9.0]]).log() + 2.0
+    found = mixed_logprobs(guide, base, torch.tensor([1]), weight=0.5, form=form)
+    assert found.exp().tolist() == pytest.approx([odds / (1 + odds)])
+
+
+def test_the_mix_is_the_one_that_decoding_draws_from() -> None:
+    """At every weight and in both forms, log π_base plus the guide's score times its weight, normalised."""
+    generator = torch.Generator().manual_seed(0)
+    guide, base = torch.randn(6, 40, generator=generator), torch.randn(6, 40, generator=generator)
+    labels = torch.arange(6)
+    for weight in (0.0, 0.5, 1.0, 3.0):
+        for form in ("product", "shift"):
+            score = guide.log_softmax(-1) - (base.log_softmax(-1) if form == "shift" else 0.0)
+            expected = (base.log_softmax(-1) + weight * score).log_softmax(-1)[range(6), labels]
+            found = mixed_logprobs(guide, base, labels, weight=weight, form=form)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_sequence_is_the_sum_of_its_tokens_and_not_their_mean() -> None:

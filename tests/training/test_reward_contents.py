@@ -35,6 +35,17 @@ def test_every_change_of_a_reward_is_refused_by_name(tmp_path: Path, file: str) 
         check_same_training({"contents": reward_contents(rewards)}, before, problem="refused", way_out="")
 
 
+@pytest.mark.parametrize("alike", [0, 50, 300])
+def test_long_values_that_differ_are_seen_to_differ(alike: int) -> None:
+    now, before = ({"base": {"name": "x" * alike + end + "z" * 300}} for end in ("here", "there"))
+    with pytest.raises(OptionError) as error:
+        check_same_training(now, before, problem="refused", way_out="")
+    here, there = str(error.value).split(" here and ")
+    assert "herezz" in here
+    assert "therezz" in there
+    assert len(str(error.value)) < 500
+
+
 def letters(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
     return [1 / 0 if text == "odd" else float(len(text)) for text in texts]
 

@@ -55,6 +55,10 @@ def test_it_follows_in_a_copy_too_and_what_was_set_does_not() -> None:
 
 REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
     (ArmSettings, {"max_length": 1}, "max_length is 1"),
+    (ArmSettings, {"reference": "base"}, "form is product, and with reference base .* Give form shift"),
+    (ArmSettings, {"reference": "base", "form": "shift", "through_mix": 1.0}, "through_mix is 1, and reference base"),
+    (ArmSettings, {"reference": "other"}, "reference is 'other'"),
+    (ArmSettings, {"through_mix": -1.0}, "through_mix is -1"),
     (ParmSettings, {"lora_rank": 1}, "lora_rank is 1"),
     (RLSettings, {"batch_size": 3, "gradient_accumulation": 2}, "num_generations"),
     (AgentSettings, {"buffer_size": 9}, "would never begin"),

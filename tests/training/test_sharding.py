@@ -236,6 +236,8 @@ def test_a_method_that_was_not_made_for_shards_is_refused(
     flags = training.flags("refused")
     assert main([flags[0], "dpo", *flags[2:]]) == 2
     assert "only train arm can spread its weights over processes" in capsys.readouterr().err
+    assert main([*flags, "--through-mix", "1"]) == 2
+    assert "where the base is not in its loss" in capsys.readouterr().err
 
 
 def test_a_process_that_is_not_the_first_is_quiet(

@@ -49,6 +49,12 @@ def sum_of_logprobs(model: Any, prompt: tuple[int, ...], response: tuple[int, ..
     return torch.stack([logprobs[len(prompt) - 1 + t, token] for t, token in enumerate(response)]).sum()
 
 
+def logits_of(model: Any, prompt: tuple[int, ...], response: tuple[int, ...]) -> Tensor:
+    """[T, V]: what the tokens of one response are predicted by."""
+    logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits.float()[0]
+    return logits[len(prompt) - 1 : -1]
+
+
 def batch(trainer: ArmTrainer, pairs: tuple[TokenPair, ...] = PAIRS) -> dict[str, Tensor]:
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     return dict(trainer.data_collator([{name: list(getattr(pair, name)) for name in names} for pair in pairs]))
@@ -81,6 +87,61 @@ def test_loss_and_gradient_are_those_of_one_sequence_at_a_time(
     for name, weight in model.named_parameters():
         if name in found:
             torch.testing.assert_close(found[name], weight.grad, rtol=1e-3, atol=1e-5)
+
+
+AGAINST: dict[str, dict[str, Any]] = {
+    "the base": {"reference": "base", "form": "shift"},
+    "the mix as a product": {"through_mix": 0.5},
+    "the mix as a shift": {"through_mix": 2.0, "form": "shift"},
+}
+
+
+@pytest.mark.parametrize("family", ["tiny", "gemma"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("what", AGAINST)
+def test_loss_and_gradient_beside_the_base_are_those_of_one_sequence_at_a_time(
+    what: str, full: bool, family: str, make: Callable[..., ArmTrainer], request: pytest.FixtureRequest
+) -> None:
+    settings = ArmSettings(full=full, beta=0.5, gamma=0.1, **AGAINST[what])
+    trainer = make(request.getfixturevalue(family), settings)
+    model, inputs = trainer.model, batch(trainer)
+    sequences = [(pair.prompt_ids, ids) for pair in PAIRS for ids in (pair.chosen_ids, pair.rejected_ids)]
+    with torch.no_grad():  # nothing is trained yet: the model is its base
+        before = [logits_of(model, *sequence) for sequence in sequences]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or full:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+
+    trainer.compute_loss(model, inputs).backward()
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    rewards = []
+    for sequence, base in zip(sequences, before, strict=True):
+        guide, labels = logits_of(model, *sequence), torch.tensor(sequence[1])[:, None]
+        base, guide = base.log_softmax(-1), guide.log_softmax(-1)
+        if what == "the base":
+            scores = guide - base
+        else:
+            score = guide - base if settings.form == "shift" else guide
+            scores = (base + settings.through_mix * score).log_softmax(-1)
+        rewards.append(scores.gather(1, labels).sum())
+    loss = arm_loss(torch.stack(rewards[::2]), torch.stack(rewards[1::2]), beta=0.5, gamma=0.1).mean()
+    loss.backward()
+
+    torch.testing.assert_close(trainer.compute_loss(model, inputs), loss, rtol=1e-5, atol=1e-5)
+    assert found
+    for name, weight in model.named_parameters():
+        if name in found:
+            torch.testing.assert_close(found[name], weight.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_an_untrained_guide_adds_nothing_to_its_base(tiny: str, make: Callable[..., ArmTrainer]) -> None:
+    trainer = make(tiny, ArmSettings(reference="base", form="shift"))
+    rewards = trainer.compute_loss(trainer.model, batch(trainer), return_outputs=True)[1]
+    for sums in rewards.values():
+        torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-5)
 
 
 def test_padding_and_company_change_no_reward(tiny: str, make: Callable[..., ArmTrainer]) -> None:

@@ -32,7 +32,7 @@ from trimtab.decoding.lengths import MOST, Appetite
 from trimtab.decoding.lookup import Lookup
 from trimtab.decoding.requests import Columns, Request
 from trimtab.drafting import Foreseeing, drafting_model, drafts
-from trimtab.errors import OptionError, VocabularyMismatchError, unknown_name
+from trimtab.errors import OptionError, VocabularyMismatchError, naming, unknown_name
 from trimtab.mixing.noise import step_keys
 from trimtab.mixing.sampling import draw, final_policy, normalised
 from trimtab.params import CERTAIN_DRAFT, FORCED_DRAFT, GUIDE_DRAFT, LOOKUP, NO_DRAFT
@@ -109,22 +109,19 @@ class Drafters:
 
     def check(self, request: Request) -> None:
         """Raise OptionError for a request whose drafts cannot be made or read."""
-        way_out = f"Give the draft {NO_DRAFT}."
         if request.params.draft == FORCED_DRAFT:
             if not request.params.forced:
-                raise OptionError(f"No token is forced, so none is known. {way_out}")
+                raise _refused("No token is forced, so none is known.")
             return  # whoever takes no token back reads them one by one
         if not drafts(self._base):
-            raise OptionError(f"The model takes no token back, so nothing can be drafted for it. {way_out}")
+            raise _refused("The model takes no token back, so nothing can be drafted for it.")
         for lane in self._running(request):
             if isinstance(lane, SelectingLane):
-                raise OptionError(f"Guide {lane.name} selects the token, so none can be drafted. {way_out}")
+                raise _refused("Guide {0} selects the token, so none can be drafted.", lane.name)
             if lane.guide.needs_context or not drafts(lane.session):
-                raise OptionError(f"Guide {lane.name} takes no token back, so nothing can be drafted. {way_out}")
+                raise _refused("Guide {0} takes no token back, so nothing can be drafted.", lane.name)
         if request.params.draft == CERTAIN_DRAFT and request.matching is None:
-            raise OptionError(
-                f"Nothing is certain where an answer has no constraint. Give one, or the draft {NO_DRAFT}."
-            )
+            raise _refused("Nothing is certain where an answer has no constraint.")
         if request.params.draft not in _OF_ITSELF and (name := self._drafter(request)) in self._beside:
             self._check_room(request, name)
 
@@ -132,9 +129,11 @@ class Drafters:
         """Raise OptionError for an answer that may grow longer than what drafts for it holds."""
         room, most = self._room[name], len(self._read_by(name, request)) + request.max_new_tokens
         if room is not None and most > room:
-            raise OptionError(
-                f"{name} drafts and holds {room} tokens, and prompt and answer may come to {most}. Ask for at most "
-                f"{max(0, room - most + request.max_new_tokens)} new tokens, or give the draft {NO_DRAFT}."
+            raise naming(
+                OptionError,
+                "{0} drafts and holds {1} tokens, and prompt and answer may come to {2}. Ask for at most {3} new "
+                f"tokens, or give {{draft}} {NO_DRAFT}.",
+                *(name, room, most, max(0, room - most + request.max_new_tokens)),
             )
 
     def unknown(self, request: Request) -> int:
@@ -251,17 +250,23 @@ class Drafters:
         if len(running) < 2 and asked:
             return running[0] if running else None
         accepted = [NO_DRAFT, *_OF_ITSELF, *([GUIDE_DRAFT] if len(able) == 1 else []), *able, *models]
+        one_of = f"one of {', '.join(accepted)}"
         if draft == GUIDE_DRAFT and not self._lanes:
-            raise OptionError(f"There is no guide that could draft. Add one, or give one of {', '.join(accepted)}.")
+            raise naming(OptionError, "There is no guide that could draft. Add one, or give {draft} {0}.", one_of)
         if draft == GUIDE_DRAFT and not able:
-            raise OptionError(
+            raise naming(
+                OptionError,
                 "No guide is a smaller model of its own, so none can draft: an adapter of the base runs in the base's "
-                f"own passes. Give one of {', '.join(accepted)}, or a copy of the guide that drafts in its stead "
-                "(--draft-quantize)."
+                "own passes. Give {draft} {0}, or a copy of the guide that drafts in its stead (--draft-quantize).",
+                one_of,
             )
         if draft == GUIDE_DRAFT:
-            raise OptionError(f"Several guides could draft ({', '.join(running)}). Give the name of one of them.")
-        raise unknown_name("draft", draft, accepted)
+            raise naming(
+                OptionError,
+                "Several guides could draft ({0}). Give {draft} the name of one of them.",
+                ", ".join(running),
+            )
+        raise naming(OptionError, "{draft}: {0}", unknown_name("draft", draft, accepted))
 
     def _drafts_alone(self, lane: Lane) -> bool:
         """Whether a guide says by itself what it steers to, by passes that are not the base's."""
@@ -269,6 +274,11 @@ class Drafters:
             return False
         guides_caches = {id(cache) for cache in caches_of([lane.session])}
         return guides_caches.isdisjoint(id(cache) for cache in caches_of([self._base]))
+
+
+def _refused(why: str, *values: object) -> OptionError:
+    """The error of a request for which nothing can be drafted."""
+    return naming(OptionError, f"{why} Give {{draft}} {NO_DRAFT}.", *values)
 
 
 def _known(request: Request) -> Lookup | Certain | Forced:

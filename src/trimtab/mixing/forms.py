@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-from trimtab.errors import OptionError, naming
+from trimtab.errors import OptionError, about, naming
 
 PRODUCT = "product"
 SHIFT = "shift"
@@ -66,10 +66,11 @@ def _refusal(negative: Mapping[str, float], least: float, *, masked: bool) -> Op
     if masked:
         ways += "; or give the request a plausibility above 0 ({plausibility}), which keeps to the base's likely "
         ways += "tokens (as contrastive decoding does)"
-    return naming(
+    error = naming(
         OptionError,
         "Guide {0} is a product (base · guide^weight), and its weight is {1:g}: a negative one cancels the base that "
         "is inside the guide, so that noise is left. Accepted: weights of at least 0, or negative ones that other "
         f"products' positive weights make up for (1 + the sum of the products' weights at least {{2:g}}). {ways}.",
         *(name, weight, least),
     )
+    return about("weights", error)

@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from trimtab.core import Tokenizer
 from trimtab.decoding.engine import GenerationEngine
-from trimtab.errors import ClientGoneError, OptionError, StoppedError, TrimtabError, UnknownModelError
+from trimtab.errors import ClientGoneError, OptionError, StoppedError, TrimtabError, UnknownModelError, about
 from trimtab.mixing.forms import forms_of
 from trimtab.serving import reply_schema, schema
 from trimtab.serving.asking import SCORES, Catalogue, Wanted, wanted_chat, wanted_completion
@@ -35,7 +35,7 @@ from trimtab.serving.guidance_schema import Guidance
 from trimtab.serving.hosts import ANY
 from trimtab.serving.limits import OF_A_REQUEST, Limits
 from trimtab.serving.metrics import Metrics
-from trimtab.serving.problems import MalformedError, about, error_body, malformed, problem
+from trimtab.serving.problems import MalformedError, error_body, malformed, problem
 from trimtab.serving.replies import called, reply, respond, route_that_reads
 from trimtab.serving.responses_schema import ResponseRequest
 from trimtab.serving.scored import why_unscored

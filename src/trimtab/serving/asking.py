@@ -12,7 +12,7 @@ from typing import Any
 
 from trimtab.constraint import Constraint
 from trimtab.core import Chat, KnownModel, Prompt, SamplingParams
-from trimtab.errors import OptionError, PromptError, UnknownModelError, naming, unknown_name
+from trimtab.errors import OptionError, PromptError, UnknownModelError, about, naming, unknown_name
 from trimtab.fields import MAX_SEED
 from trimtab.guides.brought import bringing
 from trimtab.guides.prompt import PromptGuide
@@ -22,7 +22,7 @@ from trimtab.serving.field_names import LENGTH
 from trimtab.serving.forms import constraint_of
 from trimtab.serving.guidance_schema import Guidance, Sentences
 from trimtab.serving.limits import Limits
-from trimtab.serving.problems import MalformedError, about
+from trimtab.serving.problems import MalformedError
 from trimtab.serving.schema import Asked, ChatRequest, CompletionRequest
 from trimtab.serving.tools import TOOLS, Calling, calling_of, messages_of
 from trimtab.serving.wordings import cut

@@ -10,7 +10,9 @@ from trimtab.serving.schema import ChatRequest, Sampled
 PROMPT, LENGTH, FORM = "prompt", "max_new_tokens", "response_format"
 """What an error calls the prompt, the number of new tokens and the form of an answer, whatever the endpoint."""
 
-_OF_GUIDANCE = {name: f"guidance.{name}" for name in ("plausibility", "guide_plausibility", "draft", "draft_tokens")}
+_OF_GUIDANCE = {
+    name: f"guidance.{name}" for name in ("weights", "plausibility", "guide_plausibility", "draft", "draft_tokens")
+}
 
 
 def names_of(body: Sampled) -> Mapping[str, str]:

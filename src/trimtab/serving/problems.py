@@ -6,9 +6,10 @@ What a client sent is quoted cut, however long it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from trimtab.errors import (
+    DeadEndError,
     DeadlineError,
     InputError,
     PromptError,
@@ -16,6 +17,7 @@ from trimtab.errors import (
     StoppedError,
     TrimtabError,
     UnknownModelError,
+    blamed,
     renamed,
 )
 from trimtab.serving.wire_schema import FieldError
@@ -40,20 +42,12 @@ _KINDS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (UnknownModelError, 404, "invalid_request_error", "model_not_found"),
     (BodyTypeError, 415, "invalid_request_error", "body_type"),
     (InputError, 400, "invalid_request_error", None),
+    (DeadEndError, 400, "invalid_request_error", "dead_end"),
     (QueueFullError, 429, "rate_limit_error", "queue_full"),
     (DeadlineError, 504, "server_error", "deadline"),
     (StoppedError, 503, "server_error", "stopping"),
 )
 """Error -> status, OpenAI's type, code."""
-
-
-_Error = TypeVar("_Error", bound=TrimtabError)
-
-
-def about(field: str, error: _Error) -> _Error:
-    """The error, which says of this field of a request that it is at fault: its name as `field_names` has it."""
-    vars(error)["about"] = field
-    return error
 
 
 def problem(error: Exception, names: Mapping[str, str] | None = None) -> tuple[int, dict[str, Any]]:
@@ -75,7 +69,7 @@ def problem(error: Exception, names: Mapping[str, str] | None = None) -> tuple[i
         return names.get(name, name)
 
     message = renamed(error, called) or str(error)
-    field = vars(error).get("about") or next(iter(named), "prompt" if isinstance(error, PromptError) else None)
+    field = blamed(error) or next(iter(named), "prompt" if isinstance(error, PromptError) else None)
     param = getattr(error, "param", None) or (names.get(field, field) if field else None)
     return status, error_body(message, kind, param, code)
 

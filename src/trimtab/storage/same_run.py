@@ -28,9 +28,14 @@ class Difference:
     now: object
 
     def __str__(self) -> str:
-        before, now = map(_shown, (self.before, self.now))
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False)))
-        return f"{'.'.join(self.key)} was {_short(before, same)}, is {_short(now, same)}"
+        before, now = told_apart(_shown(self.before), _shown(self.now), most=60)
+        return f"{'.'.join(self.key)} was {before}, is {now}"
+
+
+def told_apart(one: str, other: str, *, most: int) -> tuple[str, str]:
+    """Two texts that differ, each cut to at most `most` characters around the place from which they do."""
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return _short(one, same, most), _short(other, same, most)
 
 
 def check_same(
@@ -103,10 +108,10 @@ def _shown(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _short(text: str, same: int) -> str:
-    """At most 60 characters of a text; where its first `same` ones are another's too, those around what differs."""
-    if len(text) <= 60:
+def _short(text: str, same: int, most: int) -> str:
+    """At most `most` characters of a text; where its first `same` ones are another's too, those around what differs."""
+    if len(text) <= most:
         return text
-    start = 0 if same < 40 else same - 20
-    cut = text[start : start + 54]
-    return f"{'...' if start else ''}{cut}{'...' if start + 54 < len(text) else ''}"
+    start = 0 if same < most - 20 else same - 20
+    end = start + most - 6
+    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"

@@ -259,14 +259,11 @@ def _plan(args: argparse.Namespace) -> Plan:
 def _check_sources(plan: Plan) -> None:
     """Raise what the last stages would, before the first one is done, for names, strengths and files that are wrong,
     and for packages that are not installed."""
-    from trimtab.making.sweep import in_order
     from trimtab.storage.scorers import check_scorer
 
     _check_packages(plan)
     for text in (*plan.rewards, *plan.golds, *plan.measured):
         check_scorer(str(reward_of(text).source))
-    if plan.strengths:
-        in_order(plan.strengths)
     for name in plan.data:
         if name.endswith((".jsonl", ".json")) and not Path(name).is_file():
             raise OptionError(f"--data {name} is not there. Give a file of pairs, or a hub data set as owner/name.")
@@ -282,11 +279,19 @@ def _check_packages(plan: Plan) -> None:
 
 
 def _check_stages(args: argparse.Namespace, plan: Plan) -> None:
-    """Raise OptionError, before anything is done, for flags that a stage's command does not take."""
+    """Raise OptionError, before anything is done, for flags that a stage's command does not take, and for strengths
+    among which no peak could be."""
+    from trimtab.making.sweep import in_order
+
+    if plan.strengths:
+        in_order(plan.strengths)
     for stage in plan.stages:
         command = plan.command(stage)
         try:
-            args.commands[command[0]].parse_args(command[1:])
+            with naming_flags({"strengths": "--strengths"}):
+                read = args.commands[command[0]].parse_args(command[1:])
+                if stage == CALIBRATE and read.strengths:
+                    in_order(read.strengths)
         except OptionError as error:
             raise OptionError(f"--{stage}-flags does not fit `trimtab {command[0]}`: {error}") from None
 

@@ -5,12 +5,14 @@ log-probabilities then steer any frozen model with the same vocabulary (`guides.
 
 Where it differs from the paper and its released code: no LoRA dropout unless asked for (it costs time on a CPU and
 adds noise to sums over hundreds of tokens); a short warm-up; responses end with the token that ends a turn in the
-model's own chat template; pairs that share a response share its row of the batch (the loss is the same).
+model's own chat template; pairs that share a response share its row of the batch (the loss is the same). The paper
+trains π_r alone; `ArmSettings.reference` and `through_mix` train it beside its base, for what decoding does with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,17 +75,38 @@ def _job(host: HFModel, split: PairSplit, settings: ArmSettings, arguments: RunA
         *(host, split, settings, arguments),
         config=arm_config,
         parts=arm_parts,
-        about=_ABOUT,
+        about=_about(settings),
         facts={"guide_form": settings.form},
-        in_shards=True,
+        in_shards=not settings.is_beside_base,
     )
+
+
+def _about(settings: ArmSettings) -> About:
+    """What the card says, by what the loss was of."""
+    if settings.through_mix:
+        return replace(
+            _ABOUT,
+            text="trained as an autoregressive reward model (GenARM, arXiv 2410.08193) through the mix that decoding "
+            f"draws from, at weight {settings.through_mix:g}: the reward of a response is the log-probability that "
+            f"base and guide give it together. {_STEERS}",
+        )
+    if settings.is_beside_base:
+        return replace(
+            _ABOUT,
+            text="trained as an autoregressive reward model (GenARM, arXiv 2410.08193) of what it adds to its base: "
+            "the reward of a response is log π_r − log π_base, summed over its tokens, so that the loss is that of DPO "
+            f"(arXiv 2305.18290). {_STEERS}",
+        )
+    return _ABOUT
 
 
 _METHOD: PairMethod[Pairs, ArmSettings, PairSplit] = PairMethod("arm", PairSplit, _job)
 
+_STEERS = "It steers a frozen model with the same vocabulary, token by token."
+
 _ABOUT = About(
     "trained as an autoregressive reward model (GenARM, arXiv 2410.08193): the log-probability it gives to a response "
-    "is that response's reward. It steers a frozen model with the same vocabulary, token by token.",
+    f"is that response's reward. {_STEERS}",
     (
         "import trimtab",
         "",

@@ -1,42 +1,57 @@
 """TRL's reward trainer with another loss: the reward of a sequence is the sum of its response's log-probabilities.
 
 Everything but the loss, and what is reported about it, is TRL's and transformers': optimiser, schedule, devices,
-processes, checkpoints, resuming, trackers. There is no reference model. Responses to one prompt share a row
-(`packing`), and the output head runs at the positions that predict a response token and nowhere else.
+processes, checkpoints, resuming, trackers. Responses to one prompt share a row (`packing`), and the output head runs at
+the positions that predict a response token and nowhere else. Where the loss asks for the base beside the guide, the
+base is the model with its adapter off, or a frozen copy where all weights are trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
 from trimtab.models.forward.row_cache import Reach
 from trimtab.training.pairs.batches import PairCollator, packed_length, packed_of, prompts_in_order
-from trimtab.training.pairs.losses import arm_loss, sequence_logprobs, token_logprobs
+from trimtab.training.pairs.losses import (
+    arm_loss,
+    mixed_logprobs,
+    sequence_logprobs,
+    shift_logprobs,
+    token_logprobs,
+)
 from trimtab.training.pairs.meter import PairMeter
+from trimtab.training.pairs.packing import Packed
 from trimtab.training.pairs.tokens import TokenData
 from trimtab.training.pairs.trainer import PairTrainer, pair_dataset, pairs_to_measure_on, pairs_to_train_on
 from trimtab.training.run.configs import pair_options, spared_renamings
 from trimtab.training.run.output_head import head_at
-from trimtab.training.run.settings import ArmSettings
+from trimtab.training.run.settings import BASE, ArmSettings, TokenRewardSettings
 from trimtab.training.run.trainer import TrainerParts
 
 if TYPE_CHECKING:
     from trimtab.models.hf import HFModel
 
 
+Beside = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From the logits of guide and base [M, V] and the M tokens [M], the tokens' rewards [M] float32."""
+
+
 class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carries no types
     """RewardTrainer on batches of `PairCollator`, with `losses.arm_loss` at β_r and γ.
 
     `reaches` is the model's (`HFModel.reaches`), `prompts` has the prompt of each held-out pair, in the order of
-    evaluation; the other options are TRL's.
+    evaluation. `beside` is what makes a reward of the guide's logits and its base's (`Beside`); without it the base
+    is not run. The other options are TRL's.
     """
 
     def __init__(
@@ -46,12 +61,15 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
         reaches: Mapping[str, Reach],
         beta: float,
         gamma: float,
+        beside: Beside | None = None,
         prompts: Sequence[Hashable] = (),
         **options: object,
     ) -> None:
+        is_adapter = options.get("peft_config") is not None
+        self._copy = None if beside is None or is_adapter else copy.deepcopy(model).eval().requires_grad_(False)
         with as_reward_model(model.config):
             super().__init__(model=model, **options)
-        self.reaches, self.beta, self.gamma = reaches, beta, gamma
+        self.reaches, self.beta, self.gamma, self._beside = reaches, beta, gamma, beside
         self.meter = PairMeter(margin_scale=beta, names=("logps_chosen", "logps_rejected"), prompts=prompts)
 
     def compute_loss(
@@ -64,13 +82,26 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
         """The mean loss of the batch's pairs."""
         chosen, rejected = self._rewards(model, inputs)
         loss = arm_loss(chosen, rejected, beta=self.beta, gamma=self.gamma)
-        self.meter.add(self, chosen, rejected, loss, packed_of(inputs).num_tokens)
+        num_passes = 1 if self._beside is None else 2
+        self.meter.add(self, chosen, rejected, loss, num_passes * packed_of(inputs).num_tokens)
         mean = loss.mean()
         return (mean, {"chosen": chosen, "rejected": rejected}) if return_outputs else mean
 
     def _rewards(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Σ_t log π_r(y_t | x, y_<t) of both responses of each pair: [B], [B] float32."""
+        """The rewards of both responses of each pair, sums over their tokens: [B], [B] float32."""
         rows = packed_of(inputs)
+        logits = self._logits(model, rows)
+        if self._beside is None:
+            logprobs = token_logprobs(logits, rows.token_ids)
+        else:
+            with torch.no_grad(), self._base(model) as base:
+                base_logits = self._logits(base, rows)
+            logprobs = self._beside(logits, base_logits, rows.token_ids)
+        sums = sequence_logprobs(logprobs, rows.rows, 2 * len(inputs["chosen_rows"]))
+        return sums[inputs["chosen_rows"]], sums[inputs["rejected_rows"]]
+
+    def _logits(self, model: nn.Module, rows: Packed) -> Tensor:
+        """[M, V]: what the M tokens of the responses are predicted by."""
         plain = self.accelerator.unwrap_model(model)
         with head_at(plain.get_output_embeddings(), rows.predicting):
             output = model(
@@ -79,12 +110,28 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
                 position_ids=rows.positions,
                 use_cache=False,
             )
-        logprobs = token_logprobs(output.logits, rows.token_ids)
-        sums = sequence_logprobs(logprobs, rows.rows, 2 * len(inputs["chosen_rows"]))
-        return sums[inputs["chosen_rows"]], sums[inputs["rejected_rows"]]
+        logits: Tensor = output.logits
+        return logits
+
+    @contextmanager
+    def _base(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model as it was before training."""
+        if self._copy is not None:
+            yield self._copy.to(self.accelerator.device)
+            return
+        plain = self.accelerator.unwrap_model(model)
+        with plain.disable_adapter():
+            yield plain
 
 
-def arm_config(settings: ArmSettings, workspace: Path) -> RewardConfig:
+def beside_base(settings: ArmSettings) -> Beside | None:
+    """What makes the tokens' rewards of a guide's logits and its base's; None: the guide's own are enough."""
+    if settings.through_mix:
+        return partial(mixed_logprobs, weight=settings.through_mix, form=settings.form)
+    return shift_logprobs if settings.reference == BASE else None
+
+
+def arm_config(settings: TokenRewardSettings, workspace: Path) -> RewardConfig:
     """TRL's configuration. Raises OptionError for a tracker that is unknown or not installed."""
     options = pair_options(settings, workspace)
     with spared_renamings():
@@ -105,6 +152,7 @@ def arm_parts(
             reaches=host.reaches,
             beta=settings.beta,
             gamma=settings.gamma,
+            beside=beside_base(settings),
             prompts=prompts_in_order(held.pairs),
             data_collator=PairCollator(),
             eval_dataset=pairs_to_measure_on(held.pairs),

@@ -10,11 +10,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trimtab.mixing.forms import PRODUCT
+
 
 def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     """log π(label) at each position: `logits` [N, V] in any dtype and `labels` [N] int64 give [N] float32."""
     # Not gather − logsumexp, whose backward pass holds two more tensors of [N, V].
     return -torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def shift_logprobs(logits: Tensor, base: Tensor, labels: Tensor) -> Tensor:
+    """log π_r(label) − log π_base(label) at each position, from the `logits` of both [N, V]: [N] float32."""
+    return token_logprobs(logits, labels) - token_logprobs(base, labels)
+
+
+def mixed_logprobs(logits: Tensor, base: Tensor, labels: Tensor, *, weight: float, form: str) -> Tensor:
+    """log m(label) at each position, m what decoding draws from: [N] float32.
+
+    `logits` and `base` are the guide's and its base's, [N, V] in any dtype. m ∝ π_base · π_r^w for a product (as GenARM
+    decodes), π_base · (π_r / π_base)^w for a shift.
+    """
+    share = 1.0 if form == PRODUCT else 1.0 - weight
+    return token_logprobs(share * base.float() + weight * logits.float(), labels)
 
 
 def sequence_logprobs(logprobs: Tensor, rows: Tensor, num_rows: int) -> Tensor:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from trimtab.errors import OptionError, naming, unknown_name
 from trimtab.fields import FOLLOWS, Follows, described, follow, seed_field
-from trimtab.training.run.settings import ArmSettings
+from trimtab.training.run.settings import TokenRewardSettings
 
 MIDDLE = "middle"
 """What the vector that weighs all objectives alike is called in metrics; no objective may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParmSettings(ArmSettings):
+class ParmSettings(TokenRewardSettings):
     """How a preference-aware reward model is trained. The defaults are the paper's released ones for PKU-SafeRLHF, but
     for the dropout, the warm-up and the layers (see docs/inside/paper_index.md)."""
 
@@ -44,7 +44,7 @@ class ParmSettings(ArmSettings):
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
-        ArmSettings.__post_init__(self)
+        TokenRewardSettings.__post_init__(self)
         follow(self, "preference_rank", lambda: max(1, self.lora_rank // 2))
         if self.full:
             raise naming(OptionError, "A preference-aware reward model is an adapter; leave {full} out.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from trimtab.errors import OptionError, naming
 from trimtab.fields import Follows
-from trimtab.storage.same_run import Difference, differences
+from trimtab.storage.same_run import Difference, differences, told_apart
 from trimtab.training.run.settings import NOT_OF_THE_RUN
 
 Facts = Mapping[str, Any]
@@ -55,7 +55,7 @@ def check_same_training(now: Facts, before: Facts, *, problem: str, way_out: str
         more = f"; and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         found = found[:_MAX_NAMED]
         prompts = any("num_prompts" in section for section in map(_data, (now, before)))
-        values = [_short(value) for one in found for value in (one.now, one.before)]
+        values = [text for one in found for text in told_apart(_shown(one.now), _shown(one.before), most=_MAX_LENGTH)]
         parts = [
             f"{_name(one.key, prompts=prompts)} is {{{2 * at}}} here and {{{2 * at + 1}}} in the run"
             for at, one in enumerate(found)
@@ -111,13 +111,11 @@ def _name(key: tuple[str, ...], *, prompts: bool = False) -> str:
     return _NAMES.get(key) or _literal(f"the {key[0]}'s {key[1].replace('_', ' ')}" if len(key) == 2 else key[0])
 
 
-def _short(value: object) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, list | tuple):
         value = ", ".join(map(_term, value)) or "none"
     text = "not set" if value is None else str(value)
-    if _FINGERPRINT.fullmatch(text):
-        return f"{text[:12]}…"
-    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
+    return f"{text[:12]}…" if _FINGERPRINT.fullmatch(text) else text
 
 
 def _term(item: object) -> str:

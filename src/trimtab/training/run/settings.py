@@ -12,11 +12,14 @@ from typing import Protocol
 
 from trimtab.errors import OptionError, naming
 from trimtab.fields import FOLLOWS, Follows, check, described, follow, seed_field
-from trimtab.mixing.forms import FORMS
+from trimtab.mixing.forms import FORMS, SHIFT
 
 ALL_LINEAR = "all-linear"
 DTYPES = ("auto", "float32", "bfloat16")
 """What a run computes in; all but the first, what it writes its weights in."""
+BASE = "base"
+REFERENCES = ("none", BASE)
+"""What an autoregressive reward model may be compared with in its loss."""
 NOT_OF_THE_RUN = ("save_steps", "save_minutes", "save_episodes", "report_to")
 """Settings that no answer depends on: a run may be continued with others."""
 
@@ -100,8 +103,9 @@ class PairSettings(RunSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArmSettings(PairSettings):
-    """How an autoregressive reward model is trained. The defaults are GenARM's for HH-RLHF, but for the dropout."""
+class TokenRewardSettings(PairSettings):
+    """How a model whose log-probabilities are rewards is trained. The defaults are GenARM's for HH-RLHF, but for the
+    dropout."""
 
     beta: float = described(0.05, "scale of the reward in the loss", above=0)
     """β_r of the loss."""
@@ -121,6 +125,47 @@ class ArmSettings(PairSettings):
         """Raise OptionError for a value out of range."""
         PairSettings.__post_init__(self)  # not super(): a class with slots is not the one that its body knows
         follow_max_length(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSettings(TokenRewardSettings):
+    """How an autoregressive reward model is trained, alone as GenARM's is, or beside its base as it will be used."""
+
+    reference: str = described(
+        "none",
+        "what the guide's log-probabilities are compared with in the loss: none, the paper's way; base trains what a "
+        "{form} shift steers by",
+        choices=REFERENCES,
+    )
+    """"base": a response's reward is Σ log π_r − log π_base, which makes the loss that of DPO (arXiv 2305.18290)."""
+    through_mix: float = described(
+        0.0,
+        "train on what base and guide say together, the guide at this weight in its {form}, as decoding mixes them",
+        low=0,
+        note="0: on the guide's alone",
+    )
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a value out of range."""
+        TokenRewardSettings.__post_init__(self)
+        if self.reference == BASE and self.form != SHIFT:
+            raise naming(
+                OptionError,
+                "{form} is {0}, and with {reference} base a guide is trained for what it adds to its base. Give {form} "
+                "shift.",
+                self.form,
+            )
+        if self.reference == BASE and self.through_mix:
+            raise naming(
+                OptionError,
+                "{through_mix} is {0:g}, and {reference} base: the base is in the mix already. Give one of them.",
+                self.through_mix,
+            )
+
+    @property
+    def is_beside_base(self) -> bool:
+        """Whether the base's log-probabilities are in the loss too."""
+        return self.reference == BASE or self.through_mix > 0
 
 
 @dataclass(frozen=True, slots=True)

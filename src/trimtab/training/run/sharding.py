@@ -34,8 +34,8 @@ def check_launch(config: TrainingArguments, *, in_shards: bool) -> None:
         return
     if not in_shards:
         raise OptionError(
-            f"The launch asks for {sharder}, and of the methods only train arm can spread its weights over processes. "
-            "Set distributed_type: MULTI_GPU, where every process holds them all."
+            f"The launch asks for {sharder}, and only train arm can spread its weights over processes, where the base "
+            "is not in its loss. Set distributed_type: MULTI_GPU, where every process holds them all."
         )
     if sharder == "FSDP" and os.environ.get("FSDP_VERSION", "1") != "2":
         raise OptionError(
