@@ -41,9 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("name", metavar="NAME", help="a claim; `list` names them")
     run.add_argument("--scale", choices=SCALES, default="here", help="how large (default: %(default)s)")
     run.add_argument("--work", type=Path, metavar="DIR", help="what the stages make (default: runs/claims/NAME-SCALE)")
-    run.add_argument("--data", type=Path, metavar="DIR", help="pairs and prompts, such as recipes/public_data.py builds")
+    run.add_argument(
+        "--data", type=Path, metavar="DIR", help="pairs and prompts, such as recipes/public_data.py builds"
+    )
     run.add_argument("--models", type=Path, metavar="DIR", help="where the GGUF files that a recipe names lie")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value; rows stay in --work")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value; rows stay in --work"
+    )
     run.add_argument("--stage", metavar="NAME", help="this stage alone")
     run.add_argument("--dry-run", action="store_true", help="print the commands and times, run nothing")
     run.add_argument("--execute", action="store_true", help="run the stages of --scale paper too")

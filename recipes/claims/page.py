@@ -76,7 +76,10 @@ def details(claim: Claim) -> str:
     lines += [f"- **{name}**: {text}" for name, text in claim.fixed.items()]
     lines += [f"- **changed after a look**: {text}" for text in claim.changed]
     lines += ["- **decides**: " + "; ".join(rule(test) for test in claim.verdict), ""]
-    lines += [f"`make claim NAME={claim.name}`, {_hours(claim.hours('here'))} on two cores, worked out and not measured", ""]
+    lines += [
+        f"`make claim NAME={claim.name}`, {_hours(claim.hours('here'))} on two cores, worked out and not measured",
+        "",
+    ]
     if not claim.stages:
         lines[-2] = "Nothing is run: the rows are figures of other pages, each with its command."
     found, missing = outcomes(claim)
@@ -97,7 +100,10 @@ def _arms(path: Path) -> list[str]:
         return []
     rewards = list(found[0]["rewards"])
     name = path.name.partition(".")[0]
-    lines = [f"| {name}: arm | strength | {' | '.join(map(_cell, rewards))} | KL, nats |", "|---" * (3 + len(rewards)) + "|"]
+    lines = [
+        f"| {name}: arm | strength | {' | '.join(map(_cell, rewards))} | KL, nats |",
+        "|---" * (3 + len(rewards)) + "|",
+    ]
     for arm in arms_of(found):
         figures = [measured(found, arm, one) for one in (*rewards, "kl")]
         strength = ", ".join(f"{one:g}" for one in (arm[1] if isinstance(arm[1], list) else [arm[1]]))
@@ -110,7 +116,9 @@ def rule(test: dict[str, object]) -> str:
     limits = {
         "difference": lambda: f"a paired difference whose interval lies above {test.get('above', 0)}",
         "equivalence": lambda: f"a paired difference whose interval lies within ±{test['margin']}",
-        "share": lambda: f"a share whose interval lies above {test['above']} and reaches at most {test.get('widest')} to a side",
+        "share": lambda: (
+            f"a share whose interval lies above {test['above']} and reaches at most {test.get('widest')} to a side"
+        ),
         "cost": lambda: f"a time of a token, over the base's, whose range lies below {test['below']}",
     }
     return f"{test['what']} ({limits[str(test['kind'])]()})"

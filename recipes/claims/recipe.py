@@ -1,9 +1,9 @@
 """A claim's recipe: what is held fixed, the stages that make its rows, the rule that decides. Read without torch.
 
 `recipes/claims/NAME/recipe.yaml` says it all. A stage is a command (`run`) or a recipe of `trimtab compare` beside it
-(`compare`); both are templates, and `$name` in them stands for a value of the scale: `here` (two processor cores), `paper`
-(the papers' own sizes, on a cluster) or `tiny` (whether the whole graph runs). Values that nobody has but the reader
-(`data`, where the shared pairs lie) are given by hand.
+(`compare`); both are templates, and `$name` in them stands for a value of the scale: `here` (two processor cores),
+`paper` (the papers' own sizes, on a cluster) or `tiny` (whether the whole graph runs). Values that nobody has but the
+reader (`data`, where pairs and prompts lie) are given by hand.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def _scale(name: str, scales: Mapping[str, Any], path: Path) -> Scale:
 def _stage(given: Mapping[str, Any], path: Path) -> Stage:
     unknown = [key for key in given if key not in STAGE_KEYS]
     if unknown or "name" not in given or ("run" in given) == ("compare" in given):
-        raise DataError(f"a stage has a name, run or compare, and of {', '.join(STAGE_KEYS)}: {dict(given)}.", path=path)
+        raise DataError(
+            f"a stage has a name, run or compare, and of {', '.join(STAGE_KEYS)}: {dict(given)}.", path=path
+        )
     hours = {"tiny": 0.0, **given.get("hours", {})}
     if {*hours} != {*SCALES}:
         raise DataError(f"stage {given['name']} needs hours for here and paper.", path=path)

@@ -1,7 +1,7 @@
 """Rows on file: the answers of a comparison as compressed JSON lines, without the text of any prompt.
 
-A prompt is named by its place among the prompts of its split and by the first letters of the SHA-256 of its JSON, so that
-prompts which may not be passed on are not, and whoever has them can see that they are the same.
+A prompt is named by its place among the prompts of its split and by the first letters of the SHA-256 of its JSON, so
+that prompts which may not be passed on are not, and whoever has them can see that they are the same.
 """
 
 from __future__ import annotations

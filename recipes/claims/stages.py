@@ -8,6 +8,7 @@ recipe was changed, and rows of two recipes are not one table.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -54,8 +55,9 @@ class Plan:
     scale: str
     work: Path
     stages: tuple[Planned, ...]
+    data: str | None
     as_fixed: bool
-    """Whether the rows are those of the recipe: at the scale here, with no value but directories given by hand."""
+    """Whether the rows are the recipe's: at the scale here, with no value but directories given by hand."""
 
     def stamp(self, planned: Planned) -> Path:
         return self.work / "stages" / f"{planned.stage.name}.json"
@@ -101,10 +103,11 @@ def plan(claim: Claim, scale: str, work: Path, given: Mapping[str, str]) -> Plan
     planned: list[Planned] = []
     for stage in claim.stages:
         planned.append(_planned(claim, stage, values, planned[-1].digest if planned else ""))
-    return Plan(claim, scale, work, tuple(planned), scale == "here" and not {*given} - {*DIRECTORIES})
+    as_fixed = scale == "here" and not {*given} - {*DIRECTORIES}
+    return Plan(claim, scale, work, tuple(planned), given.get("data"), as_fixed)
 
 
-def _used(claim: Claim) -> set[str]:
+def used(claim: Claim) -> set[str]:
     """The names of values that the templates of a claim hold."""
     texts = [one for stage in claim.stages for one in (stage.run, stage.makes, stage.rows, stage.resume) if one]
     texts += [(claim.directory / stage.compare).read_text(encoding="utf-8") for stage in claim.stages if stage.compare]
@@ -116,7 +119,8 @@ def _planned(claim: Claim, stage: Stage, values: Mapping[str, str], before: str)
     work = Path(values["work"])
     if stage.compare is not None:
         comparison = filled((claim.directory / stage.compare).read_text(encoding="utf-8"), values)
-        command = f"$trimtab compare {shlex.quote(str(work / f'{stage.name}.yaml'))} --out {shlex.quote(str(work / stage.name))}"
+        recipe, out = shlex.quote(str(work / f"{stage.name}.yaml")), shlex.quote(str(work / stage.name))
+        command = f"$trimtab compare {recipe} --out {out}"
         makes = work / stage.name / "report.html"
     else:
         assert stage.run is not None
@@ -173,10 +177,12 @@ def run(plan: Plan, say: Say, *, only: str | None = None, execute: Run | None = 
             if state == "finished":
                 say(f"{name}: finished before")
             else:
-                _execute(plan, planned, say, execute or _subprocess)
+                _execute(plan, planned, say, execute or (lambda words: _subprocess(words, plan.data)))
                 num_run += 1
         elif only is not None and state != "finished" and names.index(name) < names.index(only):
-            raise OptionError(f"Stage {only} needs {name}, which is not finished. Run that first, or all: leave out --stage.")
+            raise OptionError(
+                f"Stage {only} needs {name}, which is not finished. Run that first, or all: leave out --stage."
+            )
     return num_run
 
 
@@ -195,9 +201,8 @@ def _execute(plan: Plan, planned: Planned, say: Say, execute: Run) -> None:
     code = execute(words)
     if code:
         raise StageError(f"Stage {name} ended with {code}. What it made stays; the same command goes on from there.")
-    if planned.stage.makes or planned.comparison is not None:
-        if not planned.makes.exists():
-            raise StageError(f"Stage {name} ended well and did not make {planned.makes}.")
+    if (planned.stage.makes or planned.comparison is not None) and not planned.makes.exists():
+        raise StageError(f"Stage {name} ended well and did not make {planned.makes}.")
     if planned.stage.keeps_rows:
         _keep(plan, planned, say)
     write_text(plan.stamp(planned), json.dumps({"digest": planned.digest, "command": words}, indent=1) + "\n")
@@ -215,5 +220,7 @@ def _keep(plan: Plan, planned: Planned, say: Say) -> None:
     say(f"{stage.name}: {len(kept)} rows in {path}")
 
 
-def _subprocess(words: list[str]) -> int:
-    return subprocess.run(words, cwd=REPOSITORY, check=False).returncode
+def _subprocess(words: list[str], data: str | None) -> int:
+    """Run a command; what judges and scorers of recipes ask the environment for is there."""
+    known = {} if data is None else {"JUDGE_DATA": data, "ARITHMETIC": f"{data}/gsm8k/test.jsonl"}
+    return subprocess.run(words, cwd=REPOSITORY, check=False, env={**os.environ, **known}).returncode

@@ -1,10 +1,10 @@
 """What rows say of a claim, by the rule that its recipe fixed: holds, partly, does not, cannot be told here.
 
-A claim has one or several tests. Each gives an interval and one of three outcomes: it holds, it does not, or the interval
-leaves both open. All hold: the claim holds. Some: partly. None, and one does not: the claim does not. Else it cannot be told
-here. Strengths are chosen on the validation prompts and tests made on the test prompts, so that no choice flatters what it is
-tested by. Intervals are those of `trimtab.statistics`: BCa bootstrap over prompts, a prompt's seeds averaged first, arms paired
-by prompt.
+A claim has one or several tests. Each gives an interval and one of three outcomes: it holds, it does not, or the
+interval leaves both open. All hold: the claim holds. Some: partly. None, and one does not: the claim does not. Else it
+cannot be told here. Strengths are chosen on the validation prompts and tests made on the test prompts, so that no choice
+flatters what it is tested by. Intervals are those of `trimtab.statistics`: BCa bootstrap over prompts, a prompt's seeds
+averaged first, arms paired by prompt.
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ def _arm(spec: Mapping[str, Any], rows: Rows, reward: str, other: tuple[str, Str
         if wanted == "same":
             assert other is not None
             wanted = _mean(_by_prompt(rows, other, "validation", "kl"))
-        found = {index: _mean(_by_prompt(rows, (method, one), "validation", "kl")) for index, one in enumerate(strengths)}
+        found = {
+            index: _mean(_by_prompt(rows, (method, one), "validation", "kl")) for index, one in enumerate(strengths)
+        }
         return method, strengths[min(found, key=lambda index: abs(found[index] - wanted))]
     if spec["strength"] == "best":
         means = [_mean(_by_prompt(rows, (method, one), "validation", reward)) for one in strengths]
