@@ -40,7 +40,8 @@ def outcomes(claim: Claim) -> tuple[list[Outcome], list[str]]:
             missing.append(f"{test['what']}: not run yet")
             continue
         try:
-            found.append(outcome(test, rows.read(path)))
+            judged = rows.read(claim.rows_of(test["judge"]["rows"])) if "judge" in test else None
+            found.append(outcome(test, rows.read(path), judged))
         except DataError as error:
             missing.append(f"{test['what']}: {error}")
     return found, missing
@@ -115,6 +116,11 @@ def rule(test: dict[str, object]) -> str:
     """A test in words."""
     limits = {
         "difference": lambda: f"a paired difference whose interval lies above {test.get('above', 0)}",
+        "front": lambda: (
+            f"a paired difference of hypervolumes whose interval lies within ±{test['margin']}"
+            if "margin" in test
+            else "a paired difference of hypervolumes whose interval lies above 0"
+        ),
         "equivalence": lambda: f"a paired difference whose interval lies within ±{test['margin']}",
         "share": lambda: (
             f"a share whose interval lies above {test['above']} and reaches at most {test.get('widest')} to a side"

@@ -3,7 +3,7 @@
     python recipes/claims/prepare.py first FILE.jsonl --start 100 --num 400 --out PROMPTS.jsonl
     python recipes/claims/prepare.py prefixes PAIRS.jsonl --shares 0.25 0.5 0.75 1 --out MORE.jsonl
     python recipes/claims/prepare.py merge --model demo --adapter policies/dpo --out bases/dpo
-    python recipes/claims/prepare.py random-agent --model demo --agent agents/a --prompts PROMPTS.jsonl --out agents/random
+    python recipes/claims/prepare.py random-agent --model demo --agent agents/a --prompts FILE.jsonl --out agents/random
     python recipes/claims/prepare.py judge --reward harmless=DIR --pairs VALIDATION.jsonl --out judges.jsonl
 
 What is written appears whole or not at all, so a stage that was cut begins anew.

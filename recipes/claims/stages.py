@@ -79,8 +79,8 @@ DIRECTORIES = ("data", "models", "work", "recipes", "claim")
 def plan(claim: Claim, scale: str, work: Path, given: Mapping[str, str]) -> Plan:
     """The stages of a claim with all values filled in.
 
-    `given` are values by name, which go before those of the scale. Raises OptionError for one that no stage uses, or that
-    is missing.
+    `given` are values by name, which go before those of the scale. Raises OptionError for one that no stage uses, or
+    that is missing.
     """
     work = work.resolve()
     given = {name: str(Path(value).resolve()) if name in ("data", "models") else value for name, value in given.items()}

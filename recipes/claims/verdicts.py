@@ -2,8 +2,8 @@
 
 A claim has one or several tests. Each gives an interval and one of three outcomes: it holds, it does not, or the
 interval leaves both open. All hold: the claim holds. Some: partly. None, and one does not: the claim does not. Else it
-cannot be told here. Strengths are chosen on the validation prompts and tests made on the test prompts, so that no choice
-flatters what it is tested by. Intervals are those of `trimtab.statistics`: BCa bootstrap over prompts, a prompt's seeds
+cannot be told here. Strengths are chosen on the validation prompts and tests made on the test prompts, so that no
+choice flatters what it is tested by. Intervals are those of `trimtab.statistics`: BCa bootstrap over prompts, a prompt's seeds
 averaged first, arms paired by prompt.
 """
 
@@ -11,14 +11,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.errors import DataError, unknown_name
-from trimtab.statistics import Interval, acceleration_of, bca_levels, difference_interval, mean_interval, paired_means
+from trimtab.statistics import (
+    Interval,
+    acceleration_of,
+    bca_levels,
+    difference_interval,
+    mean_interval,
+    paired_means,
+    wilson_interval,
+)
 
 HOLDS, PARTLY, DOES_NOT, CANNOT_TELL = "holds", "partly", "does not", "cannot be told here"
-KINDS = ("difference", "equivalence", "share", "cost")
+KINDS = ("difference", "equivalence", "share", "front", "cost")
 Rows = Sequence[Mapping[str, Any]]
 Strength = Any
 MIN_PROMPTS = 10
@@ -36,11 +44,16 @@ class Outcome:
     arms: str
     """Which arms were compared, with the strengths that were chosen."""
 
+    judge: str = ""
+    """What is wrong with the judge whose reward this is; a judge that is not clear of a coin judges nothing."""
+
     @property
     def why(self) -> str:
         """What is left open, in words; nothing where the test tells."""
         if self.outcome != CANNOT_TELL:
             return ""
+        if self.judge:
+            return f"{self.what}: {self.judge}"
         return f"{self.what}: {self.interval} over {self.num} prompts leaves both open"
 
 
@@ -54,13 +67,35 @@ def overall(outcomes: Sequence[Outcome]) -> str:
     return DOES_NOT if DOES_NOT in found else CANNOT_TELL
 
 
-def outcome(test: Mapping[str, Any], rows: Rows) -> Outcome:
-    """The outcome of one test on the rows of its stage. Raises DataError where these lack what the test reads."""
+def outcome(test: Mapping[str, Any], rows: Rows, judged: Rows | None = None) -> Outcome:
+    """The outcome of one test on the rows of its stage.
+
+    `judged` are rows of the test's judge on pairs that people ordered: one that is not clear of a coin leaves open what it
+    would have told. Raises DataError where rows lack what the test reads.
+    """
+    found = _outcome(test, rows)
+    if judged is None:
+        return found
+    right = agreement(judged, test["judge"]["name"])
+    if right.low > 0.5:
+        return found
+    return replace(found, outcome=CANNOT_TELL, judge=f"its judge orders {right} of people's pairs, as a coin might")
+
+
+def agreement(judged: Rows, name: str) -> Interval:
+    """The share of people's pairs that a judge orders as they did, ties half, with its Wilson interval."""
+    found = [row["right"] for row in judged if row["judge"] == name]
+    if not found:
+        raise unknown_name("judge", name, {row["judge"] for row in judged})
+    return wilson_interval(sum(found), len(found))
+
+
+def _outcome(test: Mapping[str, Any], rows: Rows) -> Outcome:
     kind = test["kind"]
     if kind not in KINDS:
         raise unknown_name("kind of test", kind, KINDS)
-    if kind == "cost":
-        return _cost(test, rows)
+    if kind in ("cost", "front"):
+        return (_cost if kind == "cost" else _front)(test, rows)
     reward = test["reward"]
     first = _arm(test["of"], rows, reward, None)
     second = _arm(test["than"], rows, reward, first)
@@ -137,6 +172,23 @@ def _cost(test: Mapping[str, Any], rows: Rows) -> Outcome:
     below = test["below"]
     told = HOLDS if interval.high < below else DOES_NOT if interval.low > below else CANNOT_TELL
     return Outcome(test["what"], interval, 1, told, row["page"])
+
+
+def _front(test: Mapping[str, Any], rows: Rows) -> Outcome:
+    """The hypervolume of a method's points less that of as many of another's, by the comparison's own statistics.
+
+    `than: base` is the base, drawn again under as many sets of seeds.
+    """
+    from recipes.claims.fronts import volume_difference
+
+    found, points = volume_difference(rows, test["of"], test["than"], test["reference"])
+    if found.low is None or found.high is None:
+        raise DataError(f"{test['what']}: {found.num_prompts} shared test prompts; an interval needs {MIN_PROMPTS}.")
+    interval = Interval(found.value, found.low, found.high)
+    told = _equivalence(interval, test["margin"]) if "margin" in test else _difference(interval, test)
+    return Outcome(
+        test["what"], interval, found.num_prompts, told, f"{test['of']} less {test['than']}, {points} points each"
+    )
 
 
 def _named(arm: tuple[str, Strength]) -> str:
