@@ -111,6 +111,7 @@ def merge(args: argparse.Namespace) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     merged.save_pretrained(beside)
     model.tokenizer.hf.save_pretrained(beside)
+    shutil.rmtree(args.out, ignore_errors=True)
     beside.replace(args.out)
 
 
@@ -134,7 +135,7 @@ def random_agent(args: argparse.Namespace) -> None:
         network.output_linear.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
         found = _acceptance(model, random, prompts, args)
         low, high = (bias, high) if found < wanted else (low, bias)
-    save_guide(random, args.out)
+    save_guide(random, args.out, overwrite=True)
     print(f"acceptance rate: the agent {wanted:.3f}, the random network {found:.3f}")
 
 

@@ -21,7 +21,7 @@ CLAIMS = Path(__file__).resolve().parent
 REPOSITORY = CLAIMS.parents[1]
 SCALES = ("here", "paper", "tiny")
 KEYS = ("row", "claim", "paper", "question", "fixed", "changed", "verdict", "stages", "scales")
-STAGE_KEYS = ("name", "run", "compare", "makes", "hours", "resume", "rows")
+STAGE_KEYS = ("name", "run", "compare", "makes", "hours", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,6 @@ class Stage:
     """What the command leaves, a template: a stage whose output is gone is made again."""
     hours: Mapping[str, float]
     """Scale -> how long it takes: measured or worked out for `here`, expected for `paper`."""
-    resume: str
-    """What is added to the command where an earlier try left its output unfinished."""
     rows: str | None
     """A file of JSON lines that is kept beside the recipe, a template; a comparison's answers always are."""
 
@@ -147,7 +145,6 @@ def _stage(given: Mapping[str, Any], path: Path) -> Stage:
         given.get("compare"),
         given.get("makes"),
         hours,
-        given.get("resume", ""),
         given.get("rows"),
     )
 

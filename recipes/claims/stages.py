@@ -109,7 +109,7 @@ def plan(claim: Claim, scale: str, work: Path, given: Mapping[str, str]) -> Plan
 
 def used(claim: Claim) -> set[str]:
     """The names of values that the templates of a claim hold."""
-    texts = [one for stage in claim.stages for one in (stage.run, stage.makes, stage.rows, stage.resume) if one]
+    texts = [one for stage in claim.stages for one in (stage.run, stage.makes, stage.rows) if one]
     texts += [(claim.directory / stage.compare).read_text(encoding="utf-8") for stage in claim.stages if stage.compare]
     texts += [value for scale in claim.scales.values() for value in scale.values.values()]
     return {found for text in texts for found in re.findall(r"\$\{?(\w+)", text)}
@@ -194,8 +194,6 @@ def _execute(plan: Plan, planned: Planned, say: Say, execute: Run) -> None:
         write_text(plan.work / f"{name}.yaml", planned.comparison)
         if (plan.work / name / "run.json").exists():
             words.append("--resume")
-    elif planned.makes.exists() and planned.stage.resume:
-        words += shlex.split(planned.stage.resume)
     plan.stamp(planned).unlink(missing_ok=True)
     say(f"{name}: {shlex.join(words)}")
     code = execute(words)
