@@ -9,6 +9,7 @@
 #   make test-llama  install llama.cpp in .venv-llama, then the tests of GGUF files that it runs as they are
 #   make lint       ruff and mypy
 #   make bench      the speed and memory table
+#   make claim NAME=...   a claim of the papers (without NAME: which there are), its unfinished stages; DATA=, MODELS=, WORK=
 #   make docs-tables   write the tables of docs/reference/flags.md anew from the code
 #   make docs       the pages as a site, in site/ (mkdocs-material, in .venv-docs)
 #   make clean      remove the environments and caches
@@ -38,7 +39,7 @@ OR_SAY  = || { echo "The install stopped here. To see more of why: make install 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm test-llama lint bench docs docs-tables clean
+.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm test-llama lint bench claim docs docs-tables clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -166,6 +167,10 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict src
+
+claim: $(STAMP)
+	@HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} $(BIN)/python -m recipes.claims $(if $(NAME),run $(NAME) $(if $(DATA),--data $(DATA)) \
+	  $(if $(MODELS),--models $(MODELS)) $(if $(WORK),--work $(WORK)),list)
 
 bench: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/decode.py

@@ -1,4 +1,4 @@
-"""The front of a method on kept rows, by the statistics of `trimtab compare`: hypervolumes of as many points, in pairs."""
+"""Fronts of kept rows, by the statistics of `trimtab compare`: hypervolumes of as many points, paired by prompt."""
 
 from __future__ import annotations
 

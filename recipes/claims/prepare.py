@@ -6,6 +6,8 @@
     python recipes/claims/prepare.py random-agent --model demo --agent agents/a --prompts FILE.jsonl --out agents/random
     python recipes/claims/prepare.py judge --reward harmless=DIR --pairs VALIDATION.jsonl --out judges.jsonl
 
+    python recipes/claims/prepare.py figures --out FIGURES.jsonl        # speeds that the pages give
+
 What is written appears whole or not at all, so a stage that was cut begins anew.
 """
 
@@ -14,9 +16,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +172,62 @@ def _text(answer: Any) -> str:
     return answer if isinstance(answer, str) else str(answer[-1]["content"])
 
 
-MAKERS = {"first": first, "prefixes": prefixes, "merge": merge, "random-agent": random_agent, "judge": judge}
+def figures(args: argparse.Namespace) -> None:
+    """The speeds of the pages on performance and on GGUF files over the base's, each with what measured it."""
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    _write(args.out, [*_methods(docs / "evaluation" / "performance.md"), *_llama(docs / "serving" / "llama.md")])
+
+
+RATIO = re.compile(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)")
+
+
+def _methods(page: Path) -> Iterator[dict[str, Any]]:
+    text = page.read_text(encoding="utf-8")
+    (section,) = re.findall(r"^## Methods$(.*?)^## ", text, flags=re.DOTALL | re.MULTILINE)
+    (command,) = re.findall(r"`(python benchmarks/methods.py .*?)`", section, flags=re.DOTALL)
+    for requests, table in re.findall(r"\| method, batch (\d+) \|.*?\n\|[-|]+\n(.*?)\n\n", section, flags=re.DOTALL):
+        for line in table.splitlines():
+            cells = [cell.strip() for cell in line.split("|")[1:-1]]
+            found, method = RATIO.fullmatch(cells[2]), re.match(r"`([\w-]+)`", cells[0])
+            assert found, line
+            assert method, line
+            yield {
+                "method": method[1],
+                "said": cells[0],
+                "engine": "builtin",
+                "requests": int(requests),
+                "model": "135M",
+                **dict(zip(("of_base", "lowest", "highest"), map(float, found.groups()), strict=True)),
+                "command": " ".join(command.split()),
+                "page": "docs/evaluation/performance.md",
+            }
+
+
+def _llama(page: Path) -> Iterator[dict[str, Any]]:
+    text = page.read_text(encoding="utf-8")
+    (line,) = re.findall(r"^\| guided, over unguided \|.*$", text, flags=re.MULTILINE)
+    columns = [("135M, Q4_1", 1), ("135M, Q4_1", 16), ("1.5B, Q4_K_M, guide of 0.5B", 1)]
+    for (model, requests), found in zip(columns, RATIO.findall(line), strict=True):
+        yield {
+            "method": "genarm",
+            "said": "guided, over unguided",
+            "engine": "llama.cpp",
+            "requests": requests,
+            "model": model,
+            **dict(zip(("of_base", "lowest", "highest"), map(float, found), strict=True)),
+            "command": "python benchmarks/llama.py",
+            "page": "docs/serving/llama.md",
+        }
+
+
+MAKERS = {
+    "figures": figures,
+    "first": first,
+    "prefixes": prefixes,
+    "merge": merge,
+    "random-agent": random_agent,
+    "judge": judge,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

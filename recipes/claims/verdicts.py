@@ -3,8 +3,8 @@
 A claim has one or several tests. Each gives an interval and one of three outcomes: it holds, it does not, or the
 interval leaves both open. All hold: the claim holds. Some: partly. None, and one does not: the claim does not. Else it
 cannot be told here. Strengths are chosen on the validation prompts and tests made on the test prompts, so that no
-choice flatters what it is tested by. Intervals are those of `trimtab.statistics`: BCa bootstrap over prompts, a prompt's seeds
-averaged first, arms paired by prompt.
+choice flatters what it is tested by. Intervals are those of `trimtab.statistics`: BCa bootstrap over prompts, the seeds
+of a prompt averaged first, arms paired by prompt.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def overall(outcomes: Sequence[Outcome]) -> str:
 def outcome(test: Mapping[str, Any], rows: Rows, judged: Rows | None = None) -> Outcome:
     """The outcome of one test on the rows of its stage.
 
-    `judged` are rows of the test's judge on pairs that people ordered: one that is not clear of a coin leaves open what it
-    would have told. Raises DataError where rows lack what the test reads.
+    `judged` are rows of the test's judge on pairs that people ordered: one that is not clear of a coin leaves open what
+    it would have told. Raises DataError where rows lack what the test reads.
     """
     found = _outcome(test, rows)
     if judged is None:
