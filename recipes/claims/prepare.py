@@ -19,12 +19,12 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import DataError
-from trimtab.storage.files import write_text
 
 NUM_STEPS = 12
 """Halvings of the bias that a random agent's acceptance rate is matched by."""
@@ -69,11 +69,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "
+" for row in rows), encoding="utf-8")
+    beside.replace(path)
 
 
 def first(args: argparse.Namespace) -> None:
@@ -104,12 +108,13 @@ def merge(args: argparse.Namespace) -> None:
     """A base with a LoRA adapter added to its weights, as a model of its own."""
     from peft import PeftModel
 
-    from trimtab import load_model
-    from trimtab.storage.directories import guide_directory
+    from trimtab import load_guide, load_model, save_guide
 
     model = load_model(args.model, dtype="float32")
     assert model.tokenizer is not None
-    merged = PeftModel.from_pretrained(model.module, str(guide_directory(args.adapter))).merge_and_unload()
+    with tempfile.TemporaryDirectory() as directory:
+        adapter = save_guide(load_guide(args.adapter), Path(directory) / "adapter")
+        merged = PeftModel.from_pretrained(model.module, str(adapter)).merge_and_unload()
     beside = args.out.with_name(f".{args.out.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     merged.save_pretrained(beside)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.documents import read_yaml
+import yaml
+
 from trimtab.errors import DataError, OptionError, unknown_name
 
 CLAIMS = Path(__file__).resolve().parent
@@ -101,7 +102,10 @@ def read(name: str) -> Claim:
 
 def read_file(path: Path) -> Claim:
     """The recipe of a file."""
-    found = read_yaml(path, extra="compare", what="a claim")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise DataError(f"no YAML ({error}).", path=path) from None
     if not isinstance(found, Mapping):
         raise DataError("a claim is a mapping of keys to values.", path=path)
     problems = [f"{key} is missing" for key in KEYS if key not in found and key != "changed"]

@@ -7,15 +7,14 @@ that prompts which may not be passed on are not, and whoever has them can see th
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.claims import files
 from trimtab.errors import DataError
-from trimtab.storage.files import whole_file
 
 MAX_FILE = 3_000_000
 MAX_ALL = 30_000_000
@@ -34,7 +33,7 @@ def _packed(row: Mapping[str, Any]) -> dict[str, Any]:
     if "prompt_index" not in row:
         return dict(row)
     prompt = json.dumps(row["prompt"], ensure_ascii=False)
-    digest = hashlib.sha256(prompt.encode()).hexdigest()[:12]
+    digest = files.digest(prompt)[:12]
     return {**{key: row[key] for key in KEPT}, "prompt_sha256": digest}
 
 
@@ -50,9 +49,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             f"{len(rows)} rows are {len(content)} bytes; at most {MAX_FILE} are kept in a file. Split the stage.",
             path=path,
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as beside:
-        beside.write_bytes(content)
+    files.write(path, content)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -17,11 +17,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.claims import rows
+from recipes.claims import files, rows
 from recipes.claims.recipe import REPOSITORY, Claim, Stage, filled
 from trimtab.errors import OptionError, TrimtabError, unknown_name
-from trimtab.storage.files import file_digest, text_digest, write_text
-from trimtab.storage.json_lines import read_lines
 
 Run = Callable[[list[str]], int]
 Say = Callable[[str], None]
@@ -137,8 +135,8 @@ def _digest(words: tuple[str, ...], comparison: str | None, before: str, values:
         if values.get(name):
             text = text.replace(values[name], f"${name}")
     text = text.replace(sys.executable, "python")
-    scripts = [file_digest(Path(word)) for word in words if word.endswith(".py") and Path(word).is_file()]
-    return text_digest(json.dumps([before, text, scripts]))
+    scripts = [files.digest(Path(word).read_bytes()) for word in words if word.endswith(".py") and Path(word).is_file()]
+    return files.digest(json.dumps([before, text, scripts]))
 
 
 def describe(plan: Plan, say: Say) -> None:
@@ -191,7 +189,7 @@ def _execute(plan: Plan, planned: Planned, say: Say, execute: Run) -> None:
     (plan.work / "stages").mkdir(parents=True, exist_ok=True)
     words = list(planned.command)
     if planned.comparison is not None:
-        write_text(plan.work / f"{name}.yaml", planned.comparison)
+        files.write(plan.work / f"{name}.yaml", planned.comparison)
         if (plan.work / name / "run.json").exists():
             words.append("--resume")
     plan.stamp(planned).unlink(missing_ok=True)
@@ -203,14 +201,14 @@ def _execute(plan: Plan, planned: Planned, say: Say, execute: Run) -> None:
         raise StageError(f"Stage {name} ended well and did not make {planned.makes}.")
     if planned.stage.keeps_rows:
         _keep(plan, planned, say)
-    write_text(plan.stamp(planned), json.dumps({"digest": planned.digest, "command": words}, indent=1) + "\n")
+    files.write(plan.stamp(planned), json.dumps({"digest": planned.digest, "command": words}, indent=1) + "\n")
 
 
 def _keep(plan: Plan, planned: Planned, say: Say) -> None:
     """Put the rows of a stage beside the recipe; those of another scale stay in the working directory."""
     stage = planned.stage
     source = plan.work / stage.name / "answers.jsonl" if stage.compare else plan.work / str(stage.rows)
-    kept = rows.packed(read_lines(source)[0])
+    kept = rows.packed(files.read_lines(source))
     if not kept:
         raise StageError(f"Stage {stage.name} left no rows in {source}.")
     path = plan.claim.rows_of(stage.name) if plan.as_fixed else plan.work / "rows" / f"{stage.name}.jsonl.gz"

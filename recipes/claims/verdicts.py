@@ -181,14 +181,11 @@ def _front(test: Mapping[str, Any], rows: Rows) -> Outcome:
     """
     from recipes.claims.fronts import volume_difference
 
-    found, points = volume_difference(rows, test["of"], test["than"], test["reference"])
-    if found.low is None or found.high is None:
-        raise DataError(f"{test['what']}: {found.num_prompts} shared test prompts; an interval needs {MIN_PROMPTS}.")
-    interval = Interval(found.value, found.low, found.high)
+    interval, num, points = volume_difference(rows, test["of"], test["than"], test["reference"])
+    if num < MIN_PROMPTS:
+        raise DataError(f"{test['what']}: {num} shared test prompts; an interval needs {MIN_PROMPTS}.")
     told = _equivalence(interval, test["margin"]) if "margin" in test else _difference(interval, test)
-    return Outcome(
-        test["what"], interval, found.num_prompts, told, f"{test['of']} less {test['than']}, {points} points each"
-    )
+    return Outcome(test["what"], interval, num, told, f"{test['of']} less {test['than']}, {points} points each")
 
 
 def _named(arm: tuple[str, Strength]) -> str:
