@@ -75,8 +75,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "
-" for row in rows), encoding="utf-8")
+    beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     beside.replace(path)
 
 
