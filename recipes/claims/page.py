@@ -22,11 +22,11 @@ def written(page: str) -> str:
     return MARK.sub(lambda mark: f"<!-- claims: {mark[1]} -->\n\n{made[mark[1]]}\n<!-- end -->", page)
 
 
-def rewrite(path: Path = PAGE) -> bool:
+def rewrite() -> bool:
     """Write the page anew; returns whether it changed."""
-    before = path.read_text(encoding="utf-8")
+    before = PAGE.read_text(encoding="utf-8")
     after = written(before)
-    path.write_text(after, encoding="utf-8")
+    PAGE.write_text(after, encoding="utf-8")
     return after != before
 
 

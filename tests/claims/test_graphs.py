@@ -33,7 +33,9 @@ def _given(name: str, model: Path | str, data: Path | str) -> dict[str, str]:
     return models | ({"data": str(data)} if "data" in used else {})
 
 
-@pytest.mark.parametrize("name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in names()])
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in names()]
+)
 def test_a_claim_runs_from_end_to_end(
     name: str, data: Path, model: Path, tmp_path: Path, execute: Callable[[list[str]], int]
 ) -> None:
@@ -74,7 +76,9 @@ def test_the_commands_of_a_claim_are_commands(name: str, scale: str, tmp_path: P
             source = yaml.safe_load(planned.comparison)
             recipe = parse_recipe(source, tmp_path, known_methods(), check_method)
             assert recipe.baseline.name == "base"
-            wanted = {test["reward"] for test in claim.verdict if test["rows"] == planned.stage.name and "reward" in test}
+            wanted = {
+                test["reward"] for test in claim.verdict if test["rows"] == planned.stage.name and "reward" in test
+            }
             assert wanted <= {reward.name for reward in recipe.rewards}
 
 
