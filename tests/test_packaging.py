@@ -412,7 +412,7 @@ def _imported(path: Path) -> set[str]:
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add((node.module or "").split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"tests"}
+    return names - set(sys.stdlib_module_names) - {"tests", "recipes"}
 
 
 def _distribution(package: str) -> str:
