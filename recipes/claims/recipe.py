@@ -37,7 +37,7 @@ class Stage:
     makes: str | None
     """What the command leaves, a template: a stage whose output is gone is made again."""
     hours: Mapping[str, float]
-    """Scale -> how long it takes: measured or worked out for `here`, expected for `paper`."""
+    """Scale -> how long it takes: an estimate, until a run has measured it."""
     rows: str | None
     """A file of JSON lines that is kept beside the recipe, a template; a comparison's answers always are."""
 
