@@ -78,7 +78,7 @@ def details(claim: Claim) -> str:
     lines += [f"- **changed after a look**: {text}" for text in claim.changed]
     lines += ["- **decides**: " + "; ".join(rule(test) for test in claim.verdict), ""]
     lines += [
-        f"`make claim NAME={claim.name}`, {_hours(claim.hours('here'))} on two cores, an estimate that no run has confirmed",
+        f"`make claim NAME={claim.name}`, {_hours(claim.hours('here'))} on two cores, an estimate",
         "",
     ]
     found, missing = outcomes(claim)
