@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,10 +31,13 @@ LONG = "x" * 5000
 
 
 @pytest.fixture(scope="module")
-def products(tiny_model: HFModel) -> dict[str, Any]:
-    """A guide that is another model."""
+def with_product(start: Start, tiny_model: HFModel) -> Iterator[Running]:
+    """A server whose guide `near` is another model."""
     tokenizer = byte_tokenizer()
-    return {"near": ARM(HFModel(byte_llama(tokenizer, max_length=2048, seed=7), tokenizer))}
+    guides = {"near": ARM(HFModel(byte_llama(tokenizer, max_length=2048, seed=7), tokenizer))}
+    catalogue = Catalogue(tiny_model, "tiny", dict.fromkeys(guides, 0.0), {})
+    with start(engine=Decoder(tiny_model, guides), catalogue=catalogue) as running:
+        yield running
 
 
 def refused(server: Running, path: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -108,27 +112,19 @@ def test_each_refusal_names_its_field(server: Running, path: str, changes: dict[
     assert error["param"] == param
 
 
-def test_a_negative_weight_of_a_product_is_the_weights_fault(
-    start: Start, tiny_model: HFModel, products: dict[str, Any]
-) -> None:
-    catalogue = Catalogue(tiny_model, "tiny", dict.fromkeys(products, 0.0), {})
-    with start(engine=Decoder(tiny_model, products), catalogue=catalogue) as running:
-        for path in ENDPOINTS:
-            error = refused(running, path, {"guidance": {"weights": {"near": -1}}})
-            assert (error["param"], error["message"][:23]) == ("guidance.weights", "Guide near is a product")
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_a_negative_weight_of_a_product_is_the_weights_fault(with_product: Running, path: str) -> None:
+    error = refused(with_product, path, {"guidance": {"weights": {"near": -1}}})
+    assert (error["param"], error["message"][:23]) == ("guidance.weights", "Guide near is a product")
 
 
-def test_filters_that_forbid_every_token_are_the_requests_fault(
-    start: Start, tiny_model: HFModel, products: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_filters_that_forbid_every_token_are_the_requests_fault(with_product: Running, path: str) -> None:
     """The base's likely tokens and the guide's are others: whoever asks for both masks can change them."""
-    catalogue = Catalogue(tiny_model, "tiny", dict.fromkeys(products, 0.0), {})
     asked = {"weights": {"near": 1}, "plausibility": 1.0, "guide_plausibility": {"near": 1.0}}
-    with start(engine=Decoder(tiny_model, products), catalogue=catalogue) as running:
-        for path in ENDPOINTS:
-            status, _, reply = call(running, path, {**ENDPOINTS[path][0], "guidance": asked})
-            assert (status, reply["error"]["code"]) == (400, "dead_end"), reply
-            assert reply["error"]["message"].startswith("Every token is forbidden")
+    error = refused(with_product, path, {"guidance": asked})
+    assert error["code"] == "dead_end"
+    assert error["message"].startswith("Every token is forbidden")
 
 
 def test_a_stream_calls_a_length_as_its_endpoint_does(server: Running) -> None:
