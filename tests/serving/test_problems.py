@@ -69,6 +69,10 @@ BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown guide": ({"guidance": {"weights": {"upp": 1}}}, "guidance.weights.upp"),
     "sentences where none are taken": ({"guidance": {"prompts": {"a": "Be kind."}}}, "guidance.prompts"),
     "drafts of nothing": ({"guidance": {"draft_tokens": 3}}, "guidance.draft_tokens"),
+    "a mask of a guide that is not there": (
+        {"guidance": {"guide_plausibility": {"{0}": 0.1}}},
+        "guidance.guide_plausibility",
+    ),
     "a draft that is not there": ({"guidance": {"draft": "nobody"}}, "guidance.draft"),
     "a draft of what is certain where nothing is": ({"guidance": {"draft": "certain"}}, "guidance.draft"),
     "a draft by one of several guides": ({"guidance": {"draft": "guide"}}, "guidance.draft"),
