@@ -63,6 +63,12 @@ def test_the_newer_name_of_a_chats_length_is_used_where_it_was_sent(server: Runn
     assert (error["param"], error["message"][:27]) == ("max_completion_tokens", "max_completion_tokens is 10")
 
 
+def test_of_two_lengths_that_differ_neither_is_the_one_at_fault(server: Running) -> None:
+    error = refused(server, "/v1/chat/completions", {"max_tokens": 4, "max_completion_tokens": 5})
+    assert error["param"] is None
+    assert "max_tokens and max_completion_tokens differ" in error["message"]
+
+
 BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "stop strings": ({"stop": [f"s{number}" for number in range(17)]}, "stop"),
     "a weight": ({"guidance": {"weights": {"up": 1000}}}, "guidance.weights.up"),
@@ -95,7 +101,6 @@ def test_what_is_beyond_the_limits_of_a_server_is_placed(server: Running, path: 
         ("/v1/completions", {"n": 9}, "n"),
         ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ("/v1/chat/completions", {"top_logprobs": 2}, "top_logprobs"),
-        ("/v1/chat/completions", {"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens"),
         ("/v1/completions", {"logprobs": 21}, "logprobs"),
         ("/v1/responses", {"include": ["message.output_text.logprobs"], "top_logprobs": 21}, "top_logprobs"),
         ("/v1/completions", {"prompt_logprobs": 21, "max_tokens": 1}, "prompt_logprobs"),
