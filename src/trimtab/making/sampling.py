@@ -210,7 +210,8 @@ def _read(row: Mapping[str, object], path: Path, line: int) -> Samples:
     if not isinstance(prompt, str | list | Chat) or not all(isinstance(texts, list) for texts in said.values()):
         raise DataError("not a line of samples. Give --overwrite to begin anew.", path=path, line=line)
     answers = {name: tuple(map(str, texts)) for name, texts in said.items() if isinstance(texts, list)}
-    cut = frozenset(row["cut"]) if isinstance(row.get("cut"), list) else None
+    places = row.get("cut")
+    cut = frozenset(map(int, places)) if isinstance(places, list) else None
     return Samples(prompt, answers, str(row.get("problem") or ""), str(row.get("place") or ""), cut=cut)
 
 
