@@ -22,6 +22,7 @@ from tests.tiny_rewards import write_reward_model
 from trimtab.core import Prompt
 from trimtab.errors import CheckpointError, MissingExtraError, ModelError, OptionError, PromptError, ScoreError
 from trimtab.models.rewards.whole import load_whole_reward_model
+from trimtab.storage.exact_scorers import EXACT
 from trimtab.storage.scorers import SCORERS, Scorer, is_function_name, load_scorer
 
 
@@ -63,7 +64,24 @@ def test_plain_words_are_those_of_at_most_six_letters() -> None:
     assert load_scorer("plain-words")([""] * 5, texts) == [0.0, -1.0, -0.6, -1.0, -1.0]
 
 
-@pytest.mark.parametrize("name", ["short-answer", "plain-words"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("It rains. We stay in!", [2, 3]),
+        ("Does it rain? Yes", [3, 1]),
+        ('He said "No." Then he left.', [3, 3]),
+        ("It costs 3.50 at trimtab.org, at most", [9]),
+        ("Wait... what?! Who knows", [1, 1, 2]),
+        ("one\ntwo\nthree", [3]),
+        ("これは。それ。", [1, 1]),
+        ("word " * 120, [99]),
+    ],
+)
+def test_sentences_are_counted_by_their_words(text: str, words: list[int]) -> None:
+    assert load_scorer("short-sentences")([""], [text]) == [-sum(words) / len(words)]
+
+
+@pytest.mark.parametrize("name", list(EXACT))
 def test_nothing_said_is_never_the_best_answer(name: str) -> None:
     score = load_scorer(name)
     worst, *others = score([""] * 3, ["", "internationalisation a " * 99, "a"])

@@ -27,7 +27,7 @@ def check_masks(plausibility: Mapping[str, float], guides: Mapping[str, object])
     """Raise OptionError for a plausibility mask on a guide that is unknown or has no probabilities of its own."""
     for name, alpha in plausibility.items():
         if name not in guides:
-            raise naming(OptionError, f"{{guide_plausibility}}: {unknown_name('guide', name, guides)}")
+            raise naming(OptionError, "{guide_plausibility}: {0}", unknown_name("guide", name, guides))
         if alpha and not getattr(guides[name], "is_policy", False):
             raise naming(
                 OptionError,

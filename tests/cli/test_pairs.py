@@ -345,6 +345,23 @@ def test_prompts_without_a_pair_say_what_to_change(argv: list[str], run: Run, sc
     refused(short, "whole sentence", "--max-new-tokens", "--no-whole-sentences")
 
 
+def test_answers_that_ran_into_the_limit_are_left_out_where_asked(
+    argv: list[str], run: Run, scorer: str, out: Path
+) -> None:
+    """A model of random bytes hardly ever ends an answer."""
+    outcome = run(*argv, "--reward", scorer)
+    assert outcome.code == 0, outcome.err
+    assert "answers ran into the limit" in outcome.err
+    num_cut = sum(len(row["cut"]) for row in rows(out / "p.work" / "samples.jsonl"))
+    assert num_cut > 12
+    outcome = run(*argv, "--reward", scorer, "--no-cut-answers", "--resume")
+    if outcome.code:
+        refused(outcome, f"{num_cut} answers: ran into the limit", "--no-cut-answers", "--max-new-tokens")
+    else:
+        assert f"{num_cut} answers: ran into the limit" in outcome.err
+        assert "are cut back" not in outcome.err
+
+
 def test_a_sentence_longer_than_the_context(argv: list[str], run: Run, out: Path) -> None:
     outcome = run(*argv, "--towards", "kind " * 40, "--away", "rude")
     refused(outcome, "line 1", "With the sentence of --towards before it", "shorten the sentence")

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from tests.fake_judge import FakeJudge, Reply, fake_judge, in_turn, prefers, texts_of
 from trimtab.errors import ModelError, OptionError
+from trimtab.evaluation.judging.calls import TimedCalls
 from trimtab.evaluation.judging.chat_judge import ChatJudge, Endpoint, read_mark
 from trimtab.evaluation.judging.judges import FIRST, SECOND, TIE, Question, Verdict
 
@@ -224,6 +226,19 @@ def test_ctrl_c_waits_for_the_calls_under_way() -> None:
             _collect(found, _judge(fake, concurrency=4).judge(questions))
     assert len(found) == len(fake.requests) < 40
     assert {verdict.winner for verdict in found.values()} == {SECOND}
+
+
+def test_no_call_begins_once_calls_are_cancelled() -> None:
+    """A thread may be on its way to its next call when the others are ended."""
+    client = pytest.importorskip("openai").AsyncOpenAI
+    with fake_judge(in_turn([], GOOD)) as fake:
+        request = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
+        with TimedCalls(lambda: client(base_url=fake.base_url, api_key="none"), timeout_s=60.0) as calls:
+            calls.complete(request)
+            calls.cancel()
+            with pytest.raises(CancelledError):
+                calls.complete(request)
+    assert len(fake.requests) == 1
 
 
 def test_a_reader_that_has_had_enough_waits_for_nobody() -> None:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab.errors import DataError
 from trimtab.making.choosing import (
     ALIKE,
     CLOSE,
+    CUT,
     EMPTY,
     STOCK,
     UNLIKE,
@@ -71,6 +73,31 @@ def test_what_is_left_out_is_counted_once_with_its_reason() -> None:
     assert account.answers_out == {STOCK: 3, EMPTY: 1, ALIKE: 1, UNSCORED: 1}
     assert account.num_answers == 10
     assert account.num_prompts == 4
+
+
+def test_answers_that_ran_into_the_limit_are_used_or_left_out_and_counted() -> None:
+    samples = [
+        Samples("p", {TOWARDS: ("aaaa", ""), AWAY: ("bbbb", "cccc")}, cut=frozenset({1, 3})),
+        Samples("unreadable", {}, problem="too long"),
+    ]
+    for is_used, left, out in (
+        (True, ["aaaa", "bbbb", "cccc"], {EMPTY: 1}),
+        (False, ["aaaa", "bbbb"], {EMPTY: 1, CUT: 1}),
+    ):
+        account = Account()
+        kept, unreadable = kept_answers(samples, ChoiceSettings(cut_answers=is_used), account)
+        assert [text for texts in kept.answers.values() for _, text in texts] == left
+        assert unreadable.answers == {}
+        assert account.answers_out == out
+        assert account.num_cut == 2
+
+
+def test_a_file_that_does_not_say_which_ran_into_the_limit() -> None:
+    account = Account()
+    kept_answers([said("aaaa")], ChoiceSettings(), account)
+    assert account.num_cut is None
+    with pytest.raises(DataError, match=r"are to be left out \(cut_answers\).*overwrite"):
+        kept_answers([said("aaaa")], ChoiceSettings(cut_answers=False), Account())
 
 
 def test_answers_of_unlike_length_are_no_pair() -> None:

@@ -12,8 +12,8 @@ from trimtab.core import Chat, Prompt, SamplingParams
 from trimtab.errors import DataError
 from trimtab.fields import table
 from trimtab.making import files as files_module
-from trimtab.making.card import About, card
-from trimtab.making.choosing import MISREAD, Account, Pair, prompt_key
+from trimtab.making.card import About, card, margins_and_lengths
+from trimtab.making.choosing import CUT, MISREAD, Account, Pair, prompt_key
 from trimtab.making.files import PairFiles
 from trimtab.making.result import ANSWERS_OUT, PAIRS_OUT, as_json, as_row, pair_set
 from trimtab.making.settings import ChoiceSettings, SampleSettings
@@ -117,6 +117,19 @@ def test_the_account_says_how_often_the_chosen_answer_is_longer() -> None:
     assert found["chosen_longer"]["share"] == 0.5  # type: ignore[index]
     assert (found["chosen_mean_length"], found["rejected_mean_length"]) == (2.5, 3)
     assert found["margin"] == {"mean": 2.5, "min": 1, "median": 2.5, "max": 4}
+
+
+@pytest.mark.parametrize(("num_cut", "num_left_out", "warns"), [(31, 0, True), (30, 0, False), (60, 60, False)])
+def test_answers_that_end_where_the_limit_was_are_warned_of(num_cut: int, num_left_out: int, warns: bool) -> None:
+    account = Account(num_prompts=10, num_answers=60, num_cut=num_cut)
+    account.answers_out[CUT] = num_left_out
+    found = pair_set(pairs_of(10), ChoiceSettings(eval_share=0), account, seed=0)
+    said = [line for line in margins_and_lengths(found) if "ran into the limit" in line]
+    assert bool(said) is warns
+    if warns:
+        assert said[0].startswith("31 of 60 answers")
+        assert "(--max-new-tokens) and leave them out (--no-cut-answers)" in said[0]
+    assert as_json(found)["num_cut_answers"] == num_cut
 
 
 def test_the_card_names_the_files_as_datasets_finds_them() -> None:

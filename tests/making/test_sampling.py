@@ -104,6 +104,24 @@ def test_an_answer_that_ran_into_the_limit_is_cut_back(model: HFModel) -> None:
     assert all(text == "" or text.rstrip()[-1] in "\"')].!?。！？" for text in found.texts)
 
 
+def test_the_file_says_which_answers_ran_into_the_limit(model: HFModel, tmp_path: Path) -> None:
+    answered = list(sampler(model, SENTENCES).answer([Ask(ASK), Ask([{"role": "user", "content": "How?"}])]))
+    for one, prompt in zip(answered, (ASK, [{"role": "user", "content": "How?"}]), strict=True):
+        said = [[{"role": "system", "content": sentence}, *prompt] for sentence in SENTENCES.values() for _ in range(2)]
+        first = 100 if prompt == ASK else 104
+        made = Decoder(model).generate(said, max_new_tokens=12, seed=first)
+        assert one.cut == {place for place, answer in enumerate(made) if answer.finish_reason == "length"}
+    assert any(one.cut for one in answered)
+    write_samples(tmp_path / "s.jsonl", answered)
+    assert [one.cut for one in read_samples(tmp_path / "s.jsonl")] == [one.cut for one in answered]
+
+
+def test_a_file_of_before_does_not_say_which_ran_into_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text('{"prompt": "p", "answers": ["a", "b"]}\n')
+    (found,) = read_samples(tmp_path / "s.jsonl")
+    assert found.cut is None
+
+
 @pytest.mark.parametrize(
     ("template", "has_system"), [(BYTE_TEMPLATE, True), (WITHOUT_SYSTEM, False), (REFUSING, False)]
 )

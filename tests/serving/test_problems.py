@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,10 +31,13 @@ LONG = "x" * 5000
 
 
 @pytest.fixture(scope="module")
-def products(tiny_model: HFModel) -> dict[str, Any]:
-    """A guide that is another model."""
+def with_product(start: Start, tiny_model: HFModel) -> Iterator[Running]:
+    """A server whose guide `near` is another model."""
     tokenizer = byte_tokenizer()
-    return {"near": ARM(HFModel(byte_llama(tokenizer, max_length=2048, seed=7), tokenizer))}
+    guides = {"near": ARM(HFModel(byte_llama(tokenizer, max_length=2048, seed=7), tokenizer))}
+    catalogue = Catalogue(tiny_model, "tiny", dict.fromkeys(guides, 0.0), {})
+    with start(engine=Decoder(tiny_model, guides), catalogue=catalogue) as running:
+        yield running
 
 
 def refused(server: Running, path: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -59,12 +63,22 @@ def test_the_newer_name_of_a_chats_length_is_used_where_it_was_sent(server: Runn
     assert (error["param"], error["message"][:27]) == ("max_completion_tokens", "max_completion_tokens is 10")
 
 
+def test_of_two_lengths_that_differ_neither_is_the_one_at_fault(server: Running) -> None:
+    error = refused(server, "/v1/chat/completions", {"max_tokens": 4, "max_completion_tokens": 5})
+    assert error["param"] is None
+    assert "max_tokens and max_completion_tokens differ" in error["message"]
+
+
 BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "stop strings": ({"stop": [f"s{number}" for number in range(17)]}, "stop"),
     "a weight": ({"guidance": {"weights": {"up": 1000}}}, "guidance.weights.up"),
     "an unknown guide": ({"guidance": {"weights": {"upp": 1}}}, "guidance.weights.upp"),
     "sentences where none are taken": ({"guidance": {"prompts": {"a": "Be kind."}}}, "guidance.prompts"),
     "drafts of nothing": ({"guidance": {"draft_tokens": 3}}, "guidance.draft_tokens"),
+    "a mask of a guide that is not there": (
+        {"guidance": {"guide_plausibility": {"{0}": 0.1}}},
+        "guidance.guide_plausibility",
+    ),
     "a draft that is not there": ({"guidance": {"draft": "nobody"}}, "guidance.draft"),
     "a draft of what is certain where nothing is": ({"guidance": {"draft": "certain"}}, "guidance.draft"),
     "a draft by one of several guides": ({"guidance": {"draft": "guide"}}, "guidance.draft"),
@@ -87,7 +101,6 @@ def test_what_is_beyond_the_limits_of_a_server_is_placed(server: Running, path: 
         ("/v1/completions", {"n": 9}, "n"),
         ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ("/v1/chat/completions", {"top_logprobs": 2}, "top_logprobs"),
-        ("/v1/chat/completions", {"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens"),
         ("/v1/completions", {"logprobs": 21}, "logprobs"),
         ("/v1/responses", {"include": ["message.output_text.logprobs"], "top_logprobs": 21}, "top_logprobs"),
         ("/v1/completions", {"prompt_logprobs": 21, "max_tokens": 1}, "prompt_logprobs"),
@@ -108,27 +121,19 @@ def test_each_refusal_names_its_field(server: Running, path: str, changes: dict[
     assert error["param"] == param
 
 
-def test_a_negative_weight_of_a_product_is_the_weights_fault(
-    start: Start, tiny_model: HFModel, products: dict[str, Any]
-) -> None:
-    catalogue = Catalogue(tiny_model, "tiny", dict.fromkeys(products, 0.0), {})
-    with start(engine=Decoder(tiny_model, products), catalogue=catalogue) as running:
-        for path in ENDPOINTS:
-            error = refused(running, path, {"guidance": {"weights": {"near": -1}}})
-            assert (error["param"], error["message"][:23]) == ("guidance.weights", "Guide near is a product")
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_a_negative_weight_of_a_product_is_the_weights_fault(with_product: Running, path: str) -> None:
+    error = refused(with_product, path, {"guidance": {"weights": {"near": -1}}})
+    assert (error["param"], error["message"][:23]) == ("guidance.weights", "Guide near is a product")
 
 
-def test_filters_that_forbid_every_token_are_the_requests_fault(
-    start: Start, tiny_model: HFModel, products: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_filters_that_forbid_every_token_are_the_requests_fault(with_product: Running, path: str) -> None:
     """The base's likely tokens and the guide's are others: whoever asks for both masks can change them."""
-    catalogue = Catalogue(tiny_model, "tiny", dict.fromkeys(products, 0.0), {})
     asked = {"weights": {"near": 1}, "plausibility": 1.0, "guide_plausibility": {"near": 1.0}}
-    with start(engine=Decoder(tiny_model, products), catalogue=catalogue) as running:
-        for path in ENDPOINTS:
-            status, _, reply = call(running, path, {**ENDPOINTS[path][0], "guidance": asked})
-            assert (status, reply["error"]["code"]) == (400, "dead_end"), reply
-            assert reply["error"]["message"].startswith("Every token is forbidden")
+    error = refused(with_product, path, {"guidance": asked})
+    assert error["code"] == "dead_end"
+    assert error["message"].startswith("Every token is forbidden")
 
 
 def test_a_stream_calls_a_length_as_its_endpoint_does(server: Running) -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from trimtab.mixing.rules import mix, tilt
 from trimtab.training.pairs.losses import (
     arm_loss,
     bradley_terry_loss,
@@ -42,14 +43,14 @@ def test_the_mix_of_a_token_by_hand(form: str, odds: float) -> None:
 
 
 def test_the_mix_is_the_one_that_decoding_draws_from() -> None:
-    """At every weight and in both forms, log π_base plus the guide's score times its weight, normalised."""
     generator = torch.Generator().manual_seed(0)
     guide, base = torch.randn(6, 40, generator=generator), torch.randn(6, 40, generator=generator)
     labels = torch.arange(6)
     for weight in (0.0, 0.5, 1.0, 3.0):
         for form in ("product", "shift"):
             score = guide.log_softmax(-1) - (base.log_softmax(-1) if form == "shift" else 0.0)
-            expected = (base.log_softmax(-1) + weight * score).log_softmax(-1)[range(6), labels]
+            added = mix(base, [(score, torch.full((6,), weight))])
+            expected = tilt(base.log_softmax(-1), added).log_softmax(-1)[range(6), labels]
             found = mixed_logprobs(guide, base, labels, weight=weight, form=form)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

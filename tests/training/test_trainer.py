@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ PAIRS = (
     TokenPair((1, *range(80, 110)), (52, 53, 3), (50, 3)),
     TokenPair((1, 42), (60, 3), (50, 51, 3)),
 )
+SEQUENCES = [(pair.prompt_ids, ids) for pair in PAIRS for ids in (pair.chosen_ids, pair.rejected_ids)]
 SETTINGS = ArmSettings(batch_size=4, gradient_accumulation=1, beta=0.5, gamma=0.1, warmup_share=0.0)
 
 
@@ -73,13 +75,17 @@ def test_loss_and_gradient_are_those_of_one_sequence_at_a_time(
     inputs = batch(trainer)
     assert len(inputs["input_ids"]) == 3, "three prompts are run once each"
     assert int(inputs["rows"].max()) == 6, "a response that two pairs share is run once; another prompt makes another"
+    check_step(trainer, inputs, [partial(sum_of_logprobs, model, *sequence) for sequence in SEQUENCES])
 
+
+def check_step(trainer: ArmTrainer, inputs: dict[str, Tensor], rewards: Sequence[Callable[[], Tensor]]) -> None:
+    """A batch's loss and gradient are those of these rewards, one for each of `SEQUENCES`."""
+    model = trainer.model
     trainer.compute_loss(model, inputs).backward()
     found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
-    chosen = torch.stack([sum_of_logprobs(model, pair.prompt_ids, pair.chosen_ids) for pair in PAIRS])
-    rejected = torch.stack([sum_of_logprobs(model, pair.prompt_ids, pair.rejected_ids) for pair in PAIRS])
-    loss = arm_loss(chosen, rejected, beta=0.5, gamma=0.1).mean()
+    sums = torch.stack([reward() for reward in rewards])
+    loss = arm_loss(sums[::2], sums[1::2], beta=0.5, gamma=0.1).mean()
     loss.backward()
 
     torch.testing.assert_close(trainer.compute_loss(model, inputs), loss, rtol=1e-5, atol=1e-5)
@@ -105,40 +111,32 @@ def test_loss_and_gradient_beside_the_base_are_those_of_one_sequence_at_a_time(
     settings = ArmSettings(full=full, beta=0.5, gamma=0.1, **AGAINST[what])
     trainer = make(request.getfixturevalue(family), settings)
     model, inputs = trainer.model, batch(trainer)
-    sequences = [(pair.prompt_ids, ids) for pair in PAIRS for ids in (pair.chosen_ids, pair.rejected_ids)]
     with torch.no_grad():  # nothing is trained yet: the model is its base
-        before = [logits_of(model, *sequence) for sequence in sequences]
+        before = [logits_of(model, *sequence).log_softmax(-1) for sequence in SEQUENCES]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name or full:
                 weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
 
-    trainer.compute_loss(model, inputs).backward()
-    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
-    model.zero_grad()
-    rewards = []
-    for sequence, base in zip(sequences, before, strict=True):
-        guide, labels = logits_of(model, *sequence), torch.tensor(sequence[1])[:, None]
-        base, guide = base.log_softmax(-1), guide.log_softmax(-1)
+    def reward(sequence: tuple[tuple[int, ...], tuple[int, ...]], base: Tensor) -> Tensor:
+        guide = logits_of(model, *sequence).log_softmax(-1)
         if what == "the base":
             scores = guide - base
         else:
             score = guide - base if settings.form == "shift" else guide
             scores = (base + settings.through_mix * score).log_softmax(-1)
-        rewards.append(scores.gather(1, labels).sum())
-    loss = arm_loss(torch.stack(rewards[::2]), torch.stack(rewards[1::2]), beta=0.5, gamma=0.1).mean()
-    loss.backward()
+        return scores.gather(1, torch.tensor(sequence[1])[:, None]).sum()
 
-    torch.testing.assert_close(trainer.compute_loss(model, inputs), loss, rtol=1e-5, atol=1e-5)
-    assert found
-    for name, weight in model.named_parameters():
-        if name in found:
-            torch.testing.assert_close(found[name], weight.grad, rtol=1e-3, atol=1e-5)
+    check_step(trainer, inputs, [partial(reward, *both) for both in zip(SEQUENCES, before, strict=True)])
 
 
-def test_an_untrained_guide_adds_nothing_to_its_base(tiny: str, make: Callable[..., ArmTrainer]) -> None:
-    trainer = make(tiny, ArmSettings(reference="base", form="shift"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("full", [False, True])
+def test_an_untrained_guide_adds_nothing_to_its_base(
+    full: bool, dtype: str, tiny: str, make: Callable[..., ArmTrainer]
+) -> None:
+    trainer = make(tiny, ArmSettings(reference="base", form="shift", full=full, dtype=dtype))
     rewards = trainer.compute_loss(trainer.model, batch(trainer), return_outputs=True)[1]
     for sums in rewards.values():
         torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-5)

@@ -32,7 +32,7 @@ from trimtab.decoding.lengths import MOST, Appetite
 from trimtab.decoding.lookup import Lookup
 from trimtab.decoding.requests import Columns, Request
 from trimtab.drafting import Foreseeing, drafting_model, drafts
-from trimtab.errors import OptionError, VocabularyMismatchError, naming, unknown_name
+from trimtab.errors import OptionError, VocabularyMismatchError, about, naming, unknown_name
 from trimtab.mixing.noise import step_keys
 from trimtab.mixing.sampling import draw, final_policy, normalised
 from trimtab.params import CERTAIN_DRAFT, FORCED_DRAFT, GUIDE_DRAFT, LOOKUP, NO_DRAFT
@@ -266,7 +266,7 @@ class Drafters:
                 "Several guides could draft ({0}). Give {draft} the name of one of them.",
                 ", ".join(running),
             )
-        raise naming(OptionError, "{draft}: {0}", unknown_name("draft", draft, accepted))
+        raise about("draft", unknown_name("draft", draft, accepted))
 
     def _drafts_alone(self, lane: Lane) -> bool:
         """Whether a guide says by itself what it steers to, by passes that are not the base's."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from trimtab.making.choosing import CUT
 from trimtab.making.result import ANSWERS_OUT, PAIRS_OUT, PairSet
 
 
@@ -64,7 +65,7 @@ def _counts(found: PairSet, about: About) -> list[tuple[str, str]]:
     account = found.account
     rows = [("prompts tried", account.num_prompts), ("prompts left out: in the file before", about.num_repeated)]
     rows += [("prompts that the model could not read", account.num_unreadable)]
-    rows += [("answers sampled", account.num_answers)]
+    rows += [("answers sampled", account.num_answers), ("of these ran into the limit", account.num_cut or 0)]
     rows += [(f"answers left out: {text}", account.answers_out[why]) for why, text in ANSWERS_OUT.items()]
     rows += [(f"possible pairs left out: {text}", account.pairs_out[why]) for why, text in PAIRS_OUT.items()]
     rows += [("prompts with a pair", found.num_prompts), ("pairs", len(found.pairs))]
@@ -74,8 +75,8 @@ def _counts(found: PairSet, about: About) -> list[tuple[str, str]]:
 
 
 def margins_and_lengths(found: PairSet) -> list[str]:
-    """Sentences about how far the chosen answers are from the rejected ones, in reward and in length."""
-    lines = []
+    """Sentences about how far the chosen answers are from the rejected ones, in reward and in length, and the limit."""
+    lines = _limit(found)
     if (margins := found.margins) is not None:
         asked = found.account.min_margin or 0.0
         lines.append(
@@ -94,6 +95,20 @@ def margins_and_lengths(found: PairSet) -> list[str]:
         what = "longer" if share.value > 0.5 else "shorter"
         lines.append(f"A guide that is trained on them also learns to answer at {what} length.")
     return lines
+
+
+def _limit(found: PairSet) -> list[str]:
+    """A warning where most answers that pairs are made of end where the limit was, not where the model ended them."""
+    account = found.account
+    used = (account.num_cut or 0) - account.answers_out[CUT]
+    if used * 2 <= account.num_answers:
+        return []
+    return [
+        f"{used:,} of {account.num_answers:,} answers ran into the limit and are cut back to their last whole "
+        "sentence. Neither their length nor their end is the model's: a guide cannot learn from them to answer at "
+        "another length, and a reward that counts characters takes short words for short answers. For a reward of "
+        "that kind give more room (--max-new-tokens) and leave them out (--no-cut-answers)."
+    ]
 
 
 def _shown(value: object) -> str:

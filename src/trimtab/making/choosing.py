@@ -12,16 +12,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import count, permutations
 
 from trimtab.core import Prompt
+from trimtab.errors import DataError, naming
 from trimtab.making.likeness import plain, repeated, stock
 from trimtab.making.sampling import Samples
 from trimtab.making.settings import AWAY, TOWARDS, ChoiceSettings
 from trimtab.prompts import as_json
 
-EMPTY, ALIKE, STOCK, UNSCORED = "empty", "alike", "stock", "unscored"
-"""Why an answer is left out: nothing whole was said; nearly another one; it answers many prompts; without a reward."""
+EMPTY, CUT, ALIKE, STOCK, UNSCORED = "empty", "cut", "alike", "stock", "unscored"
+"""Why an answer is left out: nothing whole was said; it ran into the limit; nearly another one; it answers many
+prompts; without a reward."""
 CLOSE, UNLIKE, TIED, TURNED, SILENT, MISREAD = "close", "unlike", "tied", "turned", "silent", "misread"
 """Why two answers are not a pair: too small a margin; too unlike in length; the judge saw a tie, changed its mind when
 the order was turned, or gave no verdict; training would read them otherwise."""
@@ -64,6 +66,8 @@ class Account:
     num_prompts: int = 0
     num_unreadable: int = 0
     num_answers: int = 0
+    num_cut: int | None = 0
+    """Answers that ran into the length limit; None where the file of answers does not say."""
     answers_out: Counter[str] = field(default_factory=Counter)
     pairs_out: Counter[str] = field(default_factory=Counter)
     min_margin: float | None = None
@@ -78,7 +82,10 @@ def prompt_key(prompt: Prompt) -> str:
 
 
 def kept_answers(samples: Sequence[Samples], settings: ChoiceSettings, account: Account) -> list[Kept]:
-    """The answers to each prompt that can be read, without those that are empty, nearly equal or answer everything."""
+    """The answers to each prompt that can be read, without those that are empty, nearly equal or answer everything.
+
+    Raises DataError where answers that ran into the limit are to be left out and the file does not say which did.
+    """
     by_prompt = {prompt_key(one.prompt): one.texts for one in samples}
     everywhere = stock(by_prompt, settings.max_prompts_per_response)
     kept = []
@@ -86,12 +93,16 @@ def kept_answers(samples: Sequence[Samples], settings: ChoiceSettings, account: 
         account.num_prompts += 1
         account.num_unreadable += bool(one.problem)
         account.num_answers += len(one.texts)
+        cut = _cut(one, settings)
+        account.num_cut = None if cut is None or account.num_cut is None else account.num_cut + len(cut)
         alike = repeated(list(one.answers.values()), settings.max_similarity)
         answers: dict[str, list[tuple[int, str]]] = {}
+        number = count()
         for group, (name, texts) in enumerate(one.answers.items()):
             answers[name] = []
             for place, text in enumerate(texts):
-                why = _why_not(text, everywhere, is_alike=(group, place) in alike)
+                is_cut = next(number) in (cut or ()) and not settings.cut_answers
+                why = _why_not(text, everywhere, is_cut=is_cut, is_alike=(group, place) in alike)
                 if why:
                     account.answers_out[why] += 1
                 else:
@@ -100,9 +111,22 @@ def kept_answers(samples: Sequence[Samples], settings: ChoiceSettings, account: 
     return kept
 
 
-def _why_not(text: str, everywhere: set[str], *, is_alike: bool) -> str:
+def _cut(samples: Samples, settings: ChoiceSettings) -> frozenset[int] | None:
+    """Which answers to a prompt ran into the limit, None where nobody knows."""
+    if samples.cut is None and samples.texts and not settings.cut_answers:
+        raise naming(
+            DataError,
+            "Answers that ran into the limit are to be left out ({cut_answers}), and the file of answers was written "
+            "before trimtab noted which did. Do not leave them out, or give {overwrite} for new answers.",
+        )
+    return samples.cut if samples.texts else frozenset()
+
+
+def _why_not(text: str, everywhere: set[str], *, is_cut: bool, is_alike: bool) -> str:
     if not text:
         return EMPTY
+    if is_cut:
+        return CUT
     if plain(text) in everywhere:
         return STOCK
     return ALIKE if is_alike else ""

@@ -11,6 +11,7 @@ from trimtab.errors import DataError, naming
 from trimtab.making.choosing import (
     ALIKE,
     CLOSE,
+    CUT,
     EMPTY,
     MISREAD,
     SILENT,
@@ -31,6 +32,7 @@ from trimtab.training.pairs.formats import PreferencePair, RowError, TieError, c
 
 ANSWERS_OUT: Mapping[str, str] = {
     EMPTY: "empty, or cut by the limit before a whole sentence",
+    CUT: "ran into the limit",
     ALIKE: "nearly equal to another answer to their prompt",
     STOCK: "a text that answers many prompts",
     UNSCORED: "without a finite reward",
@@ -48,6 +50,7 @@ PAIRS_OUT: Mapping[str, str] = {
 """Why two answers are not a pair, in words."""
 
 _WITH_THESE_ANSWERS: Mapping[str, str] = {
+    CUT: "do not leave out answers that ran into the limit ({cut_answers})",
     ALIKE: "accept answers that are more alike ({max_similarity})",
     STOCK: "keep texts that answer many prompts ({max_prompts_per_response} 0)",
     UNSCORED: "mend the reward, after a look at what it gives a few answers",
@@ -60,6 +63,7 @@ _WITH_THESE_ANSWERS: Mapping[str, str] = {
 """What to change so that the answers that were sampled give a pair, by the reason why they gave none."""
 
 _WITH_NEW_ANSWERS: Mapping[str, str] = {
+    CUT: "give answers more room ({max_new_tokens})",
     EMPTY: "give answers more room ({max_new_tokens}), or turn {whole_sentences} off",
     ALIKE: "sample at a higher {temperature}",
     STOCK: "give prompts that the model can answer",
@@ -229,6 +233,7 @@ def as_json(found: PairSet) -> dict[str, object]:
         "num_unreadable_prompts": account.num_unreadable,
         "num_prompts_with_pairs": found.num_prompts,
         "num_answers": account.num_answers,
+        "num_cut_answers": account.num_cut,
         "num_pairs": len(found.pairs),
         "num_held_out_pairs": len(found.held_out),
         "num_held_out_prompts": found.num_held_out_prompts,

@@ -54,6 +54,8 @@ class Samples:
     """Where the sentences stood, of `sentences.SYSTEM`, `USER` and `TEXT`; empty without any."""
     num_tokens: int = 0
     """Sampled for these answers in this process; 0 for those from a file."""
+    cut: frozenset[int] | None = None
+    """Which of `texts` ran into the length limit, by their places; None where the file does not say."""
 
     @property
     def texts(self) -> list[str]:
@@ -65,7 +67,9 @@ class Samples:
         said = {"place": self.place} if self.place else {}
         if self.problem:
             return {"prompt": as_json(self.prompt), "problem": self.problem}
-        return {"prompt": as_json(self.prompt), **said, **{name: list(texts) for name, texts in self.answers.items()}}
+        cut = {} if self.cut is None else {"cut": sorted(self.cut)}
+        answers = {name: list(texts) for name, texts in self.answers.items()}
+        return {"prompt": as_json(self.prompt), **said, **answers, **cut}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,9 @@ class Sampler:
             for name in self.sentences or {BASE: ""}
         }
         place = place_of(ask.prompt, system=self.takes_system) if self.sentences else ""
-        return Samples(ask.prompt, answers, entry.problem, place, sum(one.num_tokens for one in entry.requests))
+        cut = frozenset(index for index, one in enumerate(entry.requests) if one.finish_reason == "length")
+        num_tokens = sum(one.num_tokens for one in entry.requests)
+        return Samples(ask.prompt, answers, entry.problem, place, num_tokens, cut)
 
     def _kept(self, request: _Request, raw: bool) -> str:
         """What is kept of an answer: in a raw text the spaces before it belong to it."""
@@ -204,7 +210,9 @@ def _read(row: Mapping[str, object], path: Path, line: int) -> Samples:
     if not isinstance(prompt, str | list | Chat) or not all(isinstance(texts, list) for texts in said.values()):
         raise DataError("not a line of samples. Give --overwrite to begin anew.", path=path, line=line)
     answers = {name: tuple(map(str, texts)) for name, texts in said.items() if isinstance(texts, list)}
-    return Samples(prompt, answers, str(row.get("problem") or ""), str(row.get("place") or ""))
+    places = row.get("cut")
+    cut = frozenset(map(int, places)) if isinstance(places, list) else None
+    return Samples(prompt, answers, str(row.get("problem") or ""), str(row.get("place") or ""), cut=cut)
 
 
 def check_prompts(asks: Sequence[Ask]) -> None:

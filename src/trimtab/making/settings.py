@@ -61,6 +61,11 @@ class ChoiceSettings:
         off="take a prompt's pairs by their margin alone (those go first that even out how often the chosen answer is "
         "the longer one)",
     )
+    cut_answers: bool = described(
+        True,
+        "use answers that ran into the limit, cut back to their last whole sentence",
+        off="leave out answers that ran into the limit, whose length and end are the limit's (they are used)",
+    )
     max_similarity: float = described(
         0.8,
         "leave out an answer that shares more of its runs of four letters with another answer to its prompt",

@@ -194,7 +194,7 @@ class ChatRequest(Asked):
                 "no message can be continued behind a fresh turn; leave it out",
             )
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise FieldError("max_tokens", "max_tokens and max_completion_tokens differ; send one of them")
+            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
         return self
 
     @model_validator(mode="after")

@@ -7,8 +7,9 @@ knows words, not meaning: it can be pleased by empty praise, and it reads Englis
 HIGHER IS WORSE, so it is used with a negative multiplier. It knows words, not meaning either: it finds abuse in rude
 words and misses it in polite ones, and a question about a rude word is rude to it.
 
-`short-answer` and `plain-words` are exact functions of a text (`storage/exact_scorers.py`): minus its number of
-characters, and minus the share of its words that are long.
+`short-answer`, `plain-words` and `short-sentences` are exact functions of a text (`storage/exact_scorers.py`): minus
+its number of characters, minus the share of its words that are long, and minus the average number of words in a
+sentence.
 
 A directory or a hub id is a reward model (`models/rewards/whole.py`), and `module:function` or `FILE.py:function` is
 one of your own.

@@ -11,7 +11,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +20,7 @@ class TimedCalls:
     """Calls of an `openai.AsyncOpenAI` client from any thread. Use it as a context manager.
 
     `make_client` builds the client; `timeout_s` is the time of a call, in seconds. A call that takes longer raises
-    TimeoutError; one that `cancel` ended raises `concurrent.futures.CancelledError`.
+    TimeoutError; one that `cancel` ended, or that came after it, raises `concurrent.futures.CancelledError`.
     """
 
     def __init__(self, make_client: Callable[[], Any], timeout_s: float) -> None:
@@ -29,6 +29,8 @@ class TimedCalls:
         self._loop = _Loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="judge-calls", daemon=True)
         self._running: set[Future[Any]] = set()
+        self._is_cancelled = False
+        self._lock = threading.Lock()
 
     def __enter__(self) -> TimedCalls:
         self._thread.start()
@@ -43,17 +45,23 @@ class TimedCalls:
         self._loop.close()
 
     def complete(self, request: Mapping[str, object]) -> Any:
-        """One chat completion of these arguments. Raises what the client raises, and TimeoutError."""
-        call = asyncio.run_coroutine_threadsafe(self._complete(dict(request)), self._loop)
-        self._running.add(call)
+        """One chat completion of these arguments. Raises what the client raises, TimeoutError and CancelledError."""
+        with self._lock:
+            if self._is_cancelled:
+                raise CancelledError
+            call = asyncio.run_coroutine_threadsafe(self._complete(dict(request)), self._loop)
+            self._running.add(call)
         try:
             return call.result()
         finally:
             self._running.discard(call)
 
     def cancel(self) -> None:
-        """End every call that is under way."""
-        for call in list(self._running):
+        """End every call that is under way, and let none begin any more."""
+        with self._lock:
+            self._is_cancelled = True
+            running = list(self._running)
+        for call in running:
             call.cancel()
 
     async def _complete(self, request: dict[str, object]) -> Any:

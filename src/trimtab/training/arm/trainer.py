@@ -8,7 +8,6 @@ base is the model with its adapter off, or a frozen copy where all weights are t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
@@ -32,10 +32,16 @@ from trimtab.training.pairs.losses import (
 from trimtab.training.pairs.meter import PairMeter
 from trimtab.training.pairs.packing import Packed
 from trimtab.training.pairs.tokens import TokenData
-from trimtab.training.pairs.trainer import PairTrainer, pair_dataset, pairs_to_measure_on, pairs_to_train_on
+from trimtab.training.pairs.trainer import (
+    PairTrainer,
+    frozen_copy,
+    pair_dataset,
+    pairs_to_measure_on,
+    pairs_to_train_on,
+)
 from trimtab.training.run.configs import pair_options, spared_renamings
 from trimtab.training.run.output_head import head_at
-from trimtab.training.run.settings import BASE, ArmSettings, TokenRewardSettings
+from trimtab.training.run.settings import ArmSettings, TokenRewardSettings
 from trimtab.training.run.trainer import TrainerParts
 
 if TYPE_CHECKING:
@@ -65,11 +71,11 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
         prompts: Sequence[Hashable] = (),
         **options: object,
     ) -> None:
-        is_adapter = options.get("peft_config") is not None
-        self._copy = None if beside is None or is_adapter else copy.deepcopy(model).eval().requires_grad_(False)
         with as_reward_model(model.config):
             super().__init__(model=model, **options)
         self.reaches, self.beta, self.gamma, self._beside = reaches, beta, gamma, beside
+        is_copied = beside is not None and not isinstance(self.model, PeftModel)
+        self._copy = frozen_copy(model) if is_copied else None
         self.meter = PairMeter(margin_scale=beta, names=("logps_chosen", "logps_rejected"), prompts=prompts)
 
     def compute_loss(
@@ -90,23 +96,25 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
     def _rewards(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The rewards of both responses of each pair, sums over their tokens: [B], [B] float32."""
         rows = packed_of(inputs)
-        logits = self._logits(model, rows)
+        plain = self.accelerator.unwrap_model(model)
+        masks = rows.masks(self.reaches, plain.dtype)
+        logits = self._logits(model, rows, masks)
         if self._beside is None:
             logprobs = token_logprobs(logits, rows.token_ids)
         else:
-            with torch.no_grad(), self._base(model) as base:
-                base_logits = self._logits(base, rows)
+            with torch.no_grad(), self._base(plain) as base:
+                base_logits = self._logits(base, rows, masks)
             logprobs = self._beside(logits, base_logits, rows.token_ids)
         sums = sequence_logprobs(logprobs, rows.rows, 2 * len(inputs["chosen_rows"]))
         return sums[inputs["chosen_rows"]], sums[inputs["rejected_rows"]]
 
-    def _logits(self, model: nn.Module, rows: Packed) -> Tensor:
+    def _logits(self, model: nn.Module, rows: Packed, masks: Tensor | dict[str, Tensor]) -> Tensor:
         """[M, V]: what the M tokens of the responses are predicted by."""
         plain = self.accelerator.unwrap_model(model)
         with head_at(plain.get_output_embeddings(), rows.predicting):
             output = model(
                 input_ids=rows.input_ids,
-                attention_mask=rows.masks(self.reaches, plain.dtype),
+                attention_mask=masks,
                 position_ids=rows.positions,
                 use_cache=False,
             )
@@ -114,12 +122,11 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
         return logits
 
     @contextmanager
-    def _base(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model as it was before training."""
+    def _base(self, plain: PeftModel | PreTrainedModel) -> Iterator[nn.Module]:
+        """The unwrapped model as it was before training."""
         if self._copy is not None:
-            yield self._copy.to(self.accelerator.device)
+            yield self._copy
             return
-        plain = self.accelerator.unwrap_model(model)
         with plain.disable_adapter():
             yield plain
 
@@ -128,7 +135,7 @@ def beside_base(settings: ArmSettings) -> Beside | None:
     """What makes the tokens' rewards of a guide's logits and its base's; None: the guide's own are enough."""
     if settings.through_mix:
         return partial(mixed_logprobs, weight=settings.through_mix, form=settings.form)
-    return shift_logprobs if settings.reference == BASE else None
+    return shift_logprobs if settings.is_beside_base else None
 
 
 def arm_config(settings: TokenRewardSettings, workspace: Path) -> RewardConfig:

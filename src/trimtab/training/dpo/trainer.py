@@ -7,7 +7,6 @@ where all weights are trained, a frozen copy of the model.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +23,13 @@ from trimtab.training.pairs.batches import prompts_in_order
 from trimtab.training.pairs.losses import dpo_loss
 from trimtab.training.pairs.meter import PairMeter
 from trimtab.training.pairs.tokens import TokenData
-from trimtab.training.pairs.trainer import PairTrainer, pair_dataset, pairs_to_measure_on, pairs_to_train_on
+from trimtab.training.pairs.trainer import (
+    PairTrainer,
+    frozen_copy,
+    pair_dataset,
+    pairs_to_measure_on,
+    pairs_to_train_on,
+)
 from trimtab.training.run.configs import pair_options, spared_renamings
 from trimtab.training.run.trainer import TrainerParts
 
@@ -43,7 +48,7 @@ class PairDpoTrainer(PairTrainer, DPOTrainer):  # type: ignore[misc]  # TRL carr
     def __init__(
         self, *, model: PreTrainedModel, full: bool, prompts: Sequence[Hashable] = (), **options: object
     ) -> None:
-        reference = copy.deepcopy(model).eval().requires_grad_(False) if full else None
+        reference = frozen_copy(model) if full else None
         super().__init__(model=model, ref_model=reference, **options)
         self.meter = PairMeter(prompts=prompts)
         trained = self.accelerator.unwrap_model(self.model)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from datasets import Dataset
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from trimtab.training.pairs.batches import Length, evaluation_order, longer_length, training_order
 from trimtab.training.pairs.tokens import TokenPair
@@ -54,6 +55,12 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers carries no typ
         """Adds what was measured on all pairs since the last report. Raises NotFiniteError for a NaN loss."""
         self.meter.report(self, logs)
         super().log(logs, start_time)
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as it is now, beside itself, which no training changes: what all weights are compared with."""
+    twin: PreTrainedModel = copy.deepcopy(model).eval().requires_grad_(False)
+    return twin
 
 
 def pairs_to_train_on(
