@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="the stages of a claim that are not finished")
     run.add_argument("name", metavar="NAME", help="a claim; `list` names them")
     run.add_argument("--scale", choices=SCALES, default="here", help="how large (default: %(default)s)")
-    run.add_argument("--work", type=Path, metavar="DIR", help="what the stages make (default: runs/claims/NAME-SCALE)")
+    run.add_argument(
+        "--work", type=Path, metavar="DIR", help="what the stages make (default: one of the claim's own in runs/claims)"
+    )
     run.add_argument(
         "--data", type=Path, metavar="DIR", help="pairs and prompts, such as recipes/public_data.py builds"
     )
@@ -67,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
     claim = read(args.name)
     given = dict(_pair(one) for one in args.set)
     given |= {name: str(value) for name in ("data", "models") if (value := getattr(args, name)) is not None}
-    work = args.work or REPOSITORY / "runs" / "claims" / f"{claim.name}-{args.scale}"
+    work = args.work or REPOSITORY / "runs" / "claims" / f"{claim.shares or claim.name}-{args.scale}"
     printing = args.dry_run or (args.scale == "paper" and not args.execute)
     if printing:
         given = {name: f"{name.upper()}" for name in ("data", "models") if name not in given} | given

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recipes.claims import rows
 from recipes.claims.recipe import REPOSITORY, Claim, names, read
-from recipes.claims.verdicts import CANNOT_TELL, Outcome, arms_of, measured, outcome, overall
+from recipes.claims.verdicts import CANNOT_TELL, Outcome, agreement, arms_of, measured, outcome, overall
 from trimtab.errors import DataError
 from trimtab.statistics import Interval
 
+NOT_RUN = "not run yet"
 PAGE = REPOSITORY / "docs" / "evaluation" / "claims.md"
 MARK = re.compile(r"^<!-- claims: (\w+) -->\n.*?^<!-- end -->$", flags=re.MULTILINE | re.DOTALL)
 
@@ -37,7 +39,7 @@ def outcomes(claim: Claim) -> tuple[list[Outcome], list[str]]:
     for test in claim.verdict:
         path = claim.rows_of(test["rows"])
         if not path.exists():
-            missing.append(f"{test['what']}: not run yet")
+            missing.append(f"{test['what']}: {NOT_RUN}")
             continue
         try:
             judged = rows.read(claim.rows_of(test["judge"]["rows"])) if "judge" in test else None
@@ -51,12 +53,13 @@ def verdict(claim: Claim) -> str:
     """The verdict in a cell: what the rule gives, or that there are no rows, and why it cannot be told."""
     found, missing = outcomes(claim)
     if not any(claim.rows_of(test["rows"]).exists() for test in claim.verdict):
-        return "not run yet"
+        return NOT_RUN
     if missing:
         # A claim is not judged by those of its tests that happen to have rows.
         return f"**{CANNOT_TELL}**: {'; '.join(missing)}"
     said = overall(found)
-    return f"**{said}**: {'; '.join(one.why for one in found)}" if said == CANNOT_TELL else f"**{said}**"
+    late = ", by a rule that was changed after a look" if claim.changed else ""
+    return f"**{said}**{late}" + (f": {'; '.join(one.why for one in found if one.why)}" if said == CANNOT_TELL else "")
 
 
 def table(claims: list[Claim]) -> str:
@@ -76,7 +79,7 @@ def details(claim: Claim) -> str:
     lines = [f"### {_heading(claim)}", "", f"{claim.question} The paper: {claim.paper['where']}.", ""]
     lines += [f"- **{name}**: {text}" for name, text in claim.fixed.items()]
     lines += [f"- **changed after a look**: {text}" for text in claim.changed]
-    lines += ["- **decides**: " + "; ".join(rule(test) for test in claim.verdict), ""]
+    lines += ["- **decides**: " + rules(claim.verdict), ""]
     lines += [
         f"`make claim NAME={claim.name}`, {_hours(claim.hours('here'))} on two cores, an estimate",
         "",
@@ -86,9 +89,12 @@ def details(claim: Claim) -> str:
         lines += ["| test | arms | interval | n | outcome |", "|---|---|---|---|---|"]
         lines += [f"| {_cell(o.what)} | {_cell(o.arms)} | {shown(o.interval)} | {o.num} | {o.outcome} |" for o in found]
         lines.append("")
-    lines += [f"Open: {one}." for one in missing]
+    if not found and all(one.endswith(NOT_RUN) for one in missing):
+        lines.append(f"All of it is {NOT_RUN}.")
+    else:
+        lines += [f"Open: {one}." for one in missing]
     for path in sorted((claim.directory / "rows").glob("*.jsonl.gz")):
-        lines += ["", *_arms(path)]
+        lines += ["", *(_arms(path) or _judges(path))]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -110,8 +116,28 @@ def _arms(path: Path) -> list[str]:
     return lines
 
 
-def rule(test: dict[str, object]) -> str:
-    """A test in words."""
+def _judges(path: Path) -> list[str]:
+    """A table of how often judges order two answers as people did; other rows have none."""
+    found = rows.read(path)
+    if not found or "right" not in found[0]:
+        return []
+    lines = [f"| {path.name.partition('.')[0]}: judge | orders people's pairs as they did | pairs |", "|---|---|---|"]
+    for name in dict.fromkeys(row["judge"] for row in found):
+        num = sum(row["judge"] == name for row in found)
+        lines.append(f"| {_cell(name)} | {shown(agreement(found, name))} | {num} |")
+    return [*lines, "", "Each answer is scored by itself, so that the order of two cannot matter."]
+
+
+def rules(tests: Sequence[Mapping[str, object]]) -> str:
+    """The tests in words, those of one rule together."""
+    together: dict[str, list[str]] = {}
+    for test in tests:
+        together.setdefault(rule(test), []).append(str(test["what"]))
+    return ". ".join(f"{'; '.join(whats)}: {said}" for said, whats in together.items())
+
+
+def rule(test: Mapping[str, object]) -> str:
+    """What decides, in words."""
     limits = {
         "difference": lambda: f"a paired difference whose interval lies above {test.get('above', 0)}",
         "front": lambda: (
@@ -125,7 +151,7 @@ def rule(test: dict[str, object]) -> str:
         ),
         "cost": lambda: f"a time of a token, over the base's, whose range lies below {test['below']}",
     }
-    return f"{test['what']} ({limits[str(test['kind'])]()})"
+    return limits[str(test["kind"])]()
 
 
 def shown(interval: Interval | None) -> str:

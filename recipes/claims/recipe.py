@@ -21,7 +21,8 @@ from trimtab.errors import DataError, OptionError, unknown_name
 CLAIMS = Path(__file__).resolve().parent
 REPOSITORY = CLAIMS.parents[1]
 SCALES = ("here", "paper", "tiny")
-KEYS = ("row", "claim", "paper", "question", "fixed", "changed", "verdict", "stages", "scales")
+KEYS = ("row", "claim", "paper", "question", "fixed", "changed", "verdict", "shares", "stages", "scales")
+OPTIONAL = ("changed", "shares")
 STAGE_KEYS = ("name", "run", "compare", "makes", "hours", "rows")
 
 
@@ -73,6 +74,8 @@ class Claim:
     """The tests that decide (`verdicts.py`)."""
     stages: tuple[Stage, ...]
     scales: Mapping[str, Scale]
+    shares: str | None = None
+    """The name of a working directory that other claims have too: what they make alike is made once."""
 
     @property
     def name(self) -> str:
@@ -108,7 +111,7 @@ def read_file(path: Path) -> Claim:
         raise DataError(f"no YAML ({error}).", path=path) from None
     if not isinstance(found, Mapping):
         raise DataError("a claim is a mapping of keys to values.", path=path)
-    problems = [f"{key} is missing" for key in KEYS if key not in found and key != "changed"]
+    problems = [f"{key} is missing" for key in KEYS if key not in found and key not in OPTIONAL]
     problems += [f"{key} is no key; accepted: {', '.join(KEYS)}" for key in found if key not in KEYS]
     if problems:
         raise DataError(f"{'; '.join(problems)}.", path=path)
@@ -124,6 +127,7 @@ def read_file(path: Path) -> Claim:
         tuple(found["verdict"]),
         tuple(_stage(one, path) for one in found["stages"]),
         scales,
+        found.get("shares"),
     )
 
 

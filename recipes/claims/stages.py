@@ -1,8 +1,9 @@
 """The stages of a claim, one after another: printed with their times, run, recognised as finished, kept.
 
-A finished stage leaves a stamp with the digest of what it ran, of the files beside the recipe that it read and of the
-stages before it. A stage whose digest is another than its stamp's is refused rather than run over what it made: the
-recipe was changed, and rows of two recipes are not one table.
+A finished stage leaves a stamp with the digest of what it ran, of its scripts and of the stages whose output it names. A
+stage whose digest is another than its stamp's is refused rather than run over what it made: the recipe was changed, and
+rows of two recipes are not one table. Claims that begin alike may share a working directory (`shares`): what one of
+them has made, the next finds finished.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from recipes.claims import files, rows
 from recipes.claims.recipe import REPOSITORY, Claim, Stage, filled
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
+CARDS = ("guide.json", "reward.json", "config.json")
 Run = Callable[[list[str]], int]
 Say = Callable[[str], None]
 
@@ -43,6 +46,11 @@ class Planned:
     @property
     def line(self) -> str:
         return shlex.join(self.command)
+
+    @property
+    def output(self) -> Path:
+        """What later stages name: a file, or the directory of a guide, a model or a reward."""
+        return self.makes.parent if self.makes.name in CARDS else self.makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ def plan(claim: Claim, scale: str, work: Path, given: Mapping[str, str]) -> Plan
     values = {name: filled(value, values) for name, value in values.items()}
     planned: list[Planned] = []
     for stage in claim.stages:
-        planned.append(_planned(claim, stage, values, planned[-1].digest if planned else ""))
+        planned.append(_planned(claim, stage, values, planned))
     as_fixed = scale == "here" and not {*given} - {*DIRECTORIES}
     return Plan(claim, scale, work, tuple(planned), given.get("data"), as_fixed)
 
@@ -113,7 +121,7 @@ def used(claim: Claim) -> set[str]:
     return {found for text in texts for found in re.findall(r"\$\{?(\w+)", text)}
 
 
-def _planned(claim: Claim, stage: Stage, values: Mapping[str, str], before: str) -> Planned:
+def _planned(claim: Claim, stage: Stage, values: Mapping[str, str], before: Sequence[Planned]) -> Planned:
     work = Path(values["work"])
     if stage.compare is not None:
         comparison = filled((claim.directory / stage.compare).read_text(encoding="utf-8"), values)
@@ -125,18 +133,19 @@ def _planned(claim: Claim, stage: Stage, values: Mapping[str, str], before: str)
         comparison, command = None, stage.run
         makes = Path(filled(stage.makes or f"$work/stages/{stage.name}.json", values))
     words = tuple(shlex.split(filled(command, values)))
-    return Planned(stage, words, comparison, makes, _digest(words, comparison, before, values))
-
-
-def _digest(words: tuple[str, ...], comparison: str | None, before: str, values: Mapping[str, str]) -> str:
-    """Of what a stage runs, wherever that lies: directories are named, and not where they are."""
     text = json.dumps([list(words), comparison])
+    needed = [one.digest for one in before if re.search(rf"{re.escape(str(one.output))}(?![\w.-])", text)]
+    return Planned(stage, words, comparison, makes, _digest(words, text, needed, values))
+
+
+def _digest(words: tuple[str, ...], text: str, needed: Sequence[str], values: Mapping[str, str]) -> str:
+    """Of what a stage runs, wherever that lies: directories are named, and not where they are."""
     for name in DIRECTORIES:
         if values.get(name):
             text = text.replace(values[name], f"${name}")
     text = text.replace(sys.executable, "python")
     scripts = [files.digest(Path(word).read_bytes()) for word in words if word.endswith(".py") and Path(word).is_file()]
-    return files.digest(json.dumps([before, text, scripts]))
+    return files.digest(json.dumps([*needed, text, scripts]))
 
 
 def describe(plan: Plan, say: Say) -> None:
@@ -194,6 +203,7 @@ def _execute(plan: Plan, planned: Planned, say: Say, execute: Run) -> None:
             words.append("--resume")
     plan.stamp(planned).unlink(missing_ok=True)
     say(f"{name}: {shlex.join(words)}")
+    began = time.monotonic()
     code = execute(words)
     if code:
         raise StageError(f"Stage {name} ended with {code}. What it made stays; the same command goes on from there.")
@@ -201,7 +211,10 @@ def _execute(plan: Plan, planned: Planned, say: Say, execute: Run) -> None:
         raise StageError(f"Stage {name} ended well and did not make {planned.makes}.")
     if planned.stage.keeps_rows:
         _keep(plan, planned, say)
-    files.write(plan.stamp(planned), json.dumps({"digest": planned.digest, "command": words}, indent=1) + "\n")
+    seconds = round(time.monotonic() - began)
+    say(f"{name}: {seconds} s")
+    stamp = {"digest": planned.digest, "command": words, "seconds": seconds}
+    files.write(plan.stamp(planned), json.dumps(stamp, indent=1) + "\n")
 
 
 def _keep(plan: Plan, planned: Planned, say: Say) -> None:

@@ -3,8 +3,10 @@
 A claim has one or several tests. Each gives an interval and one of three outcomes: it holds, it does not, or the
 interval leaves both open. All hold: the claim holds. Some: partly. None, and one does not: the claim does not. Else it
 cannot be told here. Strengths are chosen on the validation prompts and tests made on the test prompts, so that no
-choice flatters what it is tested by. Intervals are those of `trimtab.statistics`: BCa bootstrap over prompts, the seeds
-of a prompt averaged first, arms paired by prompt.
+choice flatters what it is tested by. An arm at so many nats is a mixture of the two strengths whose KL on the
+validation prompts encloses them, with weights that give this KL on average: who draws one of the two at random has
+just that reward, and at most that KL, since KL is convex. Intervals are those of `trimtab.statistics`: BCa bootstrap
+over prompts, the seeds of a prompt averaged first, arms paired by prompt.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from trimtab.errors import DataError, unknown_name
@@ -30,6 +33,22 @@ KINDS = ("difference", "equivalence", "share", "front", "cost")
 Rows = Sequence[Mapping[str, Any]]
 Strength = Any
 MIN_PROMPTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A method at one strength, or a mixture of two."""
+
+    method: str
+    parts: tuple[tuple[str, Strength, float], ...]
+    """Method, strength, and how much of the mixture it is; the base is part of an arm of few nats."""
+    nats: float | None = None
+    """The KL that the mixture has on the validation prompts."""
+
+    def __str__(self) -> str:
+        strengths = [_short(strength) for _, strength, _ in self.parts]
+        where = strengths[0] if len(strengths) == 1 else f"between {strengths[0]} and {strengths[1]}"
+        return f"{self.method} ({where})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +116,13 @@ def _outcome(test: Mapping[str, Any], rows: Rows) -> Outcome:
     if kind in ("cost", "front"):
         return (_cost if kind == "cost" else _front)(test, rows)
     reward = test["reward"]
-    first = _arm(test["of"], rows, reward, None)
-    second = _arm(test["than"], rows, reward, first)
+    first, second = _two_arms(test, rows)
     values = [_by_prompt(rows, arm, "test", reward) for arm in (first, second)]
-    said = f"{_named(first)} less {_named(second)}"
+    said = f"{first} less {second}"
     if kind == "share":
-        base = _arm(test["base"], rows, reward, None)
+        base = _arm(test["base"], rows, test.get("chosen_by", reward), None)
         values.append(_by_prompt(rows, base, "test", reward))
-        said = f"({_named(first)} less {_named(base)}) over ({_named(second)} less {_named(base)})"
+        said = f"({first} less {base}) over ({second} less {base})"
     shared = sorted(set.intersection(*(set(one) for one in values)))
     if len(shared) < MIN_PROMPTS:
         raise DataError(f"{said}: the arms share {len(shared)} test prompts; an interval needs {MIN_PROMPTS}.")
@@ -188,19 +206,15 @@ def _front(test: Mapping[str, Any], rows: Rows) -> Outcome:
     return Outcome(test["what"], interval, num, told, f"{test['of']} less {test['than']}, {points} points each")
 
 
-def _named(arm: tuple[str, Strength]) -> str:
-    return f"{arm[0]} ({_short(arm[1])})"
-
-
 def _short(strength: Strength) -> str:
     return ", ".join(f"{one:g}" for one in strength) if isinstance(strength, list | tuple) else f"{strength:g}"
 
 
-def _arm(spec: Mapping[str, Any], rows: Rows, reward: str, other: tuple[str, Strength] | None) -> tuple[str, Strength]:
-    """The method and strength that a test names, or that the validation prompts choose.
+def _arm(spec: Mapping[str, Any], rows: Rows, reward: str, other: Arm | None) -> Arm:
+    """The arm that a test names, or that the validation prompts choose.
 
-    `strength` is a number, a list, or `best` (the highest mean reward); `nats` instead of it is the KL that is to be
-    nearest, or `same`: the KL of the other arm.
+    `strength` is a number, a list, or `best` (the highest mean reward); `nats` instead of it is a KL, or `same`: that
+    of the other arm.
     """
     method = spec["method"]
     strengths = _strengths(rows, method)
@@ -209,16 +223,44 @@ def _arm(spec: Mapping[str, Any], rows: Rows, reward: str, other: tuple[str, Str
         if wanted == "same":
             assert other is not None
             wanted = _mean(_by_prompt(rows, other, "validation", "kl"))
-        found = {
-            index: _mean(_by_prompt(rows, (method, one), "validation", "kl")) for index, one in enumerate(strengths)
-        }
-        return method, strengths[min(found, key=lambda index: abs(found[index] - wanted))]
+        return _at(method, strengths, wanted, rows)
     if spec["strength"] == "best":
-        means = [_mean(_by_prompt(rows, (method, one), "validation", reward)) for one in strengths]
-        return method, strengths[means.index(max(means))]
+        means = [_mean(_by_prompt(rows, _single(method, one), "validation", reward)) for one in strengths]
+        return _single(method, strengths[means.index(max(means))])
     if _as_list(spec["strength"]) not in [_as_list(one) for one in strengths]:
         raise DataError(f"no rows of {method} at {spec['strength']}; there are {strengths}.")
-    return method, spec["strength"]
+    return _single(method, spec["strength"])
+
+
+def _two_arms(test: Mapping[str, Any], rows: Rows) -> tuple[Arm, Arm]:
+    """The arms of a test; strengths are chosen by `chosen_by`, another reward than the one that is tested."""
+    chosen_by = test.get("chosen_by", test["reward"])
+    if test["of"].get("nats") == "same":
+        second = _arm(test["than"], rows, chosen_by, None)
+        return _arm(test["of"], rows, chosen_by, second), second
+    first = _arm(test["of"], rows, chosen_by, None)
+    return first, _arm(test["than"], rows, chosen_by, first)
+
+
+def _single(method: str, strength: Strength) -> Arm:
+    return Arm(method, ((method, strength, 1.0),))
+
+
+def _at(method: str, strengths: Sequence[Strength], nats: float, rows: Rows) -> Arm:
+    """The mixture of two neighbouring strengths, the base among them, that has this KL on the validation prompts.
+
+    Raises DataError where no two enclose it.
+    """
+    points = [("base", 0.0, 0.0)]
+    for one in strengths:
+        points.append((method, one, _mean(_by_prompt(rows, _single(method, one), "validation", "kl"))))
+    for (first, low, below), (_, high, above) in pairwise(points):
+        if below <= nats <= above and below < above:
+            share = (nats - below) / (above - below)
+            parts = ((first, low, 1.0 - share), (method, high, share))
+            return Arm(method, tuple(part for part in parts if part[2] > 0.0), nats)
+    reached = max(kl for _, _, kl in points)
+    raise DataError(f"{method} reaches {reached:.1f} nats on the validation prompts, and {nats:.1f} are asked for.")
 
 
 def _strengths(rows: Rows, method: str) -> list[Strength]:
@@ -235,17 +277,26 @@ def _as_list(strength: Strength) -> list[float]:
     return [float(one) for one in strength] if isinstance(strength, list | tuple) else [float(strength)]
 
 
-def _by_prompt(rows: Rows, arm: tuple[str, Strength], split: str, measure: str) -> dict[int, float]:
-    """Prompt -> mean over its seeds of a reward, or of `kl`."""
+def _by_prompt(rows: Rows, arm: Arm, split: str, measure: str) -> dict[int, float]:
+    """Prompt -> mean over its seeds, and over the parts of the arm, of a reward, or of `kl`."""
+    tables = [_of_part(rows, method, strength, split, measure) for method, strength, _ in arm.parts]
+    shared = set.intersection(*(set(one) for one in tables))
+    return {
+        index: sum(share * one[index] for one, (_, _, share) in zip(tables, arm.parts, strict=True))
+        for index in sorted(shared)
+    }
+
+
+def _of_part(rows: Rows, method: str, strength: Strength, split: str, measure: str) -> dict[int, float]:
     values_of: dict[int, list[float]] = defaultdict(list)
     for row in rows:
-        if row["method"] == arm[0] and row["split"] == split and _as_list(row["strength"]) == _as_list(arm[1]):
+        if row["method"] == method and row["split"] == split and _as_list(row["strength"]) == _as_list(strength):
             value = row["kl"] if measure == "kl" else row["rewards"].get(measure)
             if value is None:
-                raise DataError(f"{_named(arm)} has rows without {measure}.")
+                raise DataError(f"{method} ({_short(strength)}) has rows without {measure}.")
             values_of[row["prompt_index"]].append(value)
     if not values_of:
-        raise DataError(f"{_named(arm)} has no rows of the {split} prompts.")
+        raise DataError(f"{method} ({_short(strength)}) has no rows of the {split} prompts.")
     return {index: sum(values) / len(values) for index, values in values_of.items()}
 
 
@@ -266,7 +317,7 @@ def arms_of(rows: Rows) -> list[tuple[str, Strength]]:
 def measured(rows: Rows, arm: tuple[str, Strength], measure: str) -> Interval | None:
     """The mean of a reward, or of `kl`, over the test prompts with its interval; None where it is not known."""
     try:
-        values = list(_by_prompt(rows, arm, "test", measure).values())
+        values = list(_of_part(rows, *arm, "test", measure).values())
     except DataError:
         return None
     return mean_interval(values) if len(values) >= MIN_PROMPTS else None

@@ -45,7 +45,7 @@ def test_rows_that_change_change_the_page(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(rows, "read", slower)
     made = page.written(_page())
     assert made != _page()
-    assert page.verdict(read("costs")) == "**does not**"
+    assert page.verdict(read("costs")) == "**does not**, by a rule that was changed after a look"
 
 
 def test_a_claim_without_rows_has_no_figure_and_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from recipes.claims import rows, stages
 from recipes.claims.__main__ import main
-from recipes.claims.recipe import CLAIMS, Claim, read_file
+from recipes.claims.recipe import CLAIMS, SCALES, Claim, names, read, read_file
+from tests.claims.test_graphs import MODELS
 from trimtab.errors import DataError, OptionError
 
 RECIPE = """
@@ -24,7 +25,7 @@ verdict: []
 stages:
   - {{name: first, run: "$python $claim/write.py $work/first {extra}", makes: $work/first,
      hours: {{here: 0.5, paper: 2}}}}
-  - {{name: second, run: "$python $claim/write.py $work/second.jsonl $word", makes: $work/second.jsonl,
+  - {{name: second, run: "$python $claim/write.py $work/second.jsonl $word {needs}", makes: $work/second.jsonl,
      rows: second.jsonl, hours: {{here: 1, paper: 3}}}}
 scales:
   here: {{hardware: two processor cores, values: {{word: a}}}}
@@ -37,10 +38,10 @@ pathlib.Path(sys.argv[1]).write_text(json.dumps({"word": sys.argv[2]}) + "\\n")
 """
 
 
-def claim(directory: Path, extra: str = "x") -> Claim:
+def claim(directory: Path, extra: str = "x", needs: str = "$work/first") -> Claim:
     directory.mkdir(exist_ok=True)
     (directory / "write.py").write_text(SCRIPT)
-    (directory / "recipe.yaml").write_text(RECIPE.format(extra=extra))
+    (directory / "recipe.yaml").write_text(RECIPE.format(extra=extra, needs=needs))
     return read_file(directory / "recipe.yaml")
 
 
@@ -89,6 +90,29 @@ def test_a_changed_recipe_is_noticed_with_all_that_came_after(tmp_path: Path, wh
     assert [plan.state(one) for one in plan.stages] == ["changed", "changed"]
     with pytest.raises(OptionError, match="another recipe"):
         stages.run(plan, said()[1])
+
+
+def test_a_stage_depends_on_those_whose_output_it_names(tmp_path: Path) -> None:
+    """And not on one whose output begins alike."""
+    for needs, wanted in (("$work/first", "changed"), ("$work/first/a", "changed"), ("$work/first-of-all", "finished")):
+        work = tmp_path / wanted / str(len(needs))
+        stages.run(stages.plan(claim(tmp_path / "c", needs=needs), "here", work, {}), said()[1])
+        plan = stages.plan(claim(tmp_path / "c", extra="y", needs=needs), "here", work, {})
+        assert [plan.state(one) for one in plan.stages] == ["changed", wanted]
+
+
+def test_claims_that_share_a_working_directory_make_alike_what_is_named_alike() -> None:
+    """Else the one would refuse what the other has made."""
+    for scale in SCALES:
+        known: dict[tuple[str, str], str] = {}
+        for name in names():
+            found = read(name)
+            given = {key: key for key in stages.used(found) if key in ("data", "models")}
+            given |= {} if scale != "tiny" else {key: key for key in MODELS if key in stages.used(found)}
+            for planned in stages.plan(found, scale, CLAIMS, given).stages if found.shares else ():
+                place = (str(found.shares), planned.stage.name)
+                assert known.setdefault(place, planned.digest) == planned.digest, (scale, name, place)
+        assert known
 
 
 def test_where_a_run_lies_changes_nothing(tmp_path: Path) -> None:

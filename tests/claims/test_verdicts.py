@@ -74,9 +74,34 @@ def test_strengths_are_chosen_on_validation_prompts_alone() -> None:
     rows += answers("a", 1, 1, split="validation", kl=2) + answers("a", 2, 0, split="validation", kl=9)
     rows += answers("b", 1, 0, split="validation", kl=8)
     assert told("difference", rows, of={"method": "a", "strength": "best"}).arms == "a (1) less b (1)"
-    assert told("difference", rows, of={"method": "a", "nats": 10}).arms == "a (2) less b (1)"
-    same = {"of": {"method": "b", "strength": 1}, "than": {"method": "a", "nats": "same"}}
-    assert told("difference", rows, **same).arms == "b (1) less a (2)"
+
+
+def test_an_arm_of_so_many_nats_is_a_mixture_of_two_strengths() -> None:
+    """Its weights come of the validation prompts; its reward is theirs, prompt by prompt."""
+    rows = answers("a", 1, 0, kl=99) + answers("a", 2, 5, kl=0) + answers("b", 1, 0) + answers("base", 0, 1)
+    rows += answers("a", 1, 0, split="validation", kl=2) + answers("a", 2, 0, split="validation", kl=10)
+    rows += answers("b", 1, 0, split="validation", kl=4)
+
+    def reward(nats: object) -> tuple[float, str]:
+        found = told("difference", rows, of={"method": "b", "strength": 1}, than={"method": "a", "nats": nats})
+        return -found.interval.value, found.arms
+
+    def mean(method: str, strength: float) -> float:
+        one, two = answers(method, strength, {1: 0, 2: 5, 0: 1}[strength]), answers("b", 1, 0)
+        pairs = zip(one, two, strict=True)
+        return sum(row["rewards"]["r"] - other["rewards"]["r"] for row, other in pairs) / len(one)
+
+    for nats, parts, said in (
+        (4, ((0.75, "a", 1), (0.25, "a", 2)), "a (between 1 and 2)"),
+        ("same", ((0.75, "a", 1), (0.25, "a", 2)), "a (between 1 and 2)"),
+        (0.5, ((0.75, "base", 0), (0.25, "a", 1)), "a (between 0 and 1)"),
+        (10, ((1.0, "a", 2),), "a (2)"),
+    ):
+        value, arms = reward(nats)
+        assert value == pytest.approx(sum(share * mean(method, strength) for share, method, strength in parts))
+        assert arms == f"b (1) less {said}"
+    with pytest.raises(DataError, match=r"a reaches 10\.0 nats on the validation prompts, and 11\.0 are asked for"):
+        reward(11)
 
 
 def test_what_a_test_reads_and_rows_lack_is_named() -> None:
