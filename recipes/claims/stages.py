@@ -1,9 +1,9 @@
 """The stages of a claim, one after another: printed with their times, run, recognised as finished, kept.
 
-A finished stage leaves a stamp with the digest of what it ran, of its scripts and of the stages whose output it names. A
-stage whose digest is another than its stamp's is refused rather than run over what it made: the recipe was changed, and
-rows of two recipes are not one table. Claims that begin alike may share a working directory (`shares`): what one of
-them has made, the next finds finished.
+A finished stage leaves a stamp with the digest of what it ran, of its scripts and of the stages whose output it names.
+A stage whose digest is another than its stamp's is refused rather than run over what it made: the recipe was changed,
+and rows of two recipes are not one table. Claims that begin alike may share a working directory (`shares`): what one
+of them has made, the next finds finished.
 """
 
 from __future__ import annotations
