@@ -7,6 +7,7 @@
 #   make test-newest   the same with the newest versions, in .venv-newest (make smoke-newest: minutes of it)
 #   make test-vllm  install vLLM's build for processors in .venv-vllm (3.5 GB), then the tests of guides inside it
 #   make test-llama  install llama.cpp in .venv-llama, then the tests of GGUF files that it runs as they are
+#   make test-inspect  install Inspect in .venv-inspect, then the tests of its provider
 #   make lint       ruff and mypy
 #   make bench      the speed and memory table
 #   make claim NAME=...   a claim of the papers (without NAME: which there are), its unfinished stages; DATA=, MODELS=, WORK=
@@ -20,6 +21,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 VLLM   := .venv-vllm
 LLAMA  := .venv-llama
+INSPECT := .venv-inspect
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
 DOCS   := .venv-docs
@@ -39,7 +41,7 @@ OR_SAY  = || { echo "The install stopped here. To see more of why: make install 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm test-llama lint bench claim docs docs-tables clean
+.PHONY: help install demo test test-all test-oldest test-newest smoke-newest install-newest test-vllm test-llama test-inspect lint bench claim docs docs-tables clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -163,6 +165,20 @@ $(LLAMA)/.installed: pyproject.toml constraints.txt Makefile
 test-llama: $(LLAMA)/.installed
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(LLAMA)/bin/python -m pytest tests/models/llama
 
+# An environment of its own: Inspect asks for an older fsspec than the one that constraints.txt pins.
+$(INSPECT)/.installed: pyproject.toml constraints.txt Makefile
+	$(SAY) "[1/2] creating $(INSPECT), installing torch"
+	@$(PYTHON) -m venv $(INSPECT)
+	@grep -v '^fsspec==' constraints.txt > $(INSPECT)/constraints.txt
+	@$(INSPECT)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c $(INSPECT)/constraints.txt torch $(OR_SAY)
+	$(SAY) "[2/2] installing trimtab with Inspect and what the tests need"
+	@$(INSPECT)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c $(INSPECT)/constraints.txt \
+	  -e '.[inspect,structured,train]' pytest hypothesis scipy tokenizers $(OR_SAY)
+	@touch $@
+
+test-inspect: $(INSPECT)/.installed
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(INSPECT)/bin/python -m pytest tests/serving/test_inspect_provider.py
+
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -192,5 +208,5 @@ docs: $(DOCS)/.installed
 	$(SAY) "ready: site/index.html"
 
 clean:
-	@rm -rf $(VENV) $(VLLM) $(LLAMA) $(OLDEST) $(NEWEST) $(DOCS) site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VLLM) $(LLAMA) $(INSPECT) $(OLDEST) $(NEWEST) $(DOCS) site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """The lower end of every range in pyproject.toml as a line of constraints: `make test-oldest` installs them.
 
-Left out are the extras that need an environment of their own (vLLM, DeepSpeed, llama.cpp), the tools of development
-and the site.
+Left out are the extras that need an environment of their own (vLLM, DeepSpeed, llama.cpp, Inspect), the tools of
+development and the site.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import tomllib
 from pathlib import Path
 
-APART = ("vllm", "deepspeed", "llama", "dev", "docs")
+APART = ("vllm", "deepspeed", "llama", "inspect", "dev", "docs")
 _RANGE = re.compile(r"(?P<name>[\w.-]+)>=(?P<lower>[\w.]+),<(?P<upper>[\w.]+)")
 
 

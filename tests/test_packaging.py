@@ -94,7 +94,7 @@ def test_every_requirement_is_pinned_within_its_range(repository: Path, project:
             )
 
 
-FILLED_IN = {"transformers", "trl", "peft", "torchrl", "tensordict", "lm_eval", "vllm", "deepspeed"}
+FILLED_IN = {"transformers", "trl", "peft", "torchrl", "tensordict", "lm_eval", "inspect-ai", "vllm", "deepspeed"}
 """Libraries whose classes or processes trimtab fills in: any release may break it."""
 
 
@@ -177,6 +177,7 @@ def test_every_import_is_of_something_that_is_required(repository: Path, project
         for path in sorted((repository / folder).rglob("*.py")):
             inside = path.is_relative_to(repository / "tests" / "engines") or path.name == "vllm.py"
             known = accepted | beside_vllm if inside else accepted
+            known = known | {"inspect-ai"} if path.name.startswith("inspect_") else known
             missing += [f"{path.name}: {name}" for name in _imported(path) if _distribution(name) not in known]
     assert missing == []
 

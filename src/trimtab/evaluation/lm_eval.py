@@ -28,11 +28,11 @@ from typing import Any
 import torch
 
 from trimtab.core import Guide, SamplingParams
+from trimtab.engines import arguments
 from trimtab.engines.builtin import BuiltinMaker
 from trimtab.engines.maker import FORCED, IN_PROCESS, QUANTIZE, GuideSource
 from trimtab.engines.registry import BUILTIN, maker_of
 from trimtab.errors import CheckpointError, MissingExtraError, OptionError, PromptError
-from trimtab.evaluation import lm_eval_arguments as arguments
 from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.models.quantize.layers import kind_of
 from trimtab.storage.digests import model_contents

@@ -1,4 +1,4 @@
-"""What `--model_args` of lm-eval says, which is text: ";" stands between the parts of several guides or options."""
+"""What model arguments of evaluation harnesses say, which is text: ";" stands between several guides or options."""
 
 from __future__ import annotations
 
