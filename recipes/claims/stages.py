@@ -42,6 +42,8 @@ class Planned:
     """The comparison that is written to `work/NAME.yaml` before the command runs."""
     makes: Path
     digest: str
+    needs: tuple[str, ...]
+    """The stages whose output it names, and theirs."""
 
     @property
     def line(self) -> str:
@@ -134,8 +136,10 @@ def _planned(claim: Claim, stage: Stage, values: Mapping[str, str], before: Sequ
         makes = Path(filled(stage.makes or f"$work/stages/{stage.name}.json", values))
     words = tuple(shlex.split(filled(command, values)))
     text = json.dumps([list(words), comparison])
-    needed = [one.digest for one in before if re.search(rf"{re.escape(str(one.output))}(?![\w.-])", text)]
-    return Planned(stage, words, comparison, makes, _digest(words, text, needed, values))
+    needed = [one for one in before if re.search(rf"{re.escape(str(one.output))}(?![\w.-])", text)]
+    names = dict.fromkeys(name for one in needed for name in (*one.needs, one.stage.name))
+    digest = _digest(words, text, [one.digest for one in needed], values)
+    return Planned(stage, words, comparison, makes, digest, tuple(names))
 
 
 def _digest(words: tuple[str, ...], text: str, needed: Sequence[str], values: Mapping[str, str]) -> str:
@@ -172,6 +176,7 @@ def run(plan: Plan, say: Say, *, only: str | None = None, execute: Run | None = 
     names = [planned.stage.name for planned in plan.stages]
     if only is not None and only not in names:
         raise unknown_name("stage", only, names)
+    needed = {planned.stage.name: planned.needs for planned in plan.stages}.get(only or "", ())
     num_run = 0
     for planned in plan.stages:
         name, state = planned.stage.name, plan.state(planned)
@@ -186,7 +191,7 @@ def run(plan: Plan, say: Say, *, only: str | None = None, execute: Run | None = 
             else:
                 _execute(plan, planned, say, execute or (lambda words: _subprocess(words, plan.data)))
                 num_run += 1
-        elif only is not None and state != "finished" and names.index(name) < names.index(only):
+        elif name in needed and state != "finished":
             raise OptionError(
                 f"Stage {only} needs {name}, which is not finished. Run that first, or all: leave out --stage."
             )

@@ -73,6 +73,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def guide(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random adapter of the random model."""
+    from tests.tiny import write_lora
+    from trimtab import load_model
+
+    directory: Path = write_lora(tmp_path_factory.mktemp("guides") / "one", load_model(str(model)).module, seed=0)
+    return directory
+
+
 @pytest.fixture
 def execute(data: Path, monkeypatch: pytest.MonkeyPatch, repository: Path) -> Callable[[list[str]], int]:
     """Runs a stage's command here: a process for each would spend its time on imports."""

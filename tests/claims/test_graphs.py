@@ -20,34 +20,33 @@ from trimtab.evaluation.comparison.catalogued import known_methods
 from trimtab.evaluation.comparison.recipe_reader import parse_recipe
 from trimtab.methods.catalogue import check_method
 
-MODELS = ("model", "large", "small", "second", "third", "reward_base", "shipped_base")
+MODELS = ("model", "large", "small", "second", "third", "reward_base", "shipped_base", "shipped")
 SHORT = ("costs", "match-dpo")
 """Whose graphs run in every test run; the others take longer."""
 
 
-def _given(name: str, model: Path | str, data: Path | str) -> dict[str, str]:
+def _given(name: str, model: Path | str, data: Path | str, guide: Path | str = "") -> dict[str, str]:
     """What nobody but the reader has. In `two-guides` the third is a guide and has its value."""
     claim = read(name)
     used, own = stages.used(claim), claim.scales["tiny"].values
-    models = {key: str(model) for key in MODELS if key in used and key not in own}
-    return models | ({"data": str(data)} if "data" in used else {})
+    found = {key: str(model) for key in MODELS if key in used and key not in own}
+    found |= {"shipped": str(guide)} if "shipped" in used else {}
+    return found | ({"data": str(data)} if "data" in used else {})
 
 
 @pytest.mark.parametrize(
     "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in names()]
 )
 def test_a_claim_runs_from_end_to_end(
-    name: str, data: Path, model: Path, tmp_path: Path, execute: Callable[[list[str]], int]
+    name: str, data: Path, model: Path, guide: Path, tmp_path: Path, execute: Callable[[list[str]], int]
 ) -> None:
     claim = read(name)
-    planned = stages.plan(claim, "tiny", tmp_path, _given(name, model, data))
+    planned = stages.plan(claim, "tiny", tmp_path, _given(name, model, data, guide))
     assert stages.run(planned, print, execute=execute) == len(claim.stages)
     assert stages.run(planned, print, execute=execute) == 0, "a finished stage is not run again"
     for test in claim.verdict:
         path = tmp_path / "rows" / f"{test['rows']}.jsonl.gz"
-        with contextlib.suppress(
-            DataError
-        ):  # the models are random: nothing to be recovered, or no arm of so many nats
+        with contextlib.suppress(DataError):  # of random models: nothing to recover, or no arm of so many nats
             judged = rows.read(tmp_path / "rows" / f"{test['judge']['rows']}.jsonl.gz") if "judge" in test else None
             assert outcome(test, rows.read(path), judged).num >= 1
             continue
@@ -62,7 +61,7 @@ def test_the_commands_of_a_claim_are_commands(name: str, scale: str, tmp_path: P
     used = stages.used(claim)
     given = {key: f"{tmp_path}/{key}" for key in ("data", "models") if key in used}
     if scale == "tiny":
-        given |= _given(name, "demo", tmp_path / "data")
+        given |= _given(name, "demo", tmp_path / "data", tmp_path / "guide")
     plan = stages.plan(claim, scale, tmp_path, given)
     for planned in plan.stages:
         assert "$" not in planned.line

@@ -129,7 +129,9 @@ def test_rows_of_the_recipe_alone_are_kept_beside_it(tmp_path: Path) -> None:
     assert rows.read(mine.rows_of("second")) == [{"word": "a"}]
 
 
-def test_a_stage_alone_needs_those_before_it(tmp_path: Path) -> None:
+def test_a_stage_alone_needs_those_whose_output_it_names(tmp_path: Path) -> None:
+    free = stages.plan(claim(tmp_path / "c", needs=""), "here", tmp_path / "free", {})
+    assert stages.run(free, said()[1], only="second") == 1
     plan = stages.plan(claim(tmp_path / "c"), "here", tmp_path / "w", {})
     with pytest.raises(OptionError, match="needs first"):
         stages.run(plan, said()[1], only="second")
