@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +25,16 @@ from trimtab.evaluation.comparison.cost_summary import summarise_cost
 from trimtab.evaluation.comparison.recipe import Recipe
 from trimtab.evaluation.comparison.recipe_reader import parse_recipe, role_problems
 from trimtab.evaluation.comparison.records import Key, Row
-from trimtab.evaluation.comparison.summary import MIN_PROMPTS, cells_of, choose, estimate, headline, measured, reward_of
+from trimtab.evaluation.comparison.summary import (
+    MIN_PROMPTS,
+    Measured,
+    cells_of,
+    choose,
+    estimate,
+    headline,
+    measured,
+    reward_of,
+)
 from trimtab.evaluation.report.curves import _MARKERS, SERIES_DARK, SERIES_LIGHT, Series
 from trimtab.evaluation.report.files import write_report
 from trimtab.evaluation.report.findings import findings
@@ -97,6 +106,40 @@ def test_seeds_are_averaged_before_prompts_are_resampled() -> None:
     assert (one.rewards["good"].value, one.rewards["good"].low) == pytest.approx((interval.value, interval.low))
     assert one.rewards["good"].num_prompts == 12
     assert one.measures["coherence"] is None
+
+
+def test_the_joint_rate_counts_answers_that_gain_in_every_reward() -> None:
+    """One reward bought with the other raises both means and no answer: seed by seed, an answer against the base's."""
+    recipe = fakes.recipe()
+    base = [row("base", 0.0, index, 0.5, seed=seed) for index in range(12) for seed in (0, 1)]
+    base = [replace(one, rewards={"good": 0.0, "brief": 0.0}) for one in base]
+
+    def rated(gain: Callable[[Key], tuple[float, float]]) -> Measured:
+        rows = [replace(one, key=one.key._replace(method="aligner", strength=1.0)) for one in base]
+        rows = [replace(one, rewards=dict(zip(("good", "brief"), gain(one.key), strict=True))) for one in rows]
+        _, found = measured(recipe, cells_of(recipe, base + rows, "test"), {})
+        return found
+
+    bought = rated(lambda key: (3.0, -1.0) if key.seed else (-1.0, 3.0))
+    assert {name: gain.value for name, gain in bought.gains.items()} == {"good": 1.0, "brief": 1.0}
+    assert bought.joint is not None
+    assert bought.joint.value == 0.0
+    for gain, value in ((lambda key: (1.0, 1.0), 1.0), (lambda key: (1.0, 0.0), 0.0)):
+        assert (joint := rated(gain).joint) is not None
+        assert joint.value == value
+    half = rated(lambda key: (1.0, 1.0) if key.seed else (-1.0, 1.0)).joint
+    assert half is not None
+    assert (half.value, half.num_prompts) == (0.5, 12)
+    (alone,) = measured(recipe, cells_of(recipe, base, "test"), {})
+    assert alone.joint is None
+
+
+def test_the_joint_rate_stands_in_table_and_json(directory: Path, results: Results, page: str) -> None:
+    assert "better in both" in page
+    rates = [line["joint_rate"] for line in summary_of(results)["methods"]]  # type: ignore[attr-defined, index]
+    assert rates[0] is None
+    assert all(0.0 <= rate <= 1.0 for rate in rates[1:])
+    assert replace(results.recipe, rewards=results.recipe.rewards[:1], objectives=()).joint == ()
 
 
 def test_gains_are_paired_with_the_base_on_shared_prompts() -> None:

@@ -164,6 +164,12 @@ class Recipe:
         return len(self.objectives) == 2
 
     @property
+    def joint(self) -> tuple[str, ...]:
+        """The rewards that one answer may better all at once: the objectives, else all; empty where there is one."""
+        names = self.objectives or tuple(reward.name for reward in self.rewards)
+        return names if len(names) > 1 else ()
+
+    @property
     def redraws(self) -> tuple[tuple[int, ...], ...]:
         """The seeds under which the base answers the test prompts anew, for a point of a front each; never of `seeds`.
 

@@ -90,6 +90,8 @@ class Measured:
     """Reward -> mean paired difference to the base on the prompts that both answered; empty for the base itself."""
     measures: Mapping[str, Estimate | None]
     """`MEASURES` and `coherence`; None: unknown."""
+    joint: Estimate | None = None
+    """`joint_rate` over the recipe's `joint` rewards; None for the base, and where the recipe has one reward."""
 
     @property
     def label(self) -> str:
@@ -155,6 +157,21 @@ def paired(cell: Cell, other: Cell, read: Read) -> Estimate | None:
     return estimate(differences) if differences else None
 
 
+def joint_rate(cell: Cell, other: Cell, rewards: Sequence[str]) -> Estimate | None:
+    """The share of answers that have more of every reward than the other's under the same prompt and seed.
+
+    Two means may both rise while no single answer gains in both, one bought with the other. A prompt's seeds are
+    averaged first. None where the two share no answer.
+    """
+    others = {(row.key.prompt_index, row.key.seed): row.rewards for row in other.rows}
+    values_of: dict[int, list[float]] = defaultdict(list)
+    for row in cell.rows:
+        its = others.get((row.key.prompt_index, row.key.seed))
+        if its is not None:
+            values_of[row.key.prompt_index].append(float(all(row.rewards[name] > its[name] for name in rewards)))
+    return estimate([sum(values) / len(values) for _, values in sorted(values_of.items())]) if values_of else None
+
+
 def choose(recipe: Recipe, cells: Sequence[Cell]) -> dict[str, Chosen]:
     """Label -> the strength of the highest mean main reward on validation prompts, within the KL budget if any.
 
@@ -210,8 +227,9 @@ def _chosen(cells: Sequence[Cell], read: Read, budget: float | None) -> Chosen:
 def _measured(recipe: Recipe, cell: Cell, base: Cell | None, coherences: Mapping[Key, float]) -> Measured:
     names = [reward.name for reward in recipe.rewards]
     reads: dict[str, Read] = {**MEASURES, "coherence": lambda row: coherences.get(row.key)}
-    gains = {}
+    gains, joint = {}, None
     if base is not None and cell is not base:
+        joint = joint_rate(cell, base, recipe.joint) if recipe.joint else None
         gains = {name: gain for name in names if (gain := paired(cell, base, reward_of(name))) is not None}
     return Measured(
         cell,
@@ -221,6 +239,7 @@ def _measured(recipe: Recipe, cell: Cell, base: Cell | None, coherences: Mapping
             name: None if (values := cell.by_prompt(read)) is None else estimate(list(values.values()))
             for name, read in reads.items()
         },
+        joint=joint,
     )
 
 

@@ -16,7 +16,7 @@ from trimtab.evaluation.comparison.recipe import (
 from trimtab.evaluation.comparison.records import RunRecord
 from trimtab.evaluation.comparison.summary import MIN_PROMPTS, Cell, Chosen
 from trimtab.evaluation.comparison.text_metrics import COHERENCE
-from trimtab.evaluation.report.wording import strength_shown
+from trimtab.evaluation.report.wording import how_many, listed, strength_shown
 from trimtab.statistics import NUM_RESAMPLES
 
 _KL = {
@@ -38,6 +38,7 @@ def notes_of(recipe: Recipe, run: RunRecord, cells: Sequence[Cell]) -> dict[str,
         "Decoding": _decoding(recipe),
         "Seeds": f"{', '.join(map(str, recipe.seeds))}; a prompt's seeds are averaged before anything is resampled",
         **_rewards(recipe, run),
+        **_joint(recipe),
         "KL": "; ".join(f"{', '.join(labels)}: {_KL.get(kind, kind)}" for kind, labels in _by_kind(cells).items()),
         "Intervals": f"95 %, bootstrap over prompts (BCa, {NUM_RESAMPLES:,} resamples), from {MIN_PROMPTS} prompts on; "
         "differences to the base are paired by prompt; nothing corrects for how many methods are compared",
@@ -115,6 +116,18 @@ def _rewards(recipe: Recipe, run: RunRecord) -> dict[str, str]:
     unseen = "none: the recipe names no reward that no method was trained on or chooses by"
     by_role[_ROLES[JUDGED_BY]] = by_role[_ROLES[JUDGED_BY]] or unseen
     return {heading: text for heading, text in by_role.items() if text}
+
+
+def _joint(recipe: Recipe) -> dict[str, str]:
+    if not recipe.joint:
+        return {}
+    chance = 0.5 ** len(recipe.joint)
+    said = (
+        f"the share of answers with more {listed(recipe.joint)} than the base's answer to the same prompt under the "
+        f"same seed. The base drawn anew has about {chance:.2g} where these rewards have nothing to do with each other, "
+        "and up to a half the more they go together"
+    )
+    return {f"Better in {how_many(recipe.joint)}": said}
 
 
 def _reward(recipe: Recipe, run: RunRecord, reward: Reward) -> str:

@@ -145,6 +145,8 @@ def method_row(results: Results, one: Measured) -> dict[str, object]:
     row |= {"num_prompts": one.cell.num_prompts, "num_answers": len(one.cell.rows), "kl_kind": one.cell.kl_kind}
     for name, value in one.rewards.items():
         row |= _columns(f"reward_{name}", value) | _columns(f"gain_{name}", one.gains.get(name))
+    if results.recipe.joint:
+        row |= _columns("joint_rate", one.joint)
     for name, measure in one.measures.items():
         row |= _columns(name, measure)
     return row

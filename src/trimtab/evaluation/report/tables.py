@@ -9,7 +9,7 @@ from trimtab.evaluation.comparison.cost_summary import CostSummary
 from trimtab.evaluation.comparison.pareto_summary import Front, FrontDifference
 from trimtab.evaluation.comparison.recipe import JUDGED_BY, MEASURED, TRAINED_ON, Recipe
 from trimtab.evaluation.comparison.summary import REPETITION_N, Estimate, Measured
-from trimtab.evaluation.report.wording import gained, signed, strength_shown
+from trimtab.evaluation.report.wording import gained, how_many, signed, strength_shown
 
 Write = Callable[[float], str]
 ROLE_WORDS: Mapping[str, str] = {MEASURED: "", TRAINED_ON: "trained on", JUDGED_BY: "judge"}
@@ -46,6 +46,8 @@ def rewards_table(recipe: Recipe, shown: Sequence[Measured]) -> str:
         said = ROLE_WORDS[recipe.role_of(reward)]
         role = f"<span class=range>{said}</span>" if said else ""
         headings += [f"{html.escape(reward.name)}{role}", "over base"]
+    if recipe.joint:
+        headings.append(f"better in {how_many(recipe.joint)}<span class=range>share of answers</span>")
     headings += ["KL an answer", "KL a token", "−log π<sub>base</sub>", "prompts"]
     return table(headings, [_rewards_row(recipe, one) for one in shown])
 
@@ -125,6 +127,8 @@ def _rewards_row(recipe: Recipe, one: Measured) -> list[str]:
     for reward in recipe.rewards:
         gain = one.gains.get(reward.name)
         cells += [interval_cell(one.rewards[reward.name], signed), interval_cell(gain, gained) if gain else "–"]
+    if recipe.joint:
+        cells.append(interval_cell(one.joint, signed) if one.joint else "–")
     bound = one.cell.kl_kind == "bound"
     cells += [
         interval_cell(one.kl, _one_digit, bound=bound),

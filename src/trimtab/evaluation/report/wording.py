@@ -49,6 +49,11 @@ def listed(items: Sequence[object]) -> str:
     return f"{', '.join(firsts)} and {last}" if firsts else last
 
 
+def how_many(items: Sequence[object]) -> str:
+    """`both`, or `all 3`."""
+    return "both" if len(items) == 2 else f"all {len(items)}"
+
+
 def prompt_text(prompt: Prompt) -> str:
     """A prompt as a reader should see it: the last message of a chat."""
     if isinstance(prompt, str):
