@@ -124,8 +124,8 @@ def _joint(recipe: Recipe) -> dict[str, str]:
     chance = 0.5 ** len(recipe.joint)
     said = (
         f"the share of answers with more {listed(recipe.joint)} than the base's answer to the same prompt under the "
-        f"same seed. The base drawn anew has about {chance:.2g} where these rewards have nothing to do with each other, "
-        "and up to a half the more they go together"
+        f"same seed. The base drawn anew has about {chance:.2g} where these rewards have nothing to do with each "
+        "other, and up to a half the more they go together"
     )
     return {f"Better in {how_many(recipe.joint)}": said}
 
