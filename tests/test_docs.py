@@ -179,6 +179,15 @@ def _row_in(pages: str, cells: list[str]) -> bool:
     return any(all(f"|{cell}|" in line for cell in cells[1:]) for line in lines)
 
 
+def test_every_guide_that_ships_is_small_and_named_where_guides_are_looked_up(repository: Path) -> None:
+    table = (repository / "docs/guides/guides.md").read_text(encoding="utf-8")
+    shipped = [path.parent for path in (repository / "src/trimtab/shipped").glob("*/guide.json")]
+    assert {"sentiment", "plain-words", "short-sentences"} <= {directory.name for directory in shipped}
+    for directory in shipped:
+        assert f"`{directory.name}`" in table, directory.name
+        assert sum(path.stat().st_size for path in directory.iterdir()) < 8e6, directory.name
+
+
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md"])
 def test_links_lead_somewhere(page: str, repository: Path) -> None:
     broken = [
