@@ -202,3 +202,14 @@ def test_the_strength_where_nothing_is_said(card: GuideCard, how: dict[str, str]
         == GuideCard("agent").strength_served(None, otherwise=0.5)
         == 0.5
     )
+
+
+def test_the_sign_is_judged_by_what_training_added_where_that_was_measured() -> None:
+    from trimtab.storage.card_values import sign_accuracy
+
+    low = {"eval_accuracy": 0.3, "eval_accuracy_low": 0.2, "eval_accuracy_high": 0.4}
+    good = {"eval_shift_accuracy": 0.9, "eval_shift_accuracy_low": 0.8, "eval_shift_accuracy_high": 0.95}
+    assert sign_accuracy({}) is None
+    assert str(sign_accuracy(low)) == "0.300 [0.200, 0.400]"
+    assert str(sign_accuracy({**low, **good})) == "0.900 [0.800, 0.950]"
+    assert sign_accuracy({**low, **good, "eval_shift_accuracy_low": "?"}) == sign_accuracy(low)

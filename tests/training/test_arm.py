@@ -117,8 +117,17 @@ def test_peft_loads_the_adapter_and_gives_the_measured_accuracy(finished: Path, 
         return float(sum(logprobs[len(prompt) - 1 + t, token] for t, token in enumerate(answer)))
 
     accuracy = sum(reward(pair, pair.chosen) > reward(pair, pair.rejected) for pair in HELD) / len(HELD)
-    assert accuracy == json.loads((finished / "guide.json").read_text())["metrics"]["eval_accuracy"]
+    metrics = json.loads((finished / "guide.json").read_text())["metrics"]
+    assert accuracy == metrics["eval_accuracy"]
     assert adapted.peft_config["default"].base_model_name_or_path == tiny
+
+    guided = [[reward(pair, answer) for answer in (pair.chosen, pair.rejected)] for pair in HELD]
+    with adapted.disable_adapter():
+        alone = [[reward(pair, answer) for answer in (pair.chosen, pair.rejected)] for pair in HELD]
+    gaps = [(g[0] - a[0]) - (g[1] - a[1]) for g, a in zip(guided, alone, strict=True)]
+    assert metrics["eval_shift_accuracy"] == sum(gap > 0 for gap in gaps) / len(HELD)
+    assert metrics["eval_shift_accuracy_low"] < metrics["eval_shift_accuracy"] <= metrics["eval_shift_accuracy_high"]
+    assert f"less the base's, {metrics['eval_shift_accuracy']:.3f}" in (finished / "README.md").read_text()
 
 
 def test_our_loader_takes_the_guide_on_its_base(finished: Path, tiny: str) -> None:

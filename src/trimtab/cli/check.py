@@ -153,12 +153,14 @@ def _base_lines(checked: CheckedGuide) -> Iterator[str]:
 
 
 def _measured(checked: CheckedGuide) -> Iterator[str]:
-    from trimtab.storage.checking import accuracy_of
+    from trimtab.storage.card_values import SHIFT_ACCURACY, accuracy_in
+    from trimtab.storage.checking import metrics_of
 
-    accuracy = accuracy_of(checked.card)
+    metrics = metrics_of(checked.card)
+    accuracy, shift = accuracy_in(metrics), accuracy_in(metrics, SHIFT_ACCURACY)
     if accuracy is not None:
-        value, low, high, num = accuracy
-        yield f"measured: accuracy {value:.3f} [{low:.3f}, {high:.3f}] on {num} held-out pairs"
+        beside = f", {shift} less its base's share" if shift is not None else ""
+        yield f"measured: accuracy {accuracy} on {metrics.get('num_eval_pairs')} held-out pairs{beside}"
     if checked.card.calibration is not None:
         found = checked.card.calibration
         model = found.model or "an unnamed model"

@@ -10,8 +10,31 @@ from typing import TypeGuard, TypeVar, cast
 
 from trimtab.errors import CheckpointError
 from trimtab.models.trained_on import ModelFacts, VocabularyFacts
+from trimtab.statistics import Interval
 
 T = TypeVar("T")
+
+
+ACCURACY = "eval_accuracy"
+"""The share of held-out pairs that are ranked as they were labelled, by the reward that the training's loss is of."""
+SHIFT_ACCURACY = "eval_shift_accuracy"
+"""The same by Σ log π_r − Σ log π_base: by what the training added to its base."""
+
+
+def accuracy_in(metrics: Mapping[str, object], name: str = ACCURACY) -> Interval | None:
+    """An accuracy with its interval out of a card's `metrics`; None where it was not measured."""
+    value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if not (_is_number(value) and _is_number(low) and _is_number(high)):
+        return None
+    return Interval(float(value), float(low), float(high))
+
+
+def sign_accuracy(metrics: Mapping[str, object]) -> Interval | None:
+    """The accuracy that shows whether a guide prefers what it should.
+
+    By what the training added where that was measured: the base's own likelihood may rank the pairs the other way.
+    """
+    return accuracy_in(metrics, SHIFT_ACCURACY) or accuracy_in(metrics)
 
 
 @dataclass(frozen=True, slots=True)

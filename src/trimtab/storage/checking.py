@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trimtab.documents import read_json
 from trimtab.errors import OptionError
+from trimtab.storage.card_values import sign_accuracy
 from trimtab.storage.cards import GUIDE_FILE, GUIDE_KINDS, GuideCard, named_base, read_card
 from trimtab.storage.directories import guide_directory, locate_guide, resolve_model
 from trimtab.storage.files import file_digest, files_of
@@ -169,24 +170,19 @@ def _known(card: GuideCard) -> Iterator[Finding]:
     if not card.written:
         yield Finding("card", None, f"there is no {GUIDE_FILE}: kind and form are guessed from the files")
         return
-    accuracy = accuracy_of(card)
-    if accuracy is not None and accuracy[1] <= 0.5 <= accuracy[2]:
+    accuracy = sign_accuracy(metrics_of(card))
+    if accuracy is not None and accuracy.low <= 0.5 <= accuracy.high:
         yield Finding("accuracy", None, "its interval holds 0.5, a coin's; it may steer all the same")
-    if accuracy is not None and accuracy[2] < 0.5:
+    if accuracy is not None and accuracy.high < 0.5:
         yield Finding("accuracy", False, "it is below a coin's: the sign may be turned")
     if GUIDE_KINDS[card.kind].has_weights and not card.trained_on.base:
         yield Finding("base", None, "the card does not say which model it was trained on")
 
 
-def accuracy_of(card: GuideCard) -> tuple[float, float, float, int] | None:
-    """(accuracy, low, high, number of held-out pairs) of a card; None where nothing was measured."""
+def metrics_of(card: GuideCard) -> Mapping[str, object]:
+    """What a card says was measured; empty where that is nothing."""
     metrics = card.written.get("metrics")
-    if not isinstance(metrics, Mapping):
-        return None
-    found = [metrics.get(f"eval_accuracy{end}") for end in ("", "_low", "_high")]
-    if not all(isinstance(value, int | float) for value in found):
-        return None
-    return float(found[0]), float(found[1]), float(found[2]), int(metrics.get("num_eval_pairs", 0))  # type: ignore[arg-type]
+    return metrics if isinstance(metrics, Mapping) else {}
 
 
 def digests_of(model: str | Path) -> dict[str, str]:

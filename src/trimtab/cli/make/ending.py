@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,26 +31,31 @@ def finish(plan: Plan, stages: Sequence[Stage], calibrated: Calibrated | None, *
     from trimtab.evaluation.comparison.catalogued import known_methods
     from trimtab.evaluation.report.results import read_results
     from trimtab.making.readme import add_section
+    from trimtab.storage.card_values import ACCURACY, SHIFT_ACCURACY, accuracy_in
     from trimtab.storage.cards import read_card
+    from trimtab.storage.checking import metrics_of
 
     results = read_results(plan.places.report, known_methods(), measure_coherence=False)
     lines = compared_lines(results)
     add_section(plan.places.guide, COMPARED, lines)
     report = plan.places.report / "report.html"
-    metrics = read_card(plan.places.guide).written.get("metrics")
-    metrics = metrics if isinstance(metrics, Mapping) else {}
+    metrics = metrics_of(read_card(plan.places.guide))
     for stage in stages:
         options.say(f"{stage.name}: {stage.seconds:.0f} s")
     found = None if calibrated is None else calibrated.calibration
     why = "" if calibrated is None else calibrated.decision.why
     if as_json:
-        accuracy = {name: metrics.get(name) for name in ("eval_accuracy", "eval_accuracy_low", "eval_accuracy_high")}
+        accuracies = {
+            f"{name}{end}": metrics.get(f"{name}{end}")
+            for name in (ACCURACY, SHIFT_ACCURACY)
+            for end in ("", "_low", "_high")
+        }
         print(
             json.dumps(
                 {
                     "guide": str(plan.places.guide),
                     "stages": [{"name": s.name, "command": s.command, "seconds": round(s.seconds, 1)} for s in stages],
-                    **accuracy,
+                    **accuracies,
                     "num_eval_pairs": metrics.get("num_eval_pairs"),
                     "calibration": None if found is None else found.as_json(),
                     "why": why,
@@ -60,11 +65,10 @@ def finish(plan: Plan, stages: Sequence[Stage], calibrated: Calibrated | None, *
         )
         return
     print("\n".join(lines))
-    if metrics.get("eval_accuracy") is not None:
-        print(
-            f"\nAccuracy on {metrics['num_eval_pairs']} held-out pairs: {metrics['eval_accuracy']:.3f} "
-            f"[{metrics['eval_accuracy_low']:.3f}, {metrics['eval_accuracy_high']:.3f}]"
-        )
+    accuracy, shift = accuracy_in(metrics), accuracy_in(metrics, SHIFT_ACCURACY)
+    if accuracy is not None:
+        beside = "" if shift is None else f"; less the base's share {shift}"
+        print(f"\nAccuracy on {metrics['num_eval_pairs']} held-out pairs: {accuracy}{beside}")
     print(f"\nStrength: {f'not named. {why}' if found is None else found}")
     print(f"Report: {report}")
 

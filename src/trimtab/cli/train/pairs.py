@@ -166,10 +166,14 @@ def _line(progress: TrainProgress) -> str:
 def _summary(result: PairResult) -> str:
     if result.eval_accuracy is None:
         return f"{result.out}: trained on {result.num_pairs} pairs; none were held out"
+    from trimtab.storage.card_values import SHIFT_ACCURACY, accuracy_in
+
+    shift = accuracy_in(result.metrics, SHIFT_ACCURACY)
+    beside = f" ({shift} less its base's share)" if shift is not None else ""
     return (
         f"{result.out}: accuracy {result.eval_accuracy:.3f} "
-        f"[{result.eval_accuracy_low:.3f}, {result.eval_accuracy_high:.3f}] on {result.num_eval_pairs} held-out pairs, "
-        f"trained on {result.num_pairs}{_by_objective(result)}{_few(result)}"
+        f"[{result.eval_accuracy_low:.3f}, {result.eval_accuracy_high:.3f}]{beside} on {result.num_eval_pairs} "
+        f"held-out pairs, trained on {result.num_pairs}{_by_objective(result)}{_few(result)}"
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimtab.training.pairs.run import PairMethod, PairResult, Pairs, PairSplit, token_job, train_on_pairs
+from trimtab.training.pairs.run import PairMethod, PairResult, Pairs, PairSplit, evaluation, token_job, train_on_pairs
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About
 from trimtab.training.run.run import Job
@@ -24,6 +24,8 @@ from trimtab.training.run.settings import ArmSettings, TrainProgress
 
 if TYPE_CHECKING:
     from trimtab.models.hf import HFModel
+    from trimtab.training.arm.trainer import ArmTrainer
+    from trimtab.training.run.identity import Facts
 
 __all__ = ["ArmResult", "ArmSettings", "TrainProgress", "train_arm"]
 
@@ -78,7 +80,22 @@ def _job(host: HFModel, split: PairSplit, settings: ArmSettings, arguments: RunA
         about=_about(settings),
         facts={"guide_form": settings.form},
         in_shards=not settings.is_beside_base,
+        evaluated=_evaluated,
     )
+
+
+def _evaluated(trainer: ArmTrainer) -> Facts:
+    """The evaluation, and beside it the accuracy of what training added to the base, where the base is at hand."""
+    facts = evaluation(trainer)
+    shift = trainer.shift_accuracy()
+    if shift is None:
+        return facts
+    return {
+        **facts,
+        "eval_shift_accuracy": shift.value,
+        "eval_shift_accuracy_low": shift.low,
+        "eval_shift_accuracy_high": shift.high,
+    }
 
 
 def _about(settings: ArmSettings) -> About:

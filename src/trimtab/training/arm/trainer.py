@@ -21,9 +21,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
 from trimtab.models.forward.row_cache import Reach
+from trimtab.statistics import Interval, proportion_interval
 from trimtab.training.pairs.batches import PairCollator, packed_length, packed_of, prompts_in_order
 from trimtab.training.pairs.losses import (
     arm_loss,
+    correct,
     mixed_logprobs,
     sequence_logprobs,
     shift_logprobs,
@@ -86,25 +88,43 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
         """The mean loss of the batch's pairs."""
-        chosen, rejected = self._rewards(model, inputs)
+        chosen, rejected = self._rewards(model, inputs, self._beside)
         loss = arm_loss(chosen, rejected, beta=self.beta, gamma=self.gamma)
         num_passes = 1 if self._beside is None else 2
         self.meter.add(self, chosen, rejected, loss, num_passes * packed_of(inputs).num_tokens)
         mean = loss.mean()
         return (mean, {"chosen": chosen, "rejected": rejected}) if return_outputs else mean
 
-    def _rewards(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def shift_accuracy(self) -> Interval | None:
+        """The share of the held-out pairs that Σ log π_r − Σ log π_base ranks as they were labelled, over prompts.
+
+        The sum alone holds how likely the base finds an answer; this is what training added, and what a shift steers
+        by. None where the base is not at hand: all weights were trained without it, or they lie in shards.
+        """
+        plain = self.accelerator.unwrap_model(self.model)
+        in_shards = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if in_shards or (self._copy is None and not isinstance(plain, PeftModel)):
+            return None
+        self.model.eval()
+        found: list[Tensor] = []
+        for batch in self.get_eval_dataloader():
+            with torch.no_grad(), self.compute_loss_context_manager():
+                chosen, rejected = self._rewards(self.model, self._prepare_inputs(batch), shift_logprobs)
+            found.append(self.accelerator.gather_for_metrics(correct(chosen, rejected)).cpu())
+        return proportion_interval(torch.cat(found).tolist(), self.meter.prompts)
+
+    def _rewards(self, model: nn.Module, inputs: Mapping[str, Tensor], beside: Beside | None) -> tuple[Tensor, Tensor]:
         """The rewards of both responses of each pair, sums over their tokens: [B], [B] float32."""
         rows = packed_of(inputs)
         plain = self.accelerator.unwrap_model(model)
         masks = rows.masks(self.reaches, plain.dtype)
         logits = self._logits(model, rows, masks)
-        if self._beside is None:
+        if beside is None:
             logprobs = token_logprobs(logits, rows.token_ids)
         else:
             with torch.no_grad(), self._base(plain) as base:
                 base_logits = self._logits(base, rows, masks)
-            logprobs = self._beside(logits, base_logits, rows.token_ids)
+            logprobs = beside(logits, base_logits, rows.token_ids)
         sums = sequence_logprobs(logprobs, rows.rows, 2 * len(inputs["chosen_rows"]))
         return sums[inputs["chosen_rows"]], sums[inputs["rejected_rows"]]
 

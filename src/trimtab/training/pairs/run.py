@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from trimtab.errors import DataError, OptionError, naming
 from trimtab.prompts import check_ids
+from trimtab.storage.card_values import sign_accuracy
 from trimtab.training.pairs.data import PairData, PreferencePair, fingerprint, hold_out, sample, without_stock
 from trimtab.training.pairs.tokens import TokenData, tokenise
 from trimtab.training.run import run
@@ -134,18 +135,20 @@ def token_job(
     about: About,
     facts: Mapping[str, str],
     in_shards: bool = False,
+    evaluated: Callable[[Any], Facts] | None = None,
 ) -> Job:
     """The job of a method that reads pairs as the ids that decoding will see.
 
     `config` makes TRL's configuration of the settings and the workspace; `parts` makes what the trainer is built of
-    from the model, the pairs to train on, those held out, the settings and the number of processes.
+    from the model, the pairs to train on, those held out, the settings and the number of processes; `evaluated` is as
+    in `pair_metrics`.
     """
     train, held = (tokens_of(host, pairs, settings) for pairs in (split.train, split.held))
     made = config(settings, arguments.workspace)
     return Job(
         config=made,
         parts=lambda: parts(host, train, held, settings, made.world_size),
-        measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, split, train.counts, seconds)},
+        measure=lambda trainer, seconds: {"metrics": pair_metrics(trainer, split, train.counts, seconds, evaluated)},
         about=about,
         facts=facts,
         in_shards=in_shards,
@@ -222,12 +225,14 @@ def pair_metrics(
     """`metrics` of `guide.json`: the evaluation, the last line of the curve, steps and seconds, what was left out.
 
     `counts` is what the method's tokenisation cut or dropped; `evaluated` is called where pairs are held out (None:
-    `evaluation`, with a warning where the sign seems to be turned).
+    `evaluation`). A sign that seems to be turned is warned about.
     """
     line: Facts = next((line for line in reversed(trainer.state.log_history) if "accuracy" in line), {})
     has_pairs = trainer.eval_dataset is not None
+    found = (evaluated or evaluation)(trainer) if has_pairs else {"num_eval_pairs": 0}
+    _warn_of_a_turned_sign(found)
     return {
-        **((evaluated or _evaluation_with_warning)(trainer) if has_pairs else {"num_eval_pairs": 0}),
+        **found,
         **{f"train_{key}": line[key] for key in ("loss", "accuracy", "margin") if key in line},
         "num_steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
@@ -255,13 +260,11 @@ def evaluation(trainer: PairTrainer) -> Facts:
     }
 
 
-def _evaluation_with_warning(trainer: PairTrainer) -> Facts:
-    facts = evaluation(trainer)
-    if facts["eval_accuracy_high"] < 0.5:
+def _warn_of_a_turned_sign(facts: Facts) -> None:
+    accuracy = sign_accuracy(facts)
+    if accuracy is not None and accuracy.high < 0.5:
         log.warning(
-            "%d of %d held-out pairs are ranked as they were labelled (95 %% interval %.3f to %.3f), fewer than a coin "
-            "would: the sign may be turned. Check that `chosen` is the better answer in the data",
-            *(sum(trainer.meter.outcomes), facts["num_eval_pairs"]),
-            *(facts["eval_accuracy_low"], facts["eval_accuracy_high"]),
+            "%.3f of %d held-out pairs are ranked as they were labelled (95 %% interval %.3f to %.3f), fewer than a "
+            "coin would: the sign may be turned. Check that `chosen` is the better answer in the data",
+            *(accuracy.value, facts["num_eval_pairs"], accuracy.low, accuracy.high),
         )
-    return facts

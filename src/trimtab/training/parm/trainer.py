@@ -112,7 +112,7 @@ class ParmTrainer(ArmTrainer):
         training = self.model.training
         if training:
             self.cores.run_at(self.preference(self.state.global_step))
-        chosen, rejected = self._rewards(model, inputs)
+        chosen, rejected = self._rewards(model, inputs, None)
         betas = self.betas.to(chosen.device)[objectives]
         loss = arm_loss(chosen, rejected, beta=betas, gamma=self.settings.gamma)
         num_tokens = packed_of(inputs).num_tokens

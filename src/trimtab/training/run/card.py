@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.statistics import FEW
+from trimtab.storage.card_values import SHIFT_ACCURACY, accuracy_in, sign_accuracy
 from trimtab.storage.cards import write_card
 from trimtab.storage.files import write_text
 from trimtab.training.run.identity import Facts
@@ -131,14 +132,24 @@ def _left_out(metrics: Facts) -> str:
 
 
 def _measured(metrics: Facts, about: About) -> list[str]:
-    if "eval_accuracy" not in metrics:
+    accuracy, sign = accuracy_in(metrics), sign_accuracy(metrics)
+    if accuracy is None or sign is None:
         return ["No pairs were held out, so nothing was measured."]
-    turned = (
-        " Fewer than a coin would get right: the sign may be turned." if metrics["eval_accuracy_high"] < 0.5 else ""
-    )
+    turned = " Fewer than a coin would get right: the sign may be turned." if sign.high < 0.5 else ""
     few = few_prompts(metrics)
     return [
-        f"Accuracy on {metrics['num_eval_pairs']} pairs that were not trained on: {metrics['eval_accuracy']:.3f} "
-        f"(95 % interval {metrics['eval_accuracy_low']:.3f} to {metrics['eval_accuracy_high']:.3f}; Wilson, over "
-        f"prompts). It is the share of pairs {about.correct}; a coin gets 0.5.{turned}{few and f' {few}'}"
+        f"Accuracy on {metrics['num_eval_pairs']} pairs that were not trained on: {accuracy.value:.3f} "
+        f"(95 % interval {accuracy.low:.3f} to {accuracy.high:.3f}; Wilson, over "
+        f"prompts). It is the share of pairs {about.correct}; a coin gets 0.5."
+        f"{_beside_the_base(metrics)}{turned}{few and f' {few}'}"
     ]
+
+
+def _beside_the_base(metrics: Facts) -> str:
+    shift = accuracy_in(metrics, SHIFT_ACCURACY)
+    if shift is None:
+        return ""
+    return (
+        f" By its log-probability less the base's, {shift.value:.3f} ({shift.low:.3f} to {shift.high:.3f}): this is "
+        "what training added, while the log-probability alone is for the most part how likely the base finds an answer."
+    )
