@@ -106,6 +106,7 @@ SAMPLES: Mapping[str, tuple[str, Any]] = {
     "seed": ("seed", 3),
     "plausibility": ("plausibility", 0.5),
     "guide_plausibility": ("guide_plausibility", {"kind": 0.5}),
+    "gates": ("gates", {"kind": "random:0.5"}),
     "draft": ("draft", "lookup"),
     "draft_tokens": ("draft", "lookup"),
     "prompt_logprobs": ("forced", (1,)),

@@ -23,7 +23,7 @@ import trimtab
 from trimtab import core
 
 LAYERS = (
-    {"answers", "caches", "calls", "constraint", "core", "drafting", "errors", "fields", "params"},
+    {"answers", "caches", "calls", "constraint", "core", "drafting", "errors", "fields", "gates", "params"},
     {"columns", "documents", "mixing", "prompts", "sessions", "statistics"},
     {"constraining", "guides", "models"},
     {"decoding", "testing"},

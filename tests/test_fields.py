@@ -186,7 +186,7 @@ def test_generate_takes_what_sampling_params_hold() -> None:
     names = [name for name in taken if name not in ("self", "prompts", "template_options")]
     params = {field.name: field for field in dataclasses.fields(SamplingParams) if field.name != "forced"}
     assert names == list(params)
-    mappings = ("weights", "guide_plausibility", "logit_bias")
+    mappings = ("weights", "guide_plausibility", "gates", "logit_bias")
     assert {name: taken[name].default for name in names if name not in mappings} == {
         name: field.default for name, field in params.items() if name not in mappings
     }
@@ -216,7 +216,8 @@ def test_the_wire_publishes_the_ranges_and_meanings_of_the_fields() -> None:
 def test_a_recipe_sets_what_decides_how_an_answer_is_decoded() -> None:
     from trimtab.evaluation.comparison.recipe_reader import _DECODING
 
-    decided_elsewhere = {"weights", "guide_plausibility", "seed", "trace", "num_alternatives", "forced", "constraint"}
+    decided_elsewhere = {"weights", "guide_plausibility", "gates", "seed", "trace", "num_alternatives", "forced"}
+    decided_elsewhere |= {"constraint"}
     decides_nothing = {"draft", "draft_tokens"}
     assert (
         set(_DECODING)

@@ -67,6 +67,11 @@ class TokenTrace:
     """Entropy in nats of the frozen base's next token at this step, at temperature 1 and before any filter: how unsure
     the base was."""
 
+    @property
+    def acting(self) -> frozenset[str]:
+        """The guides that acted at this step."""
+        return frozenset(self.chosen.guide_scores).union(() if self.choice is None else (self.choice.guide,))
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -122,6 +127,18 @@ class Answer:
         """KL(policy ‖ base) of the response in nats: the sum over its steps, each to the frozen base at temperature 1,
         whatever the temperature and filters of the request; None without a trace."""
         return None if self.trace is None else sum(step.kl for step in self.trace)
+
+    @property
+    def acted(self) -> Mapping[str, float] | None:
+        """Guide -> the share of the response's tokens at which it acted (`SamplingParams.gates`), of guides that have a
+        weight; None without a trace or a token."""
+        if not self.trace:
+            return None
+        return {
+            name: sum(name in step.acting for step in self.trace) / len(self.trace)
+            for name, weight in self.weights.items()
+            if weight != 0
+        }
 
     @property
     def sampled_logprob(self) -> float | None:

@@ -19,10 +19,12 @@ from typing import Literal, TypeAlias, TypeGuard, TypeVar
 
 from trimtab.errors import OptionError, naming
 
-Kind: TypeAlias = Literal["number", "whole", "flag", "choice", "text", "names", "texts", "ids", "biases", "shares"]
+Kind: TypeAlias = Literal[
+    "number", "whole", "flag", "choice", "text", "names", "texts", "ids", "biases", "shares", "named"
+]
 """`text` is one text; `names` is a list that is written as one text, with commas; `texts` a list of texts that may hold
 commas; `ids` a list of token ids, written with commas; `biases` a mapping from token ids to numbers in the range,
-written `ID=X,ID=X`, and `shares` one from names, written `NAME=X,NAME=X`."""
+written `ID=X,ID=X`; `shares` is one from names, written `NAME=X,NAME=X`, and `named` one from names to texts."""
 
 MAX_SEED = 2**63 - 1
 
@@ -90,6 +92,10 @@ class Described:
             return isinstance(value, Mapping) and all(
                 isinstance(name, str) and name and is_number(one) and self._within(one) for name, one in value.items()
             )
+        if self.kind == "named":
+            return isinstance(value, Mapping) and all(
+                isinstance(part, str) and part for pair in value.items() for part in pair
+            )
         if self.kind in ("names", "texts"):
             return not isinstance(value, str) and isinstance(value, Sequence) and all(map(self._is_text, value))
         return True
@@ -117,6 +123,8 @@ class Described:
             return f"a mapping from token ids to finite numbers{self.bounds}"
         if self.kind == "shares":
             return f"a mapping from names to finite numbers{self.bounds}"
+        if self.kind == "named":
+            return "a mapping from names to non-empty strings"
         if self.kind == "flag":
             return "true or false"
         adjective = "whole " if self.kind == "whole" else "finite " if finite else ""
@@ -148,6 +156,8 @@ class Described:
                 value = {int(token): bias for token, bias in _mapping(text).items()}
             elif self.kind == "shares":
                 value = _mapping(text)
+            elif self.kind == "named":
+                value = dict(_named(text))
         except ValueError:
             value = None
         if value is None or not self.accepts(value):
@@ -155,6 +165,7 @@ class Described:
                 "ids": "token ids, as ID,ID,...",
                 "biases": f"numbers for token ids, as ID=X,ID=X,..., X{self.bounds}",
                 "shares": f"numbers for names, as NAME=X,NAME=X,..., X{self.bounds}",
+                "named": f"texts for names, as {self.metavar}",
             }
             raise OptionError(f"{text!r} is not accepted; give {ended(written.get(self.kind, self.accepted()))}")
         return value
@@ -274,8 +285,13 @@ def _is_id(value: object) -> bool:
 
 def _mapping(text: str) -> dict[str, float]:
     """`NAME=X,NAME=X` as a mapping. Raises ValueError for another text, and for a name that is there twice."""
+    return {name: float(number) for name, number in _named(text).items()}
+
+
+def _named(text: str) -> dict[str, str]:
+    """`NAME=TEXT,NAME=TEXT` as a mapping. Raises ValueError for a name that is there twice."""
     pairs = [part.rpartition("=") for part in text.split(",")]
-    found = {name.strip(): float(number) for name, _, number in pairs}
+    found = {name.strip(): value.strip() for name, _, value in pairs}
     if len(found) < len(pairs):
         raise ValueError(text)
     return found

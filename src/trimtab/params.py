@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from trimtab.constraint import Constraint
 from trimtab.errors import OptionError, naming
 from trimtab.fields import check, described, is_number, is_whole, seed_field
+from trimtab.gates import read_gate
 
 MOST_DRAFTED = 32
 """The most tokens that may be guessed at a time: each is a row of numbers over the vocabulary to work with."""
@@ -96,6 +97,15 @@ class SamplingParams:
         note="0: none",
         metavar="NAME=A,NAME=A,...",
     )
+    gates: Mapping[str, str] = described(
+        {},
+        "for each guide that is named, at which tokens it acts: where the base's entropy is above T nats (entropy:T), "
+        "where its two best tokens are less than M apart in probability (margin:M), at a share R of them by chance "
+        "(random:R); or only where the base's draw is less probable than the mix's best token less L (bet:L)",
+        kind="named",
+        note="a guide without a gate acts at every token",
+        metavar="NAME=RULE:X,NAME=RULE:X,...",
+    )
     repetition_penalty: float = described(
         1.0, "divide the probability of tokens already seen by R", above=0, note="1: leave it", metavar="R"
     )
@@ -173,6 +183,11 @@ class SamplingParams:
                     f"The weight of guide {name} is {weight!r}; give a finite number (of single precision)."
                 )
         check(self)
+        for text in self.gates.values():
+            try:
+                read_gate(text)
+            except OptionError as error:
+                raise naming(OptionError, "{gates}: {0}", error) from None
         if self.min_tokens > self.max_new_tokens:
             raise naming(
                 OptionError,

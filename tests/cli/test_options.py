@@ -100,7 +100,7 @@ SAMPLING = [
     *("--max-new-tokens", "3", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--min-p", "0.01"),
     *("--plausibility", "0.001", "--repetition-penalty", "1.1", "--stop", "x", "--stop", "yz", "--ignore-eos"),
     *("--presence-penalty", "0.3", "--frequency-penalty", "-0.2", "--logit-bias", "4=-1.5,7=2", "--min-tokens", "2"),
-    *("--stop-token-ids", "5,6", "--guide-plausibility", "kind=0.1"),
+    *("--stop-token-ids", "5,6", "--guide-plausibility", "kind=0.1", "--gates", "kind=random:0.5"),
     *("--seed", "6", "--draft", "lookup", "--draft-tokens", "4"),
 ]
 
@@ -137,6 +137,7 @@ def test_every_sampling_flag_reaches_the_decoder(
         min_p=0.01,
         plausibility=0.001,
         guide_plausibility={"kind": 0.1},
+        gates={"kind": "random:0.5"},
         repetition_penalty=1.1,
         presence_penalty=0.3,
         frequency_penalty=-0.2,

@@ -63,7 +63,7 @@ def test_a_least_length_gives_way_to_the_room_that_there_is() -> None:
 def test_every_parameter_is_told_refused_or_this_sides_own() -> None:
     """A new field of `SamplingParams` has to be placed."""
     ours = {"weights", "stop", "trace", "num_alternatives", "forced", "constraint", "draft"}
-    ours |= {"plausibility", "guide_plausibility"}
+    ours |= {"plausibility", "guide_plausibility", "gates"}
     renamed = {"max_new_tokens": "max_tokens"}
     for field in dataclasses.fields(SamplingParams):
         if field.name not in {*ours, "draft_tokens", "repetition_penalty"}:

@@ -1,8 +1,9 @@
 """The requests that are decoded together: one step of all of them, and the sessions that remember their past.
 
-One order, for every request: base log-probabilities -> constraint, least length -> plausibility mask ->
-Σ weightᵢ · scoreᵢ in float32 -> rule -> penalties and biases -> temperature -> top-k, top-p, min-p of the mixed policy
--> draw. Nothing renormalises weights: at weight 1 and temperature 1 the policy is exactly π_base · π_guide, normalised.
+One order, for every request: base log-probabilities -> constraint, least length -> plausibility mask -> gates ->
+Σ weightᵢ · scoreᵢ in float32 -> rule -> bet -> penalties and biases -> temperature -> top-k, top-p, min-p of
+the mixed policy -> draw. Nothing renormalises weights: at weight 1 and temperature 1 the policy is exactly
+π_base · π_guide, normalised.
 
 Where a guide that selects runs (an accept-reject agent), top-k, top-p and min-p of the tilted policy choose its
 candidates at temperature 1, and its rule makes the policy that the temperature and the draw act on.
@@ -25,6 +26,7 @@ from trimtab.decoding.capacity import Capacity
 from trimtab.decoding.constraints import Restriction, restriction
 from trimtab.decoding.drafts import Drafter, Drafters
 from trimtab.decoding.failures import UNREADY, blame, broken_guide
+from trimtab.decoding.gating import bets, open_places, with_bet
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
 from trimtab.decoding.penalties import penalised
 from trimtab.decoding.places import Places
@@ -141,11 +143,11 @@ class Batch:
         if not ready:
             return Outcome({}, {}, {})
         places = Places(self.running, self._read_ahead(ready))
-        tensors, policy, failures = self._policy(places, restriction(places, waiting))
+        tensors, policy, acting, failures = self._policy(places, restriction(places, waiting))
         for row in waiting:
             failures[places.first(row)] = UNREADY
         keys = step_keys([(place.request.seed, place.position) for place in places], policy.device)
-        selected = self._select(policy, keys, places, failures)
+        selected = self._select(policy, keys, places, acting, failures)
         if failures:  # these end in this step; give them something that can be drawn from
             policy = policy.index_fill(0, torch.tensor(list(failures), device=policy.device), 0.0)
         forced = {index: token for index, place in enumerate(places) if (token := place.forced()) is not None}
@@ -197,8 +199,11 @@ class Batch:
         for side in self._sides:
             side.advance({request_id: run[-1] for request_id, run in tokens.items()})
 
-    def _policy(self, places: Places, restriction: Restriction) -> tuple[StepTensors, Tensor, dict[int, TrimtabError]]:
-        """The step's tables, the mixed and penalised policy [B, V], and the places that cannot go on."""
+    def _policy(
+        self, places: Places, restriction: Restriction
+    ) -> tuple[StepTensors, Tensor, dict[str, Tensor], dict[int, TrimtabError]]:
+        """The step's tables, the mixed and penalised policy [B, V], where guides with gates act, and the places that
+        cannot go on."""
         base = self._base_logprobs(places)
         columns = self._columns_of(places, base.device)
         proposed = restriction.of(base)
@@ -207,13 +212,17 @@ class Batch:
         ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
         context = self._context(places) if any(lane.guide.needs_context for lane in self._tilting) else None
         candidates = Candidates(ids, proposed, context=context, complete=True)
-        parts = {lane.name: part for lane in self._tilting if (part := lane.part(candidates, places)) is not None}
-        mixed = proposed
-        if parts:
-            tilted = self._rule.policy(candidates, mix(base, list(parts.values())))
-            # A row without guides keeps the base's numbers bit for bit.
-            guided = torch.stack([weights != 0 for _, weights in parts.values()]).any(dim=0)
-            mixed = tilted if bool(guided.all()) else torch.where(guided[:, None], tilted, proposed)
+        acting = open_places(places, proposed)
+        parts = {
+            lane.name: part
+            for lane in self._tilting
+            if (part := lane.part(candidates, places, acting.get(lane.name))) is not None
+        }
+        mixed = self._mixed(candidates, list(parts.values()))
+        for name, (indices, slack) in bets(places, parts).items():
+            at = torch.tensor(indices, device=base.device)
+            others = [(scores[at], weights[at]) for other, (scores, weights) in parts.items() if other != name]
+            mixed = with_bet(mixed, self._mixed(candidates.select(at), others), indices, slack)
         failures = {
             index: blame(index, base, parts, constrained=index in restriction.indices)
             for index in bad_rows(mixed).nonzero().flatten().tolist()
@@ -224,7 +233,15 @@ class Batch:
             {name: scores for name, (scores, _) in parts.items()},
             {name: weights != 0 for name, (_, weights) in parts.items()},
         )
-        return tensors, penalised(mixed, columns, places), {**failures, **restriction.failures}
+        return tensors, penalised(mixed, columns, places), acting, {**failures, **restriction.failures}
+
+    def _mixed(self, candidates: Candidates, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """[B, V]: the rule's policy; a row without guides keeps the base's numbers bit for bit."""
+        if not parts:
+            return candidates.logprobs
+        tilted = self._rule.policy(candidates, mix(candidates.logprobs, parts))
+        guided = torch.stack([weights != 0 for _, weights in parts]).any(dim=0)
+        return tilted if bool(guided.all()) else torch.where(guided[:, None], tilted, candidates.logprobs)
 
     def _base_logprobs(self, places: Places) -> Tensor:
         if not places.are_ahead:
@@ -243,12 +260,19 @@ class Batch:
         self._columns = self._columns or Columns.of(self.running, device)
         return self._columns
 
-    def _select(self, policy: Tensor, keys: Tensor, places: Places, failures: dict[int, TrimtabError]) -> _Selected:
+    def _select(
+        self,
+        policy: Tensor,
+        keys: Tensor,
+        places: Places,
+        acting: Mapping[str, Tensor],
+        failures: dict[int, TrimtabError],
+    ) -> _Selected:
         """The tokens of the places in which a guide selects, with what led to them; adds to `failures`."""
         selected = _Selected({}, {}, {}, {}, set())
         columns = self._columns_of(places, policy.device)
         for lane in self._selecting:
-            selection = lane.select(policy, columns, places, failures)
+            selection = lane.select(policy, columns, places, failures, acting.get(lane.name))
             if selection is None:
                 continue
             rows, walk, chosen = selection

@@ -17,6 +17,7 @@ from trimtab.constraint import Constraint
 from trimtab.core import KnownModel, Prompt, SamplingParams, Selection
 from trimtab.decoding.requests import Request
 from trimtab.errors import OptionError, unknown_name
+from trimtab.gates import check_gates
 from trimtab.mixing.forms import check_negative, forms_of
 from trimtab.params import NO_DRAFT
 from trimtab.prompts import as_prompts, with_options
@@ -141,6 +142,7 @@ class GenerationEngine(ABC):
         min_p: float = 0.0,
         plausibility: float = 0.0,
         guide_plausibility: Mapping[str, float] | None = None,
+        gates: Mapping[str, str] | None = None,
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
@@ -171,6 +173,7 @@ class GenerationEngine(ABC):
             min_p=min_p,
             plausibility=plausibility,
             guide_plausibility={} if guide_plausibility is None else guide_plausibility,
+            gates={} if gates is None else gates,
             repetition_penalty=repetition_penalty,
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
@@ -195,12 +198,14 @@ class GenerationEngine(ABC):
         """The weight of every guide in a request.
 
         Raises OptionError for an unknown name, for a negative weight that means nothing (`forms.check_negative`), and
-        for a plausibility mask on a guide that has no probabilities (`sessions.check_masks`).
+        for a plausibility mask on a guide that has no probabilities (`sessions.check_masks`) or a gate that does not go
+        with its guide (`gates.check_gates`).
         """
         for name in params.weights:
             if name not in self.guides:
                 raise unknown_name("guide", name, self.guides)
         check_masks(params.guide_plausibility, self.guides)
+        check_gates(params.gates, self.guides)
         weights = {name: float(params.weights.get(name, guide.weight)) for name, guide in self.guides.items()}
         mask = params.plausibility if self.has_plausibility else None
         check_negative(weights, forms_of(self.guides), temperature=params.temperature, plausibility=mask)

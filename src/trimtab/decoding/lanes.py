@@ -127,8 +127,14 @@ class Lane(Rows[GuideSession]):
         self.name = name
         self.guide = guide
 
-    def part(self, candidates: Candidates, places: Places) -> tuple[Tensor, Tensor] | None:
-        """A tilting guide's scores [B, K] and weights [B] for all places of a step (weight 0 where it does not run)."""
+    def part(
+        self, candidates: Candidates, places: Places, acting: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """A tilting guide's scores [B, K] and weights [B] for all places of a step (weight 0 where it does not run).
+
+        `acting` [B] bool says where its gates are open; where none of its own places is, nothing is asked of it, and
+        tokens that wait in a session of its own go on waiting.
+        """
         if not self._requests:
             return None
         base = candidates.logprobs
@@ -137,11 +143,16 @@ class Lane(Rows[GuideSession]):
         ]
         indices, rows, drafted = (list(column) for column in zip(*mine, strict=True))
         at = None if indices == list(range(len(base))) else torch.tensor(indices, device=base.device)
+        is_open = acting if acting is None or at is None else acting[at]
+        if is_open is not None and not bool(is_open.any()):
+            return None
         some = candidates if at is None else candidates.select(at)
         weights = self._weights(base.device)
         if len(mine) > len(self._requests):
             some = replace(some, rows=torch.tensor(rows), drafted=torch.tensor(drafted))
             weights = weights[torch.tensor(rows, device=base.device)]
+        if is_open is not None:
+            weights = torch.where(is_open, weights, 0.0)
         scores = self._session.score(some)
         check_shape(self.name, scores, some)
         scores = self._plausible(scores, some, rows)
@@ -178,15 +189,22 @@ class SelectingLane(Lane):
         self._begun = {key: begun for key, begun in self._begun.items() if key in running}
 
     def select(
-        self, policy: Tensor, columns: Columns, places: Places, failed: Mapping[int, object]
+        self,
+        policy: Tensor,
+        columns: Columns,
+        places: Places,
+        failed: Mapping[int, object],
+        acting: Tensor | None = None,
     ) -> tuple[Tensor, Walk, Tensor] | None:
         """Places [R] in which this guide selects, its walk there, and the rule's policy [R, K].
 
-        `policy` is [B, V]: the tilted policy at temperature 1. Places that have failed already are left out. Those
-        that stay undecided (`Walk.left`) are asked about again in the next step, with the candidates that follow.
+        `policy` is [B, V]: the tilted policy at temperature 1. Places that have failed already, and those
+        where its gate is closed (`acting` [B] bool), are left out. Those that stay undecided (`Walk.left`) are asked
+        about again in the next step, with the candidates that follow.
         """
         mine = [(row, index) for row, key in enumerate(self._ids()) for index in places.of_request(key)]
-        mine = [(row, index) for row, index in mine if index not in failed]
+        closed = set() if acting is None else set((~acting).nonzero().flatten().tolist())
+        mine = [(row, index) for row, index in mine if index not in failed and index not in closed]
         if not mine:
             return None
         lane_rows = torch.tensor([row for row, _ in mine], device=policy.device)

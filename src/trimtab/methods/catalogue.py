@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trimtab.core import LanguageModel
-from trimtab.engines.maker import IN_PROCESS, MASKS, PREFERENCES, PROMPTS, SECOND_BASE, SELECTING, EngineMaker
+from trimtab.engines.maker import GATED, IN_PROCESS, MASKS, PREFERENCES, PROMPTS, SECOND_BASE, SELECTING, EngineMaker
 from trimtab.errors import OptionError
 from trimtab.methods import options as opt
 from trimtab.methods.entry import Method, Options
@@ -267,6 +267,23 @@ METHODS: Mapping[str, Method] = {
             reads="path",
             low=0,
             needs=frozenset({MASKS}),
+        ),
+        Method(
+            "gated",
+            "a guide that acts at some tokens alone, by a rule on the base's next token; random:R is the control",
+            "2604.16146",
+            "weight of the guide where it acts",
+            (0.5, 1.0, 2.0),
+            {
+                "path": opt.path("a guide that is a language model, a policy, or a sentence"),
+                "gate": opt.GATE,
+                "form": opt.one_of(FORMS, "product or shift (what the guide's card says)", None),
+                "guide_base": opt.GUIDE_BASE,
+            },
+            "gated:build",
+            checks="checking:gated",
+            reads="path",
+            needs=frozenset({GATED}),
         ),
         Method(
             "policies",

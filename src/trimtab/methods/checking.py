@@ -23,7 +23,7 @@ from trimtab.methods.few_shot import read_examples
 from trimtab.methods.method import Strength, numbers
 from trimtab.mixing.forms import PRODUCT, SHIFT, check_negative
 from trimtab.params import SamplingParams
-from trimtab.storage.cards import GUIDE_KINDS, is_adapter
+from trimtab.storage.cards import FORMED_KINDS, GUIDE_KINDS, is_adapter
 from trimtab.storage.directories import guide_directory, is_policy, locate_guide
 from trimtab.storage.loading import parm_directory, reward_directory
 from trimtab.storage.scorers import check_scorer
@@ -178,6 +178,17 @@ def aligner(options: Options, strengths: Sequence[Strength]) -> None:
 
 def policy(options: Options, strengths: Sequence[Strength]) -> None:
     check_tuned(options["path"])
+
+
+def gated(options: Options, strengths: Sequence[Strength]) -> None:
+    kind = locate_guide(options["path"]).card.kind
+    if kind not in (*FORMED_KINDS, "prompt"):
+        raise OptionError(
+            f"{options['path']} is a guide of kind {kind}; gated takes guides that are language models, and "
+            "sentences. A request may gate an agent: --gates NAME=RULE:X."
+        )
+    if kind == "prompt" and options["form"] is not None:
+        raise OptionError(f"{options['path']} is made of sentences and has no form; leave form out.")
 
 
 def policies(options: Options, strengths: Sequence[Strength]) -> None:

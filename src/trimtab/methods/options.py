@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from trimtab.gates import GATES, is_gate
+
 REQUIRED = object()
 """The default of an option that has none."""
 
@@ -88,6 +90,12 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+GATE = Option(
+    is_gate,
+    f"RULE:NUMBER, RULE one of {', '.join(GATES)}",
+    "where the guide acts: entropy:T (the base's entropy above T nats), margin:M (its two best tokens less than M "
+    "apart), random:R (a share R of the tokens), or bet:L (where the base's draw is below the mix's best less L)",
+)
 GUIDE_BASE = path("the model that it was trained on, where that is not the steered one (what its card says)", None)
 GUIDE_BASES = Option(
     lambda value: _is_name(value) or is_names(value),

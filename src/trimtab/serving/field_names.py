@@ -11,7 +11,8 @@ PROMPT, LENGTH, FORM = "prompt", "max_new_tokens", "response_format"
 """What an error calls the prompt, the number of new tokens and the form of an answer, whatever the endpoint."""
 
 _OF_GUIDANCE = {
-    name: f"guidance.{name}" for name in ("weights", "plausibility", "guide_plausibility", "draft", "draft_tokens")
+    name: f"guidance.{name}"
+    for name in ("weights", "plausibility", "guide_plausibility", "gates", "draft", "draft_tokens")
 }
 
 

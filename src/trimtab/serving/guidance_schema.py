@@ -39,6 +39,7 @@ class Guidance(Wire):
     guide_plausibility: Annotated[dict[Name, Annotated[float, bounds("guide_plausibility")]], BeforeValidator(few)] = (
         Field(default_factory=dict, description=meaning("guide_plausibility"))
     )
+    gates: Annotated[dict[Name, Name], BeforeValidator(few)] = Field(default_factory=dict, description=meaning("gates"))
     draft: Name = Field(default=NO_DRAFT, description=meaning("draft"))
     draft_tokens: Annotated[int, bounds("draft_tokens")] | None = Field(
         default=None, description=meaning("draft_tokens")

@@ -85,6 +85,11 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
             f"--guide-plausibility names guides of --guide, which --method {args.method} runs in its own way; leave it "
             "out. A mask of a tuned policy's own is --method aad with --option alpha=A."
         )
+    if args.gates and args.method not in ("genarm", "guides"):
+        raise OptionError(
+            f"--gates names guides of --guide, which --method {args.method} runs in its own way; leave it out. A guide "
+            "behind a gate is --method gated with --option gate=RULE:X."
+        )
     how = {"temperature": args.temperature, "plausibility": args.plausibility}
     problems = check_method(args.method, chosen, strengths)
     if not problems:

@@ -52,6 +52,7 @@ class VLLMMaker(EngineMaker):
         maker.QUANTIZE: "vLLM quantises by itself; give --engine-option quantization=NAME of its own.",
         maker.RULES: "an accept-reject agent has an engine of its own there.",
         maker.PROMPTS: "every guide reads the request's own prompt there. The built-in engine takes it.",
+        maker.GATED: "vLLM asks every guide beside the base, before a gate could look at it; use --engine builtin.",
         maker.MASKS: "vLLM mixes guides without asking what each by itself finds likely; use --engine builtin.",
         maker.DRAFTS: "vLLM has drafts of its own: give --engine-option speculative_config={...}.",
     }

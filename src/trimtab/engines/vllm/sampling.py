@@ -69,6 +69,10 @@ def check_params(params: SamplingParams) -> None:
             f"{{guide_plausibility}} masks by a guide's own probabilities, which vLLM does not do; leave it out."
             f"{_BUILT_IN}",
         )
+    if params.gates:
+        raise naming(
+            OptionError, f"{{gates}} ask the base before a guide, which vLLM does not do; leave it out.{_BUILT_IN}"
+        )
     if params.repetition_penalty != 1:
         raise naming(
             OptionError, f"vLLM's {{repetition_penalty}} is another formula than trimtab's; give 1.{_BUILT_IN}"

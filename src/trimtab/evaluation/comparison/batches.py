@@ -177,6 +177,7 @@ class Maker:
             policy.kl(answer, key.strength),
             policy.kl_kind,
             answer.base_logprob,
+            answer.acted or {},
         )
 
 

@@ -35,7 +35,7 @@ BUILTIN_PROMPTS = ("demo", "training")
 TEMPLATES = ("auto", "chat", "raw")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _NOT_IN_A_RECIPE = (
-    *("weights", "guide_plausibility", "seed", "trace", "num_alternatives", "forced", "draft", "draft_tokens"),
+    *("weights", "guide_plausibility", "gates", "seed", "trace", "num_alternatives", "forced", "draft", "draft_tokens"),
     "constraint",
 )
 """Fields of `SamplingParams` that methods, strengths and seeds decide."""

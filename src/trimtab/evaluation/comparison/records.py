@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -78,6 +78,8 @@ class Row:
     """Nats an answer; what it is, `kl_kind` says."""
     kl_kind: str
     base_logprob: float | None
+    acted: Mapping[str, float] = field(default_factory=dict)
+    """Guide -> the share of the tokens at which it acted (`Answer.acted`); empty where that is not known."""
 
     @property
     def num_tokens(self) -> int:
@@ -96,6 +98,7 @@ class Row:
             "kl": self.kl,
             "kl_kind": self.kl_kind,
             "base_logprob": self.base_logprob,
+            "acted": dict(self.acted),
         }
 
     @staticmethod
@@ -117,6 +120,7 @@ class Row:
             fields["kl"],
             fields["kl_kind"],
             fields["base_logprob"],
+            dict(fields.get("acted", {})),
         )
 
 

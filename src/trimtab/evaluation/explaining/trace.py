@@ -202,7 +202,7 @@ def as_table(tokens: Sequence[ExplainedToken]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("token", no_wrap=True)
     table.add_column("base", justify="right")
-    names = list(tokens[0].chosen.shares) if tokens else []
+    names = list(dict.fromkeys(name for token in tokens for name in token.chosen.shares))  # a gate may close at a token
     for name in names:
         table.add_column(Text(name), justify="right")
     for heading in ("mixed", "rank", "KL"):
@@ -214,12 +214,17 @@ def as_table(tokens: Sequence[ExplainedToken]) -> Table:
         table.add_column("passed over")
     for token in tokens:
         chosen = token.chosen
-        shares = [Text(f"{chosen.shares[name]:+.2f}", _share_style(chosen.shares[name])) for name in names]
+        shares = [_share_cell(chosen.shares.get(name)) for name in names]
         ranks = f"{chosen.base_rank + 1}→{chosen.mixed_rank + 1}"
         base, mixed = percent(chosen.base_logprob), percent(chosen.mixed_logprob)
         verdict = _verdict(token.choice) if chosen_by else ()
         table.add_row(Text(visible(chosen.text)), base, *shares, mixed, ranks, f"{token.kl:.3f}", *verdict)
     return table
+
+
+def _share_cell(share: float | None) -> Text:
+    """A guide's share; nothing where it did not act."""
+    return Text("") if share is None else Text(f"{share:+.2f}", _share_style(share))
 
 
 def _verdict(choice: ExplainedChoice | None) -> tuple[str | Text, ...]:

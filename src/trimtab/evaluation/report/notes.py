@@ -13,11 +13,15 @@ from trimtab.evaluation.comparison.recipe import (
     Recipe,
     Reward,
 )
-from trimtab.evaluation.comparison.records import RunRecord
+from trimtab.evaluation.comparison.records import Row, RunRecord
 from trimtab.evaluation.comparison.summary import MIN_PROMPTS, Cell, Chosen
 from trimtab.evaluation.comparison.text_metrics import COHERENCE
 from trimtab.evaluation.report.wording import how_many, listed, strength_shown
+from trimtab.gates import BET, RANDOM
 from trimtab.statistics import NUM_RESAMPLES
+
+SAME_RATE = 0.02
+"""Two gates are of one rate where the shares of tokens at which their guides acted differ by at most this."""
 
 _KL = {
     "exact": "exact, from what is drawn from (temperature, penalties and filters included) to the base at temperature "
@@ -39,6 +43,7 @@ def notes_of(recipe: Recipe, run: RunRecord, cells: Sequence[Cell]) -> dict[str,
         "Seeds": f"{', '.join(map(str, recipe.seeds))}; a prompt's seeds are averaged before anything is resampled",
         **_rewards(recipe, run),
         **_joint(recipe),
+        **_gates(cells),
         "KL": "; ".join(f"{', '.join(labels)}: {_KL.get(kind, kind)}" for kind, labels in _by_kind(cells).items()),
         "Intervals": f"95 %, bootstrap over prompts (BCa, {NUM_RESAMPLES:,} resamples), from {MIN_PROMPTS} prompts on; "
         "differences to the base are paired by prompt; nothing corrects for how many methods are compared",
@@ -68,7 +73,7 @@ def warnings_of(recipe: Recipe, num_missing: int, num_wanted: int, cells: Sequen
     if fewer:
         listed = ", ".join(f"{spec.name} ({spec.max_prompts})" for spec in fewer)
         warnings.append(f"Some methods cost much and answer only the first prompts of each split: {listed}.")
-    return warnings
+    return [*warnings, *_without_control(cells)]
 
 
 def choices_note(recipe: Recipe, chosen: Mapping[str, Chosen]) -> str:
@@ -149,6 +154,50 @@ def _methods(recipe: Recipe, run: RunRecord) -> dict[str, str]:
         parts.append(f"strengths {strengths}{' (' + known['dial'] + ')' if known.get('dial') else ''}")
         described[f"Method {spec.name}"] = "; ".join(part.rstrip(".") for part in parts if part)
     return described
+
+
+def _gates(cells: Sequence[Cell]) -> dict[str, str]:
+    said = [f"{_named(cell)} acts at {share:.1%} of the tokens" for cell, share in _gated(cells)]
+    return {"Gates": "; ".join(said)} if said else {}
+
+
+def _without_control(cells: Sequence[Cell]) -> list[str]:
+    """A sentence for each gated cell beside which no gate of chance of its rate stands."""
+    gated = _gated(cells)
+    controls = [(cell, share) for cell, share in gated if cell.spec.options["gate"].startswith(f"{RANDOM}:")]
+    said = []
+    for cell, share in gated:
+        rule = cell.spec.options["gate"].partition(":")[0]
+        beside = [
+            one
+            for one, other in controls
+            if one.strength == cell.strength and abs(share - other) <= SAME_RATE and _source(one) == _source(cell)
+        ]
+        if rule not in (RANDOM, BET) and not beside:
+            said.append(
+                f"{_named(cell)} acts at {share:.1%} of the tokens, and no gate of chance of that rate stands "
+                "beside it, so what the rule does cannot be told from acting less often. Add the same method with gate "
+                f"{RANDOM}:{share:.2g} and go on with --resume."
+            )
+    return said
+
+
+def _gated(cells: Sequence[Cell]) -> list[tuple[Cell, float]]:
+    """Cells with a gate and a guide that runs, and the share of the tokens at which it acted."""
+    found = [(cell, cell.mean(_acted)) for cell in cells if "gate" in cell.spec.options]
+    return [(cell, share) for cell, share in found if share is not None]
+
+
+def _acted(row: Row) -> float | None:
+    return sum(row.acted.values()) / len(row.acted) if row.acted else None
+
+
+def _named(cell: Cell) -> str:
+    return f"{cell.spec.name} at strength {strength_shown(cell.strength)}"
+
+
+def _source(cell: Cell) -> dict[str, object]:
+    return {name: value for name, value in cell.spec.options.items() if name != "gate"}
 
 
 def _by_kind(cells: Sequence[Cell]) -> dict[str, list[str]]:
