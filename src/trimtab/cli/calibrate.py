@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import compare, engines, flags, options
+from trimtab.cli.exits import Exit
 from trimtab.cli.pairs.job import sentences_of
 from trimtab.cli.prompts import SHIPPED
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
@@ -128,7 +129,7 @@ def _forms(text: str) -> list[str]:
     return found
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Measure, decide, write."""
     try:
         decided = calibrate(args)
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
             f"No strength is named. {decided.decision.why} More strengths go on with --resume; other prompts or "
             f"rewards want --overwrite. Report: {decided.report}"
         )
-    return 0
+    return Exit.DONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
+from trimtab.cli.exits import Exit
 from trimtab.cli.prompts import as_asked, read_prompts, use_template
 from trimtab.cli.train.interruption import interrupted
 from trimtab.errors import DataError, OptionError, OutputExistsError, PromptError, require
@@ -57,7 +58,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     engines.add_engine_options(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Make what is missing, then draw the report."""
     engine = engines.engine_choice(args)
     if args.report_only:
@@ -247,7 +248,7 @@ def _show(bar: Progress, state: Made) -> None:
         bar.say(f"{state.message} ({state.num_done} of {state.num_answers} answers are there)")
 
 
-def _report(args: argparse.Namespace, directory: Path) -> int:
+def _report(args: argparse.Namespace, directory: Path) -> Exit:
     from trimtab.evaluation.comparison.catalogued import known_methods
     from trimtab.evaluation.report.files import write_report
     from trimtab.evaluation.report.results import read_results, summary_of
@@ -260,7 +261,7 @@ def _report(args: argparse.Namespace, directory: Path) -> int:
         print(json.dumps({**summary_of(results), "report": str(path)}))
     else:
         _print(results, path)
-    return 0
+    return Exit.DONE
 
 
 def _print(results: Results, path: Path) -> None:

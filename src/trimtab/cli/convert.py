@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
+from trimtab.cli.exits import Exit
 
 if TYPE_CHECKING:
     from trimtab.core import Guide
@@ -38,7 +39,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Convert a checkpoint of the kind that was named."""
     from trimtab.storage.loading import save_guide
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"out": args.out, "kind": args.kind}))
     options.say(f"{args.out}: a guide for models of hidden size {args.width}")
-    return 0
+    return Exit.DONE
 
 
 def _agent(args: argparse.Namespace) -> Guide:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.cli import options
+from trimtab.cli.exits import Exit
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -32,7 +33,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Write the guide in the format that was named."""
     from trimtab.storage.gguf_files import export_adapter
 
@@ -40,4 +41,4 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"out": args.out, "format": args.format, "base": str(base)}))
     options.say(f"{args.out}: an adapter of {base}, {Path(args.out).stat().st_size / 1e6:.1f} MB")
-    return 0
+    return Exit.DONE

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
+from trimtab.cli.exits import Exit
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def add_endpoint(parser: argparse.ArgumentParser, *, prefix: str = "") -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Judge a comparison, export it, or both."""
     if args.judge is None and args.export is None:
         raise OptionError("Nothing to do: give --judge NAME, or --export alpaca_eval DIR.")
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
             _print(judgement)
     if args.json:
         print(json.dumps(result, ensure_ascii=False))
-    return 0
+    return Exit.DONE
 
 
 def _export(args: argparse.Namespace, rows: Sequence[Row], contenders: Sequence[Contender]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trimtab.cli import guide_options, options
+from trimtab.cli.exits import Exit
 from trimtab.engines.vllm.manifest import LORA_WAYS
 from trimtab.errors import OptionError
 
@@ -57,12 +58,12 @@ def _register_pack(actions: argparse._SubParsersAction[Any]) -> None:
     pack.add_argument("--json", action="store_true", help="what was written as JSON on standard output")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Do what the sub-command says."""
     return _check(args) if args.action == "check" else _pack(args)
 
 
-def _check(args: argparse.Namespace) -> int:
+def _check(args: argparse.Namespace) -> Exit:
     from trimtab.engines.vllm import versions
 
     found = versions.verdict_of(args.sources)
@@ -72,10 +73,10 @@ def _check(args: argparse.Namespace) -> int:
         print(found.sentence())
         for difference in found.differences:
             print(f"  {difference}")
-    return 0 if found.is_accepted else 1
+    return Exit.of_check(holds=found.is_accepted)
 
 
-def _pack(args: argparse.Namespace) -> int:
+def _pack(args: argparse.Namespace) -> Exit:
     """Pack a base and its guides."""
     options.check_guide_names(args.guides)
     if not args.guides:
@@ -102,4 +103,4 @@ def _pack(args: argparse.Namespace) -> int:
         f"{guide.name} ({guide.form or guide.kind}, {guide.way}, weight {guide.weight:g})" for guide in manifest.guides
     )
     options.say(f"{args.out}: {args.model} with {listed}. Serve it: vllm serve {args.out}")
-    return 0
+    return Exit.DONE

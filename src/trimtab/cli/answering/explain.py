@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
 from trimtab.cli.answering.requests import plain
+from trimtab.cli.exits import Exit
 from trimtab.cli.prompts import as_asked, use_template
 from trimtab.cli.template_options import add_template_options, template_options
 from trimtab.errors import OptionError
@@ -54,7 +55,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     engines.add_engine_options(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Answer, explain, show."""
     _check(args)
     choice = engines.engine_choice(args)
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         _print_json(args.prompt, args.html, answer, tokens)
     else:
         _print_text(answer, tokens)
-    return 0
+    return Exit.DONE
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from trimtab.cli.answering.by_method import (
 )
 from trimtab.cli.answering.requests import Request, in_order, located
 from trimtab.cli.constraint_options import add_constraint_options, constraint_of, settings
+from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import PromptRow, as_asked, prompts_of, read_prompts, use_template
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
@@ -92,7 +93,7 @@ class _Job:
     """Whether answers are written as plain text."""
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Answer every prompt."""
     started = time.monotonic()
     _check_options(args)
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     num_failed = sum(request.failed for request in todo)
     if num_failed:
         raise ModelError(f"{num_failed} of {len(todo)} answers failed while they were made; their rows say why.")
-    return 0
+    return Exit.DONE
 
 
 def _job(args: argparse.Namespace) -> _Job:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.cli.doctor import advice, machine, packages
+from trimtab.cli.exits import Exit
 from trimtab.cli.options import say
 from trimtab.models.machine import available
 
@@ -31,7 +32,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Look at everything and say what was found; 1 where something is wrong."""
     say("importing what is installed, and trying threads for a moment")
     names = [name for name, package in packages.packages(packages.Tried({})).items() if package.version is not None]
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.paths:
         found = _plain(found, str(Path.home()))
     print(json.dumps(found) if args.json else "\n".join(lines(found)))
-    return 1 if found["problems"] else 0
+    return Exit.of_check(holds=not found["problems"])
 
 
 def report(facts: advice.Facts, extras: Mapping[str, packages.Extra], *, paths: bool) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trimtab.cli import options
+from trimtab.cli.exits import Exit
 from trimtab.cli.train.run_options import is_main
 from trimtab.training.run.checkpoints import last_good, step_of, workspace_of
 from trimtab.training.run.interruption import Interrupted
 
 
-def until_interrupted(run: Callable[[], int], *, out: Path, given: Sequence[str]) -> int:
+def until_interrupted(run: Callable[[], Exit], *, out: Path, given: Sequence[str]) -> Exit:
     """Run a training that writes `out`; where a signal ends it, say where it stands and how to go on (by the arguments
     that it was `given`), and give exit code 130."""
     try:
@@ -29,18 +30,18 @@ def until_interrupted(run: Callable[[], int], *, out: Path, given: Sequence[str]
         workspace = workspace_of(out)
         if not workspace.exists():
             _say("interrupted; there is no step to go on from")
-            return 130
+            return Exit.INTERRUPTED
         good = last_good(workspace)
         step = f"Its last whole checkpoint is of step {step_of(good):,}" if good else "It has no checkpoint yet"
         message = f"interrupted at once. {step}. Go on with:"
     _say(f"{message}\n{resume_command(given)}")
-    return 130
+    return Exit.INTERRUPTED
 
 
-def interrupted(given: Sequence[str]) -> int:
+def interrupted(given: Sequence[str]) -> Exit:
     """Say how a run goes on whose work is on file as it comes, by the arguments that it was `given`; exit code 130."""
     options.say(f"interrupted; what is there stays. Go on with:\n{resume_command(given)}")
-    return 130
+    return Exit.INTERRUPTED
 
 
 def resume_command(given: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from trimtab.cli import flags, options
+from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
 from trimtab.cli.template_options import add_ignored_columns, add_template_option
 from trimtab.cli.train.run_options import NOT_SETTINGS, add_model_options, add_outputs, is_main
@@ -70,7 +71,7 @@ def settings_of(kind: type[AnySettings], args: argparse.Namespace, *, but: Colle
 
 def run_method(
     args: argparse.Namespace, kind: type[AnySettings], load: Callable[[], TrainsOn[PairData, AnySettings]]
-) -> int:
+) -> Exit:
     """Train with what `load` imports on the pairs and the settings that the flags name."""
     settings, source, run = settings_of(kind, args), PairsSpec.of(args), RunSpec.of(args)
     pairs = read(source, source.data)
@@ -103,7 +104,7 @@ def train(
     num_pairs: int,
     *,
     push_to_hub: str | None,
-) -> int:
+) -> Exit:
     """Train with what `load` imports, and say what came of it."""
     with Progress("steps", active=is_main()) as progress:
         progress.say(f"{num_pairs} pairs to train on")
@@ -124,7 +125,7 @@ def train(
         progress.say(_summary(result))
     if run.as_json:
         print(json.dumps(_as_json(result), allow_nan=False))
-    return 0
+    return Exit.DONE
 
 
 def _add_inputs(parser: argparse.ArgumentParser, objectives: bool) -> None:
