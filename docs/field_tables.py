@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab import environment
 from trimtab.cli import flags
 from trimtab.cli.exits import MEANINGS
 from trimtab.cli.options import NOT_SAMPLING_FLAGS
@@ -211,6 +212,19 @@ def exit_tables() -> dict[str, str]:
     return {"exits": _markdown(("exit code", "meaning"), ((str(int(code)), said) for code, said in MEANINGS.items()))}
 
 
+def environment_tables() -> dict[str, str]:
+    """Name -> a table of docs/reference/environment.md."""
+    heading = ("variable", "whose", "meaning")
+    return {
+        "read": _markdown(heading, ((f"`{one.name}`", one.whose, one.meaning) for one in environment.READ)),
+        "given": _markdown(
+            ("variable", "whose", "value", "why"),
+            ((f"`{one.name}`", one.whose, f"`{one.value}`", one.meaning) for one in environment.GIVEN),
+        ),
+        "others": _markdown(heading, ((f"`{one.name}`", one.whose, one.meaning) for one in environment.OTHERS)),
+    }
+
+
 def settings() -> dict[str, list[Row]]:
     """Method -> its settings."""
     meaning = f"{table(ParmSettings)['beta'].sentence()}; repeat for several"
@@ -267,6 +281,7 @@ PAGES: Mapping[Path, Callable[[], dict[str, str]]] = {
     DOCS / "reference" / "flags.md": tables,
     DOCS / "serving" / "api.md": api_tables,
     DOCS / "reference" / "exit-codes.md": exit_tables,
+    DOCS / "reference" / "environment.md": environment_tables,
 }
 """Every page that has such tables -> what makes them."""
 

@@ -19,8 +19,8 @@ ENDING = {"exit", "_exit", "leave"}
 
 
 def bare_codes(source: str) -> Iterator[str]:
-    """Places where a number stands for an exit code: in a function that gives one, at its ends, and in a comparison of
-    `exit_code`."""
+    """Where a number stands for an exit code: in a function that gives one, in a call that ends the process, in what is
+    assigned to `exit_code`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and node.returns is not None and ast.unparse(node.returns) == "Exit":
             ends = [

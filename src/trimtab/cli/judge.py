@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab import environment
 from trimtab.cli import options
 from trimtab.cli.exits import Exit
 from trimtab.errors import OptionError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from trimtab.evaluation.judging.win_rates import Judgement, WinRate
     from trimtab.statistics import Interval
 
-KEY = "OPENAI_API_KEY"
 _STRENGTH_FORM = "METHOD=NUMBER or METHOD=NUMBER,NUMBER,..., for example genarm=1.0"
 _EXPORTS = ("alpaca_eval",)
 
@@ -228,9 +227,11 @@ def load_judge(choice: JudgeChoice) -> Judge:
 
 
 def _api_key(base_url: str | None) -> str | None:
-    key = os.environ.get(KEY) or None
+    key = environment.JUDGE_KEY.read() or None
     if key is None and base_url is None:
-        raise OptionError(f"OpenAI's endpoint wants a key: set {KEY} in the environment, or give --base-url.")
+        raise OptionError(
+            f"OpenAI's endpoint wants a key: set {environment.JUDGE_KEY.name} in the environment, or give --base-url."
+        )
     return key
 
 

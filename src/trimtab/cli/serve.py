@@ -6,11 +6,11 @@ Guides are off unless a request, a preset or their own weight (NAME=PATH:WEIGHT)
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from trimtab import environment
 from trimtab.cli import engines, flags, options
 from trimtab.cli.exits import Exit
 from trimtab.cli.keys import read_keys
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> Exit:
     engine = engines.engine_choice(args)
     template_options(args)
     config = ServeConfig() if args.config is None else read_config(args.config)
-    keys = read_keys(args.api_keys, args.api_key_file, os.environ.get("TRIMTAB_API_KEY"))
+    keys = read_keys(args.api_keys, args.api_key_file, environment.API_KEY.read())
     wanted = _wanted(args, config, engine)
     from trimtab.cli.server import leave, listen, serve
     from trimtab.serving.thread import TensorThread

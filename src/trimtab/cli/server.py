@@ -90,9 +90,8 @@ class _Server(HTTPServer):
             for connection in open_of(self.server_state):  # their clients do not read
                 connection.drop()
             await asyncio.sleep(_GRACE_S)
-        leave(
-            Exit.INTERRUPTED if self.is_forced else self.exit_code
-        )  # the generation thread is in a step that has no end
+        # The generation thread is in a step that has no end.
+        leave(Exit.INTERRUPTED if self.is_forced else self.exit_code)
 
     async def _sent(self, seconds: float) -> None:
         """Wait until all replies have left, or so long."""

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trimtab import environment
 from trimtab.cli.doctor import advice, machine, packages
 from trimtab.cli.exits import Exit
 from trimtab.cli.options import say
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> Exit:
         processor=machine.processor(),
         torch=tried.torch,
         has_nvidia=machine.has_nvidia(),
-        environment=machine.environment(),
+        environment=environment.deciding(),
         packages=packages.packages(tried),
         missing={name: extra.missing for name, extra in extras.items() if extra.missing},
         disk_free=machine.disk_free(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from trimtab import environment
 from trimtab.cli import options
 from trimtab.cli.exits import Exit
 from trimtab.cli.train.run_options import is_main
@@ -48,7 +48,7 @@ def resume_command(given: Sequence[str]) -> str:
     """The command that continues a run, from the arguments that it was given."""
     words = [*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"]
     arguments = shlex.join(words)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if environment.WORLD_SIZE.whole(1) > 1:
         return f"accelerate launch ... -m trimtab.cli.main {arguments}"
     is_module = Path(sys.argv[0]).suffix == ".py"
     return f"{'python -m trimtab.cli.main' if is_module else 'trimtab'} {arguments}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from trimtab import environment
 from trimtab.cli import flags, options
 from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
@@ -81,7 +81,7 @@ def run_method(
 
 def read(source: PairsSpec, names: Sequence[str]) -> PairData:
     """The pairs of some of the source's data."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each run
+    environment.NO_TELEMETRY.give()
     if is_main():
         options.say(f"reading {', '.join(names)}")
     from trimtab.training.pairs.data import read_pairs

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimtab import environment
 from trimtab.cli import flags
 from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
@@ -41,7 +41,7 @@ def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(args: argparse.Namespace) -> Exit:
     """Train a policy by reinforcement."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each run
+    environment.NO_TELEMETRY.give()
     settings = flags.read_fields(RLSettings, args)
     return _train(settings, PromptsSpec.of(args), RunSpec.of(args), push_to_hub=args.push_to_hub)
 
