@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
 from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.errors import OptionError
 from trimtab.params import NO_DRAFT
 
@@ -125,7 +125,7 @@ def _decode(args: argparse.Namespace) -> Exit:
             **({} if choice.is_builtin else {"engine": choice.name}),
             **_where(model),
         }
-        print(json.dumps(report))
+        print_json(report)
     else:
         _print_table(rows)
     return Exit.DONE
@@ -154,7 +154,7 @@ def _pass(args: argparse.Namespace) -> Exit:
         passes.draw(found, plot)
         options.say(f"drew {plot}")
     if args.json:
-        print(json.dumps({"passes": [dataclasses.asdict(one) for one in found], **_where(model)}))
+        print_json({"passes": [dataclasses.asdict(one) for one in found], **_where(model)})
     else:
         _print_passes(found)
     return Exit.DONE

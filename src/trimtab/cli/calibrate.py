@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -20,6 +19,7 @@ from trimtab.cli import compare, engines, flags, options
 from trimtab.cli.exits import Exit
 from trimtab.cli.pairs.job import sentences_of
 from trimtab.cli.prompts import SHIPPED
+from trimtab.cli.results import print_json
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.cli.train.interruption import interrupted
 from trimtab.cli.train.rewards import REWARD_HELP, add_rewards
@@ -283,7 +283,7 @@ def _show(
     args: argparse.Namespace, decision: Decision, calibration: Calibration | None, results: Results, report: Path
 ) -> None:
     if args.json:
-        print(json.dumps(_as_json(args, decision, calibration, report)))
+        print_json(_as_json(args, decision, calibration, report))
         return
     _print_table(results)
     if calibration is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli import engines, options
 from trimtab.cli.exits import Exit
 from trimtab.cli.prompts import as_asked, read_prompts, use_template
+from trimtab.cli.results import print_json
 from trimtab.cli.train.interruption import interrupted
 from trimtab.errors import DataError, OptionError, OutputExistsError, PromptError, require
 
@@ -258,7 +259,7 @@ def _report(args: argparse.Namespace, directory: Path) -> Exit:
     results = read_results(directory, known_methods())
     path = write_report(directory, results, more=win_rate_sections(directory))
     if args.json:
-        print(json.dumps({**summary_of(results), "report": str(path)}))
+        print_json({**summary_of(results), "report": str(path)})
     else:
         _print(results, path)
     return Exit.DONE

@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
 from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 
 if TYPE_CHECKING:
     from trimtab.core import Guide
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> Exit:
     guide = CONVERTERS[args.kind](args)
     save_guide(guide, args.out, overwrite=args.overwrite)
     if args.json:
-        print(json.dumps({"out": args.out, "kind": args.kind}))
+        print_json({"out": args.out, "kind": args.kind})
     options.say(f"{args.out}: a guide for models of hidden size {args.width}")
     return Exit.DONE
 

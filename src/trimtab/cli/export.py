@@ -8,12 +8,12 @@ as a shift.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from trimtab.cli import options
 from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> Exit:
 
     base = export_adapter(args.guide, Path(args.out), base=args.model, overwrite=args.overwrite)
     if args.json:
-        print(json.dumps({"out": args.out, "format": args.format, "base": str(base)}))
+        print_json({"out": args.out, "format": args.format, "base": str(base)})
     options.say(f"{args.out}: an adapter of {base}, {Path(args.out).stat().st_size / 1e6:.1f} MB")
     return Exit.DONE

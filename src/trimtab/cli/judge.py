@@ -8,7 +8,6 @@ and asks again for what did not come. The result goes to RUN/win_rates.json.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab import environment
 from trimtab.cli import options
 from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> Exit:
         if not args.json:
             _print(judgement)
     if args.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
     return Exit.DONE
 
 

@@ -12,10 +12,11 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, calibrate, check, compare, convert, export, judge, serve, soup, vllm
+from trimtab.cli import bench, calibrate, check, compare, convert, export, judge, results, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
 from trimtab.cli.doctor import command as doctor
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> Exit:
         args.given = sys.argv[1:] if argv is None else list(argv)
         _configure_logging(verbose=args.verbose)
         use_threads(args)
-        with naming_flags(args.flags):
+        with naming_flags(args.flags), results.apart() if getattr(args, "json", False) else nullcontext():
             code = COMMANDS[args.command].run(args)
         sys.stdout.flush()
     except SystemExit as stop:  # --help and --version, or a library that ends the process

@@ -7,11 +7,11 @@ Policies that were trained from one start, each for a reward of its own, become 
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
 from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> Exit:
     out = soup(parts, args.out, averaged=args.average, overwrite=args.overwrite)
     if args.json:
         weights = [{"path": part.path, "weight": part.weight} for part in parts]
-        print(json.dumps({"out": str(out), "parts": weights, "average": args.average}))
+        print_json({"out": str(out), "parts": weights, "average": args.average})
     options.say(f"{out}: {' + '.join(f'{part.weight:g} × {part.path}' for part in parts)}")
     return Exit.DONE
 

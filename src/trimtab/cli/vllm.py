@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from typing import Any
 
 from trimtab.cli import guide_options, options
 from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.engines.vllm.manifest import LORA_WAYS
 from trimtab.errors import OptionError
 
@@ -68,7 +68,7 @@ def _check(args: argparse.Namespace) -> Exit:
 
     found = versions.verdict_of(args.sources)
     if args.json:
-        print(json.dumps({**asdict(found), "accepted": found.is_accepted}, ensure_ascii=False))
+        print_json({**asdict(found), "accepted": found.is_accepted})
     else:
         print(found.sentence())
         for difference in found.differences:
@@ -98,7 +98,7 @@ def _pack(args: argparse.Namespace) -> Exit:
         trust_remote_code=args.trust_remote_code,
     )
     if args.json:
-        print(json.dumps({"out": args.out, **manifest.as_config()}, ensure_ascii=False))
+        print_json({"out": args.out, **manifest.as_config()})
     listed = ", ".join(
         f"{guide.name} ({guide.form or guide.kind}, {guide.way}, weight {guide.weight:g})" for guide in manifest.guides
     )

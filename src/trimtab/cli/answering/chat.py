@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import secrets
 import sys
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli import engines, options
 from trimtab.cli.constraint_options import add_constraint_options, constraint_of
 from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.cli.template_options import add_template_option, template_options
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
@@ -160,7 +160,7 @@ class Conversation:
         self.turns.append({"role": "assistant", "content": text})
         if self.json:
             row = {"text": text, "finish_reason": reason, "weights": dict(self.params.weights), "seed": seed}
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print_json(row)
 
     def _stream(self, request: int) -> tuple[list[str], str]:
         """The pieces of the answer, shown as they come, and why it ended. Ctrl-C ends it, and keeps what there is."""

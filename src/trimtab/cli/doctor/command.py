@@ -7,7 +7,6 @@ where torch or another package is missing or broken, which it then says. Exit co
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from trimtab import environment
 from trimtab.cli.doctor import advice, machine, packages
 from trimtab.cli.exits import Exit
 from trimtab.cli.options import say
+from trimtab.cli.results import print_json
 from trimtab.models.machine import available
 
 
@@ -52,7 +52,10 @@ def run(args: argparse.Namespace) -> Exit:
     found = report(facts, extras, paths=args.paths)
     if not args.paths:
         found = _plain(found, str(Path.home()))
-    print(json.dumps(found) if args.json else "\n".join(lines(found)))
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(lines(found)))
     return Exit.of_check(holds=not found["problems"])
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from trimtab.cli import flags, options
 from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
+from trimtab.cli.results import print_json
 from trimtab.cli.train.rewards import add_prompts_and_rewards
 from trimtab.cli.train.run_options import add_model_options
 from trimtab.cli.train.spec import PromptsSpec, RunSpec
@@ -110,7 +110,7 @@ def _train(settings: AgentSettings, source: PromptsSpec, run: RunSpec, where: Wo
         )
         progress.say(_summary(result))
     if run.as_json:
-        print(json.dumps(_as_json(result), allow_nan=False))
+        print_json(_as_json(result))
     return Exit.DONE
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -13,6 +12,7 @@ from trimtab import environment
 from trimtab.cli import flags, options
 from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
+from trimtab.cli.results import print_json
 from trimtab.cli.template_options import add_ignored_columns, add_template_option
 from trimtab.cli.train.run_options import NOT_SETTINGS, add_model_options, add_outputs, is_main
 from trimtab.cli.train.spec import PairsSpec, RunSpec
@@ -124,7 +124,7 @@ def train(
             )
         progress.say(_summary(result))
     if run.as_json:
-        print(json.dumps(_as_json(result), allow_nan=False))
+        print_json(_as_json(result))
     return Exit.DONE
 
 

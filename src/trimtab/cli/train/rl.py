@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from trimtab.cli import flags
 from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
+from trimtab.cli.results import print_json
 from trimtab.cli.train.rewards import add_prompts_and_rewards
 from trimtab.cli.train.run_options import NOT_SETTINGS, add_model_options, add_outputs, is_main
 from trimtab.cli.train.spec import PromptsSpec, RunSpec
@@ -72,7 +72,7 @@ def _train(settings: RLSettings, source: PromptsSpec, run: RunSpec, *, push_to_h
             )
         progress.say(_summary(result))
     if run.as_json:
-        print(json.dumps(_as_json(result), allow_nan=False))
+        print_json(_as_json(result))
     return Exit.DONE
 
 
