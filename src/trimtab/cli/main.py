@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, calibrate, check, compare, convert, export, judge, results, serve, soup, vllm
+from trimtab.cli import bench, calibrate, check, compare, completion, convert, export, judge, results, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
 from trimtab.cli.doctor import command as doctor
@@ -56,6 +56,7 @@ COMMANDS: dict[str, Command] = {
     "vllm": vllm,
     "bench": bench,
     "doctor": doctor,
+    "completion": completion,
 }
 
 
@@ -114,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS.values():
         command.register(subparsers)
+    subparsers.choices["completion"].set_defaults(whole=parser)
     return parser
 
 

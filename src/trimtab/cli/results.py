@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 WITHOUT_JSON: Mapping[str, str] = {
     "serve": "it answers over HTTP until it is told to end, and its figures are at `/metrics`",
+    "completion": "what it prints is a script for a shell",
 }
 """Commands without `--json` -> why."""
 
