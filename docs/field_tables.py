@@ -5,11 +5,13 @@ A table stands below a comment that names it, `<!-- fields: NAME -->`, and ends 
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab import environment
 from trimtab.cli import flags
+from trimtab.cli.exits import MEANINGS
 from trimtab.cli.options import NOT_SAMPLING_FLAGS
 from trimtab.cli.train.parm import NOT_FLAGS
 from trimtab.cli.train.run_options import NOT_SETTINGS
@@ -41,8 +43,7 @@ from trimtab.training.reward.settings import RewardSettings
 from trimtab.training.rl.settings import RLSettings
 from trimtab.training.run.settings import ArmSettings
 
-PAGE = Path(__file__).parent / "reference" / "flags.md"
-API_PAGE = Path(__file__).parent / "serving" / "api.md"
+DOCS = Path(__file__).parent
 MARK = re.compile(r"^<!-- fields: (\w+) -->\n\n(?:\|.*\n)*\n?", flags=re.MULTILINE)
 
 Row = tuple[str, str, str]
@@ -50,7 +51,7 @@ Row = tuple[str, str, str]
 
 def written(page: str) -> str:
     """The page with its tables as they should be."""
-    made = {**tables(), **api_tables()}
+    made = {name: text for tables_of in PAGES.values() for name, text in tables_of().items()}
     return MARK.sub(lambda mark: f"<!-- fields: {mark[1]} -->\n\n{made[mark[1]]}\n", page).rstrip("\n") + "\n"
 
 
@@ -207,6 +208,24 @@ def _values(neutral: Sequence[Any]) -> str:
     return ", ".join(["null", *(f"`{value}`" for value in shown_)])
 
 
+def exit_tables() -> dict[str, str]:
+    """Name -> a table of docs/reference/exit-codes.md."""
+    return {"exits": _markdown(("exit code", "meaning"), ((str(int(code)), said) for code, said in MEANINGS.items()))}
+
+
+def environment_tables() -> dict[str, str]:
+    """Name -> a table of docs/reference/environment.md."""
+    heading = ("variable", "whose", "meaning")
+    return {
+        "read": _markdown(heading, ((f"`{one.name}`", one.whose, one.meaning) for one in environment.READ)),
+        "given": _markdown(
+            ("variable", "whose", "value", "why"),
+            ((f"`{one.name}`", one.whose, f"`{one.value}`", one.meaning) for one in environment.GIVEN),
+        ),
+        "others": _markdown(heading, ((f"`{one.name}`", one.whose, one.meaning) for one in environment.OTHERS)),
+    }
+
+
 def settings() -> dict[str, list[Row]]:
     """Method -> its settings."""
     meaning = f"{table(ParmSettings)['beta'].sentence()}; repeat for several"
@@ -259,6 +278,15 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|")
 
 
+PAGES: Mapping[Path, Callable[[], dict[str, str]]] = {
+    DOCS / "reference" / "flags.md": tables,
+    DOCS / "serving" / "api.md": api_tables,
+    DOCS / "reference" / "exit-codes.md": exit_tables,
+    DOCS / "reference" / "environment.md": environment_tables,
+}
+"""Every page that has such tables -> what makes them."""
+
+
 if __name__ == "__main__":
-    for page in (PAGE, API_PAGE):
+    for page in PAGES:
         page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")

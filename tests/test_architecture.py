@@ -23,7 +23,8 @@ import trimtab
 from trimtab import core
 
 LAYERS = (
-    {"answers", "caches", "calls", "constraint", "core", "drafting", "errors", "fields", "gates", "params"},
+    {"answers", "caches", "calls", "constraint", "core", "drafting", "environment", "errors", "fields", "gates"}
+    | {"params"},
     {"columns", "documents", "mixing", "prompts", "sessions", "statistics"},
     {"constraining", "guides", "models"},
     {"decoding", "testing"},
@@ -108,7 +109,7 @@ def violations(package: Path) -> list[str]:
         relative = path.relative_to(package).as_posix()
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source, relative)
-        for check in (_names, _sizes, _imports, _prints, _open_ended, _words):
+        for check in (_names, _sizes, _imports, _prints, _environment, _open_ended, _words):
             found += [f"{relative}:{line}: {problem}" for line, problem in check(relative, source, tree)]
     return found + _circles(package)
 
@@ -279,6 +280,22 @@ def _prints(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int,
             yield node.lineno, f"uses sys.{node.attr}; a library logs"
 
 
+_READS_ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv", "expandvars"}
+
+
+def _environment(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Where the environment is read or written, which `environment.py` alone does: its table is the page's."""
+    if relative == "environment.py":
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("os", "os.path", "posix"):
+            names = {alias.name for alias in node.names}
+        else:
+            names = {node.attr} if isinstance(node, ast.Attribute) else set()
+        for name in sorted(names & _READS_ENVIRONMENT):
+            yield getattr(node, "lineno", 1), f"{name}: the environment is read and written in environment.py alone"
+
+
 def _open_ended(relative: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     for function in _public_functions(tree):
         if function.args.kwarg is not None and (relative, function.name) not in SIGNED_BY_OTHERS:
@@ -346,6 +363,8 @@ PLANTED = {
     "vllm in serving": ("serving/app.py", "import vllm.config", "imports vllm, which only engines/"),
     "a print": ("storage/loading.py", "print('loading')", "prints; a library logs"),
     "stderr": ("training/arm/train.py", "import sys\nsys.stderr.write('x')", "uses sys.stderr"),
+    "the environment": ("cli/main.py", "import os\nos.environ['A'] = '1'", "environ: the environment is read"),
+    "the environment, by name": ("cli/main.py", "from os import getenv", "getenv: the environment is read"),
     "kwargs": ("mixing/sampling.py", "def sample(logits, **options):\n    pass", "sample takes **options"),
     "kwargs in a method": ("mixing/rules.py", "class Tilt:\n    def policy(self, **kw): ...", "policy takes **kw"),
     "kwargs in a constructor": (
@@ -396,6 +415,7 @@ def test_a_planted_violation_is_found(name: str, tmp_path: Path) -> None:
 SOUND = {
     "__init__.py": "from trimtab.decoding.decoder import Decoder\nfrom trimtab.storage.loading import load_model\n",
     "core.py": "import torch\n",
+    "environment.py": "import os\nVALUE = os.environ.get('A')\n",
     "scorers.py": '"""For cards."""\nfrom trimtab.storage.scorers import load\n__all__ = ["load"]\n',
     "mixing/rules.py": "from .. import core\nfrom ..core import Candidates\nfrom trimtab.mixing import sampling\n",
     "mixing/sampling.py": "def _private(**options): ...\nclass _Hidden:\n    def f(self, **options): ...\n",

@@ -107,12 +107,12 @@ def field_tables(repository: Path) -> ModuleType:
 
 
 def test_the_tables_made_from_fields_are_the_codes(repository: Path, field_tables: ModuleType) -> None:
-    page = _reference_page(repository, "flags")
-    assert field_tables.MARK.findall(page) == list(field_tables.tables())
-    assert field_tables.written(page) == page, "the page is behind the code: make docs-tables"
-    page = (repository / "docs" / "serving" / "api.md").read_text(encoding="utf-8")
-    assert field_tables.MARK.findall(page) == list(field_tables.api_tables())
-    assert field_tables.written(page) == page, "the page is behind the code: make docs-tables"
+    for path, tables_of in field_tables.PAGES.items():
+        page = path.read_text(encoding="utf-8")
+        assert field_tables.MARK.findall(page) == list(tables_of())
+        assert field_tables.written(page) == page, f"{path.name} is behind the code: make docs-tables"
+    marked = {path for path in (repository / "docs").rglob("*.md") if "<!-- fields: " in path.read_text("utf-8")}
+    assert marked == set(field_tables.PAGES)
 
 
 def test_a_changed_table_is_found_and_written_anew(repository: Path, field_tables: ModuleType) -> None:

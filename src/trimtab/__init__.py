@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trimtab.storage.gguf_files import load_llama
     from trimtab.storage.loading import load_guide, load_model, load_parm, save_guide
     from trimtab.storage.scorers import load_reward_model, load_scorer
+    from trimtab.storage.steered_generate import generate_with_guides
     from trimtab.training.agent.settings import AgentSettings
     from trimtab.training.agent.train import train_agent
     from trimtab.training.arm.train import train_arm
@@ -96,6 +97,7 @@ __all__ = [
     "build_policy",
     "counted_passes",
     "finished",
+    "generate_with_guides",
     "length_controlled_win_rate",
     "load_guide",
     "load_llama",
@@ -159,6 +161,7 @@ _LATE = {
     "build_policy": "trimtab.methods.catalogue",
     "counted_passes": "trimtab.evaluation.acceptance",
     "finished": "trimtab.answers",
+    "generate_with_guides": "trimtab.storage.steered_generate",
     "length_controlled_win_rate": "trimtab.evaluation.judging.length_control",
     "load_guide": "trimtab.storage.loading",
     "load_llama": "trimtab.storage.gguf_files",

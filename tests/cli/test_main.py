@@ -11,6 +11,7 @@ from importlib.metadata import version
 import pytest
 
 from trimtab.cli import main as main_module
+from trimtab.cli.exits import Exit
 from trimtab.cli.main import COMMANDS, build_parser
 from trimtab.errors import CheckpointError
 
@@ -107,10 +108,10 @@ class Failing:
     def register(self, subparsers: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
         subparsers.add_parser("fail")
 
-    def run(self, args: argparse.Namespace) -> int:
+    def run(self, args: argparse.Namespace) -> Exit:
         if self.error is not None:
             raise self.error
-        return 3
+        return Exit.REFUSED
 
 
 @pytest.mark.parametrize(
@@ -120,8 +121,10 @@ class Failing:
         (OSError(28, "No space left on device", "a.jsonl"), 1, "No space left on device: 'a.jsonl'\n"),
         (ZeroDivisionError("oh"), 1, "Traceback (most recent call last)"),
         (ImportError("no such package"), 1, "`trimtab doctor` says which"),
+        (SystemExit("no licence"), 1, "trimtab: error: A package ended the command: no licence.\n"),
+        (SystemExit(), 0, ""),
         (KeyboardInterrupt(), 130, ""),
-        (None, 3, ""),
+        (None, 2, ""),
     ],
 )
 def test_each_kind_of_failure_has_its_exit_code(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
+from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.errors import OptionError
 from trimtab.params import NO_DRAFT
 
@@ -86,13 +87,13 @@ def _add_counts(parser: argparse.ArgumentParser, **defaults: int) -> None:
         )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Load, measure, show."""
-    measure: Callable[[argparse.Namespace], int] = args.measure
+    measure: Callable[[argparse.Namespace], Exit] = args.measure
     return measure(args)
 
 
-def _decode(args: argparse.Namespace) -> int:
+def _decode(args: argparse.Namespace) -> Exit:
     choice = engines.engine_choice(args)
     guides = engines.GuideFlags.of(args).sources()
     models = engines.draft_models([args.draft], guides)
@@ -124,13 +125,13 @@ def _decode(args: argparse.Namespace) -> int:
             **({} if choice.is_builtin else {"engine": choice.name}),
             **_where(model),
         }
-        print(json.dumps(report))
+        print_json(report)
     else:
         _print_table(rows)
-    return 0
+    return Exit.DONE
 
 
-def _pass(args: argparse.Namespace) -> int:
+def _pass(args: argparse.Namespace) -> Exit:
     plot = None if args.plot is None else Path(args.plot)
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise OptionError(f"--plot {args.plot} is neither a .png nor an .svg file; give a name that ends so.")
@@ -153,10 +154,10 @@ def _pass(args: argparse.Namespace) -> int:
         passes.draw(found, plot)
         options.say(f"drew {plot}")
     if args.json:
-        print(json.dumps({"passes": [dataclasses.asdict(one) for one in found], **_where(model)}))
+        print_json({"passes": [dataclasses.asdict(one) for one in found], **_where(model)})
     else:
         _print_passes(found)
-    return 0
+    return Exit.DONE
 
 
 def _where(model: HFModel) -> dict[str, object]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import compare, engines, flags, options
+from trimtab.cli.exits import Exit
 from trimtab.cli.pairs.job import sentences_of
 from trimtab.cli.prompts import SHIPPED
+from trimtab.cli.results import print_json
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.cli.train.interruption import interrupted
 from trimtab.cli.train.rewards import REWARD_HELP, add_rewards
@@ -128,7 +129,7 @@ def _forms(text: str) -> list[str]:
     return found
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Measure, decide, write."""
     try:
         decided = calibrate(args)
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
             f"No strength is named. {decided.decision.why} More strengths go on with --resume; other prompts or "
             f"rewards want --overwrite. Report: {decided.report}"
         )
-    return 0
+    return Exit.DONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +283,7 @@ def _show(
     args: argparse.Namespace, decision: Decision, calibration: Calibration | None, results: Results, report: Path
 ) -> None:
     if args.json:
-        print(json.dumps(_as_json(args, decision, calibration, report)))
+        print_json(_as_json(args, decision, calibration, report))
         return
     _print_table(results)
     if calibration is not None:

@@ -7,11 +7,12 @@ read. What cannot be told (a card without digests) is said and is no fault.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
+from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.errors import CompatibilityError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Check a guide; 1 where something does not hold."""
     from trimtab.storage.checking import check_files
 
@@ -52,8 +53,11 @@ def run(args: argparse.Namespace) -> int:
         options.say("the guide is not loaded, since something does not hold of its files")
     elif args.model is not None:
         beside = {"model": args.model, **_beside(args, findings)}
-    print(json.dumps(_report(args, checked, findings, beside)) if args.json else "\n".join(_lines(checked, findings)))
-    return 1 if any(one.holds is False for one in findings) else 0
+    if args.json:
+        print_json(_report(args, checked, findings, beside))
+    else:
+        print("\n".join(_lines(checked, findings)))
+    return Exit.of_check(holds=not any(one.holds is False for one in findings))
 
 
 def _beside(args: argparse.Namespace, findings: list[Finding]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
+from trimtab.cli.exits import Exit
 from trimtab.cli.prompts import as_asked, read_prompts, use_template
+from trimtab.cli.results import print_json
 from trimtab.cli.train.interruption import interrupted
 from trimtab.errors import DataError, OptionError, OutputExistsError, PromptError, require
 
@@ -57,7 +59,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     engines.add_engine_options(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Make what is missing, then draw the report."""
     engine = engines.engine_choice(args)
     if args.report_only:
@@ -247,7 +249,7 @@ def _show(bar: Progress, state: Made) -> None:
         bar.say(f"{state.message} ({state.num_done} of {state.num_answers} answers are there)")
 
 
-def _report(args: argparse.Namespace, directory: Path) -> int:
+def _report(args: argparse.Namespace, directory: Path) -> Exit:
     from trimtab.evaluation.comparison.catalogued import known_methods
     from trimtab.evaluation.report.files import write_report
     from trimtab.evaluation.report.results import read_results, summary_of
@@ -257,10 +259,10 @@ def _report(args: argparse.Namespace, directory: Path) -> int:
     results = read_results(directory, known_methods())
     path = write_report(directory, results, more=win_rate_sections(directory))
     if args.json:
-        print(json.dumps({**summary_of(results), "report": str(path)}))
+        print_json({**summary_of(results), "report": str(path)})
     else:
         _print(results, path)
-    return 0
+    return Exit.DONE
 
 
 def _print(results: Results, path: Path) -> None:

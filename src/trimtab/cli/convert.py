@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
+from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 
 if TYPE_CHECKING:
     from trimtab.core import Guide
@@ -38,16 +39,16 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Convert a checkpoint of the kind that was named."""
     from trimtab.storage.loading import save_guide
 
     guide = CONVERTERS[args.kind](args)
     save_guide(guide, args.out, overwrite=args.overwrite)
     if args.json:
-        print(json.dumps({"out": args.out, "kind": args.kind}))
+        print_json({"out": args.out, "kind": args.kind})
     options.say(f"{args.out}: a guide for models of hidden size {args.width}")
-    return 0
+    return Exit.DONE
 
 
 def _agent(args: argparse.Namespace) -> Guide:

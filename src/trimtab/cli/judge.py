@@ -8,14 +8,15 @@ and asks again for what did not come. The result goes to RUN/win_rates.json.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab import environment
 from trimtab.cli import options
+from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from trimtab.evaluation.judging.win_rates import Judgement, WinRate
     from trimtab.statistics import Interval
 
-KEY = "OPENAI_API_KEY"
 _STRENGTH_FORM = "METHOD=NUMBER or METHOD=NUMBER,NUMBER,..., for example genarm=1.0"
 _EXPORTS = ("alpaca_eval",)
 
@@ -104,7 +104,7 @@ def add_endpoint(parser: argparse.ArgumentParser, *, prefix: str = "") -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Judge a comparison, export it, or both."""
     if args.judge is None and args.export is None:
         raise OptionError("Nothing to do: give --judge NAME, or --export alpaca_eval DIR.")
@@ -131,8 +131,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             _print(judgement)
     if args.json:
-        print(json.dumps(result, ensure_ascii=False))
-    return 0
+        print_json(result)
+    return Exit.DONE
 
 
 def _export(args: argparse.Namespace, rows: Sequence[Row], contenders: Sequence[Contender]) -> list[str]:
@@ -227,9 +227,11 @@ def load_judge(choice: JudgeChoice) -> Judge:
 
 
 def _api_key(base_url: str | None) -> str | None:
-    key = os.environ.get(KEY) or None
+    key = environment.JUDGE_KEY.read() or None
     if key is None and base_url is None:
-        raise OptionError(f"OpenAI's endpoint wants a key: set {KEY} in the environment, or give --base-url.")
+        raise OptionError(
+            f"OpenAI's endpoint wants a key: set {environment.JUDGE_KEY.name} in the environment, or give --base-url."
+        )
     return key
 
 

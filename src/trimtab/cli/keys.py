@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from trimtab import environment
 from trimtab.errors import DataError, OptionError
-
-_VARIABLE = "TRIMTAB_API_KEY"
 
 
 def read_keys(flags: Sequence[str], file: str | None, variable: str | None) -> list[str]:
@@ -20,7 +19,7 @@ def read_keys(flags: Sequence[str], file: str | None, variable: str | None) -> l
         _check(key, "--api-key", "Give a key, or leave the flag out")
     keys = list(flags)
     if variable is not None:
-        _check(variable, f"${_VARIABLE}", "Set it to a key, or unset it")
+        _check(variable, f"${environment.API_KEY.name}", "Set it to a key, or unset it")
         keys.append(variable)
     return keys + ([] if file is None else _lines_of(file))
 

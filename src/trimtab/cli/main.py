@@ -1,11 +1,5 @@
 """The `trimtab` command: one table of commands, and the one place where errors become exit codes.
 
-0    success
-1    an unexpected error, with its traceback, or an operating system error (a full disk, a directory without permission)
-2    what the caller gave is wrong, or a model misbehaved: one line on standard error says what, and the way out
-130  interrupted from the keyboard
-141  whoever read our output went away (`trimtab generate ... | head`)
-
 Results go to standard output, progress and logs to standard error. Nothing heavy is imported until a command runs.
 """
 
@@ -18,13 +12,15 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from trimtab.cli import bench, calibrate, check, compare, convert, export, judge, serve, soup, vllm
+from trimtab.cli import bench, calibrate, check, compare, completion, convert, export, judge, results, serve, soup, vllm
 from trimtab.cli.answering import chat, explain, generate
 from trimtab.cli.demo import command as demo
 from trimtab.cli.doctor import command as doctor
+from trimtab.cli.exits import Exit
 from trimtab.cli.make import command as make
 from trimtab.cli.options import use_threads
 from trimtab.cli.pairs import command as pairs
@@ -38,7 +34,7 @@ class Command(Protocol):
     """A module with one command."""
 
     def register(self, subparsers: argparse._SubParsersAction[Any]) -> None: ...
-    def run(self, args: argparse.Namespace) -> int: ...
+    def run(self, args: argparse.Namespace) -> Exit: ...
 
 
 COMMANDS: dict[str, Command] = {
@@ -60,6 +56,7 @@ COMMANDS: dict[str, Command] = {
     "vllm": vllm,
     "bench": bench,
     "doctor": doctor,
+    "completion": completion,
 }
 
 
@@ -118,41 +115,42 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS.values():
         command.register(subparsers)
+    subparsers.choices["completion"].set_defaults(whole=parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> Exit:
     """Run one command and return its exit code."""
     try:
         args = build_parser().parse_args(argv)
         args.given = sys.argv[1:] if argv is None else list(argv)
         _configure_logging(verbose=args.verbose)
         use_threads(args)
-        with naming_flags(args.flags):
+        with naming_flags(args.flags), results.apart() if getattr(args, "json", False) else nullcontext():
             code = COMMANDS[args.command].run(args)
         sys.stdout.flush()
-    except SystemExit as stop:  # --help and --version
-        return int(stop.code or 0)
+    except SystemExit as stop:  # --help and --version, or a library that ends the process
+        return _complain(f"A package ended the command: {stop.code}.", Exit.FAILED) if stop.code else Exit.DONE
     except KeyboardInterrupt:
-        return 130
+        return Exit.INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes standard output at exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return Exit.READER_GONE
     except TrimtabError as error:
-        return _complain(error, 2)
+        return _complain(error, Exit.REFUSED)
     except OSError as error:
         logging.getLogger(__name__).debug("traceback", exc_info=True)
-        return _complain(error, 1)
+        return _complain(error, Exit.FAILED)
     except Exception as error:
         traceback.print_exc()
         if isinstance(error, ImportError):
-            return _complain("A package is missing or broken. `trimtab doctor` says which.", 1)
-        return 1
+            return _complain("A package is missing or broken. `trimtab doctor` says which.", Exit.FAILED)
+        return Exit.FAILED
     return code
 
 
-def _complain(error: Exception | str, code: int) -> int:
+def _complain(error: Exception | str, code: Exit) -> Exit:
     print(f"trimtab: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
     return code
 

@@ -6,12 +6,13 @@ Guides are off unless a request, a preset or their own weight (NAME=PATH:WEIGHT)
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from trimtab import environment
 from trimtab.cli import engines, flags, options
+from trimtab.cli.exits import Exit
 from trimtab.cli.keys import read_keys
 from trimtab.cli.template_options import add_template_option, template_options
 from trimtab.errors import OptionError, renamed, require
@@ -87,14 +88,14 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     flags.add_fields(group, Limits(), may_be_unset=True)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Serve until told to end; 1 where the generation thread died."""
     require("fastapi", "uvicorn", "prometheus_client", extra="serve", purpose="The server")
     options.check_guide_names(args.guides)
     engine = engines.engine_choice(args)
     template_options(args)
     config = ServeConfig() if args.config is None else read_config(args.config)
-    keys = read_keys(args.api_keys, args.api_key_file, os.environ.get("TRIMTAB_API_KEY"))
+    keys = read_keys(args.api_keys, args.api_key_file, environment.API_KEY.read())
     wanted = _wanted(args, config, engine)
     from trimtab.cli.server import leave, listen, serve
     from trimtab.serving.thread import TensorThread
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             hosts = _hosts(listener.getsockname()[0], [*config.hosts, *args.hosts])
             return serve(replace(service, keys=keys, hosts=hosts), listener)
     except KeyboardInterrupt:  # the generation thread may be in the midst of loading
-        leave(130)
+        leave(Exit.INTERRUPTED)
 
 
 def _hosts(address: str, names: Sequence[str]) -> list[str]:

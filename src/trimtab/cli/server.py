@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fastapi import FastAPI
 
+from trimtab.cli.exits import Exit
 from trimtab.cli.options import say
 from trimtab.serving.app import abandon, create_app
 from trimtab.serving.connections import HTTPServer, configured, open_of
@@ -47,7 +48,7 @@ class _Server(HTTPServer):
         super().__init__(configured(app, limits))
         self._app = app
         self._drain_s = limits.drain_s
-        self.exit_code = 0
+        self.exit_code = Exit.DONE
         self.is_forced = False
         """Whether a second signal has come. uvicorn has such a flag too, by which it leaves at once, in silence."""
 
@@ -89,7 +90,8 @@ class _Server(HTTPServer):
             for connection in open_of(self.server_state):  # their clients do not read
                 connection.drop()
             await asyncio.sleep(_GRACE_S)
-        leave(130 if self.is_forced else self.exit_code)  # the generation thread is in a step that has no end
+        # The generation thread is in a step that has no end.
+        leave(Exit.INTERRUPTED if self.is_forced else self.exit_code)
 
     async def _sent(self, seconds: float) -> None:
         """Wait until all replies have left, or so long."""
@@ -98,7 +100,7 @@ class _Server(HTTPServer):
             await asyncio.sleep(_TICK_S)
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: Exit) -> NoReturn:
     """End the process now. Threads that compute may not outlive the interpreter, which would abort."""
     for child in multiprocessing.active_children():
         child.terminate()
@@ -121,13 +123,13 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(service: Service, listener: socket.socket) -> int:
+def serve(service: Service, listener: socket.socket) -> Exit:
     """Serve until a signal. Returns 1 where the generation thread died."""
     app = create_app(dataclasses.replace(service, on_death=lambda error: die()))
     server = _Server(app, service.limits)
 
     def die() -> None:
-        server.exit_code = 1
+        server.exit_code = Exit.FAILED
         server.should_exit = True
 
     host, port = listener.getsockname()[:2]
@@ -144,4 +146,4 @@ def serve(service: Service, listener: socket.socket) -> int:
     at = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     say(f"serving {service.catalogue.name} at {at} (/v1 for clients)")
     server.run(sockets=[listener])
-    return 130 if server.is_forced else server.exit_code
+    return Exit.INTERRUPTED if server.is_forced else server.exit_code

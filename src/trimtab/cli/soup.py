@@ -7,10 +7,11 @@ Policies that were trained from one start, each for a reward of its own, become 
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
+from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Average policies."""
     parts = [parse_part(text) for text in args.parts]
     from trimtab.training.soup import soup
@@ -48,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     out = soup(parts, args.out, averaged=args.average, overwrite=args.overwrite)
     if args.json:
         weights = [{"path": part.path, "weight": part.weight} for part in parts]
-        print(json.dumps({"out": str(out), "parts": weights, "average": args.average}))
+        print_json({"out": str(out), "parts": weights, "average": args.average})
     options.say(f"{out}: {' + '.join(f'{part.weight:g} × {part.path}' for part in parts)}")
-    return 0
+    return Exit.DONE
 
 
 def parse_part(text: str) -> SoupPart:

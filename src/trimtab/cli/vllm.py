@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from typing import Any
 
 from trimtab.cli import guide_options, options
+from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.engines.vllm.manifest import LORA_WAYS
 from trimtab.errors import OptionError
 
@@ -57,25 +58,25 @@ def _register_pack(actions: argparse._SubParsersAction[Any]) -> None:
     pack.add_argument("--json", action="store_true", help="what was written as JSON on standard output")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Do what the sub-command says."""
     return _check(args) if args.action == "check" else _pack(args)
 
 
-def _check(args: argparse.Namespace) -> int:
+def _check(args: argparse.Namespace) -> Exit:
     from trimtab.engines.vllm import versions
 
     found = versions.verdict_of(args.sources)
     if args.json:
-        print(json.dumps({**asdict(found), "accepted": found.is_accepted}, ensure_ascii=False))
+        print_json({**asdict(found), "accepted": found.is_accepted})
     else:
         print(found.sentence())
         for difference in found.differences:
             print(f"  {difference}")
-    return 0 if found.is_accepted else 1
+    return Exit.of_check(holds=found.is_accepted)
 
 
-def _pack(args: argparse.Namespace) -> int:
+def _pack(args: argparse.Namespace) -> Exit:
     """Pack a base and its guides."""
     options.check_guide_names(args.guides)
     if not args.guides:
@@ -97,9 +98,9 @@ def _pack(args: argparse.Namespace) -> int:
         trust_remote_code=args.trust_remote_code,
     )
     if args.json:
-        print(json.dumps({"out": args.out, **manifest.as_config()}, ensure_ascii=False))
+        print_json({"out": args.out, **manifest.as_config()})
     listed = ", ".join(
         f"{guide.name} ({guide.form or guide.kind}, {guide.way}, weight {guide.weight:g})" for guide in manifest.guides
     )
     options.say(f"{args.out}: {args.model} with {listed}. Serve it: vllm serve {args.out}")
-    return 0
+    return Exit.DONE

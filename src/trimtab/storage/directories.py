@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab import environment
 from trimtab.errors import CheckpointError, OptionError, require
 from trimtab.storage.cards import ADAPTER_FILE, GUIDE_FILE, GUIDE_KINDS, GuideCard, read_card
 from trimtab.storage.files import file_digest, new_directory
@@ -29,9 +29,7 @@ _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.ti
 
 def cache_dir() -> Path:
     """Where converted models are kept: `TRIMTAB_CACHE`, else `trimtab` in the user's cache directory."""
-    if "TRIMTAB_CACHE" in os.environ:
-        return Path(os.environ["TRIMTAB_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trimtab"
+    return environment.CACHE.path() or (environment.XDG_CACHE.path() or Path.home() / ".cache") / "trimtab"
 
 
 def resolve_model(name: str | Path, *, revision: str | None = None) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import secrets
 import sys
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
 from trimtab.cli.constraint_options import add_constraint_options, constraint_of
+from trimtab.cli.exits import Exit
+from trimtab.cli.results import print_json
 from trimtab.cli.template_options import add_template_option, template_options
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
@@ -56,7 +57,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     engines.add_engine_options(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Read lines until the end of the input or /quit."""
     choice = engines.engine_choice(args)
     params = dataclasses.replace(
@@ -84,12 +85,12 @@ def run(args: argparse.Namespace) -> int:
         engine.close()
 
 
-def _converse(conversation: Conversation) -> int:
+def _converse(conversation: Conversation) -> Exit:
     if conversation.interactive:
         import readline  # noqa: F401  makes input() editable
 
         options.say("Type a message, /help for the dials, /quit to leave.")
-    code = 0
+    code = Exit.DONE
     while not conversation.finished:
         line = _read_line(conversation)
         if line is None:
@@ -98,7 +99,7 @@ def _converse(conversation: Conversation) -> int:
             conversation.take(line)
         except TrimtabError as error:
             options.say(str(error))
-            code = 0 if conversation.interactive else 2
+            code = Exit.DONE if conversation.interactive else Exit.REFUSED
     return code
 
 
@@ -159,7 +160,7 @@ class Conversation:
         self.turns.append({"role": "assistant", "content": text})
         if self.json:
             row = {"text": text, "finish_reason": reason, "weights": dict(self.params.weights), "seed": seed}
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print_json(row)
 
     def _stream(self, request: int) -> tuple[list[str], str]:
         """The pieces of the answer, shown as they come, and why it ended. Ctrl-C ends it, and keeps what there is."""

@@ -16,13 +16,13 @@ how many, and which were passed over; --json and the page list every candidate w
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
-from trimtab.cli.answering.requests import plain
+from trimtab.cli.exits import Exit
 from trimtab.cli.prompts import as_asked, use_template
+from trimtab.cli.results import print_json
 from trimtab.cli.template_options import add_template_options, template_options
 from trimtab.errors import OptionError
 from trimtab.storage.files import write_text
@@ -54,7 +54,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     engines.add_engine_options(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Answer, explain, show."""
     _check(args)
     choice = engines.engine_choice(args)
@@ -79,10 +79,10 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         _write_page(Path(args.html), args.prompt, args.model, answer, tokens)
     if args.json:
-        _print_json(args.prompt, args.html, answer, tokens)
+        _print_row(args.prompt, args.html, answer, tokens)
     else:
         _print_text(answer, tokens)
-    return 0
+    return Exit.DONE
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -103,7 +103,7 @@ def _write_page(path: Path, prompt: str, model: str, answer: Answer, tokens: lis
     options.say(f"page: {path}")
 
 
-def _print_json(prompt: str, page: str | None, answer: Answer, tokens: list[ExplainedToken]) -> None:
+def _print_row(prompt: str, page: str | None, answer: Answer, tokens: list[ExplainedToken]) -> None:
     from trimtab.evaluation.explaining.trace import as_rows
 
     row = {
@@ -116,7 +116,7 @@ def _print_json(prompt: str, page: str | None, answer: Answer, tokens: list[Expl
         "tokens": as_rows(tokens),
         "page": page,
     }
-    print(json.dumps(plain(row), ensure_ascii=False, allow_nan=False))
+    print_json(row)
 
 
 def _print_text(answer: Answer, tokens: list[ExplainedToken]) -> None:

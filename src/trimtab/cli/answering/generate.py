@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +25,10 @@ from trimtab.cli.answering.by_method import (
 )
 from trimtab.cli.answering.requests import Request, in_order, located
 from trimtab.cli.constraint_options import add_constraint_options, constraint_of, settings
+from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import PromptRow, as_asked, prompts_of, read_prompts, use_template
+from trimtab.cli.results import as_line, output, print_json
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.errors import ModelError, OptionError, PromptError
 
@@ -92,7 +92,7 @@ class _Job:
     """Whether answers are written as plain text."""
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Answer every prompt."""
     started = time.monotonic()
     _check_options(args)
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     num_failed = sum(request.failed for request in todo)
     if num_failed:
         raise ModelError(f"{num_failed} of {len(todo)} answers failed while they were made; their rows say why.")
-    return 0
+    return Exit.DONE
 
 
 def _job(args: argparse.Namespace) -> _Job:
@@ -188,7 +188,7 @@ def _answer_all(job: _Job, requests: list[Request], plan: answer_file.Plan | Non
     """Run the requests and write each answer as soon as it and those before it are there. The number of new tokens."""
     done = _mixed(job, requests) if job.method is None else _by_method(job, job.method, requests)
     if plan is None:
-        return _write_all(job, done, len(requests), sys.stdout)
+        return _write_all(job, done, len(requests), output())
     try:
         with plan.open(settings) as stream:
             return _write_all(job, done, len(requests), stream)
@@ -270,7 +270,7 @@ def _admit(job: _Job, engine: GenerationEngine, requests: list[Request], *, chat
 
 def _write(stream: TextIO, request: Request, job: _Job) -> None:
     row = request.as_row(trace=job.params.trace)
-    stream.write(f"{row['text']}\n" if job.as_text else json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    stream.write(f"{row['text']}\n" if job.as_text else as_line(row) + "\n")
     stream.flush()
 
 
@@ -283,5 +283,5 @@ def _summarise(job: _Job, num_answers: int, num_resumed: int, num_tokens: int, s
         "seconds": round(seconds, 3),
     }
     if job.as_json:
-        print(json.dumps(summary))
+        print_json(summary)
     options.say(f"{num_answers} answers in {job.out} ({num_resumed} of them from before), {num_tokens} new tokens")

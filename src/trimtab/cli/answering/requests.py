@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.prompts import PromptRow
+from trimtab.cli.results import plain
 from trimtab.errors import DataError, PromptError
 
 if TYPE_CHECKING:
@@ -81,15 +81,6 @@ class Request:
         if trace:
             row["trace"] = [plain(dataclasses.asdict(step)) for step in self.traces]
         return row
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can say it: an infinite number, such as the log-probability of what never happens, is null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def located(error: Exception, row: PromptRow) -> Exception:

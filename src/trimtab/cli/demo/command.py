@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.demo.recipe import SHIPPED_GUIDE, demo_recipe, notes_of, strengths_in_words
+from trimtab.cli.exits import Exit
 from trimtab.cli.make import command as make
 from trimtab.cli.make.stages import shown
 from trimtab.cli.options import list_of, number, say, seed_number, whole
@@ -69,7 +70,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(commands=subparsers.choices)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Check, load, steer, report; or make the guide first, and report that."""
     _check(args)
     out = _directory(args)
@@ -91,10 +92,10 @@ def run(args: argparse.Namespace) -> int:
     results = _measure(args, recipe, guide, model, scorer, out)
     report = write_files(results, out)
     (print_summary if args.json else print_results)(results, report)
-    return 0
+    return Exit.DONE
 
 
-def _make(args: argparse.Namespace, out: Path) -> int:
+def _make(args: argparse.Namespace, out: Path) -> Exit:
     """`trimtab make` with prompts that ship: the whole road."""
     strengths = [] if args.strengths is None else ["--strengths", ",".join(f"{weight:g}" for weight in args.strengths)]
     command = [

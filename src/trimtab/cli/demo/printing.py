@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimtab.cli.results import print_json
 from trimtab.mixing.forms import PRODUCT, SHIFT
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def print_summary(results: Results, report: Path) -> None:
         "base_tokens_per_s": base and base.tokens_per_s,
         "report": str(report),
     }
-    print(json.dumps(summary))
+    print_json(summary)
 
 
 def print_results(results: Results, report: Path) -> None:

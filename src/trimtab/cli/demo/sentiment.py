@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimtab.cli.exits import Exit
 from trimtab.cli.options import say, seed_number, whole
 from trimtab.cli.tenths import Tenths
 from trimtab.errors import TrimtabError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 NUM_HELD_OUT_PROMPTS = 60
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> Exit:
     """Make the guide, in `guide` below --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo")
@@ -43,11 +44,11 @@ def main(argv: list[str] | None = None) -> int:
         _train(args, load_model(args.model), load_scorer(args.scorer), Path(args.out))
     except Interrupted as stop:
         say(f"{stop}. Go on with --resume.")
-        return 130
+        return Exit.INTERRUPTED
     except TrimtabError as error:
         say(f"error: {error}")
-        return 2
-    return 0
+        return Exit.REFUSED
+    return Exit.DONE
 
 
 def _train(args: argparse.Namespace, model: HFModel, scorer: Scorer, out: Path) -> None:

@@ -7,7 +7,6 @@ where torch or another package is missing or broken, which it then says. Exit co
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trimtab import environment
 from trimtab.cli.doctor import advice, machine, packages
+from trimtab.cli.exits import Exit
 from trimtab.cli.options import say
+from trimtab.cli.results import print_json
 from trimtab.models.machine import available
 
 
@@ -31,7 +33,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Look at everything and say what was found; 1 where something is wrong."""
     say("importing what is installed, and trying threads for a moment")
     names = [name for name, package in packages.packages(packages.Tried({})).items() if package.version is not None]
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         processor=machine.processor(),
         torch=tried.torch,
         has_nvidia=machine.has_nvidia(),
-        environment=machine.environment(),
+        environment=environment.deciding(),
         packages=packages.packages(tried),
         missing={name: extra.missing for name, extra in extras.items() if extra.missing},
         disk_free=machine.disk_free(),
@@ -50,8 +52,11 @@ def run(args: argparse.Namespace) -> int:
     found = report(facts, extras, paths=args.paths)
     if not args.paths:
         found = _plain(found, str(Path.home()))
-    print(json.dumps(found) if args.json else "\n".join(lines(found)))
-    return 1 if found["problems"] else 0
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(lines(found)))
+    return Exit.of_check(holds=not found["problems"])
 
 
 def report(facts: advice.Facts, extras: Mapping[str, packages.Extra], *, paths: bool) -> dict[str, Any]:

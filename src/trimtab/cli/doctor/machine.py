@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab import environment
 from trimtab.models import machine
 from trimtab.models.processor import cpu_info, num_cores
 from trimtab.storage.directories import cache_dir
@@ -18,11 +18,6 @@ FLAGS = (
     *("amx_tile", "amx_bf16", "amx_int8", "amx_fp16", "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2"),
 )
 """Flags of processors that say how fast products are."""
-ENVIRONMENT = (
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE"),
-    *("TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM", "PYTORCH_CUDA_ALLOC_CONF", "ATEN_CPU_CAPABILITY"),
-)
-"""Variables whose values decide how things run and are no secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +77,8 @@ def cache(*, paths: bool) -> Cache:
     directory = cache_dir()
     files = [path for path in directory.rglob("*") if path.is_file()] if directory.is_dir() else []
     entries = sum(1 for _ in directory.iterdir()) if directory.is_dir() else 0
-    usual = "where TRIMTAB_CACHE says" if "TRIMTAB_CACHE" in os.environ else "the usual place"
+    usual = "where TRIMTAB_CACHE says" if environment.CACHE.path() else "the usual place"
     return Cache(entries, sum(path.stat().st_size for path in files), str(directory) if paths else usual)
-
-
-def environment() -> Mapping[str, str]:
-    """The variables of `ENVIRONMENT` that are set."""
-    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
 
 
 def without_directories(text: str, *, home: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import calibrate, compare, options
+from trimtab.cli.exits import Exit
 from trimtab.cli.make.ending import Stage, finish
 from trimtab.cli.make.recipe import write_recipe
 from trimtab.cli.make.stages import (
@@ -167,7 +168,7 @@ def _reward(text: str) -> str:
     return text
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Do what is not done yet."""
     plan = _plan(args)
     sentences = {} if args.towards is None and args.away is None else sentences_of(args)
@@ -194,14 +195,14 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return interrupted(args.given)
     finish(plan, stages, calibrated, as_json=args.json)
-    return 0
+    return Exit.DONE
 
 
-def _run(args: argparse.Namespace, name: str, command: list[str]) -> tuple[int, Calibrated | None]:
+def _run(args: argparse.Namespace, name: str, command: list[str]) -> tuple[Exit, Calibrated | None]:
     """A stage, by the parser and the function of its command."""
     parsed = args.commands[command[0]].parse_args(command[1:])
     parsed.command, parsed.given, parsed.verbose = command[0], args.given, args.verbose
-    functions: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    functions: Mapping[str, Callable[[argparse.Namespace], Exit]] = {
         PAIRS: pairs.run,
         TRAIN: train.run,
         REPORT: compare.run,
@@ -209,7 +210,7 @@ def _run(args: argparse.Namespace, name: str, command: list[str]) -> tuple[int, 
     try:
         with naming_flags(parsed.flags):
             if name == CALIBRATE:
-                return 0, calibrate.calibrate(parsed)
+                return Exit.DONE, calibrate.calibrate(parsed)
             return functions[name](parsed), None
     except TrimtabError as error:
         vars(error).pop("naming", None)  # its settings have their names

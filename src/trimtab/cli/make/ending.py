@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trimtab.cli import options
 from trimtab.cli.make.stages import Plan
+from trimtab.cli.results import print_json
 
 if TYPE_CHECKING:
     from trimtab.cli.calibrate import Calibrated
@@ -50,18 +50,16 @@ def finish(plan: Plan, stages: Sequence[Stage], calibrated: Calibrated | None, *
             for name in (ACCURACY, SHIFT_ACCURACY)
             for end in ("", "_low", "_high")
         }
-        print(
-            json.dumps(
-                {
-                    "guide": str(plan.places.guide),
-                    "stages": [{"name": s.name, "command": s.command, "seconds": round(s.seconds, 1)} for s in stages],
-                    **accuracies,
-                    "num_eval_pairs": metrics.get("num_eval_pairs"),
-                    "calibration": None if found is None else found.as_json(),
-                    "why": why,
-                    "report": str(report),
-                }
-            )
+        print_json(
+            {
+                "guide": str(plan.places.guide),
+                "stages": [{"name": s.name, "command": s.command, "seconds": round(s.seconds, 1)} for s in stages],
+                **accuracies,
+                "num_eval_pairs": metrics.get("num_eval_pairs"),
+                "calibration": None if found is None else found.as_json(),
+                "why": why,
+                "report": str(report),
+            }
         )
         return
     print("\n".join(lines))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, options
 from trimtab.cli.answering import described
+from trimtab.cli.exits import Exit
 from trimtab.cli.judge import load_judge
 from trimtab.cli.pairs.job import Job, add_options, job_of
 from trimtab.cli.pairs.report import report, write
@@ -41,7 +42,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Sample, tell apart, choose, write."""
     job = job_of(args)
     rows = read_prompts(
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         reason = f"{error.strerror}. What was made until then stays in {place.files.work}; --resume continues it"
         raise OSError(error.errno, reason, error.filename or args.out) from error
     report(place.files, found, as_json=args.json)
-    return 0
+    return Exit.DONE
 
 
 def _unlike(rows: Sequence[PromptRow]) -> list[PromptRow]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import options
+from trimtab.cli.results import print_json
 from trimtab.making.settings import AWAY, TOWARDS
 
 if TYPE_CHECKING:
@@ -80,4 +80,4 @@ def report(files: PairFiles, found: PairSet, *, as_json: bool) -> None:
     if as_json:
         names = {"out": files.out, "held_out": files.held_out if found.held_out else None, "card": files.card}
         places = {name: None if path is None else str(path) for name, path in names.items()}
-        print(json.dumps({**places, **account_of(found)}))
+        print_json({**places, **account_of(found)})

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.cli import flags, options
+from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
+from trimtab.cli.results import print_json
 from trimtab.cli.train.rewards import add_prompts_and_rewards
 from trimtab.cli.train.run_options import add_model_options
 from trimtab.cli.train.spec import PromptsSpec, RunSpec
@@ -72,14 +73,14 @@ def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     options.add_run_outputs(parser, "where the agent goes")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Train an accept-reject agent."""
     settings = dataclasses.replace(flags.read_fields(AgentSettings, args), baseline=args.baseline)
     _check_engine(args.engine)
     return _train(settings, PromptsSpec.of(args), RunSpec.of(args), WorkersSpec.of(args))
 
 
-def _train(settings: AgentSettings, source: PromptsSpec, run: RunSpec, where: WorkersSpec) -> int:
+def _train(settings: AgentSettings, source: PromptsSpec, run: RunSpec, where: WorkersSpec) -> Exit:
     check_rewards(source.rewards)
     rows = read_prompts(source.path, (), skip_bad_lines=source.skip_bad_lines, ignore_columns=source.ignore_columns)
     with Progress("episodes") as progress:
@@ -109,8 +110,8 @@ def _train(settings: AgentSettings, source: PromptsSpec, run: RunSpec, where: Wo
         )
         progress.say(_summary(result))
     if run.as_json:
-        print(json.dumps(_as_json(result), allow_nan=False))
-    return 0
+        print_json(_as_json(result))
+    return Exit.DONE
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from trimtab.cli.exits import Exit
 from trimtab.cli.train import pairs
 from trimtab.training.run.settings import ArmSettings
 
@@ -24,7 +25,7 @@ def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     pairs.add_options(parser, ArmSettings(), "where the guide goes")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Train an autoregressive reward model."""
     return pairs.run_method(args, ArmSettings, _load)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from trimtab.cli.exits import Exit
 from trimtab.cli.train import agent, arm, dpo, parm, reward, rl
 from trimtab.cli.train.interruption import until_interrupted
 
@@ -22,7 +23,7 @@ class Method(Protocol):
     """A module with one kind of guide."""
 
     def register(self, methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None: ...
-    def run(self, args: argparse.Namespace) -> int: ...
+    def run(self, args: argparse.Namespace) -> Exit: ...
 
 
 METHODS: Mapping[str, Method] = {
@@ -45,7 +46,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Train a guide of the kind that was asked for."""
     method = METHODS[args.method]
     return until_interrupted(lambda: method.run(args), out=Path(args.out), given=args.given)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from trimtab.cli.exits import Exit
 from trimtab.cli.train import pairs
 from trimtab.training.dpo.settings import DpoSettings
 
@@ -22,7 +23,7 @@ def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     pairs.add_options(parser, DpoSettings(), "where the policy goes")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Train a policy by DPO."""
     return pairs.run_method(args, DpoSettings, _load)
 

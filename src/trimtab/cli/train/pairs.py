@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from trimtab import environment
 from trimtab.cli import flags, options
+from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
+from trimtab.cli.results import print_json
 from trimtab.cli.template_options import add_ignored_columns, add_template_option
 from trimtab.cli.train.run_options import NOT_SETTINGS, add_model_options, add_outputs, is_main
 from trimtab.cli.train.spec import PairsSpec, RunSpec
@@ -70,7 +71,7 @@ def settings_of(kind: type[AnySettings], args: argparse.Namespace, *, but: Colle
 
 def run_method(
     args: argparse.Namespace, kind: type[AnySettings], load: Callable[[], TrainsOn[PairData, AnySettings]]
-) -> int:
+) -> Exit:
     """Train with what `load` imports on the pairs and the settings that the flags name."""
     settings, source, run = settings_of(kind, args), PairsSpec.of(args), RunSpec.of(args)
     pairs = read(source, source.data)
@@ -80,7 +81,7 @@ def run_method(
 
 def read(source: PairsSpec, names: Sequence[str]) -> PairData:
     """The pairs of some of the source's data."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each run
+    environment.NO_TELEMETRY.give()
     if is_main():
         options.say(f"reading {', '.join(names)}")
     from trimtab.training.pairs.data import read_pairs
@@ -103,7 +104,7 @@ def train(
     num_pairs: int,
     *,
     push_to_hub: str | None,
-) -> int:
+) -> Exit:
     """Train with what `load` imports, and say what came of it."""
     with Progress("steps", active=is_main()) as progress:
         progress.say(f"{num_pairs} pairs to train on")
@@ -123,8 +124,8 @@ def train(
             )
         progress.say(_summary(result))
     if run.as_json:
-        print(json.dumps(_as_json(result), allow_nan=False))
-    return 0
+        print_json(_as_json(result))
+    return Exit.DONE
 
 
 def _add_inputs(parser: argparse.ArgumentParser, objectives: bool) -> None:

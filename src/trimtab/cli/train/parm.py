@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trimtab.cli import options
+from trimtab.cli.exits import Exit
 from trimtab.cli.train import pairs
 from trimtab.cli.train.spec import PairsSpec, RunSpec
 from trimtab.errors import OptionError
@@ -50,7 +51,7 @@ def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Train a preference-aware reward model."""
     data, held = _by_name(args.data, "--data"), _by_name(args.eval_data, "--eval-data")
     check_objectives(tuple(data))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from trimtab.cli.exits import Exit
 from trimtab.cli.train import pairs
 from trimtab.training.reward.settings import RewardSettings
 
@@ -25,7 +26,7 @@ def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     pairs.add_options(parser, RewardSettings(), "where the reward model goes")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Train a trajectory reward model."""
     return pairs.run_method(args, RewardSettings, _load)
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimtab import environment
 from trimtab.cli import flags
+from trimtab.cli.exits import Exit
 from trimtab.cli.progress import Progress
 from trimtab.cli.prompts import read_prompts
+from trimtab.cli.results import print_json
 from trimtab.cli.train.rewards import add_prompts_and_rewards
 from trimtab.cli.train.run_options import NOT_SETTINGS, add_model_options, add_outputs, is_main
 from trimtab.cli.train.spec import PromptsSpec, RunSpec
@@ -38,14 +39,14 @@ def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_outputs(parser, "where the policy goes")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Exit:
     """Train a policy by reinforcement."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each run
+    environment.NO_TELEMETRY.give()
     settings = flags.read_fields(RLSettings, args)
     return _train(settings, PromptsSpec.of(args), RunSpec.of(args), push_to_hub=args.push_to_hub)
 
 
-def _train(settings: RLSettings, source: PromptsSpec, run: RunSpec, *, push_to_hub: str | None) -> int:
+def _train(settings: RLSettings, source: PromptsSpec, run: RunSpec, *, push_to_hub: str | None) -> Exit:
     check_rewards(source.rewards)
     rows = read_prompts(source.path, (), skip_bad_lines=source.skip_bad_lines, ignore_columns=source.ignore_columns)
     with Progress("steps", active=is_main()) as progress:
@@ -71,8 +72,8 @@ def _train(settings: RLSettings, source: PromptsSpec, run: RunSpec, *, push_to_h
             )
         progress.say(_summary(result))
     if run.as_json:
-        print(json.dumps(_as_json(result), allow_nan=False))
-    return 0
+        print_json(_as_json(result))
+    return Exit.DONE
 
 
 def _line(progress: TrainProgress) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from trimtab import environment
 from trimtab.cli import options
 from trimtab.errors import TrimtabError, renamed
 
@@ -45,7 +45,7 @@ def add_outputs(parser: argparse.ArgumentParser, where: str) -> None:
 
 def is_main() -> bool:
     """Whether this is the process of its group that talks (`accelerate launch` numbers them)."""
-    return os.environ.get("RANK", "0") == "0"
+    return environment.RANK.whole(0) == 0
 
 
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:

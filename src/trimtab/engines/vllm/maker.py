@@ -6,7 +6,6 @@ Guides are part of vLLM's network, so an engine with other guides is another sta
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Collection, Mapping
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 
+from trimtab import environment
 from trimtab.core import Guide, KnownModel, SamplingParams
 from trimtab.documents import read_json
 from trimtab.engines import maker
@@ -71,8 +71,8 @@ class VLLMMaker(EngineMaker):
     def check_options(cls, options: Mapping[str, object], *, verbose: bool = False) -> None:
         check_version()
         # vLLM would log to standard output, in its workers too.
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "WARNING")
+        environment.VLLM_STREAM.give()
+        environment.VLLM_LEVEL.give("INFO" if verbose else None)
 
     @classmethod
     def check_params(cls, params: SamplingParams) -> None:

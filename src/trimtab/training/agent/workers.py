@@ -24,6 +24,7 @@ import ray.exceptions
 import torch
 from torch import Tensor
 
+from trimtab import environment
 from trimtab.core import Prompt
 from trimtab.errors import ModelError, OptionError, TrimtabError
 from trimtab.storage.model_source import ModelSource
@@ -234,7 +235,7 @@ def agreed(loaded: Sequence[tuple[BaseFacts, Mapping[str, str]]]) -> BaseFacts:
 
 def _connect(num_cpus: int, address: str | None) -> None:
     """Start Ray here, or join the cluster at an address."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    environment.NO_RAY_REPORTS.give()
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:

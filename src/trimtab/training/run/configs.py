@@ -6,7 +6,6 @@ TRL's and transformers'.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils
 
+from trimtab import environment
 from trimtab.errors import OptionError, naming, unknown_name
 from trimtab.training.run.settings import PairSettings, RunSettings
 from trimtab.training.run.sharding import check_installed
@@ -29,7 +29,7 @@ def uses_bfloat16(settings: RunSettings) -> bool:
 
     Raises OptionError where `accelerate launch` asks for another precision, since it would have its way.
     """
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    launched = environment.MIXED_PRECISION.read() or "no"
     if launched not in ("no", "bf16") or (launched == "bf16" and settings.dtype == "float32"):
         raise naming(
             OptionError,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from trimtab import environment
 from trimtab.models.processor import medians
 from trimtab.training.run import checkpoints
 from trimtab.training.run.arguments import RunArguments
@@ -52,7 +52,7 @@ def measured(settings: SettingsT, module: nn.Module, arguments: RunArguments) ->
     """
     from trimtab.training.run.configs import uses_bfloat16
 
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    alone = environment.WORLD_SIZE.whole(1) == 1
     if settings.dtype != "auto" or torch.accelerator.is_available() or not alone or _begun(arguments) is not None:
         return settings
     if uses_bfloat16(settings):  # the launcher has said so

@@ -7,7 +7,6 @@ has to know is what reads weights: the directory that is written at the end.
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import torch
 from accelerate.utils import DistributedType
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
+from trimtab import environment
 from trimtab.errors import MissingExtraError, OptionError
 
 
 def check_installed() -> None:
     """Raise MissingExtraError where `accelerate launch` asks for a package that is not here; it does not look."""
-    if _is_true(_ASKED["DeepSpeed"]) and importlib.util.find_spec("deepspeed") is None:
+    if _ASKED["DeepSpeed"].is_true() and importlib.util.find_spec("deepspeed") is None:
         raise MissingExtraError("deepspeed", "deepspeed", "The launch, which asks for DeepSpeed,")
 
 
@@ -29,7 +29,7 @@ def check_launch(config: TrainingArguments, *, in_shards: bool) -> None:
 
     `config` has joined the process group; `in_shards` is whether the method can.
     """
-    sharder = next((name for name, variable in _ASKED.items() if _is_true(variable)), None)
+    sharder = next((name for name, variable in _ASKED.items() if variable.is_true()), None)
     if sharder is None:
         return
     if not in_shards:
@@ -37,7 +37,7 @@ def check_launch(config: TrainingArguments, *, in_shards: bool) -> None:
             f"The launch asks for {sharder}, and only train arm can spread its weights over processes, where the base "
             "is not in its loss. Set distributed_type: MULTI_GPU, where every process holds them all."
         )
-    if sharder == "FSDP" and os.environ.get("FSDP_VERSION", "1") != "2":
+    if sharder == "FSDP" and environment.FSDP_VERSION.read() != "2":
         raise OptionError(
             "The launch asks for FSDP 1, whose weights trimtab does not gather. Set fsdp_version: 2 in fsdp_config."
         )
@@ -77,10 +77,6 @@ def _whole(value: Tensor, *, zero: bool) -> Tensor:
     return value
 
 
-_ASKED = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+_ASKED = {"FSDP": environment.USE_FSDP, "DeepSpeed": environment.USE_DEEPSPEED}
 """What can shard -> the variable by which accelerate's launcher asks for it."""
 _UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU)
-
-
-def _is_true(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("1", "true", "yes", "on")
