@@ -31,6 +31,7 @@ RULES = "a rule for an agent's verdicts"
 DRAFTS = "drafts of next tokens"
 PROMPTS = "guides that read another prompt"
 MASKS = "masks by a guide's own probabilities"
+STATES = "guides that map the base's final state to logits"
 DEFAULT_ROWS = 64
 """Requests that run at a time where nobody says."""
 FEATURES = (
@@ -46,6 +47,7 @@ FEATURES = (
     DRAFTS,
     PROMPTS,
     MASKS,
+    STATES,
 )
 """What a method or a command may need of an engine beyond decoding with guides that tilt."""
 

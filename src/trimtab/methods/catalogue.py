@@ -12,7 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trimtab.core import LanguageModel
-from trimtab.engines.maker import IN_PROCESS, MASKS, PREFERENCES, PROMPTS, SECOND_BASE, SELECTING, EngineMaker
+from trimtab.engines.maker import (
+    IN_PROCESS,
+    MASKS,
+    PREFERENCES,
+    PROMPTS,
+    SECOND_BASE,
+    SELECTING,
+    STATES,
+    EngineMaker,
+)
 from trimtab.errors import OptionError
 from trimtab.methods import options as opt
 from trimtab.methods.entry import Method, Options
@@ -137,6 +146,18 @@ METHODS: Mapping[str, Method] = {
             reads="guide",
             low=0,
             needs=frozenset({SELECTING}),
+        ),
+        Method(
+            "palc",
+            "a low-rank head on the base's final state, added to its logits",
+            "",
+            "weight of the head: π_base · exp(w · B A h)",
+            (0.5, 1.0, 2.0, 4.0),
+            {"guide": opt.path("what `trimtab train arm --head-only` wrote")},
+            "builders:palc",
+            checks="checking:palc",
+            reads="guide",
+            needs=frozenset({STATES}),
         ),
         Method(
             "args",
