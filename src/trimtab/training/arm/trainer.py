@@ -60,6 +60,9 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
     is not run. The other options are TRL's.
     """
 
+    pooled = staticmethod(sequence_logprobs)
+    """From the rewards of tokens [M] and the response [M] of each to the rewards of the responses."""
+
     def __init__(
         self,
         *,
@@ -94,19 +97,22 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
         return (mean, {"chosen": chosen, "rejected": rejected}) if return_outputs else mean
 
     def _rewards(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The rewards of both responses of each pair, sums over their tokens: [B], [B] float32."""
+        """The rewards of both responses of each pair: [B], [B] float32."""
         rows = packed_of(inputs)
         plain = self.accelerator.unwrap_model(model)
         masks = rows.masks(self.reaches, plain.dtype)
+        logprobs = self._token_rewards(model, rows, masks)
+        whole = self.pooled(logprobs, rows.rows, 2 * len(inputs["chosen_rows"]))
+        return whole[inputs["chosen_rows"]], whole[inputs["rejected_rows"]]
+
+    def _token_rewards(self, model: nn.Module, rows: Packed, masks: Tensor | dict[str, Tensor]) -> Tensor:
+        """[M] float32: the rewards of the M tokens of the responses."""
         logits = self._logits(model, rows, masks)
         if self._beside is None:
-            logprobs = token_logprobs(logits, rows.token_ids)
-        else:
-            with torch.no_grad(), self._base(plain) as base:
-                base_logits = self._logits(base, rows, masks)
-            logprobs = self._beside(logits, base_logits, rows.token_ids)
-        sums = sequence_logprobs(logprobs, rows.rows, 2 * len(inputs["chosen_rows"]))
-        return sums[inputs["chosen_rows"]], sums[inputs["rejected_rows"]]
+            return token_logprobs(logits, rows.token_ids)
+        with torch.no_grad(), self._base(self.accelerator.unwrap_model(model)) as base:
+            base_logits = self._logits(base, rows, masks)
+        return self._beside(logits, base_logits, rows.token_ids)
 
     def _logits(self, model: nn.Module, rows: Packed, masks: Tensor | dict[str, Tensor]) -> Tensor:
         """[M, V]: what the M tokens of the responses are predicted by."""
