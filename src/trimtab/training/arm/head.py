@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import Trainer
 from trl import RewardConfig
@@ -23,7 +23,7 @@ from trl import RewardConfig
 from trimtab.errors import CompatibilityError, OptionError, naming
 from trimtab.models.adapters.low_rank_head import LowRankHead
 from trimtab.models.adapters.row_lora import output_head
-from trimtab.training.arm.trainer import ArmTrainer, arm_config, arm_parts
+from trimtab.training.arm.trainer import ArmTrainer, arm_config, parts_on_rows
 from trimtab.training.pairs.losses import head_logprobs, sequence_means
 from trimtab.training.pairs.packing import Packed
 from trimtab.training.pairs.tokens import TokenData
@@ -59,7 +59,7 @@ class HeadTrainer(ArmTrainer):
 
 
 @contextmanager
-def _taken_out(plain: nn.Module) -> Iterator[list[Tensor]]:
+def _taken_out(plain: PeftModel) -> Iterator[list[Tensor]]:
     """Inside, the output head gives the base's numbers, and what the adapter would add, B A h, is put into the list."""
     scores: list[Tensor] = []
 
@@ -126,23 +126,17 @@ def head_parts(
     host: HFModel, train: TokenData, held: TokenData, settings: ArmSettings, world_size: int
 ) -> TrainerParts[ArmTrainer]:
     """What the trainer is built of (`build_trainer`). A is random and B is 0: the head adds nothing at first."""
-    parts = arm_parts(host, train, held, settings, world_size)
-    options = {key: value for key, value in parts.trainer.keywords.items() if key != "beside"}
     name = output_head(host.module)
     assert name is not None, "`output_layer` has looked"
-    return TrainerParts(
-        trainer=partial(HeadTrainer, weight=settings.mix_weight, **options),
-        module=parts.module,
-        tokenizer=parts.tokenizer,
-        dataset=parts.dataset,
-        adapter=LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.head_only,
-            lora_alpha=settings.head_only,  # so that peft's scale, alpha / rank, is 1
-            lora_dropout=settings.lora_dropout,
-            target_modules=[name],
-        ),
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.head_only,
+        lora_alpha=settings.head_only,  # so that peft's scale, alpha / rank, is 1
+        lora_dropout=settings.lora_dropout,
+        target_modules=[name],
     )
+    make = partial(HeadTrainer, weight=settings.mix_weight)
+    return parts_on_rows(host, train, held, settings, world_size, make, adapter=adapter)
 
 
 def write_head(directory: Path, trainer: Trainer, weights: Mapping[str, Tensor], *, save_dtype: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
@@ -156,16 +156,30 @@ def arm_parts(
     host: HFModel, train: TokenData, held: TokenData, settings: ArmSettings, world_size: int
 ) -> TrainerParts[ArmTrainer]:
     """What the trainer is built of (`build_trainer`)."""
+    make = partial(ArmTrainer, beside=beside_base(settings))
+    return parts_on_rows(host, train, held, settings, world_size, make)
+
+
+def parts_on_rows(
+    host: HFModel,
+    train: TokenData,
+    held: TokenData,
+    settings: ArmSettings,
+    world_size: int,
+    make: Callable[..., ArmTrainer],
+    *,
+    adapter: LoraConfig | None = None,
+) -> TrainerParts[ArmTrainer]:
+    """What a trainer on batches of `PairCollator` is built of; `make` makes it of these arguments and TRL's."""
     assert host.tokenizer is not None
     share_rows = settings.share_rows
     pairs = pairs_to_train_on(train.pairs, settings, world_size, share_rows=share_rows, length=packed_length)
     return TrainerParts(
         trainer=partial(
-            ArmTrainer,
+            make,
             reaches=host.reaches,
             beta=settings.beta,
             gamma=settings.gamma,
-            beside=beside_base(settings),
             prompts=prompts_in_order(held.pairs),
             data_collator=PairCollator(),
             eval_dataset=pairs_to_measure_on(held.pairs),
@@ -173,6 +187,7 @@ def arm_parts(
         module=host.module,
         tokenizer=host.tokenizer.hf,
         dataset=pair_dataset(pairs),
+        adapter=adapter,
     )
 
 
