@@ -17,6 +17,8 @@ from tests.laws.tiny_models import FAMILIES, PROMPTS, tiny_model
 from tests.tiny import tiny_module, tiny_tokenizer
 from trimtab import Decoder, Head, LowRankHead, SamplingParams, TabularModel, load_guide, save_guide
 from trimtab.core import LanguageModel, ModelSession
+from trimtab.engines.builtin import BuiltinMaker
+from trimtab.engines.maker import GuideSource
 from trimtab.errors import BaseMismatchError, CheckpointError, OptionError, VocabularyMismatchError
 from trimtab.guides.arm import ARM
 from trimtab.models.hf import HFModel
@@ -142,6 +144,15 @@ def test_a_head_drafts_whatever_drafts_beside_it() -> None:
     [plain] = Decoder(BASE, guides).generate("ab", **how)
     [drafted] = Decoder(BASE, guides).generate("ab", draft="small", draft_tokens=3, **how)
     assert (drafted.token_ids, drafted.trace) == (plain.token_ids, plain.trace)
+
+
+def test_a_copy_of_a_head_is_refused_as_a_drafter_and_none_is_made(tmp_path: Path) -> None:
+    head = Head(random_head(BASE))
+    with pytest.raises(OptionError, match="The copy of guide head cannot draft: it says nothing without the model"):
+        Decoder(BASE, {"head": head}, drafters={"head": head})
+    maker = BuiltinMaker(BASE)
+    engine = maker.make({"head": GuideSource(str(save_guide(head, tmp_path / "head")))}, copies="int8")
+    assert engine.drafters == {}
 
 
 class NoStatesBetween(TabularModel):

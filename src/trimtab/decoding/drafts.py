@@ -313,6 +313,11 @@ def bound_drafters(
             if name not in guides:
                 raise OptionError(f"{name} is a guide, and no guide that steers has its name; a copy has the guide's.")
             bound[name] = drafter.bind(model)
+            if not isinstance(bound[name].open(), Foreseeing):
+                raise OptionError(
+                    f"The copy of guide {name} cannot draft: it says nothing without the model that it steers. Give a "
+                    "copy of a guide that is a language model."
+                )
         elif name in guides:
             raise OptionError(f"A model that drafts cannot be called {name}, which is a guide's name.")
         else:

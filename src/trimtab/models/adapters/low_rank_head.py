@@ -95,8 +95,8 @@ class LowRankHead:
         return LowRankHead(self.down.to(device), self.up.to(device), self.trained_on)
 
     def scores(self, states: Tensor) -> Tensor:
-        """[N, D] states -> [N, V] float32: B A h of each."""
-        return states.to(torch.float32) @ self.down.T @ self.up.T
+        """[N, D] states, in any dtype and on any device -> [N, V] float32 on the head's: B A h of each."""
+        return states.to(self.down.device, torch.float32) @ self.down.T @ self.up.T
 
     def check(self, base: LanguageModel) -> None:
         """Raise BaseMismatchError or VocabularyMismatchError for a model that this head was not trained on: another
