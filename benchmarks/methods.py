@@ -60,6 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="demo", help="as in trimtab generate (%(default)s)")
     parser.add_argument("--reward", help="directory of a reward model: args, transfer-q, best-of-n, segments")
     parser.add_argument("--guide", help="an autoregressive reward model: genarm")
+    parser.add_argument("--head", help="a low-rank head on the base's final state: palc")
     parser.add_argument("--agent", help="an accept-reject agent: mara")
     parser.add_argument("--policy", help="a tuned policy: policy")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="rows (1 16)")
@@ -87,6 +88,8 @@ def _arms(args: argparse.Namespace) -> dict[str, tuple[Mapping[str, Any], Streng
     arms: dict[str, tuple[Mapping[str, Any], Strength]] = {"base": ({}, 0.0), "aligner": ({}, 1.0)}
     if args.guide:
         arms["genarm"] = ({"guides": {"g": args.guide}}, 1.0)
+    if args.head:
+        arms["palc"] = ({"guide": args.head}, 1.0)
     if args.agent:
         arms["mara"] = ({"guide": args.agent}, 0.5)
     if args.policy:

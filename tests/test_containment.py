@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,11 +17,12 @@ from tests.faults import STAGES, VERBS, FaultyModel, Nth, PlantedError, always, 
 from tests.laws.test_guide_laws import random_lora
 from tests.laws.tiny_models import tiny_model
 from trimtab.answers import Step
-from trimtab.core import SamplingParams
+from trimtab.core import Candidates, SamplingParams, TokenIds
 from trimtab.decoding import decoder as decoding
 from trimtab.decoding.decoder import Decoder
 from trimtab.errors import UnexpectedError
 from trimtab.guides.arm import AdapterARM
+from trimtab.guides.stateless import StatelessGuide
 from trimtab.models.hf import HFModel
 from trimtab.models.tabular import TabularModel, TabularSession
 
@@ -95,6 +96,34 @@ def test_an_error_that_is_nobodys_ends_nobody(stage: str, number: int, monkeypat
     ids = [decoder.add(*request) for request in sound_requests()]
     run(decoder, found)
     assert [tokens_of(found[number]) for number in ids] == expected
+
+
+class Flaky(StatelessGuide):
+    """It scores nothing; one of its calls fails, or all of them do."""
+
+    def __init__(self, fails: Callable[[int], bool]) -> None:
+        self._fails, self._num = fails, 0
+
+    def score(self, rows: Sequence[TokenIds], candidates: Candidates) -> Tensor:
+        self._num += 1
+        if self._fails(self._num):
+            raise PlantedError("planted")
+        return torch.zeros_like(candidates.logprobs)
+
+
+@pytest.mark.parametrize("number", range(1, 13))
+def test_an_error_that_passes_while_the_guilty_is_looked_for_ends_no_other(number: int) -> None:
+    """Two faults at once: a request that always fails, and an error that strikes a neighbour once, alone or not."""
+    base = TabularModel.random(9, seed=0)
+    guides = {"deadly": Flaky(lambda num: True), "once": Flaky(lambda num: num == number)}
+    decoder = Decoder(base, guides)
+    how: dict[str, Any] = {"max_new_tokens": 3, "ignore_eos": True}
+    sound = [("ab", SamplingParams(weights={"deadly": 0.0, "once": 1.0}, seed=seed, **how)) for seed in range(3)]
+    deadly = ("ab", SamplingParams(weights={"deadly": 1.0, "once": 0.0}, seed=9, **how))
+    answers = list(decoder.answers([*sound[:2], deadly, sound[2]]))
+    assert [answer.finish_reason for answer in answers] == ["length", "length", "error", "length"]
+    expected = [next(iter(Decoder(base).generate("ab", seed=seed, **how))).token_ids for seed in range(3)]
+    assert [answer.token_ids for answer in answers if answer.error is None] == expected
 
 
 def test_generate_returns_the_others_answers_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from trimtab.evaluation.judging.win_rates import read_win_rates
     from trimtab.guides.agent import Agent, AgentNetwork
     from trimtab.guides.arm import ARM, AdapterARM
+    from trimtab.guides.head import Head
     from trimtab.guides.parm import PARM
     from trimtab.guides.prompt import PromptGuide
     from trimtab.guides.stateless import StatelessGuide
     from trimtab.methods.catalogue import build_policy
     from trimtab.mixing.rules import Tilt
+    from trimtab.models.adapters.low_rank_head import LowRankHead
     from trimtab.models.hf import HFModel
     from trimtab.models.rewards.whole import RewardModel
     from trimtab.models.tabular import TabularModel
@@ -71,8 +73,10 @@ __all__ = [
     "GuidanceProcessor",
     "Guide",
     "HFModel",
+    "Head",
     "Interrupted",
     "LanguageModel",
+    "LowRankHead",
     "Message",
     "PairData",
     "ParmSettings",
@@ -135,8 +139,10 @@ _LATE = {
     "GuidanceProcessor": "trimtab.decoding.transformers_processor",
     "Guide": "trimtab.core",
     "HFModel": "trimtab.models.hf",
+    "Head": "trimtab.guides.head",
     "Interrupted": "trimtab.training.run.interruption",
     "LanguageModel": "trimtab.core",
+    "LowRankHead": "trimtab.models.adapters.low_rank_head",
     "Message": "trimtab.core",
     "PARM": "trimtab.guides.parm",
     "PairData": "trimtab.training.pairs.data",

@@ -8,6 +8,8 @@ The laws (`trimtab.testing` checks them):
 
 * what is read after j drafted tokens is what is read after `advance` by these j;
 * `draft` and then `settle(counts)` equals `advance` by the first counts[i] tokens of each row i.
+
+What is read is log-probabilities and, where a session offers them (`StatesAfterDrafts`), states.
 """
 
 from __future__ import annotations
@@ -46,6 +48,14 @@ class DraftingModelSession(ModelSession, Drafting, Protocol):
 
 
 @runtime_checkable
+class StatesAfterDrafts(DraftingModelSession, Protocol):
+    """A model's session that drafts and has the state between drafted tokens too, for guides that read states."""
+
+    def context_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
+        """[N, D]: as `context`, of rows [N] after the first `drafted` [N] of their drafted tokens."""
+
+
+@runtime_checkable
 class Foreseeing(Protocol):
     """What a session of a guide that is a model of its own may offer: the policy it steers to, without the base."""
 
@@ -70,6 +80,11 @@ def drafting_model(session: ModelSession) -> DraftingModelSession:
     if not (isinstance(session, DraftingModelSession) and session.can_draft):
         raise _does_not_draft(session)
     return session
+
+
+def has_states_after_drafts(session: ModelSession) -> TypeGuard[StatesAfterDrafts]:
+    """Whether a model's session says its states after drafted tokens."""
+    return isinstance(session, StatesAfterDrafts) and session.can_draft
 
 
 def logprobs_for(session: ModelSession, candidates: Candidates) -> Tensor:

@@ -36,14 +36,22 @@ class Follows(int):
     """A number that nobody set: it follows from other settings, in every copy of them anew."""
 
 
+class FollowsReal(float):
+    """The same, of a number that need not be whole."""
+
+
 FOLLOWS = Follows(0)
 """The default of a setting that follows others."""
+FOLLOWS_REAL = FollowsReal(0.0)
+"""The same, of a number that need not be whole."""
 
 
-def follow(settings: object, name: str, value: Callable[[], int]) -> None:
+def follow(settings: object, name: str, value: Callable[[], float]) -> None:
     """Give a setting that nobody set its value."""
-    if isinstance(getattr(settings, name), Follows):
-        object.__setattr__(settings, name, Follows(value()))  # in __post_init__ of a frozen class
+    now = getattr(settings, name)
+    if isinstance(now, Follows | FollowsReal):
+        made = Follows(value()) if isinstance(now, Follows) else FollowsReal(value())
+        object.__setattr__(settings, name, made)  # in __post_init__ of a frozen class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,11 +261,11 @@ def _table(holder: type) -> Mapping[str, Described]:
 def check(settings: object) -> None:
     """Raise OptionError for the first described field that holds what it does not accept.
 
-    A number that nobody set (`Follows`) is not looked at.
+    A number that nobody set (`Follows`, `FollowsReal`) is not looked at.
     """
     for name, entry in table(type(settings)).items():
         value = getattr(settings, name)
-        if isinstance(value, Follows) or entry.accepts(value):
+        if isinstance(value, Follows | FollowsReal) or entry.accepts(value):
             continue
         if entry.kind == "choice":
             raise naming(OptionError, f"{{{name}}} is {{0!r}}; accepted: {', '.join(entry.choices)}.", value)

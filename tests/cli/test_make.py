@@ -361,9 +361,8 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(
         ((), ("--data", "pairs.jsonl"), "Give --gold R"),
         ((), ("--judge", "openai:gpt"), "Give --gold R"),
         (("--lower-is-better",), REWARD, "--lower-is-better is of a judge"),
-        (("--method", "head"), REWARD, "--method head cannot be made here"),
         (("--method", "parm"), REWARD, "trimtab train parm"),
-        (("--method", "arms"), REWARD, "--method arms is not known. Accepted: arm, dpo, agent"),
+        (("--method", "arms"), REWARD, "--method arms is not known. Accepted: arm, head, dpo, agent"),
         (("--method", "agent"), SENTENCES, "give --reward R"),
         (("--num-test", "30"), REWARD, "20 different prompts are too few: 4 to validate and 30 to test"),
         (("--pairs-flags", "--num-sample 3"), REWARD, "Did you mean '--num-samples'"),
@@ -404,3 +403,15 @@ def test_an_agent_is_made_of_a_reward_without_pairs(run: Run, tiny: Tiny) -> Non
     assert read_card(Path("guides/mine")).kind == "agent"
     recipe = json.loads(Path("guides/mine.work/report/run.json").read_text())["recipe"]
     assert [entry["method"] for entry in recipe["methods"]] == ["base", "sharpened", "mara"]
+
+
+def test_a_head_is_made_of_pairs_as_an_arm_is(run: Run, tiny: Tiny) -> None:
+    flags = ("--method", "head", "--train-flags", f"{TRAIN_FLAGS} --head-only 4", "--strengths", "1,4")
+    outcome = run(*_make(tiny, *flags))
+    assert outcome.code == 0, outcome.err
+    commands = _commands(outcome.err)
+    assert [words[1:3] for words in commands if words[1] == "train"] == [["train", "arm"]]
+    card = read_card(Path("guides/mine"))
+    assert (card.kind, card.head["rank"]) == ("head", 4)
+    recipe = json.loads(Path("guides/mine.work/report/run.json").read_text())["recipe"]
+    assert {entry["method"] for entry in recipe["methods"]} == {"base", "sharpened", "palc"}

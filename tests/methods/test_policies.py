@@ -19,12 +19,13 @@ from trimtab.errors import OptionError
 from trimtab.guides.arm import ARM
 from trimtab.guides.prompt import PromptGuide
 from trimtab.methods.best_of_n import BestOfN
-from trimtab.methods.catalogue import METHODS, build_policy, check_method
+from trimtab.methods.catalogue import build_policy, check_method
 from trimtab.methods.checking import check_weights, source_problem
 from trimtab.methods.method import Guided, Policy, Strength, derived_seed, number, numbers
 from trimtab.methods.options import REQUIRED
 from trimtab.methods.rewriting import Rewriting
 from trimtab.methods.segments import SegmentRejection
+from trimtab.methods.table import METHODS
 from trimtab.models.hf import HFModel
 from trimtab.storage.cards import read_card
 from trimtab.storage.loading import load_guide, load_model
@@ -265,7 +266,7 @@ def test_a_number_of_drafts_is_whole() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_defaults_of_a_method_are_accepted_by_it(name: str) -> None:
-    given = {"guides": {"g": "x"}, "paths": ["a", "b"], "target": 1.0}
+    given = {"guides": {"g": "x"}, "paths": ["a", "b"], "target": 1.0, "gate": "entropy:2"}
     given |= dict.fromkeys(("reward", "scorer", "guide", "path", "examples"), "x")
     options = {key: given[key] for key in METHODS[name].options if key in given}
     assert check_method(name, options, METHODS[name].default_strengths) == []

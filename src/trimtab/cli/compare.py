@@ -174,8 +174,8 @@ def _place(recipe: Recipe, index: int) -> str:
 def _check_reading(recipe: Recipe, base: EngineMaker, prompts: Mapping[str, Sequence[Prompt]]) -> None:
     """Raise PromptError for a prompt that does not fit the context with what a method has the base read before it."""
     from trimtab.engines.maker import IN_PROCESS
-    from trimtab.methods.catalogue import METHODS
     from trimtab.methods.checking import reading_problem
+    from trimtab.methods.table import METHODS
 
     if not base.runs([IN_PROCESS]):  # an engine would be started for it
         return

@@ -31,7 +31,7 @@ from trimtab.decoding.lanes import Lane, Rows, SelectingLane
 from trimtab.decoding.penalties import penalised
 from trimtab.decoding.places import Places
 from trimtab.decoding.requests import Columns, Request
-from trimtab.drafting import drafting_model
+from trimtab.drafting import drafting_model, has_states_after_drafts
 from trimtab.errors import TrimtabError
 from trimtab.mixing.noise import step_keys
 from trimtab.mixing.rules import NEVER, bad_rows, mix
@@ -250,7 +250,10 @@ class Batch:
         return drafting_model(self._session).logprobs_after(rows, drafted)
 
     def _context(self, places: Places) -> Tensor:
-        """[B, D]: the state before each place, but for those after drafted tokens, which no guide that reads it has."""
+        """[B, D]: the state before each place. Where the session has none after drafted tokens, no request that is read
+        ahead has a guide that reads states (`Drafters.check`), and its row's last one stands there."""
+        if places.are_ahead and has_states_after_drafts(self._session):
+            return self._session.context_after(*places.tensors())
         context = self._session.context()
         return context[places.tensors()[0].to(context.device)] if places.are_ahead else context
 

@@ -301,10 +301,11 @@ class Decoder(GenerationEngine):
     def _first_guilty(self, requests: Sequence[Request]) -> dict[Request, Exception]:
         """A request that fails by itself, with its error; of several the newest. None, where they fail only together.
 
-        It is looked for by halves. There may be more: then the next step fails as well.
+        It is looked for by halves. There may be more: then the next step fails as well. Who fails alone is tried once
+        more: another error than the one that is looked for may have struck it and passed.
         """
         if len(requests) == 1:
-            error = self._trial(requests)
+            error = self._trial(requests) and self._trial(requests)
             return {} if error is None else {requests[0]: error}
         for half in _halves(requests):
             found = self._first_guilty(half) if len(half) == 1 or self._trial(half) is not None else {}

@@ -31,7 +31,7 @@ from trimtab.decoding.lanes import Lane, Rows, SelectingLane
 from trimtab.decoding.lengths import MOST, Appetite
 from trimtab.decoding.lookup import Lookup
 from trimtab.decoding.requests import Columns, Request
-from trimtab.drafting import Foreseeing, drafting_model, drafts
+from trimtab.drafting import Foreseeing, drafting_model, drafts, has_states_after_drafts
 from trimtab.errors import OptionError, VocabularyMismatchError, about, naming, unknown_name
 from trimtab.mixing.noise import step_keys
 from trimtab.mixing.sampling import draw, final_policy, normalised
@@ -118,8 +118,12 @@ class Drafters:
         for lane in self._running(request):
             if isinstance(lane, SelectingLane):
                 raise _refused("Guide {0} selects the token, so none can be drafted.", lane.name)
-            if lane.guide.needs_context or not drafts(lane.session):
+            if not drafts(lane.session):
                 raise _refused("Guide {0} takes no token back, so nothing can be drafted.", lane.name)
+            if not self._has_states(lane):
+                raise _refused(
+                    "Guide {0} reads the model's states, which this model does not say after drafted tokens.", lane.name
+                )
         if request.params.draft == CERTAIN_DRAFT and request.matching is None:
             raise _refused("Nothing is certain where an answer has no constraint.")
         if request.params.draft not in _OF_ITSELF and (name := self._drafter(request)) in self._beside:
@@ -213,9 +217,12 @@ class Drafters:
         """Whether everything that reads a request's tokens can forget the last ones again."""
         lanes = list(self._running(request))
         return drafts(self._base) and all(
-            not isinstance(lane, SelectingLane) and not lane.guide.needs_context and drafts(lane.session)
-            for lane in lanes
+            not isinstance(lane, SelectingLane) and drafts(lane.session) and self._has_states(lane) for lane in lanes
         )
+
+    def _has_states(self, lane: Lane) -> bool:
+        """Whether the base says the states that a guide reads, if it reads any, after drafted tokens too."""
+        return not lane.guide.needs_context or has_states_after_drafts(self._base)
 
     def _running(self, request: Request) -> Iterator[Lane]:
         return (lane for name, lane in self._lanes.items() if request.weights[name] != 0)
@@ -306,6 +313,11 @@ def bound_drafters(
             if name not in guides:
                 raise OptionError(f"{name} is a guide, and no guide that steers has its name; a copy has the guide's.")
             bound[name] = drafter.bind(model)
+            if not isinstance(bound[name].open(), Foreseeing):
+                raise OptionError(
+                    f"The copy of guide {name} cannot draft: it says nothing without the model that it steers. Give a "
+                    "copy of a guide that is a language model."
+                )
         elif name in guides:
             raise OptionError(f"A model that drafts cannot be called {name}, which is a guide's name.")
         else:

@@ -15,7 +15,6 @@ from trimtab.engines.maker import DEFAULT_ROWS, EngineMaker, Guides, GuideSource
 from trimtab.engines.registry import BUILTIN
 from trimtab.errors import OptionError
 from trimtab.guides.arm import ARM, AdapterARM
-from trimtab.guides.prompt import PromptGuide
 from trimtab.storage.loading import load_guide
 from trimtab.storage.model_source import ModelSource
 
@@ -74,7 +73,7 @@ class BuiltinMaker(EngineMaker):
         return ARM(self.model)
 
     def _copies(self, guides: Guides, quantize: str) -> dict[str, Guide]:
-        """Guides that tilt and have weights, once more with fewer bits: those of the base too, for its adapters."""
+        """Guides that are trained language models, with fewer bits: those of the base too, for its adapters."""
         copies: dict[str, Guide] = {}
         base: LanguageModel | None = None
         for name, guide in guides.items():
@@ -82,7 +81,7 @@ class BuiltinMaker(EngineMaker):
             if isinstance(copy, AdapterARM):
                 base = base or self._again(quantize)
                 copy = copy.bind(base)
-            if copy is not None and copy.selection is None and not isinstance(copy, PromptGuide):
+            if isinstance(copy, ARM):
                 copies[name] = copy
         return copies
 

@@ -32,6 +32,7 @@ DRAFTS = "drafts of next tokens"
 PROMPTS = "guides that read another prompt"
 MASKS = "masks by a guide's own probabilities"
 GATED = "gates of guides"
+STATES = "guides that map the base's final state to logits"
 DEFAULT_ROWS = 64
 """Requests that run at a time where nobody says."""
 FEATURES = (
@@ -48,6 +49,7 @@ FEATURES = (
     PROMPTS,
     MASKS,
     GATED,
+    STATES,
 )
 """What a method or a command may need of an engine beyond decoding with guides that tilt."""
 

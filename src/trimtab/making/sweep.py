@@ -19,6 +19,7 @@ from trimtab.training.run.rewards import AgentReward
 TRIED: Mapping[str, tuple[float, ...]] = {
     "agent": (0.3, 0.5, 0.7, 0.8, 0.9),
     "arm": (0.5, 1.0, 2.0, 4.0, 8.0),
+    "head": (0.5, 1.0, 2.0, 4.0, 8.0),
     "policy": (0.5, 1.0, 2.0, 4.0, 8.0),
     "prompt": (0.5, 1.0, 2.0, 4.0, 8.0),
     "reward": (0.5, 1.0, 2.0, 4.0, 8.0),

@@ -111,6 +111,20 @@ def mara(engines: EngineMaker, options: Options) -> Policy:
     return one_guide(engines, GuideSource(options["guide"]), ask=ask)
 
 
+def palc(engines: EngineMaker, options: Options) -> Policy:
+    check_head(options["guide"])
+    return one_guide(engines, GuideSource(options["guide"]))
+
+
+def check_head(path: str) -> None:
+    """Raise OptionError for a guide that is not a head on the base's states."""
+    if (kind := locate_guide(path).card.kind) != "head":
+        raise OptionError(
+            f"{path} holds a guide of kind {kind!r}, and palc runs a low-rank head. Accepted: what `trimtab train arm "
+            "--head-only` wrote."
+        )
+
+
 def args(engines: EngineMaker, options: Options) -> Policy:
     """At the comparison's temperature; 0 is ARGS-greedy, above it ARGS-stochastic."""
     rewards = load_rewards(options["reward"], beside=engines.model, guide_base=options["guide_base"])

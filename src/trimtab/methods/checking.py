@@ -16,11 +16,19 @@ from trimtab.core import Prompt
 from trimtab.engines.maker import EngineMaker
 from trimtab.errors import OptionError, TrimtabError
 from trimtab.guides.parm import check_preference
-from trimtab.methods.builders import check_tuned, index_of, not_an_adapter, one_sentence, sentence_of, system_weight
-from trimtab.methods.catalogue import GENARM, GUIDES, METHODS
+from trimtab.methods.builders import (
+    check_head,
+    check_tuned,
+    index_of,
+    not_an_adapter,
+    one_sentence,
+    sentence_of,
+    system_weight,
+)
 from trimtab.methods.entry import Options
 from trimtab.methods.few_shot import read_examples
 from trimtab.methods.method import Strength, numbers
+from trimtab.methods.table import GENARM, GUIDES, METHODS
 from trimtab.mixing.forms import PRODUCT, SHIFT, check_negative
 from trimtab.params import SamplingParams
 from trimtab.storage.cards import FORMED_KINDS, GUIDE_KINDS, is_adapter
@@ -157,6 +165,10 @@ def mara(options: Options, strengths: Sequence[Strength]) -> None:
             f"{options['guide']} holds a guide of kind {kind!r}, and mara runs an accept-reject agent. Accepted: what "
             "`trimtab train agent` wrote."
         )
+
+
+def palc(options: Options, strengths: Sequence[Strength]) -> None:
+    check_head(options["guide"])
 
 
 def rewards(options: Options, strengths: Sequence[Strength]) -> None:

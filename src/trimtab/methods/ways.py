@@ -30,6 +30,7 @@ _SHIFT = Way("policy", "path", SHIFT)
 WAYS: Mapping[str, tuple[Way, ...]] = {
     "agent": (Way("mara", "guide"),),
     "arm": (_SHIFT, Way("genarm", "guides", PRODUCT)),
+    "head": (Way("palc", "guide"),),
     "parm": (),
     "policy": (_SHIFT,),
     "prompt": (Way("prompt", "guide"),),

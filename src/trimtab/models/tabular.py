@@ -212,7 +212,14 @@ class TabularSession(TokenRows):
 
     def context(self, rows: Tensor | None = None) -> Tensor:
         """[N, D]."""
-        return _stack([self._model.state(prefix) for prefix in self._some(rows)], self._model.hidden_size)
+        return self._states(self._some(rows))
+
+    def context_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
+        """[N, D], after so many [N] of the drafted tokens."""
+        return self._states(self._some(rows, drafted))
+
+    def _states(self, prefixes: Sequence[Prefix]) -> Tensor:
+        return _stack([self._model.state(prefix) for prefix in prefixes], self._model.hidden_size)
 
 
 def _stack(rows: Sequence[Tensor], width: int) -> Tensor:

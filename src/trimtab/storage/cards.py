@@ -23,6 +23,7 @@ from trimtab.storage.recorded import FILES, RecordedFile, read_record, record
 GUIDE_FILE = "guide.json"
 GUIDE_FORMAT = 1
 ADAPTER_FILE = "adapter_config.json"
+HEAD_KEYS = ("rank", "hidden_size", "vocab_size")
 SENTENCE_KEYS = ("towards", "away", "place", "separator")
 
 
@@ -44,6 +45,12 @@ class GuideKind:
 GUIDE_KINDS: Mapping[str, GuideKind] = {
     "agent": GuideKind(what="an accept-reject agent"),
     "arm": GuideKind(what="a language model that scores by its log-probabilities", forms=(PRODUCT, SHIFT)),
+    "head": GuideKind(
+        what="a low-rank head on the model's final state",
+        not_in_vllm="adds to the logits what it maps the model's final state to, and inside vLLM guides are rows that "
+        "are mixed from logits: no state is handed to them. Accepted in vLLM: {accepted}. Use the built-in engine, or "
+        "llama.cpp.",
+    ),
     "parm": GuideKind(
         what="a preference-aware language model",
         forms=(PRODUCT, SHIFT),
@@ -89,6 +96,8 @@ class GuideCard:
     """The scale of its bilinear adapter."""
     selection: Mapping[str, object] = field(default_factory=dict)
     """An agent's rule, threshold and candidates."""
+    head: Mapping[str, int] = field(default_factory=dict)
+    """Shape of a head (`models.adapters.low_rank_head`): `rank`, `hidden_size`, `vocab_size`."""
     sentences: Mapping[str, str] = field(default_factory=dict)
     """What a guide made of sentences is made of (`guides.sentences.Sentences`): `towards`, `away`,
     `place`, `separator`."""
@@ -183,7 +192,7 @@ class GuideCard:
             )
         base, vocabulary = section.part("base"), section.part("vocabulary")
         parm, reward, metrics = section.part("parm"), section.part("reward"), section.part("metrics")
-        prompt = section.part("prompt")
+        prompt, head = section.part("prompt"), section.part("head")
         calibration = Calibration.read(section.part(CALIBRATION), has_form=bool(GUIDE_KINDS[named].forms))
         return GuideCard(
             kind=named,
@@ -193,6 +202,7 @@ class GuideCard:
             objectives=parm.texts("objectives"),
             scale=parm.number("scale"),
             selection=section.part("selection").values,
+            head={key: count for key in HEAD_KEYS if (count := head.count(key)) is not None},
             sentences={key: text for key in SENTENCE_KEYS if (text := prompt.text(key)) is not None},
             weight=prompt.number("weight") if calibration is None else calibration.strength,
             calibration=calibration,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimtab.documents import read_json
-from trimtab.errors import OptionError
+from trimtab.errors import CheckpointError, OptionError
 from trimtab.storage.card_values import sign_accuracy
 from trimtab.storage.cards import GUIDE_FILE, GUIDE_KINDS, GuideCard, named_base, read_card
 from trimtab.storage.directories import guide_directory, locate_guide, resolve_model
@@ -81,7 +81,7 @@ def check_files(name: str | Path) -> CheckedGuide:
         for path in files_of(directory)
     )
     weights, readable = _weights(directory, card)
-    findings = (_safe(directory), readable, _recorded(directory, card, files), *_known(card))
+    findings = (_safe(directory), readable, _recorded(directory, card, files), *_head(directory, card), *_known(card))
     return CheckedGuide(directory, card, named_base(directory, card), files, weights, findings)
 
 
@@ -163,6 +163,28 @@ def _recorded(directory: Path, card: GuideCard, files: tuple[File, ...]) -> Find
     if others:
         return Finding("files", False, f"not those that the card was written for: {'; '.join(others)}")
     return Finding("files", True, f"all {len(card.files)} have the digests that the card records")
+
+
+def _head(directory: Path, card: GuideCard) -> Iterator[Finding]:
+    """Whether the matrices of a head are of the shape that its card says, and of the model that it was trained on."""
+    if card.kind != "head":
+        return
+    from trimtab.models.adapters.low_rank_head import LowRankHead
+
+    try:
+        head = LowRankHead.load(directory, card.trained_on)
+    except CheckpointError as error:
+        yield Finding("head", False, str(error))
+        return
+    trained = card.trained_on.base
+    of_base = {"hidden_size": trained.get("hidden_size"), "vocab_size": trained.get("vocab_size")}
+    for source, said in (("the card says", card.head), ("the model that it was trained on has", of_base)):
+        for key, number in said.items():
+            if number is not None and number != head.shape[key]:
+                yield Finding("head", False, f"its {key} is {head.shape[key]}, and {source} {number}")
+                return
+    shape = f"rank {head.rank}, from states of {head.hidden_size} numbers to {head.vocab_size} logits"
+    yield Finding("head", True, shape)
 
 
 def _known(card: GuideCard) -> Iterator[Finding]:

@@ -39,8 +39,14 @@ def refuse_form(directory: Path, options: GuideOptions) -> None:
     if options.form is not None:
         raise OptionError(
             f"{directory} is not a language model of its own, so it has no form; leave {options.form!r} out. It "
-            "selects among a few candidates, or is a sentence."
+            "selects among a few candidates, is a sentence, or reads the model's states."
         )
+
+
+def refuse_prompt(directory: Path, options: GuideOptions) -> None:
+    """Raise OptionError where a prompt is given to a guide that reads the steered model's states."""
+    if options.prompt is not None:
+        raise OptionError(f"{directory} reads the model's states, so it has no prompt of its own; leave `prompt` out.")
 
 
 def refuse_rule(directory: Path, options: GuideOptions) -> None:

@@ -29,6 +29,7 @@ from trimtab.storage.gguf_files import gguf_file, llama_options_of, load_llama
 from trimtab.storage.guide_bases import own_base
 from trimtab.storage.guide_options import GuideOptions, refuse_form, refuse_preference, refuse_rule
 from trimtab.storage.sentences import kept_sentence
+from trimtab.storage.state_guides import build_agent, build_head
 
 if TYPE_CHECKING:
     from trimtab.guides.args import RewardAdapter, SequenceRewards
@@ -347,22 +348,6 @@ def _build_reward(directory: Path, card: GuideCard, options: GuideOptions) -> Gu
     return guide if options.model is None else guide.bind(options.model)
 
 
-def _build_agent(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
-    from trimtab.guides.agent import Agent
-
-    refuse_form(directory, options)
-    if options.prompt is not None:
-        raise OptionError(f"{directory} reads the model's states, so it has no prompt of its own; leave `prompt` out.")
-    refuse_preference(directory, options)
-    agent = Agent.of_directory(directory, card.written)
-    if options.rule is not None:
-        agent = agent.ruled_by(options.rule)
-    weight = card.strength_alone(options.weight, rule=options.rule, otherwise=agent.weight)
-    agent.selection.rule.check_weight(weight)
-    agent = replace(agent, weight=weight)
-    return agent if options.model is None else agent.bind(options.model)
-
-
 def _build_parm(directory: Path, card: GuideCard, options: GuideOptions) -> Guide:
     refuse_rule(directory, options)
     form = card.form(options.form)
@@ -386,8 +371,9 @@ def _parm(directory: Path, card: GuideCard) -> PARM:
 
 
 _BUILDERS: Mapping[str, Callable[[Path, GuideCard, GuideOptions], Guide]] = {
-    "agent": _build_agent,
+    "agent": build_agent,
     "arm": _build_arm,
+    "head": build_head,
     "parm": _build_parm,
     "policy": _build_arm,
     "prompt": _build_prompt,

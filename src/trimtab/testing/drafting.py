@@ -42,6 +42,10 @@ def _check_run(subject: Subject, was_read: bool, num_kept: int) -> None:
         expected.read(expected.readings[0]),
         subject.tolerance,
     )
+    states = session.states_after(places[::-1])
+    if states is not None:
+        what = f"the state after drafts, of a session {when},"
+        same(DRAFT, what, states.flip(0), expected.read("context"), subject.tolerance)
     counts = [min(num_kept, len(draft)) for draft in drafts]
     session.settle(counts)
     grown = [_grown(start, draft[:num]) for start, draft, num in zip(subject.starts, drafts, counts, strict=True)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core import Candidates, Guide, GuideSession, LanguageModel, ModelSession, Prompt
-from trimtab.drafting import drafting, drafting_model, drafts
+from trimtab.drafting import drafting, drafting_model, drafts, has_states_after_drafts
 from trimtab.errors import OptionError
 from trimtab.prompts import encode_prompt
 from trimtab.testing.laws import PURE, ROWS, WELL_FORMED, LawViolation, same
@@ -60,6 +60,13 @@ class ModelRows:
         """[N, V] log-probabilities of (row, drafted tokens before) pairs."""
         rows, drafted = torch.tensor(places).T
         return drafting_model(self.session).logprobs_after(rows, drafted).clone()
+
+    def states_after(self, places: Sequence[tuple[int, int]]) -> Tensor | None:
+        """[N, D] states at such places; None of a session that does not say them."""
+        if not has_states_after_drafts(self.session):
+            return None
+        rows, drafted = torch.tensor(places).T
+        return self.session.context_after(rows, drafted).clone()
 
     @property
     def by_rows(self) -> tuple[str, ...]:
@@ -119,8 +126,9 @@ class GuideRows:
 
     @property
     def drafts(self) -> bool:
-        tilts = self.guide.selection is None and not (self.guide.needs_hidden or self.guide.needs_context)
-        return tilts and self.base.drafts and drafts(self.session)
+        tilts = self.guide.selection is None and not self.guide.needs_hidden
+        has_states = not self.guide.needs_context or has_states_after_drafts(self.base.session)
+        return tilts and has_states and self.base.drafts and drafts(self.session)
 
     def draft(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
         self.base.draft(rows, token_ids)
@@ -135,7 +143,13 @@ class GuideRows:
         base = self.base.read_after(places)
         rows, drafted = torch.tensor(places).T
         ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
-        return self.session.score(Candidates(ids, base, complete=True, rows=rows, drafted=drafted)).clone()
+        context = self.base.states_after(places) if self.guide.needs_context else None
+        candidates = Candidates(ids, base, context=context, complete=True, rows=rows, drafted=drafted)
+        return self.session.score(candidates).clone()
+
+    def states_after(self, places: Sequence[tuple[int, int]]) -> Tensor | None:
+        """None: states are the base's affair."""
+        return None
 
     @property
     def by_rows(self) -> tuple[str, ...]:

@@ -63,8 +63,9 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
         if args.method_options or args.strength:
             raise OptionError("--option and --strength belong to a method; give --method NAME with them.")
         return None
-    from trimtab.methods.catalogue import METHODS, check_method
+    from trimtab.methods.catalogue import check_method
     from trimtab.methods.checking import check_weights, source_problem
+    from trimtab.methods.table import METHODS
 
     method = METHODS.get(args.method)
     for flag, option in (("--form", "form"), ("--guide-base", "guide_base")):

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 _WAYS = "--reward R, --towards SENTENCE with --away SENTENCE, --judge J, or --data PAIRS"
 _NOT_YET = {
-    "head": "a guide that is a head on the base's states has no training here",
     "parm": "it is trained on pairs of several objectives: `trimtab train parm`",
     "reward": "it scores whole answers: `trimtab train reward`",
     "rl": "it is trained on prompts until it is stopped, and its own page says how: `trimtab train rl`",
@@ -136,8 +135,8 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="arm",
         metavar="|".join(METHODS),
-        help="what is trained: an autoregressive reward model, a policy by DPO, or an accept-reject agent, which takes "
-        "--reward and no pairs (%(default)s)",
+        help="what is trained: an autoregressive reward model, a low-rank head on the model's final state, a policy by "
+        "DPO, or an accept-reject agent, which takes --reward and no pairs (%(default)s)",
     )
     group.add_argument(
         "--max-new-tokens", type=options.whole(1), default=40, metavar="N", help="of every answer (%(default)s)"

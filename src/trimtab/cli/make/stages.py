@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 PAIRS, TRAIN, CALIBRATE, REPORT = "pairs", "train", "calibrate", "report"
 STAGES = (PAIRS, TRAIN, CALIBRATE, REPORT)
-METHODS = ("arm", "dpo", "agent")
+METHODS = ("arm", "head", "dpo", "agent")
 """What `--method` may be: what `trimtab train` makes out of pairs, or out of prompts and a reward, and is a guide."""
+_TRAINED_BY = {"head": "arm"}
+"""A method -> the command of `trimtab train` that makes it, where that is called otherwise."""
 
 _FEW_PAIRS = (
     *("--batch-size", "8", "--gradient-accumulation", "1", "--max-length", "256"),
@@ -28,6 +30,7 @@ _FEW_PAIRS = (
 )
 TRAINING: Mapping[str, tuple[str, ...]] = {
     "arm": ("--learning-rate", "4e-4", *_FEW_PAIRS),
+    "head": ("--head-only", "256", "--learning-rate", "2e-3", *_FEW_PAIRS),
     "dpo": ("--learning-rate", "1e-4", *_FEW_PAIRS),
     "agent": ("--baseline", "base"),
 }
@@ -146,7 +149,7 @@ class Plan:
                 inputs += ["--eval-data", str(places.held_out)]
             inputs += _options(self.template_options)
         return [
-            *("train", self.method, "--model", self.model, *inputs),
+            *("train", _TRAINED_BY.get(self.method, self.method), "--model", self.model, *inputs),
             *("--seed", str(self.seed), "--out", str(places.guide)),
             *TRAINING[self.method],
             *self.common,

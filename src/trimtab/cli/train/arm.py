@@ -1,7 +1,8 @@
 """`trimtab train arm`: an autoregressive reward model from preference data (GenARM).
 
-A LoRA adapter of the model, or all of its weights with --full. Interrupted, it goes on with --resume exactly where its
-last checkpoint stands. On several GPUs: `accelerate launch --multi_gpu -m trimtab.cli.main train arm ...`.
+A LoRA adapter of the model, all of its weights with --full, or a low-rank head on its final state with --head-only.
+Interrupted, it goes on with --resume exactly where its last checkpoint stands. On several GPUs: `accelerate launch
+--multi_gpu -m trimtab.cli.main train arm ...`.
 """
 
 from __future__ import annotations

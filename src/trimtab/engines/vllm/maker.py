@@ -54,6 +54,8 @@ class VLLMMaker(EngineMaker):
         maker.PROMPTS: "every guide reads the request's own prompt there. The built-in engine takes it.",
         maker.GATED: "vLLM asks every guide beside the base, before a gate could look at it; use --engine builtin.",
         maker.MASKS: "vLLM mixes guides without asking what each by itself finds likely; use --engine builtin.",
+        maker.STATES: "guides are mixed from logits there, and no state of the base is handed to them; use --engine "
+        "builtin.",
         maker.DRAFTS: "vLLM has drafts of its own: give --engine-option speculative_config={...}.",
     }
 

@@ -9,7 +9,7 @@ import torch
 from trimtab.evaluation.comparison.recipe import Recipe
 from trimtab.evaluation.comparison.recipe_reader import KnownMethod
 from trimtab.evaluation.throughput import commit, machine
-from trimtab.methods.catalogue import METHODS
+from trimtab.methods.table import METHODS
 from trimtab.storage.scorers import Scorer
 
 

@@ -326,11 +326,20 @@ class TrunkSession:
     def logprobs_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
         """[N, V] float32, of some rows after so many [N] of their drafted tokens."""
         self.trunk.flush()
+        return self._table_of(self._places(rows, drafted))
+
+    def context_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
+        """[N, D], of some rows after so many [N] of their drafted tokens."""
+        self.trunk.feed()
+        return self._states_of(self._places(rows, drafted))
+
+    def _places(self, rows: Tensor, drafted: Tensor) -> list[Row | Reading]:
+        """Where numbers are read, of rows that have been fed, after so many of their drafted tokens."""
         places: list[Row | Reading] = []
         for index, count in zip(rows.tolist(), drafted.tolist(), strict=True):
             row = self._rows[index]
             places.append(row if count == row.num_drafted else row.before[count])
-        return self._table_of(places)
+        return places
 
     def _table_of(self, places: Sequence[Row | Reading]) -> Tensor:
         tables = [place.table for place in places if place.table is not None]
@@ -360,7 +369,10 @@ class TrunkSession:
     def context(self, rows: Tensor | None = None) -> Tensor:
         """[N, D], of some rows or of all."""
         self.trunk.feed()
-        states = [row.hidden for row in self._some(rows) if row.hidden is not None]
+        return self._states_of(self._some(rows))
+
+    def _states_of(self, places: Sequence[Row | Reading]) -> Tensor:
+        states = [place.hidden for place in places if place.hidden is not None]
         if not states:
             return torch.empty(0, self.trunk.network.hidden_size, device=self.trunk.network.device)
         return torch.stack(states)

@@ -91,11 +91,20 @@ class LlamaSession:
     def logprobs_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
         """[N, V] float32, of some rows after so many [N] of their drafted tokens."""
         self.trunk.flush()
+        return self._tables(self._places(rows, drafted))
+
+    def context_after(self, rows: Tensor, drafted: Tensor) -> Tensor:
+        """[N, D], of some rows after so many [N] of their drafted tokens."""
+        self.trunk.flush(states=True)
+        return self._states(self._places(rows, drafted))
+
+    def _places(self, rows: Tensor, drafted: Tensor) -> list[Numbers]:
+        """What was read of rows that have been fed, after so many of their drafted tokens."""
         found = []
         for index, count in zip(rows.tolist(), drafted.tolist(), strict=True):
             row = self._rows[index]
             found.append(row.numbers[len(row.tokens) - row.num_drafted + count])
-        return self._tables(found)
+        return found
 
     def peek(self, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """[N, K] -> [N, K, D]."""
@@ -104,8 +113,10 @@ class LlamaSession:
     def context(self, rows: Tensor | None = None) -> Tensor:
         """[N, D], of some rows or of all."""
         self.trunk.flush(states=True)
-        states = [row.numbers[len(row.tokens)].state for row in self._some(rows)]
-        found = [state for state in states if state is not None]
+        return self._states([row.numbers[len(row.tokens)] for row in self._some(rows)])
+
+    def _states(self, places: Sequence[Numbers]) -> Tensor:
+        found = [place.state for place in places if place.state is not None]
         return torch.stack(found) if found else torch.empty(0, self.trunk.file.hidden_size)
 
     def _longer(self, rows: Tensor, token_ids: Tensor) -> list[tuple[Row, int]]:

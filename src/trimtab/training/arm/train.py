@@ -7,12 +7,18 @@ Where it differs from the paper and its released code: no LoRA dropout unless as
 adds noise to sums over hundreds of tokens); a short warm-up; responses end with the token that ends a turn in the
 model's own chat template; pairs that share a response share its row of the batch (the loss is the same). The paper
 trains π_r alone; `ArmSettings.reference` and `through_mix` train it beside its base, for what decoding does with it.
+
+With `ArmSettings.head_only` no model is trained but a low-rank head on the base's final state (`guides.head`), as
+PALC's released code trains one (ICLR 2026): −log σ(β·(mean log m(y_w) − mean log m(y_l))), m the mix of base and head.
+Theirs has β 1, rank 256, dropout 0.1 before the head (here `lora_dropout`, 0) and a fixed factor of 5 after it (here
+the weight: `through_mix`, 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +73,8 @@ def train_arm(
         push_to_hub=push_to_hub,
         progress=progress,
     )
-    return train_on_pairs(_METHOD, model, pairs, eval_pairs, settings or ArmSettings(), arguments)
+    asked = settings or ArmSettings()
+    return train_on_pairs(_HEAD if asked.head_only else _METHOD, model, pairs, eval_pairs, asked, arguments)
 
 
 def _job(host: HFModel, split: PairSplit, settings: ArmSettings, arguments: RunArguments) -> Job:
@@ -98,6 +105,23 @@ def _evaluated(trainer: ArmTrainer) -> Facts:
     }
 
 
+def _head_job(host: HFModel, split: PairSplit, settings: ArmSettings, arguments: RunArguments) -> Job:
+    from trimtab.training.arm.head import head_config, head_parts, output_layer, write_head
+
+    layer = output_layer(host, settings.head_only)
+    job = token_job(
+        *(host, split, settings, arguments),
+        config=head_config,
+        parts=head_parts,
+        about=_HEAD_ABOUT,
+        facts={"form": "head"},
+        evaluated=_evaluated,
+    )
+    shape = {"rank": settings.head_only, "hidden_size": layer.in_features, "vocab_size": layer.out_features}
+    write = partial(write_head, save_dtype=settings.save_dtype)
+    return replace(job, facts={**job.facts, "head": shape}, write=write)
+
+
 def _about(settings: ArmSettings) -> About:
     """What the card says, by what the loss was of."""
     if settings.through_mix:
@@ -119,6 +143,8 @@ def _about(settings: ArmSettings) -> About:
 
 _METHOD: PairMethod[Pairs, ArmSettings, PairSplit] = PairMethod("arm", PairSplit, _job)
 
+_HEAD: PairMethod[Pairs, ArmSettings, PairSplit] = PairMethod("head", PairSplit, _head_job)
+
 _STEERS = "It steers a frozen model with the same vocabulary, token by token."
 
 _ABOUT = About(
@@ -130,5 +156,18 @@ _ABOUT = About(
         "model = trimtab.load_model({base})",
         'guide = trimtab.load_guide("path/to/this/directory")',
         'decoder = trimtab.Decoder(model, guides={{"guide": guide}})',
+    ),
+)
+
+_HEAD_ABOUT = About(
+    "trained as PALC's released code trains it (ICLR 2026): a map B A h, with no bias, is added to the frozen model's "
+    "logits, and the reward of a response is the mean log-probability that model and head together give its tokens. It "
+    "steers the model that it was trained on, with no row or cache of its own.",
+    (
+        "import trimtab",
+        "",
+        "model = trimtab.load_model({base})",
+        'head = trimtab.load_guide("path/to/this/directory", beside=model)',
+        'decoder = trimtab.Decoder(model, guides={{"head": head}})',
     ),
 )

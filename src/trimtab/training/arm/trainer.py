@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
@@ -61,6 +61,9 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
     evaluation. `beside` is what makes a reward of the guide's logits and its base's (`Beside`); without it the base
     is not run. The other options are TRL's.
     """
+
+    pooled = staticmethod(sequence_logprobs)
+    """From the rewards of tokens [M] and the response [M] of each to the rewards of the responses."""
 
     def __init__(
         self,
@@ -114,19 +117,24 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
         return proportion_interval(torch.cat(found).tolist(), self.meter.prompts)
 
     def _rewards(self, model: nn.Module, inputs: Mapping[str, Tensor], beside: Beside | None) -> tuple[Tensor, Tensor]:
-        """The rewards of both responses of each pair, sums over their tokens: [B], [B] float32."""
+        """The rewards of both responses of each pair: [B], [B] float32."""
         rows = packed_of(inputs)
         plain = self.accelerator.unwrap_model(model)
         masks = rows.masks(self.reaches, plain.dtype)
+        logprobs = self._token_rewards(model, rows, masks, beside)
+        whole = self.pooled(logprobs, rows.rows, 2 * len(inputs["chosen_rows"]))
+        return whole[inputs["chosen_rows"]], whole[inputs["rejected_rows"]]
+
+    def _token_rewards(
+        self, model: nn.Module, rows: Packed, masks: Tensor | dict[str, Tensor], beside: Beside | None
+    ) -> Tensor:
+        """[M] float32: the rewards of the M tokens of the responses."""
         logits = self._logits(model, rows, masks)
         if beside is None:
-            logprobs = token_logprobs(logits, rows.token_ids)
-        else:
-            with torch.no_grad(), self._base(plain) as base:
-                base_logits = self._logits(base, rows, masks)
-            logprobs = beside(logits, base_logits, rows.token_ids)
-        sums = sequence_logprobs(logprobs, rows.rows, 2 * len(inputs["chosen_rows"]))
-        return sums[inputs["chosen_rows"]], sums[inputs["rejected_rows"]]
+            return token_logprobs(logits, rows.token_ids)
+        with torch.no_grad(), self._base(self.accelerator.unwrap_model(model)) as base:
+            base_logits = self._logits(base, rows, masks)
+        return beside(logits, base_logits, rows.token_ids)
 
     def _logits(self, model: nn.Module, rows: Packed, masks: Tensor | dict[str, Tensor]) -> Tensor:
         """[M, V]: what the M tokens of the responses are predicted by."""
@@ -170,16 +178,30 @@ def arm_parts(
     host: HFModel, train: TokenData, held: TokenData, settings: ArmSettings, world_size: int
 ) -> TrainerParts[ArmTrainer]:
     """What the trainer is built of (`build_trainer`)."""
+    make = partial(ArmTrainer, beside=beside_base(settings))
+    return parts_on_rows(host, train, held, settings, world_size, make)
+
+
+def parts_on_rows(
+    host: HFModel,
+    train: TokenData,
+    held: TokenData,
+    settings: ArmSettings,
+    world_size: int,
+    make: Callable[..., ArmTrainer],
+    *,
+    adapter: LoraConfig | None = None,
+) -> TrainerParts[ArmTrainer]:
+    """What a trainer on batches of `PairCollator` is built of; `make` makes it of these arguments and TRL's."""
     assert host.tokenizer is not None
     share_rows = settings.share_rows
     pairs = pairs_to_train_on(train.pairs, settings, world_size, share_rows=share_rows, length=packed_length)
     return TrainerParts(
         trainer=partial(
-            ArmTrainer,
+            make,
             reaches=host.reaches,
             beta=settings.beta,
             gamma=settings.gamma,
-            beside=beside_base(settings),
             prompts=prompts_in_order(held.pairs),
             data_collator=PairCollator(),
             eval_dataset=pairs_to_measure_on(held.pairs),
@@ -187,6 +209,7 @@ def arm_parts(
         module=host.module,
         tokenizer=host.tokenizer.hf,
         dataset=pair_dataset(pairs),
+        adapter=adapter,
     )
 
 

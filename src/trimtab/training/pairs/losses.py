@@ -34,6 +34,20 @@ def mixed_logprobs(logits: Tensor, base: Tensor, labels: Tensor, *, weight: floa
     return token_logprobs(share * base.float() + weight * logits.float(), labels)
 
 
+def head_logprobs(logits: Tensor, scores: Tensor, labels: Tensor, *, weight: float) -> Tensor:
+    """log m(label) at each position, m ∝ π_base · exp(w · scores): [N] float32.
+
+    `logits` are the base's and `scores` a head's, [N, V] in any dtype.
+    """
+    return token_logprobs(logits.float() + weight * scores.float(), labels)
+
+
+def sequence_means(logprobs: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """The mean over its tokens of each sequence's log π(y_t), given as `sequence_logprobs` is: [R] float32."""
+    counts = torch.bincount(rows, minlength=num_rows).clamp(min=1)
+    return sequence_logprobs(logprobs, rows, num_rows) / counts
+
+
 def sequence_logprobs(logprobs: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """Σ_t log π(y_t) of each sequence: the tokens' [N] log-probabilities and the row [N] that each belongs to give [R].
 

@@ -47,6 +47,7 @@ class About:
 _FORMS = {
     "lora": ("peft", "A LoRA adapter of"),
     "bilinear": ("trimtab", "A bilinear adapter of"),
+    "head": ("trimtab", "A low-rank head on the final state of"),
     "full": ("transformers", "All weights, started from"),
 }
 """Form of what was trained -> the library that loads it, and how the card's first sentence begins."""

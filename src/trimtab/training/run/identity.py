@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.errors import OptionError, naming
-from trimtab.fields import Follows
+from trimtab.fields import Follows, FollowsReal
 from trimtab.storage.same_run import Difference, differences, told_apart
 from trimtab.training.run.settings import NOT_OF_THE_RUN
 
@@ -67,7 +67,7 @@ def decided_differences(now: Mapping[str, object], before: Mapping[str, object])
     """The facts that the caller decided and that differ, and do not follow from others that do."""
     differing = [one for one in differences(before, now, depth=2) if _is_decided(one.key) and not _is_open(one)]
     settings = [one for one in differing if one.key[0] == _SETTINGS]
-    set_here = [one for one in settings if not isinstance(one.now, Follows)]
+    set_here = [one for one in settings if not isinstance(one.now, Follows | FollowsReal)]
     if set_here:
         differing = [one for one in differing if one not in settings or one in set_here]
     return _causes(differing, any_setting=bool(settings))

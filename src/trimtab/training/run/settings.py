@@ -7,11 +7,11 @@ preference pairs add. Each method has a class of its own below them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from trimtab.errors import OptionError, naming
-from trimtab.fields import FOLLOWS, Follows, check, described, follow, seed_field
+from trimtab.fields import FOLLOWS, FOLLOWS_REAL, Follows, check, described, follow, seed_field, shown
 from trimtab.mixing.forms import FORMS, SHIFT
 
 ALL_LINEAR = "all-linear"
@@ -138,16 +138,30 @@ class ArmSettings(TokenRewardSettings):
         choices=REFERENCES,
     )
     """"base": a response's reward is Σ log π_r − log π_base, which makes the loss that of DPO (arXiv 2305.18290)."""
+    head_only: int = described(
+        0,
+        "train a low-rank head on the frozen model's final state, of this rank, and no adapter (PALC's rank is 256); "
+        "its loss is on what base and head say together, averaged over the tokens of a response",
+        low=0,
+        note="0: an adapter",
+    )
+    beta: float = described(
+        FOLLOWS_REAL, "scale of the reward in the loss; not given: 0.05, with {head_only} 1", above=0
+    )
+    """β_r of the loss: of sums over a response's tokens, with `head_only` of means."""
     through_mix: float = described(
         0.0,
         "train on what base and guide say together, the guide at this weight in its {form}, as decoding mixes them",
         low=0,
-        note="0: on the guide's alone",
+        note="0: on the guide's alone, with {head_only} at weight 1",
     )
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value out of range."""
         TokenRewardSettings.__post_init__(self)
+        follow(self, "beta", lambda: 1.0 if self.head_only else 0.05)
+        if self.head_only:
+            self._check_head()
         if self.reference == BASE and self.form != SHIFT:
             raise naming(
                 OptionError,
@@ -165,7 +179,34 @@ class ArmSettings(TokenRewardSettings):
     @property
     def is_beside_base(self) -> bool:
         """Whether the base's log-probabilities are in the loss too."""
-        return self.reference == BASE or self.through_mix > 0
+        return self.reference == BASE or self.through_mix > 0 or self.head_only > 0
+
+    @property
+    def mix_weight(self) -> float:
+        """The guide's weight in the mix that the loss is of; 0: it is of the guide's own log-probabilities."""
+        return self.through_mix or (1.0 if self.head_only else 0.0)
+
+    def _check_head(self) -> None:
+        """Raise OptionError for a setting that says nothing of a head."""
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, reason in _NOT_OF_A_HEAD.items():
+            value = getattr(self, name)
+            if value != defaults[name]:
+                said = "is given" if value is True else f"is {shown(value)}"
+                raise naming(OptionError, f"{{{name}}} {{0}}, and {{head_only}} {reason}. Leave one of them out.", said)
+
+
+_NOT_OF_A_HEAD: Mapping[str, str] = {
+    "full": "trains nothing but a head",
+    "lora_rank": "is the rank of what is trained",
+    "lora_alpha": "trains no adapter, and the weight is the head's scale",
+    "lora_targets": "trains no layer of the model",
+    "lora_last_layers": "trains no layer of the model",
+    "gradient_checkpointing": "has no backward pass through the model's layers, so that nothing is saved",
+    "reference": "trains what is added to the base as it is, so the base is its reference",
+    "form": "trains what is added to the base's logits, which has no other form",
+}
+"""A setting -> why it means nothing where a head alone is trained, after the name of `head_only`."""
 
 
 @dataclass(frozen=True, slots=True)

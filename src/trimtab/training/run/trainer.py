@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from datasets import Dataset
+from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
@@ -34,6 +35,8 @@ class TrainerParts(Generic[TrainerT]):
     """peft's name for what the model does."""
     whole: Sequence[str] = ()
     """Modules that are trained as they are, beside the adapter."""
+    adapter: LoraConfig | None = None
+    """peft's configuration of what is trained, where the settings do not say it."""
     unit: str = "pairs"
     """What a step consists of, for the log."""
 
@@ -49,7 +52,7 @@ def build_trainer(
             args=config,
             train_dataset=parts.dataset,
             processing_class=parts.tokenizer,
-            peft_config=adapter_config(parts.module, settings, task=parts.task, whole=parts.whole),
+            peft_config=parts.adapter or adapter_config(parts.module, settings, task=parts.task, whole=parts.whole),
             callbacks=[curve(arguments.progress, parts.unit)],
         )
     trainer.remove_callback(PrinterCallback)  # it prints on standard output
