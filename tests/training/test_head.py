@@ -280,7 +280,7 @@ def test_a_model_that_changes_its_state_before_its_output_head_is_refused(
     layer = model.module.get_output_embeddings()
     assert output_layer(model, 4) is layer
     layer.register_forward_pre_hook(lambda _, args: (args[0] / 8, *args[1:]), prepend=True)
-    with pytest.raises(CompatibilityError, match="changes its final state before its output head"):
+    with pytest.raises(CompatibilityError, match="final state, which LlamaForCausalLM changes before"):
         output_layer(model, 4)
 
 

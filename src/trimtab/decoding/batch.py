@@ -210,7 +210,8 @@ class Batch:
         if any(request.params.plausibility for request in self.running):
             proposed = proposed.masked_fill(~plausible(proposed, columns.plausibility), -torch.inf)
         ids = torch.arange(base.shape[1], device=base.device).expand(len(base), -1)
-        context = self._context(places) if any(lane.guide.needs_context for lane in self._tilting) else None
+        reads_states = any(lane.guide.needs_context for lane in self._tilting)
+        context = self._context(places).to(base.device) if reads_states else None
         candidates = Candidates(ids, proposed, context=context, complete=True)
         acting = open_places(places, proposed)
         parts = {

@@ -30,7 +30,7 @@ _FEW_PAIRS = (
 )
 TRAINING: Mapping[str, tuple[str, ...]] = {
     "arm": ("--learning-rate", "4e-4", *_FEW_PAIRS),
-    "head": ("--head-only", "256", "--learning-rate", "2e-3", *_FEW_PAIRS),
+    "head": ("--head-only", "256", "--learning-rate", "3e-3", *_FEW_PAIRS),
     "dpo": ("--learning-rate", "1e-4", *_FEW_PAIRS),
     "agent": ("--baseline", "base"),
 }

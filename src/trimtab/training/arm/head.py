@@ -87,9 +87,10 @@ def output_layer(host: HFModel, rank: int) -> nn.Linear:
     """
     layer = host.module.get_output_embeddings()
     if not isinstance(layer, nn.Linear):
-        raise CompatibilityError(
-            f"{type(host.module).__name__} has an output head of type {type(layer).__name__}, and a head is trained "
-            "beside a linear layer. Train an adapter instead: leave --head-only out."
+        raise naming(
+            CompatibilityError,
+            "{head_only} trains a head beside a linear output layer; that of {0} is a {1}. Train an adapter instead.",
+            *(type(host.module).__name__, type(layer).__name__),
         )
     if rank > layer.in_features:
         raise naming(
@@ -98,9 +99,11 @@ def output_layer(host: HFModel, rank: int) -> nn.Linear:
             *(rank, host.name, layer.in_features),
         )
     if not _reads_final_state(host, layer):
-        raise CompatibilityError(
-            f"{type(host.module).__name__} changes its final state before its output head reads it, so a head that was "
-            "trained there would read something else in decoding. Train an adapter instead: leave --head-only out."
+        raise naming(
+            CompatibilityError,
+            "{head_only} trains on the model's final state, which {0} changes before its output head reads it: in "
+            "decoding the head would read something else. Train an adapter instead.",
+            type(host.module).__name__,
         )
     return layer
 
