@@ -40,7 +40,7 @@ from trimtab.training.agent.settings import AgentSettings
 from trimtab.training.dpo.settings import DpoSettings
 from trimtab.training.parm.settings import ParmSettings
 from trimtab.training.reward.settings import RewardSettings
-from trimtab.training.rl.settings import RLSettings
+from trimtab.training.rl.settings import GuideRLSettings, RLSettings
 from trimtab.training.run.settings import ArmSettings
 
 DOCS = Path(__file__).parent
@@ -236,6 +236,7 @@ def settings() -> dict[str, list[Row]]:
         "reward": list(flags.rows(RewardSettings(), but=NOT_SETTINGS)),
         "dpo": list(flags.rows(DpoSettings(), but=NOT_SETTINGS)),
         "rl": list(flags.rows(RLSettings(), but=NOT_SETTINGS)),
+        "guide-rl": list(flags.rows(GuideRLSettings(), but=NOT_SETTINGS)),
         "agent": list(flags.rows(AgentSettings())),
     }
 

@@ -88,6 +88,7 @@ SIGNED_BY_OTHERS = {
     ("models/forward/row_cache.py", "update"),
     *((f"training/{method}/trainer.py", "__init__") for method in ("arm", "dpo", "parm", "reward", "rl")),
     ("training/arm/head.py", "__init__"),
+    ("training/rl/mixed.py", "__init__"),
     *((f"training/{method}/trainer.py", "train") for method in ("parm", "rl")),
 }
 """Methods whose signature is the contract of a library's class, open end included, which refuses a typo itself:

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from trimtab.training.parm.train import train_parm
     from trimtab.training.reward.settings import RewardSettings
     from trimtab.training.reward.train import train_reward
-    from trimtab.training.rl.settings import RLSettings
-    from trimtab.training.rl.train import train_rl
+    from trimtab.training.rl.settings import GuideRLSettings, RLSettings
+    from trimtab.training.rl.train import train_guide_rl, train_rl
     from trimtab.training.run.interruption import Interrupted
     from trimtab.training.run.rewards import AgentReward
     from trimtab.training.run.settings import ArmSettings
@@ -72,6 +72,7 @@ __all__ = [
     "GamedRow",
     "GuidanceProcessor",
     "Guide",
+    "GuideRLSettings",
     "HFModel",
     "Head",
     "Interrupted",
@@ -117,6 +118,7 @@ __all__ = [
     "train_agent",
     "train_arm",
     "train_dpo",
+    "train_guide_rl",
     "train_parm",
     "train_reward",
     "train_rl",
@@ -151,6 +153,7 @@ _LATE = {
     "Prompt": "trimtab.core",
     "PromptGuide": "trimtab.guides.prompt",
     "RLSettings": "trimtab.training.rl.settings",
+    "GuideRLSettings": "trimtab.training.rl.settings",
     "RewardModel": "trimtab.models.rewards.whole",
     "RewardSettings": "trimtab.training.reward.settings",
     "Rule": "trimtab.core",
@@ -186,6 +189,7 @@ _LATE = {
     "train_parm": "trimtab.training.parm.train",
     "train_reward": "trimtab.training.reward.train",
     "train_rl": "trimtab.training.rl.train",
+    "train_guide_rl": "trimtab.training.rl.train",
 }
 """What imports torch, or what belongs to an extra: imported when first asked for, so the command starts without it."""
 

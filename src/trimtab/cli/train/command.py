@@ -2,9 +2,9 @@
 
 `arm` trains an autoregressive reward model from preference pairs (GenARM), `parm` one for several objectives, `reward`
 a trajectory reward model (Bradley-Terry), `dpo` a policy (direct preference optimisation); from rewards, `rl` trains a
-policy (RLOO), `agent` an accept-reject agent (MARA). The first Ctrl-C ends a training at its current step with a whole
-checkpoint and says how to go on, a second one ends it at once; with --resume it goes on exactly where its last whole
-checkpoint stands.
+policy (RLOO), `guide-rl` a guide through the mix with its base (UniR), `agent` an accept-reject agent (MARA). The
+first Ctrl-C ends a training at its current step with a whole checkpoint and says how to go on, a second one ends it at
+once; with --resume it goes on exactly where its last whole checkpoint stands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trimtab.cli.exits import Exit
-from trimtab.cli.train import agent, arm, dpo, parm, reward, rl
+from trimtab.cli.train import agent, arm, dpo, guide_rl, parm, reward, rl
 from trimtab.cli.train.interruption import until_interrupted
 
 
@@ -33,6 +33,7 @@ METHODS: Mapping[str, Method] = {
     "reward": reward,
     "dpo": dpo,
     "rl": rl,
+    "guide-rl": guide_rl,
 }
 """The one table from a kind of guide to its options and what trains it."""
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from trimtab import environment
 from trimtab.cli import flags
@@ -29,32 +30,58 @@ if TYPE_CHECKING:
     from trimtab.training.rl.train import RLResult, TrainProgress
 
 
+Trains: TypeAlias = "Callable[..., RLResult]"
+"""A training by reinforcement, such as `train_rl`."""
+
+
 def register(methods: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command."""
     parser = methods.add_parser("rl", help="a policy from rewards (RLOO)", description=__doc__, allow_abbrev=False)
+    add_options(parser, RLSettings(), "where the policy goes")
+
+
+def add_options(parser: argparse.ArgumentParser, settings: RLSettings, where: str) -> None:
+    """Add what every training by reinforcement takes, and the flags of its settings."""
     group = parser.add_argument_group("model, prompts and rewards")
     add_model_options(group)
     add_prompts_and_rewards(parser, group)
-    flags.add_fields(parser.add_argument_group("training"), RLSettings(), but=NOT_SETTINGS)
-    add_outputs(parser, "where the policy goes")
+    flags.add_fields(parser.add_argument_group("training"), settings, but=NOT_SETTINGS)
+    add_outputs(parser, where)
 
 
 def run(args: argparse.Namespace) -> Exit:
     """Train a policy by reinforcement."""
+    return run_method(args, RLSettings, _load)
+
+
+def _load() -> Trains:
+    from trimtab.training.rl.train import train_rl
+
+    return train_rl
+
+
+def run_method(args: argparse.Namespace, settings: type[RLSettings], load: Callable[[], Trains]) -> Exit:
+    """Train by what `load` imports."""
     environment.NO_TELEMETRY.give()
-    settings = flags.read_fields(RLSettings, args)
-    return _train(settings, PromptsSpec.of(args), RunSpec.of(args), push_to_hub=args.push_to_hub)
+    chosen = flags.read_fields(settings, args)
+    return _train(load, chosen, PromptsSpec.of(args), RunSpec.of(args), push_to_hub=args.push_to_hub)
 
 
-def _train(settings: RLSettings, source: PromptsSpec, run: RunSpec, *, push_to_hub: str | None) -> Exit:
+def _train(
+    load: Callable[[], Trains],
+    settings: RLSettings,
+    source: PromptsSpec,
+    run: RunSpec,
+    *,
+    push_to_hub: str | None,
+) -> Exit:
     check_rewards(source.rewards)
     rows = read_prompts(source.path, (), skip_bad_lines=source.skip_bad_lines, ignore_columns=source.ignore_columns)
     with Progress("steps", active=is_main()) as progress:
         progress.say(f"{len(rows)} prompts to train on")
-        from trimtab.training.rl.train import train_rl
-
+        train = load()
         with contextlib.redirect_stdout(sys.stderr):  # as in `pairs.train`
-            result = train_rl(
+            result = train(
                 run.model,
                 [row.prompt for row in rows],
                 source.rewards,

@@ -30,8 +30,13 @@ def mixed_logprobs(logits: Tensor, base: Tensor, labels: Tensor, *, weight: floa
     `logits` and `base` are the guide's and its base's, [N, V] in any dtype. m ∝ π_base · π_r^w for a product (as GenARM
     decodes), π_base · (π_r / π_base)^w for a shift.
     """
+    return token_logprobs(mixed_logits(logits, base, weight=weight, form=form), labels)
+
+
+def mixed_logits(logits: Tensor, base: Tensor, *, weight: float, form: str) -> Tensor:
+    """Logits of the mix, not normalised: [N, V] float32, of the guide's `logits` and its base's as `mixed_logprobs`."""
     share = 1.0 if form == PRODUCT else 1.0 - weight
-    return token_logprobs(share * base.float() + weight * logits.float(), labels)
+    return share * base.float() + weight * logits.float()
 
 
 def head_logprobs(logits: Tensor, scores: Tensor, labels: Tensor, *, weight: float) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trimtab.errors import OptionError, naming
 from trimtab.fields import FOLLOWS, described, follow, seed_field
+from trimtab.mixing.forms import FORMS, PRODUCT
 from trimtab.training.run.settings import RunSettings
 
 
@@ -57,6 +58,37 @@ class RLSettings(RunSettings):
                 *(answers, self.num_generations),
             )
 
+    @property
+    def kind(self) -> str:
+        """What is trained, as `guide.json` calls it."""
+        return "policy"
+
     def _fewest_passes(self) -> int:
         """The smallest number of forward passes, from 2 on, whose answers are whole groups."""
         return next(count for count in itertools.count(2) if self.batch_size * count % self.num_generations == 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuideRLSettings(RLSettings):
+    """How a guide is trained by RLOO through the mix of base and guide; π_θ of the objective is that mix."""
+
+    form: str = described(
+        PRODUCT, "how the guide steers: product (base · guide^W) or shift (base · (guide / base)^W)", choices=FORMS
+    )
+    through_mix: float = described(
+        1.0, "the guide's weight in the mix that answers are drawn from and whose log-probabilities are raised", above=0
+    )
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a value out of range."""
+        RLSettings.__post_init__(self)
+        if self.full:
+            raise naming(
+                OptionError,
+                "{full} trains the very model that the guide is to stand beside. Leave it out: an adapter is trained.",
+            )
+
+    @property
+    def kind(self) -> str:
+        """What is trained, as `guide.json` calls it."""
+        return "arm"

@@ -8,6 +8,11 @@ Where it differs from the paper: a LoRA adapter unless all weights are asked for
 adapter off and costs no second model; the schedule is a cosine; an answer that a scorer has no finite reward for is
 left out of its step and counted. Where it differs from TRL's trainer: prompts become the token ids that decoding will
 see, every end-of-sequence id of the model ends an answer, and the order of the prompts is part of the data.
+
+`train_guide_rl` trains a guide so, through the mix of base and guide that decoding draws from (UniR, arXiv 2505.19075,
+`mixed`). Where it differs from that paper: the advantage is RLOO's, an answer's reward less the mean of the prompt's
+others, not divided by their spread; the ratio is of whole answers; the guide is a LoRA of the base that it is trained
+beside, and the KL of the mix to the base is taken off the reward.
 """
 
 from __future__ import annotations
@@ -16,13 +21,14 @@ import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core import Prompt
 from trimtab.errors import DataError, OptionError, naming
 from trimtab.prompts import encode_prompt
-from trimtab.training.rl.settings import RLSettings
+from trimtab.training.rl.settings import GuideRLSettings, RLSettings
 from trimtab.training.run import run
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About
@@ -40,7 +46,15 @@ if TYPE_CHECKING:
     from trimtab.training.rl.trainer import PolicyTrainer
     from trimtab.training.run.trainer import TrainerParts
 
-__all__ = ["AgentReward", "RLResult", "RLSettings", "TrainProgress", "train_rl"]
+__all__ = [
+    "AgentReward",
+    "GuideRLSettings",
+    "RLResult",
+    "RLSettings",
+    "TrainProgress",
+    "train_guide_rl",
+    "train_rl",
+]
 
 log = logging.getLogger(__name__)
 
@@ -90,23 +104,71 @@ def train_rl(
     where the disk is full: the last checkpoint survives), ModelError where rewards are never finite, NotFiniteError
     where the loss diverges, Interrupted as `arm.train_arm`.
     """
-    settings = settings or RLSettings()
-    arguments = RunArguments(
-        out=Path(out),
-        resume=resume,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-        revision=revision,
-        push_to_hub=push_to_hub,
-        progress=progress,
+    return _train(
+        *(model, TrainingPrompts(prompts, template, template_options, prompt_files), rewards),
+        settings or RLSettings(),
+        RunArguments(
+            out=Path(out),
+            resume=resume,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            push_to_hub=push_to_hub,
+            progress=progress,
+        ),
     )
-    prompt_data = TrainingPrompts(prompts, template, template_options, prompt_files)
+
+
+def train_guide_rl(
+    model: str | Path,
+    prompts: Sequence[Prompt],
+    rewards: Sequence[AgentReward],
+    *,
+    out: str | Path,
+    settings: GuideRLSettings | None = None,
+    template: str = "raw",
+    template_options: Facts | None = None,
+    prompt_files: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    push_to_hub: str | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> RLResult:
+    """Train a guide on answers of base and guide together (UniR, arXiv 2505.19075) and write its directory.
+
+    The base is frozen, and the guide is a LoRA of it that steers in `settings.form`; arguments and errors are those of
+    `train_rl`.
+    """
+    return _train(
+        *(model, TrainingPrompts(prompts, template, template_options, prompt_files), rewards),
+        settings or GuideRLSettings(),
+        RunArguments(
+            out=Path(out),
+            resume=resume,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            push_to_hub=push_to_hub,
+            progress=progress,
+        ),
+    )
+
+
+def _train(
+    model: str | Path,
+    prompt_data: TrainingPrompts,
+    rewards: Sequence[AgentReward],
+    settings: RLSettings,
+    arguments: RunArguments,
+) -> RLResult:
     run.require_extra()
     prompt_data.check()
     check_rewards(rewards)
     arguments.check()
     training = Training(
-        kind="policy",
+        kind=settings.kind,
         model=model,
         data=prompt_data.card,
         settings=settings,
@@ -142,15 +204,24 @@ def _job(
 
     def parts() -> TrainerParts[PolicyTrainer]:
         panel = Panel(host, prompts, rater, [reward.name for reward in rewards])
-        return rl_parts(host, panel, settings, config.generation_batch_size)
+        return rl_parts(host, panel, settings, config.generation_batch_size, _maker(settings))
 
     return Job(
         config=config,
         parts=parts,
         measure=lambda trainer, seconds: {"metrics": _metrics(trainer, counts, seconds)},
         about=_about(rewards, settings),
-        facts={"method": "rloo"},
+        facts={"method": "rloo", **_form(settings)},
     )
+
+
+def _maker(settings: RLSettings) -> Callable[..., PolicyTrainer] | None:
+    """What makes the trainer; None: that of a policy."""
+    if not isinstance(settings, GuideRLSettings):
+        return None
+    from trimtab.training.rl.mixed import MixedTrainer
+
+    return partial(MixedTrainer, weight=settings.through_mix, form=settings.form)
 
 
 def _tokens(host: HFModel, data: TrainingPrompts, settings: RLSettings) -> tuple[list[PromptIds], int]:
@@ -214,12 +285,37 @@ def _result(out: Path, facts: Facts) -> RLResult:
     )
 
 
-def _about(rewards: Sequence[AgentReward], settings: RLSettings) -> About:
-    terms = " + ".join(f"{reward.multiplier:g} × {reward.name}" for reward in rewards)
+def _terms(rewards: Sequence[AgentReward]) -> str:
+    return " + ".join(f"{reward.multiplier:g} × {reward.name}" for reward in rewards)
+
+
+def _guide_about(rewards: Sequence[AgentReward], settings: GuideRLSettings) -> About:
     return About(
-        f"trained by reinforcement (RLOO, arXiv 2402.14740) for the reward {terms}, with {settings.kl_weight:g} times "
-        "the KL to the base taken off. As a guide of weight 1 it is the trained policy; between 0 and 1 it is between "
-        "the base and the policy (arXiv 2402.02992).",
+        f"trained by reinforcement through the mix that decoding draws from (UniR, arXiv 2505.19075; RLOO, arXiv "
+        f"2402.14740), at weight {settings.through_mix:g}, for the reward {_terms(rewards)}, with "
+        f"{settings.kl_weight:g} times the KL of the mix to the base taken off. It steers a frozen model with the same "
+        "vocabulary, token by token.",
+        (
+            "model = trimtab.load_model({base})",
+            f'guide = trimtab.load_guide("path/to/this/directory", weight={settings.through_mix:g})',
+            'decoder = trimtab.Decoder(model, guides={{"guide": guide}})',
+        ),
+        tags=("reward-guided-decoding", "rloo"),
+        measured=_measured,
+    )
+
+
+def _form(settings: RLSettings) -> dict[str, str]:
+    return {"guide_form": settings.form} if isinstance(settings, GuideRLSettings) else {}
+
+
+def _about(rewards: Sequence[AgentReward], settings: RLSettings) -> About:
+    if isinstance(settings, GuideRLSettings):
+        return _guide_about(rewards, settings)
+    return About(
+        f"trained by reinforcement (RLOO, arXiv 2402.14740) for the reward {_terms(rewards)}, with "
+        f"{settings.kl_weight:g} times the KL to the base taken off. As a guide of weight 1 it is the trained policy; "
+        "between 0 and 1 it is between the base and the policy (arXiv 2402.02992).",
         (
             "model = trimtab.load_model({base})",
             'policy = trimtab.load_guide("path/to/this/directory")',
@@ -236,5 +332,5 @@ def _measured(metrics: Facts) -> list[str]:
     return [
         f"Means of the last window of training, after {metrics['num_answers']} answers to {metrics['num_prompts']} "
         f"prompts: {', '.join(parts)}; {metrics['num_dropped']} answers had no finite reward and were left out. These "
-        "are training answers, not a measurement of what the policy does with others."
+        "are training answers, not a measurement of what it does with others."
     ]

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from trimtab.models.hf import HFModel
     from trimtab.training.run.prompt_data import PromptIds
 
+log = logging.getLogger(__name__)
+
 RewardColumn = Callable[..., list[float]]
 
 
@@ -93,6 +95,7 @@ class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
     def __init__(self, *, panel: Panel, reaches: Mapping[str, Reach], **options: object) -> None:
         super().__init__(reward_funcs=panel.columns(), **options)
         self.panel, self.reaches = panel, reaches
+        self._has_warned = False
         self._losses: list[float] = []
         """Losses since the last line of the curve; transformers' own sum of them is not in its checkpoints."""
 
@@ -182,7 +185,18 @@ class PolicyTrainer(RLOOTrainer):  # type: ignore[misc]  # TRL carries no types
                 )
             logs.update(self._line(window))
             window.clear()
+            self._warn_of_even_rewards(logs)
         Trainer.log(self, logs, start_time)
+
+    def _warn_of_even_rewards(self, logs: Mapping[str, float]) -> None:
+        if logs.get("share_even") == 1 and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "all answers to each prompt got one reward up to step %d of this window, so nothing is learnt from "
+                "them: the reward does not tell them apart. Give more answers to a prompt, a higher temperature, "
+                "longer answers, or another reward",
+                self.state.global_step,
+            )
 
     def _line(self, window: dict[str, list[float]]) -> dict[str, float]:
         kl = [nats * tokens for nats, tokens in zip(window["kl"], window["completions/mean_length"], strict=False)]
@@ -237,14 +251,18 @@ def rl_config(settings: RLSettings, workspace: Path, multipliers: Sequence[float
 
 
 def rl_parts(
-    host: HFModel, panel: Panel, settings: RLSettings, generation_batch_size: int
+    host: HFModel,
+    panel: Panel,
+    settings: RLSettings,
+    generation_batch_size: int,
+    make: Callable[..., PolicyTrainer] | None = None,
 ) -> TrainerParts[PolicyTrainer]:
-    """What the trainer is built of (`build_trainer`)."""
+    """What the trainer is built of (`build_trainer`); `make` makes it of these and TRL's options."""
     host.module.generation_config.eos_token_id = sorted(host.eos_ids)
     assert host.tokenizer is not None
     order = prompt_order(len(panel.prompts), settings, generation_batch_size // settings.num_generations)
     return TrainerParts(
-        trainer=partial(PolicyTrainer, panel=panel, reaches=host.reaches),
+        trainer=partial(make or PolicyTrainer, panel=panel, reaches=host.reaches),
         module=host.module,
         tokenizer=host.tokenizer.hf,
         dataset=Dataset.from_dict({"prompt": [str(number) for number in order]}),
