@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.errors import CompatibilityError, OptionError
+from trimtab.guides.agent import AgentNetwork
 
 from .conftest import Run, Tiny
 
@@ -216,6 +217,19 @@ def test_its_requirements_name_trimtab(exported: Path) -> None:
     code = (exported / "custom_generate" / "generate.py").read_text()
     compile(code, "generate.py", "exec")
     assert "\nfrom trimtab import generate_with_guides\n" in code
+
+
+def test_an_agent_chooses_as_in_trimtab_generate(run: Run, tiny: Tiny, loaded: Loaded, tmp_path: Path) -> None:
+    """A guide that selects reads the model's states, which a logits processor never sees."""
+    torch.manual_seed(0)
+    torch.save(AgentNetwork(32, 64).state_dict(), tmp_path / "actor.pth")
+    agent, out = str(tmp_path / "agent"), tmp_path / "out"
+    assert run("convert", "agent", str(tmp_path / "actor.pth"), agent, "--width", "32").code == 0
+    assert run("export", "transformers", agent, "--out", str(out)).code == 0
+    wanted = _answers(run, tiny, PROMPTS, tmp_path, "--guide", f"guide={agent}", "--seed", "3")
+    assert _unpadded(loaded.generate(out, PROMPTS, do_sample=True, seed=3), wanted) == wanted
+    unsteered = loaded.generate(out, PROMPTS, do_sample=True, seed=3, weights={"guide": 0.0})
+    assert _unpadded(unsteered, wanted) != wanted
 
 
 def test_a_sentence_is_carried_by_itself(run: Run, loaded: Loaded, tmp_path: Path) -> None:
