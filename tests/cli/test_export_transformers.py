@@ -144,6 +144,12 @@ REFUSED = {
     "no room": ({"max_new_tokens": None, "max_length": 1}, "Give max_new_tokens"),
     "a broken seed": ({"seed": 1.5}, "seed is 1.5"),
     "no answers": ({"num_return_sequences": 0}, "num_return_sequences is 0"),
+    "a filter of nothing": ({"top_k": 5}, "top_k is 5, and without do_sample nothing is drawn"),
+    "two lengths": ({"max_length": 9}, "Give one of them"),
+    "a shortest that is too long": ({"min_new_tokens": 9}, "min_new_tokens is 9, and max_new_tokens 6"),
+    "a number for weights": ({"weights": 1.0}, "weights is 1.0; give {NAME: NUMBER}"),
+    "numbers for weights": ({"weights": [1.0]}, r"weights is \[1.0\]"),
+    "an end that is a text": ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
     "guides of another kind": ({"guides": ["a"]}, "guides is no mapping"),
 }
 
@@ -166,6 +172,11 @@ def test_the_models_generation_config_counts(exported: Path, tiny: Tiny) -> None
     with pytest.raises(OptionError, match=r"repetition_penalty is 1\.1.*also of the generation config"):
         loaded.generate(exported, ["a"])
     loaded.generate(exported, ["a"], repetition_penalty=1.0)
+    loaded.model.generation_config.max_new_tokens = 5
+    loaded.model.generation_config.temperature = 0.5  # of no effect without do_sample, as in transformers
+    off = {"repetition_penalty": 1.0, "max_new_tokens": None}
+    assert len(loaded.generate(exported, ["a"], **off)[0]) <= 5
+    assert len(loaded.generate(exported, ["a"], **off, max_length=3)[0]) <= 2
     loaded.model.train()
     with pytest.raises(OptionError, match="training mode"):
         loaded.generate(exported, ["a"], repetition_penalty=1.0)
