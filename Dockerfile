@@ -5,19 +5,21 @@ FROM python:3.11-slim AS build
 ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-RUN python -m venv /srv/trimtab
+RUN python -m venv /venv
 COPY constraints.txt ./
-RUN if [ -n "$TORCH_INDEX" ]; then export PIP_INDEX_URL="$TORCH_INDEX"; fi; \
-    /srv/trimtab/bin/pip install -c constraints.txt torch
+# torch alone comes from that index; what it needs comes from the usual one, below.
+RUN if [ -n "$TORCH_INDEX" ]; \
+    then PIP_INDEX_URL="$TORCH_INDEX" /venv/bin/pip install --no-deps -c constraints.txt torch; \
+    else /venv/bin/pip install -c constraints.txt torch; fi
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY src src
-RUN /srv/trimtab/bin/pip install -c constraints.txt ".[serve,gguf,structured]"
+RUN /venv/bin/pip install -c constraints.txt ".[serve,gguf,structured]"
 
 FROM python:3.11-slim
-COPY --from=build /srv/trimtab /srv/trimtab
+COPY --from=build /venv /venv
 # What is written: models from the hub and converted ones below /models, all else below /tmp.
 RUN useradd --no-create-home --home-dir /tmp --uid 10001 trimtab && install -d -o trimtab -g trimtab /models
-ENV PATH=/srv/trimtab/bin:$PATH HOME=/tmp HF_HOME=/models/huggingface TRIMTAB_CACHE=/models/trimtab \
+ENV PATH=/venv/bin:$PATH HOME=/tmp HF_HOME=/models/huggingface TRIMTAB_CACHE=/models/trimtab \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_DISABLE_TELEMETRY=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001

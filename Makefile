@@ -11,7 +11,7 @@
 #   make lint       ruff and mypy
 #   make bench      the speed and memory table
 #   make claim NAME=...   a claim of the papers (without NAME: which there are), its unfinished stages; DATA=, MODELS=, WORK=
-#   make docs-tables   write the tables of docs/reference/flags.md anew from the code
+#   make docs-tables   write the tables of flags, fields, exit codes and variables anew from the code
 #   make docs       the pages as a site, in site/ (mkdocs-material, in .venv-docs)
 #   make clean      remove the environments and caches
 

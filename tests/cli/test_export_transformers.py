@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.errors import CompatibilityError, OptionError
+from trimtab.guides.agent import AgentNetwork
 
 from .conftest import Run, Tiny
 
@@ -143,6 +144,12 @@ REFUSED = {
     "no room": ({"max_new_tokens": None, "max_length": 1}, "Give max_new_tokens"),
     "a broken seed": ({"seed": 1.5}, "seed is 1.5"),
     "no answers": ({"num_return_sequences": 0}, "num_return_sequences is 0"),
+    "a filter of nothing": ({"top_k": 5}, "top_k is 5, and without do_sample nothing is drawn"),
+    "two lengths": ({"max_length": 9}, "Give one of them"),
+    "a shortest that is too long": ({"min_new_tokens": 9}, "min_new_tokens is 9, and max_new_tokens 6"),
+    "a number for weights": ({"weights": 1.0}, "weights is 1.0; give {NAME: NUMBER}"),
+    "numbers for weights": ({"weights": [1.0]}, r"weights is \[1.0\]"),
+    "an end that is a text": ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
     "guides of another kind": ({"guides": ["a"]}, "guides is no mapping"),
 }
 
@@ -165,6 +172,11 @@ def test_the_models_generation_config_counts(exported: Path, tiny: Tiny) -> None
     with pytest.raises(OptionError, match=r"repetition_penalty is 1\.1.*also of the generation config"):
         loaded.generate(exported, ["a"])
     loaded.generate(exported, ["a"], repetition_penalty=1.0)
+    loaded.model.generation_config.max_new_tokens = 5
+    loaded.model.generation_config.temperature = 0.5  # of no effect without do_sample, as in transformers
+    off = {"repetition_penalty": 1.0, "max_new_tokens": None}
+    assert len(loaded.generate(exported, ["a"], **off)[0]) <= 5
+    assert len(loaded.generate(exported, ["a"], **off, max_length=3)[0]) <= 2
     loaded.model.train()
     with pytest.raises(OptionError, match="training mode"):
         loaded.generate(exported, ["a"], repetition_penalty=1.0)
@@ -216,6 +228,19 @@ def test_its_requirements_name_trimtab(exported: Path) -> None:
     code = (exported / "custom_generate" / "generate.py").read_text()
     compile(code, "generate.py", "exec")
     assert "\nfrom trimtab import generate_with_guides\n" in code
+
+
+def test_an_agent_chooses_as_in_trimtab_generate(run: Run, tiny: Tiny, loaded: Loaded, tmp_path: Path) -> None:
+    """A guide that selects reads the model's states, which a logits processor never sees."""
+    torch.manual_seed(0)
+    torch.save(AgentNetwork(32, 64).state_dict(), tmp_path / "actor.pth")
+    agent, out = str(tmp_path / "agent"), tmp_path / "out"
+    assert run("convert", "agent", str(tmp_path / "actor.pth"), agent, "--width", "32").code == 0
+    assert run("export", "transformers", agent, "--out", str(out)).code == 0
+    wanted = _answers(run, tiny, PROMPTS, tmp_path, "--guide", f"guide={agent}", "--seed", "3")
+    assert _unpadded(loaded.generate(out, PROMPTS, do_sample=True, seed=3), wanted) == wanted
+    unsteered = loaded.generate(out, PROMPTS, do_sample=True, seed=3, weights={"guide": 0.0})
+    assert _unpadded(unsteered, wanted) != wanted
 
 
 def test_a_sentence_is_carried_by_itself(run: Run, loaded: Loaded, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.errors import OptionError
+from trimtab.errors import OptionError, renamed
 from trimtab.params import SamplingParams
 
 HONOURED = (
@@ -43,6 +43,9 @@ _OFF: Mapping[str, object] = {
     **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "diversity_penalty"), 0.0),
 }
 """Arguments whose value for "off" is a number."""
+_FILTERS = ("temperature", "top_k", "top_p", "min_p")
+_CALLED = {"min_tokens": "min_new_tokens", "stop": "stop_strings"}
+"""A field of `SamplingParams` -> what transformers calls it, where that is another name."""
 _DEFAULT_LENGTH = 20
 """Tokens of a prompt and its answer, where transformers is told nothing."""
 
@@ -77,6 +80,9 @@ def read_arguments(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) ->
     given = {name: value for name, value in arguments.items() if value is not None}
     values = {**{name: value for name, value in filled.items() if value is not None}, **given}
     _refuse_others(values)
+    _refuse_in_vain(given, samples=bool(values.get("do_sample")))
+    if "max_length" in given:
+        values.pop("max_new_tokens", None)  # the config's
     ids, mask = _prompt_ids(values)
     rows = _unpadded(ids, mask, values.get("pad_token_id"))
     repeats = _whole(values, "num_return_sequences", 1)
@@ -106,6 +112,18 @@ def _refuse_others(values: Mapping[str, Any]) -> None:
             f"{name} is {value!s:.60}, which guided decoding does not do; leave it out{off}, also of the generation "
             f"config. Accepted: {', '.join(HONOURED)}."
         )
+
+
+def _refuse_in_vain(given: Mapping[str, Any], *, samples: bool) -> None:
+    """Raise OptionError for what a call asks for and what another of its arguments makes void."""
+    if "max_new_tokens" in given and "max_length" in given:
+        raise OptionError("Both max_new_tokens and max_length say how long an answer may be. Give one of them.")
+    for name in _FILTERS:
+        if name in given and not samples and (name, given[name]) != ("temperature", 0):
+            raise OptionError(
+                f"{name} is {given[name]!s:.60}, and without do_sample nothing is drawn. Give do_sample=True, or leave "
+                "it out."
+            )
 
 
 def _is_off(name: str, value: Any) -> bool:
@@ -145,7 +163,9 @@ def _unpadded(ids: Tensor, mask: Tensor | None, pad: int | None) -> list[list[in
 def _weights(given: Any, num_prompts: int) -> list[Mapping[str, float]]:
     if given is None or isinstance(given, Mapping):
         return [given or {}] * num_prompts
-    weights = list(given)
+    weights = list(given) if isinstance(given, Sequence) else [given]
+    if not all(isinstance(one, Mapping) for one in weights):
+        raise OptionError(f"weights is {given!r:.60}; give {{NAME: NUMBER}}, or one such for each prompt.")
     if len(weights) != num_prompts:
         raise OptionError(
             f"There are weights for {len(weights)} prompts and {num_prompts} prompts; give one for all, or for each."
@@ -155,17 +175,17 @@ def _weights(given: Any, num_prompts: int) -> list[Mapping[str, float]]:
 
 def _params(values: Mapping[str, Any], *, length: int) -> SamplingParams:
     """What is drawn from; without `do_sample` the most probable token, whatever filters a config names."""
-    filters = ("temperature", "top_k", "top_p", "min_p")
-    named = (
-        {name: values[name] for name in filters if name in values} if values.get("do_sample") else {"temperature": 0}
-    )
+    filters = {name: values[name] for name in _FILTERS if name in values}
     stop = values.get("stop_strings", ())
-    return SamplingParams(
-        max_new_tokens=_max_new_tokens(values, length),
-        min_tokens=_whole(values, "min_new_tokens", 0, least=0),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        **named,
-    )
+    try:
+        return SamplingParams(
+            max_new_tokens=_max_new_tokens(values, length),
+            min_tokens=_whole(values, "min_new_tokens", 0, least=0),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            **(filters if values.get("do_sample") else {"temperature": 0}),
+        )
+    except OptionError as error:
+        raise OptionError(renamed(error, lambda name: _CALLED.get(name, name)) or str(error)) from None
 
 
 def _max_new_tokens(values: Mapping[str, Any], length: int) -> int:
@@ -189,7 +209,10 @@ def _whole(values: Mapping[str, Any], name: str, default: int, *, least: int = 1
 def _end_ids(given: Any) -> frozenset[int] | None:
     if given is None:
         return None
-    return frozenset(torch.as_tensor(given).flatten().tolist())
+    ids = given.flatten().tolist() if isinstance(given, Tensor) else [given] if isinstance(given, int) else given
+    if not isinstance(ids, Sequence) or not all(isinstance(one, int) for one in ids):
+        raise OptionError(f"eos_token_id is {given!r:.60}; give a token id, or several in a list.")
+    return frozenset(ids)
 
 
 def _guides(given: Any) -> Mapping[str, str]:
