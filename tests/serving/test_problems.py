@@ -79,6 +79,9 @@ BEYOND: dict[str, tuple[dict[str, Any], str]] = {
         {"guidance": {"guide_plausibility": {"{0}": 0.1}}},
         "guidance.guide_plausibility",
     ),
+    "a gate of a guide that is not there": ({"guidance": {"gates": {"{0}": "entropy:1"}}}, "guidance.gates"),
+    "a gate that is none": ({"guidance": {"gates": {"up": "{0}:1"}}}, "guidance.gates"),
+    "a gate's number out of its range": ({"guidance": {"gates": {"up": "random:2"}}}, "guidance.gates"),
     "a draft that is not there": ({"guidance": {"draft": "nobody"}}, "guidance.draft"),
     "a draft of what is certain where nothing is": ({"guidance": {"draft": "certain"}}, "guidance.draft"),
     "a draft by one of several guides": ({"guidance": {"draft": "guide"}}, "guidance.draft"),
@@ -168,6 +171,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"guidance": {"guide_plausibility": {"up": 2}}},
         "guidance.guide_plausibility.up is 2; give a number of at least 0 and at most 1.",
     ),
+    "a number for a gate": ({"guidance": {"gates": {"up": 1}}}, "guidance.gates.up is 1; give a text."),
     "inside": ({"logit_bias": {"5": 101}}, "logit_bias.5 is 101; give a number of at least -100 and at most 100."),
 }
 
