@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(house: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client of a server with two guides."""
     here = tmp_path_factory.mktemp("serve")
-    out = houses.served(house, {"near": "near", "other": "other"}, here / "served")
+    with serving(houses.served(house, {"near": "near", "other": "other"}, here / "served"), here) as found:
+        yield found
+
+
+@contextmanager
+def serving(out: Path, here: Path) -> Iterator[Any]:
+    """A client of `vllm serve` on a packed directory; its log is in `here`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
