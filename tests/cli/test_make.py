@@ -77,8 +77,8 @@ def test_a_reward_becomes_a_guide_with_its_report(run: Run, tiny: Tiny, a_peak: 
     assert outcome.code == 0, outcome.err
     said = json.loads(outcome.out)
     assert list(said) == [
-        *("guide", "stages", "eval_accuracy", "eval_accuracy_low", "eval_accuracy_high", "num_eval_pairs"),
-        *("calibration", "why", "report"),
+        *("guide", "stages", "eval_accuracy", "eval_accuracy_low", "eval_accuracy_high", "eval_shift_accuracy"),
+        *("eval_shift_accuracy_low", "eval_shift_accuracy_high", "num_eval_pairs", "calibration", "why", "report"),
     ]
     assert [stage["name"] for stage in said["stages"]] == ["pairs", "train", "calibrate", "report"]
     assert Path(said["report"]).is_file()
