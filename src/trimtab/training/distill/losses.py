@@ -1,8 +1,8 @@
 """What a student of sentences learns: the mix that decoding draws from with them, and how far the student is from it.
 
-float32 throughout, whatever the model computes in. Source: context distillation (Askell et al., arXiv 2112.00861,
-section 2.4: KL to the model that reads a prompt, of one that does not; Snell et al., arXiv 2209.15189), here of the mix
-of context steering (arXiv 2405.01768) and of classifier-free guidance (arXiv 2306.17806).
+float32 throughout, whatever the model computes in. Source: context distillation (Askell et al., arXiv 2112.00861;
+Snell et al., arXiv 2209.15189), where a model that does not read a prompt learns from itself reading it; here it learns
+the mix of context steering (arXiv 2405.01768) or of classifier-free guidance (arXiv 2306.17806).
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ over the tokens of answers that were drawn from t. The student is an adapter of 
 that at weight 1 it is t as far as it was learnt; or a low-rank head on the base's final state, π_base · exp(head).
 
 This is context distillation (Askell et al., arXiv 2112.00861; Snell et al., arXiv 2209.15189). Where it differs from
-these papers: the target is a mix of distributions at a strength, not a model that reads a prompt; what is written is a
-guide for a frozen base, whose weight can be another than 1, not a tuned model; answers are the target's own, and the
-whole distribution is learnt, as in Askell et al. (Snell et al. tune on the answers' tokens).
+these papers: the target is a mix of distributions at a strength, not a model that reads a prompt; it is learnt over the
+whole vocabulary, on answers that were drawn from it; and what is written is a guide for a frozen base, which may be
+used at other weights than 1, not a tuned model.
 """
 
 from __future__ import annotations
