@@ -43,7 +43,9 @@ def byte_tokenizer() -> Any:
     return wrapped
 
 
-def save_model(directory: Path, kind: str = "llama", *, seed: int = 0, template: str = TEMPLATE, **changes: Any) -> str:
+def save_model(
+    directory: Path, kind: str = "llama", *, seed: int = 0, template: str | None = TEMPLATE, **changes: Any
+) -> str:
     """A random model of one of transformers' families with `byte_tokenizer`."""
     import transformers
 

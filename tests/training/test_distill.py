@@ -349,6 +349,9 @@ def test_what_cannot_be_distilled_is_refused_by_name(problem: str, tiny: str, tm
 
 
 def test_a_place_that_the_chat_template_has_not_is_refused(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "raw", template=None)
+    with pytest.raises(OptionError, match=r"place is system, and .* has no chat template"):
+        train(model, tmp_path / "glad", settings=dataclasses.replace(SETTINGS, place="system"))
     model = save_model(
         tmp_path / "model",
         template="{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}" + TEMPLATE,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from trimtab.decoding.decoder import Decoder
 from trimtab.errors import DataError, OptionError, naming
 from trimtab.fields import MAX_SEED
 from trimtab.guides.prompt import PromptGuide
+from trimtab.guides.sentences import AUTO, SYSTEM
 from trimtab.storage.json_lines import append, open_to_append, read_lines
 from trimtab.training.run.prompt_data import PromptIds
 
@@ -30,8 +32,8 @@ log = logging.getLogger(__name__)
 FILE = "answers.jsonl"
 """The answers, in the run's workspace."""
 _NAME = "sentences"
-_MOST = 256
-"""Answers that are asked for at a time, and written together."""
+_SECONDS_BETWEEN = 30
+"""Until the next line of the log says how many answers are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,14 @@ class SentencePrompts:
         cls, host: HFModel, guide: PromptGuide, prompts: Sequence[PromptIds], settings: DistillSettings
     ) -> SentencePrompts:
         """Raises OptionError where the model cannot read the sentences, or holds no answer behind them."""
+        assert host.tokenizer is not None
+        if guide.place == SYSTEM and not host.tokenizer.has_chat_template:
+            raise naming(
+                OptionError,
+                "{place} is {0}, and {1} has no chat template, so there is no system message. Give {place} {2}: the "
+                "sentence then stands before the text.",
+                *(SYSTEM, host.name, AUTO),
+            )
         bound = guide.bind(host)
         sentences = [tuple(map(tuple, bound.readings(prompt.prompt))) for prompt in prompts]
         longest = max(len(ids) for readings in sentences for ids in readings)
@@ -88,30 +98,35 @@ class SentencePrompts:
         Raises what an answer fails with.
         """
         found = [Drawn(tuple(line["token_ids"]), bool(line["cut"])) for line in read_lines(path)[0]]
-        if len(found) < len(self.prompts):
-            log.info("drawing %s answers from the target", f"{len(self.prompts) - len(found):,}")
+        num_asked = len(self.prompts)
+        if len(found) < num_asked:
+            log.info("drawing %s answers from the target", f"{num_asked - len(found):,}")
+        said = time.monotonic()
         with open_to_append(path) as stream:
-            decoder = Decoder(host, {_NAME: self.guide})
-            while len(found) < len(self.prompts):
-                new = self._answers(decoder, len(found), settings)
-                append(stream, ({"token_ids": list(one.token_ids), "cut": one.is_cut} for one in new))
-                found += new
+            for one in self._drawn(host, len(found), settings):
+                append(stream, [{"token_ids": list(one.token_ids), "cut": one.is_cut}])
+                found.append(one)
+                if time.monotonic() - said > _SECONDS_BETWEEN:
+                    said = time.monotonic()
+                    log.info("%s of %s answers are drawn", f"{len(found):,}", f"{num_asked:,}")
         num_cut = sum(one.is_cut for one in found)
         log.info("%s answers, %s of them cut at %d tokens", f"{len(found):,}", f"{num_cut:,}", settings.max_new_tokens)
         return found
 
-    def _answers(self, decoder: Decoder, start: int, settings: DistillSettings) -> list[Drawn]:
+    def _drawn(self, host: HFModel, start: int, settings: DistillSettings) -> Iterator[Drawn]:
+        """The answers from number `start` on, in order."""
+
         def asked(index: int) -> SamplingParams:
             seed = (settings.seed + index) % (MAX_SEED + 1)
             return SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=1.0, seed=seed)
 
-        numbered = list(enumerate(self.prompts))[start : start + _MOST]
-        drawn = []
-        for answer in decoder.answers([(prompt.prompt, asked(index)) for index, prompt in numbered]):
+        requests = [(prompt.prompt, asked(index)) for index, prompt in list(enumerate(self.prompts))[start:]]
+        if not requests:
+            return
+        for answer in Decoder(host, {_NAME: self.guide}).answers(requests):
             if answer.error is not None:
                 raise answer.error
-            drawn.append(Drawn(answer.token_ids, answer.finish_reason == "length"))
-        return drawn
+            yield Drawn(answer.token_ids, answer.finish_reason == "length")
 
     def readings(self, drawn: Sequence[Drawn], numbers: Sequence[int]) -> list[Reading]:
         """The answers to the prompts of these numbers, with what they are read behind."""

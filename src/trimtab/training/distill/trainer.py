@@ -200,8 +200,7 @@ def distill_config(settings: DistillSettings, workspace: Path) -> TrainingArgume
         config = TrainingArguments(
             **ordered_options(settings, workspace, eval_steps=settings.eval_steps), label_names=["token_ids"]
         )
-    if settings.head_only:
-        config.ddp_find_unused_parameters = False  # its gradients come from beside the model's output
+    config.ddp_find_unused_parameters = False  # a step uses all that is trained, a head beside the model's output
     return config
 
 
