@@ -221,10 +221,13 @@ def test_the_divergence_falls_and_the_card_says_from_what_to_what(
     assert all(one.holds is not False for one in check_files(finished).findings)
 
 
+@pytest.mark.parametrize("num_padded", [0, 8])
 def test_what_was_measured_is_what_decoding_says_of_the_written_guide(
-    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    num_padded: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    """Both policies token by token, from the decoder: the sentences at λ, and the written guide at weight 1."""
+    """Both policies token by token, from the decoder: the sentences at λ, and the written guide at weight 1. Logits
+    without a token, which decoding never draws, count in neither."""
+    tiny = save_model(tmp_path / "model", vocab_size=262 + num_padded)
     seen: list[DistillTrainer] = []
     build = run_trainer.build_trainer
 
