@@ -140,6 +140,7 @@ SETTINGS = {
     "RewardSettings": "trimtab.training.reward.settings",
     "DpoSettings": "trimtab.training.dpo.settings",
     "RLSettings": "trimtab.training.rl.settings",
+    "DistillSettings": "trimtab.training.distill.settings",
 }
 
 

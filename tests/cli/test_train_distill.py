@@ -46,6 +46,9 @@ def test_a_run_prints_one_json_object_and_its_guide_steers(
     card = json.loads((out / "guide.json").read_text())
     assert card["sentences"] == {"towards": "be glad", "away": "be sad"}
     assert card["hyperparameters"]["strength"] == 2.0
+    outcome = run("check", str(out))
+    assert "measured: KL from the sentences' mix " in outcome.out
+    assert "nats an answer on 2 held-out prompts; the base's " in outcome.out
     asked = ("generate", "--model", tiny.model, "--prompt", "say 3", "--max-new-tokens", "4", "--seed", "1")
     outcome = run(*asked, "--guide", f"glad={out}")
     assert outcome.code == 0, outcome.err

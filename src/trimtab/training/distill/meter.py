@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trimtab.statistics import mean_interval
+from trimtab.storage.card_values import BASE_KL, KL
 from trimtab.training.pairs.losses import sequence_logprobs
 from trimtab.training.run.identity import Facts
 from trimtab.training.run.meter import Meter
@@ -55,7 +56,7 @@ class KLMeter(Meter):
         assert self.held is not None
         measured = self.measures(self.held)
         found: dict[str, float | int] = {"num_eval_prompts": len(self.held)}
-        for name, column in (("eval_kl", 0), ("eval_base_kl", 1)):
+        for name, column in ((KL, 0), (BASE_KL, 1)):
             found[name] = measured[name.removeprefix("eval_")]
             if len(self.held) > 1:
                 interval = mean_interval(self.held[:, column].tolist())
