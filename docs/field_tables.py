@@ -37,6 +37,7 @@ from trimtab.serving.schema import ChatRequest, CompletionRequest, StreamOptions
 from trimtab.serving.tool_schema import Tool, ToolFunction
 from trimtab.serving.wire_schema import Wire
 from trimtab.training.agent.settings import AgentSettings
+from trimtab.training.distill.settings import DistillSettings
 from trimtab.training.dpo.settings import DpoSettings
 from trimtab.training.parm.settings import ParmSettings
 from trimtab.training.reward.settings import RewardSettings
@@ -237,6 +238,7 @@ def settings() -> dict[str, list[Row]]:
         "dpo": list(flags.rows(DpoSettings(), but=NOT_SETTINGS)),
         "rl": list(flags.rows(RLSettings(), but=NOT_SETTINGS)),
         "guide-rl": list(flags.rows(GuideRLSettings(), but=NOT_SETTINGS)),
+        "distill": list(flags.rows(DistillSettings(), but=NOT_SETTINGS)),
         "agent": list(flags.rows(AgentSettings())),
     }
 

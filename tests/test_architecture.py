@@ -86,7 +86,7 @@ OPTIONAL = (
 
 SIGNED_BY_OTHERS = {
     ("models/forward/row_cache.py", "update"),
-    *((f"training/{method}/trainer.py", "__init__") for method in ("arm", "dpo", "parm", "reward", "rl")),
+    *((f"training/{method}/trainer.py", "__init__") for method in ("arm", "distill", "dpo", "parm", "reward", "rl")),
     ("training/arm/head.py", "__init__"),
     ("training/rl/mixed.py", "__init__"),
     *((f"training/{method}/trainer.py", "train") for method in ("parm", "rl")),

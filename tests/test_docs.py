@@ -122,7 +122,7 @@ def test_a_changed_table_is_found_and_written_anew(repository: Path, field_table
         assert field_tables.written(page.replace(row, "| `--other N` | 7 |")) == page
 
 
-@pytest.mark.parametrize("method", ["arm", "parm", "reward", "dpo", "rl", "guide-rl", "agent"])
+@pytest.mark.parametrize("method", ["arm", "parm", "reward", "dpo", "rl", "guide-rl", "distill", "agent"])
 def test_the_defaults_of_training_are_those_of_the_parser(field_tables: ModuleType, method: str) -> None:
     """Those of numbers, method by method, before they are drawn together in one table."""
     rows = field_tables.settings()[method]
@@ -140,6 +140,7 @@ SETTINGS = {
     "RewardSettings": "trimtab.training.reward.settings",
     "DpoSettings": "trimtab.training.dpo.settings",
     "RLSettings": "trimtab.training.rl.settings",
+    "DistillSettings": "trimtab.training.distill.settings",
 }
 
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from trimtab.training.agent.settings import AgentSettings
     from trimtab.training.agent.train import train_agent
     from trimtab.training.arm.train import train_arm
+    from trimtab.training.distill.settings import DistillSettings
+    from trimtab.training.distill.train import train_distill
     from trimtab.training.dpo.settings import DpoSettings
     from trimtab.training.dpo.train import train_dpo
     from trimtab.training.pairs.data import PairData, read_pairs
@@ -68,6 +70,7 @@ __all__ = [
     "Chat",
     "Constraint",
     "Decoder",
+    "DistillSettings",
     "DpoSettings",
     "GamedRow",
     "GuidanceProcessor",
@@ -117,6 +120,7 @@ __all__ = [
     "soup",
     "train_agent",
     "train_arm",
+    "train_distill",
     "train_dpo",
     "train_guide_rl",
     "train_parm",
@@ -136,6 +140,7 @@ _LATE = {
     "Candidates": "trimtab.core",
     "Chat": "trimtab.core",
     "Decoder": "trimtab.decoding.decoder",
+    "DistillSettings": "trimtab.training.distill.settings",
     "DpoSettings": "trimtab.training.dpo.settings",
     "GamedRow": "trimtab.evaluation.judging.length_control",
     "GuidanceProcessor": "trimtab.decoding.transformers_processor",
@@ -185,6 +190,7 @@ _LATE = {
     "soup": "trimtab.training.soup",
     "train_agent": "trimtab.training.agent.train",
     "train_arm": "trimtab.training.arm.train",
+    "train_distill": "trimtab.training.distill.train",
     "train_dpo": "trimtab.training.dpo.train",
     "train_parm": "trimtab.training.parm.train",
     "train_reward": "trimtab.training.reward.train",

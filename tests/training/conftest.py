@@ -43,11 +43,14 @@ def byte_tokenizer() -> Any:
     return wrapped
 
 
-def save_model(directory: Path, kind: str = "llama", *, seed: int = 0, **changes: Any) -> str:
+def save_model(
+    directory: Path, kind: str = "llama", *, seed: int = 0, template: str | None = TEMPLATE, **changes: Any
+) -> str:
     """A random model of one of transformers' families with `byte_tokenizer`."""
     import transformers
 
     tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
     sizes = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,

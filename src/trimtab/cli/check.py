@@ -157,7 +157,7 @@ def _base_lines(checked: CheckedGuide) -> Iterator[str]:
 
 
 def _measured(checked: CheckedGuide) -> Iterator[str]:
-    from trimtab.storage.card_values import SHIFT_ACCURACY, accuracy_in
+    from trimtab.storage.card_values import BASE_KL, KL, SHIFT_ACCURACY, accuracy_in, interval_in
     from trimtab.storage.checking import metrics_of
 
     metrics = metrics_of(checked.card)
@@ -165,9 +165,13 @@ def _measured(checked: CheckedGuide) -> Iterator[str]:
     if accuracy is not None:
         beside = f", {shift} less its base's share" if shift is not None else ""
         yield f"measured: accuracy {accuracy} on {metrics.get('num_eval_pairs')} held-out pairs{beside}"
+    distilled, base = interval_in(metrics, KL), interval_in(metrics, BASE_KL)
+    if distilled is not None and base is not None:
+        held = f"{metrics.get('num_eval_prompts')} held-out prompts"
+        yield f"measured: KL from the sentences' mix {distilled} nats an answer on {held}; the base's {base}"
     if checked.card.calibration is not None:
         found = checked.card.calibration
         model = found.model or "an unnamed model"
         yield f"calibrated: {found}, on {found.num_prompts} prompts to {model} ({found.date})"
-    if accuracy is None and checked.card.calibration is None:
+    if accuracy is None and distilled is None and checked.card.calibration is None:
         yield "measured: nothing that the card says"

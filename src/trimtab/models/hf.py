@@ -160,6 +160,11 @@ class HFModel(Backbone):
             logits[:, self._nameless] = -torch.inf
         return torch.log_softmax(logits, dim=-1)
 
+    @property
+    def nameless(self) -> Tensor | None:
+        """Ids that are never sampled, whatever their logits: those without a token, and those that cannot be fed."""
+        return self._nameless
+
     def describe(self) -> ModelFacts:
         """What tells this base from another: its name, and `Backbone.describe`."""
         return {"name": self.name, **super().describe()}

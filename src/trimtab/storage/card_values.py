@@ -19,10 +19,17 @@ ACCURACY = "eval_accuracy"
 """The share of held-out pairs that are ranked as they were labelled, by the reward that the training's loss is of."""
 SHIFT_ACCURACY = "eval_shift_accuracy"
 """The same by Σ log π_r − Σ log π_base: by what the training added to its base."""
+KL, BASE_KL = "eval_kl", "eval_base_kl"
+"""KL from what sentences do, of a guide that was distilled from them and of its base: nats of held-out answers."""
 
 
 def accuracy_in(metrics: Mapping[str, object], name: str = ACCURACY) -> Interval | None:
     """An accuracy with its interval out of a card's `metrics`; None where it was not measured."""
+    return interval_in(metrics, name)
+
+
+def interval_in(metrics: Mapping[str, object], name: str) -> Interval | None:
+    """What a card's `metrics` say with its interval under this name; None where it was not measured."""
     value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
     if not (_is_number(value) and _is_number(low) and _is_number(high)):
         return None

@@ -55,6 +55,7 @@ _WAYS = "--reward R, --towards SENTENCE with --away SENTENCE, --judge J, or --da
 _NOT_YET = {
     "parm": "it is trained on pairs of several objectives: `trimtab train parm`",
     "reward": "it scores whole answers: `trimtab train reward`",
+    "distill": "it is trained without pairs: `trimtab train distill`",
     "rl": "it is trained on prompts until it is stopped, and its own page says how: `trimtab train rl`",
 }
 """What somebody may ask for as --method, and why it is refused."""

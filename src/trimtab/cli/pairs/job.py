@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cli import engines, flags, options
 from trimtab.cli.judge import JudgeChoice, add_endpoint
+from trimtab.cli.sentences import read_sentence
 from trimtab.cli.template_options import add_ignored_columns, add_template_options, template_options
 from trimtab.cli.train.rewards import REWARD_HELP, add_rewards
 from trimtab.errors import OptionError
@@ -162,21 +163,7 @@ def sentences_of(args: argparse.Namespace) -> dict[str, str]:
                 f"--{name} is missing: chosen answers are sampled --towards one sentence, rejected ones "
                 "--away, under another."
             )
-        found[name] = _sentence(name, text)
+        found[name] = read_sentence(name, text)
     if found[TOWARDS] == found[AWAY]:
         raise OptionError("--towards and --away are the same sentence; give two that ask for different answers.")
     return found
-
-
-def _sentence(name: str, text: str) -> str:
-    if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise OptionError(
-                f"--{name} {text}: {reason}. Give the sentence itself, or @ and a file that holds it."
-            ) from None
-    if not text.strip():
-        raise OptionError(f'--{name} is empty; give a sentence, such as "Answer in one short sentence."')
-    return text.strip()

@@ -2,9 +2,10 @@
 
 `arm` trains an autoregressive reward model from preference pairs (GenARM), `parm` one for several objectives, `reward`
 a trajectory reward model (Bradley-Terry), `dpo` a policy (direct preference optimisation); from rewards, `rl` trains a
-policy (RLOO), `guide-rl` a guide through the mix with its base (UniR), `agent` an accept-reject agent (MARA). The
-first Ctrl-C ends a training at its current step with a whole checkpoint and says how to go on, a second one ends it at
-once; with --resume it goes on exactly where its last whole checkpoint stands.
+policy (RLOO), `guide-rl` a guide through the mix with its base (UniR), `agent` an accept-reject agent (MARA); from
+prompts alone, `distill` a guide that does what a sentence does, or two. The first Ctrl-C ends a training at its current
+step with a whole checkpoint and says how to go on, a second one ends it at once; with --resume it goes on exactly where
+its last whole checkpoint stands.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trimtab.cli.exits import Exit
-from trimtab.cli.train import agent, arm, dpo, guide_rl, parm, reward, rl
+from trimtab.cli.train import agent, arm, distill, dpo, guide_rl, parm, reward, rl
 from trimtab.cli.train.interruption import until_interrupted
 
 
@@ -34,6 +35,7 @@ METHODS: Mapping[str, Method] = {
     "dpo": dpo,
     "rl": rl,
     "guide-rl": guide_rl,
+    "distill": distill,
 }
 """The one table from a kind of guide to its options and what trains it."""
 

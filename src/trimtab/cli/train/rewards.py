@@ -23,14 +23,19 @@ REWARD_HELP = (
 """What a reward may be."""
 
 
-def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> None:
-    """--prompts, how they are read, and --reward."""
+def add_prompts(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> None:
+    """--prompts, and how they are read."""
     group.add_argument(
         "--prompts", required=True, metavar="FILE", help=".jsonl rows with a prompt, a .txt with one a line, or -"
     )
     add_template_options(parser)
     add_ignored_columns(parser)
     group.add_argument("--skip-bad-lines", action="store_true", help="go on without lines that cannot be used")
+
+
+def add_prompts_and_rewards(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> None:
+    """--prompts, how they are read, and --reward."""
+    add_prompts(parser, group)
     group.add_argument(
         "--reward",
         dest="rewards",

@@ -69,6 +69,7 @@ class PromptsSpec:
 
     path: str
     rewards: tuple[AgentReward, ...]
+    """Empty where answers are not rewarded."""
     template: str
     template_options: Mapping[str, object]
     skip_bad_lines: bool
@@ -79,7 +80,7 @@ class PromptsSpec:
         """What --prompts, --reward and the flags beside them say. Raises OptionError as `template_options`."""
         return cls(
             path=args.prompts,
-            rewards=tuple(args.rewards),
+            rewards=tuple(getattr(args, "rewards", ())),
             template=args.template,
             template_options=template_options(args),
             skip_bad_lines=args.skip_bad_lines,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from trimtab.training.arm.trainer import ArmTrainer, Beside, arm_config, parts_o
 from trimtab.training.pairs.losses import head_logprobs, sequence_means, token_logprobs
 from trimtab.training.pairs.packing import Packed
 from trimtab.training.pairs.tokens import TokenData
+from trimtab.training.run.run import Job
 from trimtab.training.run.settings import ArmSettings
 from trimtab.training.run.trainer import TrainerParts
 
@@ -44,18 +46,15 @@ class HeadTrainer(ArmTrainer):
     pooled = staticmethod(sequence_means)
 
     def __init__(self, *, weight: float, **options: object) -> None:
-        with warnings.catch_warnings():
-            # Tied embeddings stay as they are: what is trained is written as a file of its own and is never merged.
-            warnings.filterwarnings("ignore", message=".*tied layer is part of the adapter", category=UserWarning)
+        with spared_ties():
             super().__init__(**options)  # type: ignore[arg-type]
-        # peft would write the output head itself into every checkpoint.
-        self.model.save_pretrained = partial(self.model.save_pretrained, save_embedding_layers=False)
+        keep_head_out(self.model)
         self._weight = weight
 
     def _token_rewards(
         self, model: nn.Module, rows: Packed, masks: Tensor | dict[str, Tensor], beside: Beside | None
     ) -> Tensor:
-        with _taken_out(self.accelerator.unwrap_model(model)) as scores:
+        with taken_out(self.accelerator.unwrap_model(model)) as scores:
             logits = self._logits(model, rows, masks)
         mixed = head_logprobs(logits, scores[0], rows.token_ids, weight=self._weight)
         # What the base says is at hand here, whatever it is asked for.
@@ -63,7 +62,21 @@ class HeadTrainer(ArmTrainer):
 
 
 @contextmanager
-def _taken_out(plain: PeftModel) -> Iterator[list[Tensor]]:
+def spared_ties() -> Iterator[None]:
+    """Inside, peft does not warn that the output head is tied to the embeddings: these stay as they are, since what is
+    trained is written as a file of its own and is never merged."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tied layer is part of the adapter", category=UserWarning)
+        yield
+
+
+def keep_head_out(model: PeftModel) -> None:
+    """Keep the output head itself, which peft would write, out of the checkpoints of a head beside it."""
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+
+
+@contextmanager
+def taken_out(plain: PeftModel) -> Iterator[list[Tensor]]:
     """Inside, the output head gives the base's numbers, and what the adapter would add, B A h, is put into the list."""
     scores: list[Tensor] = []
 
@@ -132,18 +145,31 @@ def head_config(settings: ArmSettings, workspace: Path) -> RewardConfig:
 def head_parts(
     host: HFModel, train: TokenData, held: TokenData, settings: ArmSettings, world_size: int
 ) -> TrainerParts[ArmTrainer]:
-    """What the trainer is built of (`build_trainer`). A is random and B is 0: the head adds nothing at first."""
+    """What the trainer is built of (`build_trainer`)."""
+    make = partial(HeadTrainer, weight=settings.mix_weight)
+    adapter = head_adapter(host, settings.head_only, dropout=settings.lora_dropout)
+    return parts_on_rows(host, train, held, settings, world_size, make, adapter=adapter)
+
+
+def head_adapter(host: HFModel, rank: int, *, dropout: float) -> LoraConfig:
+    """peft's configuration of a head. A is random and B is 0: the head adds nothing at first."""
     name = output_head(host.module)
     assert name is not None, "`output_layer` has looked"
-    adapter = LoraConfig(
+    return LoraConfig(
         task_type="CAUSAL_LM",
-        r=settings.head_only,
-        lora_alpha=settings.head_only,  # so that peft's scale, alpha / rank, is 1
-        lora_dropout=settings.lora_dropout,
+        r=rank,
+        lora_alpha=rank,  # so that peft's scale, alpha / rank, is 1
+        lora_dropout=dropout,
         target_modules=[name],
     )
-    make = partial(HeadTrainer, weight=settings.mix_weight)
-    return parts_on_rows(host, train, held, settings, world_size, make, adapter=adapter)
+
+
+def head_job(job: Job, layer: nn.Linear, rank: int, save_dtype: str) -> Job:
+    """The job of a training that ends in a head beside this output layer: its card's facts, and what writes it."""
+    shape = {"rank": rank, "hidden_size": layer.in_features, "vocab_size": layer.out_features}
+    return replace(
+        job, facts={**job.facts, "form": "head", "head": shape}, write=partial(write_head, save_dtype=save_dtype)
+    )
 
 
 def write_head(directory: Path, trainer: Trainer, weights: Mapping[str, Tensor], *, save_dtype: str) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,7 +105,7 @@ def _evaluated(trainer: ArmTrainer) -> Facts:
 
 
 def _head_job(host: HFModel, split: PairSplit, settings: ArmSettings, arguments: RunArguments) -> Job:
-    from trimtab.training.arm.head import head_config, head_parts, output_layer, write_head
+    from trimtab.training.arm.head import head_config, head_job, head_parts, output_layer
 
     layer = output_layer(host, settings.head_only)
     job = token_job(
@@ -114,12 +113,10 @@ def _head_job(host: HFModel, split: PairSplit, settings: ArmSettings, arguments:
         config=head_config,
         parts=head_parts,
         about=_HEAD_ABOUT,
-        facts={"form": "head"},
+        facts={},
         evaluated=_evaluated,
     )
-    shape = {"rank": settings.head_only, "hidden_size": layer.in_features, "vocab_size": layer.out_features}
-    write = partial(write_head, save_dtype=settings.save_dtype)
-    return replace(job, facts={**job.facts, "head": shape}, write=write)
+    return head_job(job, layer, settings.head_only, settings.save_dtype)
 
 
 def _about(settings: ArmSettings) -> About:

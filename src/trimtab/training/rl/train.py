@@ -17,8 +17,6 @@ beside, and the KL of the mix to the base is taken off the reward.
 
 from __future__ import annotations
 
-import logging
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core import Prompt
-from trimtab.errors import DataError, OptionError, naming
-from trimtab.prompts import encode_prompt
 from trimtab.training.rl.settings import GuideRLSettings, RLSettings
 from trimtab.training.run import run
 from trimtab.training.run.arguments import RunArguments
 from trimtab.training.run.card import About
 from trimtab.training.run.identity import Facts
-from trimtab.training.run.prompt_data import PromptIds, TrainingPrompts
+from trimtab.training.run.prompt_data import TrainingPrompts, tokenised
 from trimtab.training.run.rating import Rater, reward_contents, rewards_card
 from trimtab.training.run.rewards import AgentReward, check_rewards
 from trimtab.training.run.run import Job, Training
@@ -55,8 +51,6 @@ __all__ = [
     "train_guide_rl",
     "train_rl",
 ]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +192,7 @@ def _job(
 ) -> Job:
     from trimtab.training.rl.trainer import Panel, rl_config, rl_parts
 
-    prompts, num_long = _tokens(host, data, settings)
+    prompts, num_long = tokenised(host, data, settings)
     config = rl_config(settings, arguments.workspace, [reward.multiplier for reward in rewards])
     counts = {"num_prompts": len(prompts), "num_long": num_long}
 
@@ -222,39 +216,6 @@ def _maker(settings: RLSettings) -> Callable[..., PolicyTrainer] | None:
     from trimtab.training.rl.mixed import MixedTrainer
 
     return partial(MixedTrainer, weight=settings.through_mix, form=settings.form)
-
-
-def _tokens(host: HFModel, data: TrainingPrompts, settings: RLSettings) -> tuple[list[PromptIds], int]:
-    """The prompts to train on, and how many were left out because they are too long.
-
-    Raises DataError where none is left, OptionError where prompt and answer are more than the model can hold.
-    """
-    assert host.tokenizer is not None
-    ready = data.templated(has_chat_template=host.tokenizer.has_chat_template)
-    encoded = [PromptIds(prompt, tuple(encode_prompt(host, prompt))) for prompt in ready]
-    kept = [prompt for prompt in encoded if len(prompt.token_ids) <= settings.max_prompt_length]
-    num_long = len(encoded) - len(kept)
-    if not kept:
-        raise naming(
-            DataError,
-            "All {0} prompts have more than {1} tokens ({max_prompt_length}). Give shorter prompts, or allow longer "
-            "ones.",
-            *(num_long, settings.max_prompt_length),
-        )
-    if num_long:
-        log.warning("%d prompts of more than %d tokens are left out", num_long, settings.max_prompt_length)
-    if 0 < settings.max_prompts < len(kept):
-        chosen = sorted(random.Random(settings.seed).sample(range(len(kept)), settings.max_prompts))
-        kept = [kept[index] for index in chosen]
-    longest = max(len(prompt.token_ids) for prompt in kept)
-    if host.max_length is not None and longest + settings.max_new_tokens > host.max_length:
-        raise naming(
-            OptionError,
-            "The longest prompt has {0} tokens; with {1} new ones ({max_new_tokens}) that is more than the {2} that "
-            "{3} can hold. Give a smaller {max_new_tokens} or {max_prompt_length}.",
-            *(longest, settings.max_new_tokens, host.max_length, host.name),
-        )
-    return kept, num_long
 
 
 def _metrics(trainer: Trainer, counts: Mapping[str, int], seconds: float) -> Facts:

@@ -31,6 +31,7 @@ from trimtab.training.rl.settings import RLSettings
 from trimtab.training.run.configs import run_options, spared_renamings
 from trimtab.training.run.logs import filtered
 from trimtab.training.run.output_head import head_at
+from trimtab.training.run.prompt_data import prompt_order
 from trimtab.training.run.rating import Rater
 from trimtab.training.run.trainer import TrainerParts
 
@@ -260,7 +261,8 @@ def rl_parts(
     """What the trainer is built of (`build_trainer`); `make` makes it of these and TRL's options."""
     host.module.generation_config.eos_token_id = sorted(host.eos_ids)
     assert host.tokenizer is not None
-    order = prompt_order(len(panel.prompts), settings, generation_batch_size // settings.num_generations)
+    step_size = generation_batch_size // settings.num_generations
+    order = prompt_order(len(panel.prompts), step_size, epochs=settings.epochs, seed=settings.seed)
     return TrainerParts(
         trainer=partial(make or PolicyTrainer, panel=panel, reaches=host.reaches),
         module=host.module,
@@ -268,16 +270,6 @@ def rl_parts(
         dataset=Dataset.from_dict({"prompt": [str(number) for number in order]}),
         unit="answers",
     )
-
-
-def prompt_order(num_prompts: int, settings: RLSettings, step_size: int) -> list[int]:
-    """Prompt numbers for whole steps: pass after pass, each in an order of its own."""
-    num_steps = max(1, math.ceil(settings.epochs * num_prompts / step_size))
-    generator = torch.Generator().manual_seed(settings.seed)
-    order: list[int] = []
-    while len(order) < num_steps * step_size:
-        order += torch.randperm(num_prompts, generator=generator).tolist()
-    return order[: num_steps * step_size]
 
 
 def _has_reward(record: logging.LogRecord) -> bool:

@@ -80,14 +80,22 @@ def run_options(settings: RunSettings, workspace: Path) -> dict[str, Any]:
 
 
 def pair_options(settings: PairSettings, workspace: Path) -> dict[str, Any]:
-    """`run_options` of a run on pairs: their order and number are in the data set, so one sequential epoch is all."""
+    """`ordered_options` of a run on pairs."""
+    return ordered_options(settings, workspace, eval_steps=settings.eval_steps)
+
+
+def ordered_options(settings: RunSettings, workspace: Path, *, eval_steps: int) -> dict[str, Any]:
+    """`run_options` where order and number of the examples are in the data set, so one sequential epoch is all.
+
+    `eval_steps` are the steps between evaluations; 0: only at the end.
+    """
     return {
         **run_options(settings, workspace),
         "per_device_eval_batch_size": 2 * settings.batch_size,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
-        "eval_strategy": "steps" if settings.eval_steps else "no",
-        "eval_steps": settings.eval_steps or None,
+        "eval_strategy": "steps" if eval_steps else "no",
+        "eval_steps": eval_steps or None,
     }
 
 

@@ -35,6 +35,8 @@ _NAMES = {
     ("data", "num_prompts"): "the number of prompts",
     ("data", "objectives"): "the data of the objectives",
     ("rewards",): "{rewards}",
+    ("sentences", "towards"): "{towards}",
+    ("sentences", "away"): "{away}",
     ("num_processes",): "the number of processes",
     ("dtype",): "{dtype}",
     ("kind",): "the kind of training",

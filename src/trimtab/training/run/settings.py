@@ -161,7 +161,7 @@ class ArmSettings(TokenRewardSettings):
         TokenRewardSettings.__post_init__(self)
         follow(self, "beta", lambda: 1.0 if self.head_only else 0.05)
         if self.head_only:
-            self._check_head()
+            check_head(self)
         if self.reference == BASE and self.form != SHIFT:
             raise naming(
                 OptionError,
@@ -186,14 +186,14 @@ class ArmSettings(TokenRewardSettings):
         """The guide's weight in the mix that the loss is of; 0: it is of the guide's own log-probabilities."""
         return self.through_mix or (1.0 if self.head_only else 0.0)
 
-    def _check_head(self) -> None:
-        """Raise OptionError for a setting that says nothing of a head."""
-        defaults = {field.name: field.default for field in fields(self)}
-        for name, reason in _NOT_OF_A_HEAD.items():
-            value = getattr(self, name)
-            if value != defaults[name]:
-                said = "is given" if value is True else f"is {shown(value)}"
-                raise naming(OptionError, f"{{{name}}} {{0}}, and {{head_only}} {reason}. Leave one of them out.", said)
+
+def check_head(settings: RunSettings) -> None:
+    """Raise OptionError for a setting that says nothing of a head, where a head alone is trained."""
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name, reason in _NOT_OF_A_HEAD.items():
+        if name in defaults and (value := getattr(settings, name)) != defaults[name]:
+            said = "is given" if value is True else f"is {shown(value)}"
+            raise naming(OptionError, f"{{{name}}} {{0}}, and {{head_only}} {reason}. Leave one of them out.", said)
 
 
 _NOT_OF_A_HEAD: Mapping[str, str] = {
