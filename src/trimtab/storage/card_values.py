@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 from trimtab.errors import CheckpointError
 from trimtab.models.trained_on import ModelFacts, VocabularyFacts
-from trimtab.statistics import Interval
+
+if TYPE_CHECKING:
+    from trimtab.statistics import Interval
 
 T = TypeVar("T")
 
@@ -30,6 +32,8 @@ def accuracy_in(metrics: Mapping[str, object], name: str = ACCURACY) -> Interval
 
 def interval_in(metrics: Mapping[str, object], name: str) -> Interval | None:
     """What a card's `metrics` say with its interval under this name; None where it was not measured."""
+    from trimtab.statistics import Interval  # which needs numpy: the command line itself reads cards without
+
     value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
     if not (_is_number(value) and _is_number(low) and _is_number(high)):
         return None
