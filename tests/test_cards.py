@@ -213,3 +213,4 @@ def test_the_sign_is_judged_by_what_training_added_where_that_was_measured() -> 
     assert str(sign_accuracy(low)) == "0.300 [0.200, 0.400]"
     assert str(sign_accuracy({**low, **good})) == "0.900 [0.800, 0.950]"
     assert sign_accuracy({**low, **good, "eval_shift_accuracy_low": "?"}) == sign_accuracy(low)
+    assert sign_accuracy({**low, "eval_margin": 0.0}) is None  # nothing was learnt

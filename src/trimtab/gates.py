@@ -60,7 +60,7 @@ def read_gate(text: str) -> Gate:
     except ValueError:
         value = float("nan")
     if not GATES[rule].accepts(value):
-        raise OptionError(f"The gate {rule} takes {GATES[rule].accepted(finite=False)}, not {number!r}.")
+        raise OptionError(f"The gate {rule} takes {GATES[rule].accepted()}, not {number!r}.")
     return Gate(rule, value)
 
 

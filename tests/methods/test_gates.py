@@ -189,8 +189,8 @@ def test_an_agent_is_not_asked_where_its_gate_is_closed() -> None:
         ({"other": "entropy:1"}, r"^gates: Unknown guide 'other'"),
         ({"g": "entropy"}, "^gates: 'entropy' is no gate; give RULE:NUMBER"),
         ({"g": "entropie:1"}, "^gates: .*entropie"),
-        ({"g": "entropy:-1"}, "gate entropy takes a number of at least 0, not '-1'"),
-        ({"g": "margin:0"}, "margin takes a number above 0 and at most 1"),
+        ({"g": "entropy:-1"}, "gate entropy takes a finite number of at least 0, not '-1'"),
+        ({"g": "margin:0"}, "margin takes a finite number above 0 and at most 1"),
         ({"g": "random:1.2"}, "random takes"),
         ({"g": "bet:nan"}, "bet takes"),
         ({"g": "bet:0.1", "h": "bet:0.1"}, "a bet each"),
@@ -250,3 +250,7 @@ def test_a_report_says_the_rate_of_a_gate_and_asks_for_the_gate_of_chance_that_i
     for other in (gated_cell("chance", "random:0.2", 0.2), gated_cell("chance", "random:0.3", 0.3, strength=2.0)):
         assert len(notes._without_control([unsure, other])) == 1
     assert notes._without_control([gated_cell("bet", "bet:0.2", 1.0)]) == []
+    assert notes._gates([gated_cell("bet", "bet:0.2", 1.0)]) == {}  # it is asked at every token
+    assert notes._without_control([gated_cell("never", "entropy:20", 0.0)]) == [
+        "The gate of never at strength 1 never opened: its answers are the base's."
+    ]

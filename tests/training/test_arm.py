@@ -176,6 +176,18 @@ def test_prompts_are_held_out_where_no_evaluation_pairs_are_given(tiny: str, tmp
     assert result.eval_accuracy is not None
 
 
+def test_a_guide_that_learnt_nothing_has_no_sign(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One step alone is the first of the warm-up, at a rate of 0."""
+    settings = dataclasses.replace(SHORT, epochs=0.1)
+    with caplog.at_level("WARNING"):
+        train_arm(tiny, PAIRS, eval_pairs=HELD, out=tmp_path / "g", settings=settings)
+    metrics = json.loads((tmp_path / "g" / "guide.json").read_text())["metrics"]
+    assert metrics["num_steps"] == 1
+    assert "eval_shift_accuracy" not in metrics
+    assert "training changed nothing" in caplog.text
+    assert "the sign may be turned" not in caplog.text
+
+
 def test_without_evaluation_nothing_is_claimed(tiny: str, tmp_path: Path) -> None:
     settings = dataclasses.replace(SHORT, eval_share=0, max_pairs=8)
     result = train_arm(tiny, PAIRS, out=tmp_path / "g", settings=settings)

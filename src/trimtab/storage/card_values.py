@@ -44,7 +44,10 @@ def sign_accuracy(metrics: Mapping[str, object]) -> Interval | None:
     """The accuracy that shows whether a guide prefers what it should.
 
     By what the training added where that was measured: the base's own likelihood may rank the pairs the other way.
+    None too where all held-out pairs are even (a margin of 0): nothing was learnt, so there is no sign.
     """
+    if metrics.get("eval_margin") == 0:
+        return None
     return accuracy_in(metrics, SHIFT_ACCURACY) or accuracy_in(metrics)
 
 

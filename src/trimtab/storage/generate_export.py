@@ -45,6 +45,8 @@ _README = Template("""\
 $what, for `generate` of transformers. It runs `custom_generate/generate.py`, which imports trimtab
 (`pip install trimtab`).
 
+MODEL, where it stands, is the directory or hub id of the model that the guide was trained on.
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -90,7 +92,7 @@ def export_generate(guide: str, out: str | Path, *, name: str = "guide", overwri
     target = Path(out).absolute()
     carried = guide if is_sentence(guide) else str(target / "guide")
     words = {"directory": repr(str(target)), "name": repr(name), "guide": repr(carried)}
-    about = {"title": name, "what": f"{kind.what[0].upper()}{kind.what[1:]}", "base": repr(checked.base or "MODEL")}
+    about = {"title": name, "what": f"{kind.what[0].upper()}{kind.what[1:]}", "base": repr(_hub_id(checked.base))}
     with new_directory(target, overwrite=overwrite) as temporary:
         (temporary / CODE).parent.mkdir()
         write_text(temporary / CODE, _GENERATE.substitute(words))
@@ -99,6 +101,11 @@ def export_generate(guide: str, out: str | Path, *, name: str = "guide", overwri
         if not is_sentence(guide):
             _copy(checked.directory, temporary / "guide")
     return carried
+
+
+def _hub_id(base: str | None) -> str:
+    """What transformers loads the base by; `demo` is a name of trimtab's alone."""
+    return "MODEL" if base in (None, "demo") else str(base)
 
 
 def _copy(directory: Path, target: Path) -> None:

@@ -76,6 +76,9 @@ def method_choice(args: argparse.Namespace, engine: EngineChoice) -> MethodChoic
     if method is not None and method.reads is None and args.guides:
         raise OptionError(f"{args.method} reads no guide; leave --guide out.")
     chosen = {} if method is None or method.reads is None else _read(args, method.reads)
+    names = [name for name, _ in args.method_options]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise OptionError(f"--option {twice} is given twice; give it once.")
     chosen = {**chosen, **_about_guides(args), **dict(args.method_options)}
     strength = _strength(args)
     if strength is None:

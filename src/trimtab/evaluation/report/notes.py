@@ -157,7 +157,7 @@ def _methods(recipe: Recipe, run: RunRecord) -> dict[str, str]:
 
 
 def _gates(cells: Sequence[Cell]) -> dict[str, str]:
-    said = [f"{_named(cell)} acts at {share:.1%} of the tokens" for cell, share in _gated(cells)]
+    said = [f"{_named(cell)} acts at {share:.1%} of the tokens" for cell, share in _gated(cells) if _rule(cell) != BET]
     return {"Gates": "; ".join(said)} if said else {}
 
 
@@ -167,13 +167,15 @@ def _without_control(cells: Sequence[Cell]) -> list[str]:
     controls = [(cell, share) for cell, share in gated if cell.spec.options["gate"].startswith(f"{RANDOM}:")]
     said = []
     for cell, share in gated:
-        rule = cell.spec.options["gate"].partition(":")[0]
+        rule = _rule(cell)
         beside = [
             one
             for one, other in controls
             if one.strength == cell.strength and abs(share - other) <= SAME_RATE and _source(one) == _source(cell)
         ]
-        if rule not in (RANDOM, BET) and not beside:
+        if not share and rule not in (RANDOM, BET):
+            said.append(f"The gate of {_named(cell)} never opened: its answers are the base's.")
+        elif rule not in (RANDOM, BET) and not beside:
             said.append(
                 f"{_named(cell)} acts at {share:.1%} of the tokens, and no gate of chance of that rate stands "
                 "beside it, so what the rule does cannot be told from acting less often. Add the same method with gate "
@@ -186,6 +188,11 @@ def _gated(cells: Sequence[Cell]) -> list[tuple[Cell, float]]:
     """Cells with a gate and a guide that runs, and the share of the tokens at which it acted."""
     found = [(cell, cell.mean(_acted)) for cell in cells if "gate" in cell.spec.options]
     return [(cell, share) for cell, share in found if share is not None]
+
+
+def _rule(cell: Cell) -> str:
+    rule: str = cell.spec.options["gate"].partition(":")[0]
+    return rule
 
 
 def _acted(row: Row) -> float | None:

@@ -8,6 +8,7 @@ base is the model with its adapter off, or a frozen copy where all weights are t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +26,6 @@ from trimtab.statistics import Interval, proportion_interval
 from trimtab.training.pairs.batches import PairCollator, packed_length, packed_of, prompts_in_order
 from trimtab.training.pairs.losses import (
     arm_loss,
-    correct,
     mixed_logprobs,
     sequence_logprobs,
     shift_logprobs,
@@ -49,6 +49,8 @@ from trimtab.training.run.trainer import TrainerParts
 if TYPE_CHECKING:
     from trimtab.models.hf import HFModel
 
+
+log = logging.getLogger(__name__)
 
 Beside = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From the logits of guide and base [M, V] and the M tokens [M], the tokens' rewards [M] float32."""
@@ -102,7 +104,8 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
         """The share of the held-out pairs that Σ log π_r − Σ log π_base ranks as they were labelled, over prompts.
 
         The sum alone holds how likely the base finds an answer; this is what training added, and what a shift steers
-        by. None where the base is not at hand: all weights were trained without it, or they lie in shards.
+        by. None where the base is not at hand (all weights were trained without it, or they lie in shards), and where
+        nothing was added.
         """
         plain = self.accelerator.unwrap_model(self.model)
         in_shards = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -113,8 +116,12 @@ class ArmTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]  # TRL carri
         for batch in self.get_eval_dataloader():
             with torch.no_grad(), self.compute_loss_context_manager():
                 chosen, rejected = self._rewards(self.model, self._prepare_inputs(batch), shift_logprobs)
-            found.append(self.accelerator.gather_for_metrics(correct(chosen, rejected)).cpu())
-        return proportion_interval(torch.cat(found).tolist(), self.meter.prompts)
+            found.append(self.accelerator.gather_for_metrics(chosen - rejected).cpu())
+        gaps = torch.cat(found)
+        if not bool(gaps.any()):
+            log.warning("training changed nothing that the held-out pairs show: give it more steps or a higher rate")
+            return None
+        return proportion_interval((gaps > 0).tolist(), self.meter.prompts)
 
     def _rewards(self, model: nn.Module, inputs: Mapping[str, Tensor], beside: Beside | None) -> tuple[Tensor, Tensor]:
         """The rewards of both responses of each pair: [B], [B] float32."""

@@ -134,9 +134,13 @@ def _left_out(metrics: Facts) -> str:
 
 def _measured(metrics: Facts, about: About) -> list[str]:
     accuracy, sign = accuracy_in(metrics), sign_accuracy(metrics)
-    if accuracy is None or sign is None:
+    if accuracy is None:
         return ["No pairs were held out, so nothing was measured."]
-    turned = " Fewer than a coin would get right: the sign may be turned." if sign.high < 0.5 else ""
+    turned = ""
+    if sign is None:
+        turned = " All pairs are even: nothing was learnt."
+    elif sign.high < 0.5:
+        turned = " Fewer than a coin would get right: the sign may be turned."
     few = few_prompts(metrics)
     return [
         f"Accuracy on {metrics['num_eval_pairs']} pairs that were not trained on: {accuracy.value:.3f} "
