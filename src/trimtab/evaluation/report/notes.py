@@ -17,7 +17,7 @@ from trimtab.evaluation.comparison.records import Row, RunRecord
 from trimtab.evaluation.comparison.summary import MIN_PROMPTS, Cell, Chosen
 from trimtab.evaluation.comparison.text_metrics import COHERENCE
 from trimtab.evaluation.report.wording import how_many, listed, strength_shown
-from trimtab.gates import BET, RANDOM
+from trimtab.gates import BET, RANDOM, read_gate
 from trimtab.statistics import NUM_RESAMPLES
 
 SAME_RATE = 0.02
@@ -164,18 +164,16 @@ def _gates(cells: Sequence[Cell]) -> dict[str, str]:
 def _without_control(cells: Sequence[Cell]) -> list[str]:
     """A sentence for each gated cell beside which no gate of chance of its rate stands."""
     gated = _gated(cells)
-    controls = [(cell, share) for cell, share in gated if cell.spec.options["gate"].startswith(f"{RANDOM}:")]
+    controls = [(cell, share) for cell, share in gated if _rule(cell) == RANDOM]
     said = []
-    for cell, share in gated:
-        rule = _rule(cell)
-        beside = [
-            one
+    for cell, share in ((cell, share) for cell, share in gated if _rule(cell) not in (RANDOM, BET)):
+        has_control = any(
+            one.strength == cell.strength and abs(share - other) <= SAME_RATE and _source(one) == _source(cell)
             for one, other in controls
-            if one.strength == cell.strength and abs(share - other) <= SAME_RATE and _source(one) == _source(cell)
-        ]
-        if not share and rule not in (RANDOM, BET):
+        )
+        if not share:
             said.append(f"The gate of {_named(cell)} never opened: its answers are the base's.")
-        elif rule not in (RANDOM, BET) and not beside:
+        elif not has_control:
             said.append(
                 f"{_named(cell)} acts at {share:.1%} of the tokens, and no gate of chance of that rate stands "
                 "beside it, so what the rule does cannot be told from acting less often. Add the same method with gate "
@@ -191,8 +189,7 @@ def _gated(cells: Sequence[Cell]) -> list[tuple[Cell, float]]:
 
 
 def _rule(cell: Cell) -> str:
-    rule: str = cell.spec.options["gate"].partition(":")[0]
-    return rule
+    return read_gate(cell.spec.options["gate"]).rule
 
 
 def _acted(row: Row) -> float | None:
