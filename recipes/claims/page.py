@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from recipes.claims import rows
 from recipes.claims.recipe import REPOSITORY, Claim, names, read
-from recipes.claims.verdicts import CANNOT_TELL, Outcome, agreement, arms_of, measured, outcome, overall
+from recipes.claims.verdicts import CANNOT_TELL, Outcome, agreement, arms_of, gain_at, measured, outcome, overall
 from trimtab.errors import DataError
 from trimtab.statistics import Interval
 
@@ -93,6 +94,8 @@ def details(claim: Claim) -> str:
         lines.append(f"All of it is {NOT_RUN}.")
     else:
         lines += [f"Open: {one}." for one in missing]
+    for asked in claim.equal_kl:
+        lines += _at_equal_kl(claim.rows_of(asked["rows"]), asked)
     for path in sorted((claim.directory / "rows").glob("*.jsonl.gz")):
         lines += ["", *(_arms(path) or _judges(path))]
     return "\n".join(lines).rstrip("\n") + "\n"
@@ -113,6 +116,26 @@ def _arms(path: Path) -> list[str]:
         figures = [measured(found, arm, one) for one in (*rewards, "kl")]
         strength = ", ".join(f"{one:g}" for one in (arm[1] if isinstance(arm[1], list) else [arm[1]]))
         lines.append(f"| {_cell(arm[0])} | {strength} | {' | '.join(shown(one) for one in figures)} |")
+    return lines
+
+
+def _at_equal_kl(path: Path, asked: Mapping[str, Any]) -> list[str]:
+    """A table of the gains over the base of every method that reaches one of the asked numbers of nats."""
+    if not path.exists():
+        return []
+    found = rows.read(path)
+    reward, nats = asked["reward"], asked["nats"]
+    lines = [
+        "",
+        f"| {path.name.partition('.')[0]}: gain over the base in {_cell(reward)} | "
+        + " | ".join(f"{one:g} nats" for one in nats)
+        + " |",
+        "|---" * (1 + len(nats)) + "|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in found if row["method"] != "base"):
+        gains = [gain_at(found, method, one, reward) for one in nats]
+        if any(gains):
+            lines.append(f"| {_cell(method)} | {' | '.join('' if one is None else shown(one) for one in gains)} |")
     return lines
 
 

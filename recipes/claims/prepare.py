@@ -2,6 +2,7 @@
 
     python recipes/claims/prepare.py first FILE.jsonl --start 100 --num 400 --out PROMPTS.jsonl
     python recipes/claims/prepare.py prefixes PAIRS.jsonl --shares 0.25 0.5 0.75 1 --out MORE.jsonl
+    python recipes/claims/prepare.py against MIX.jsonl POLICY.jsonl --out PAIRS.jsonl
     python recipes/claims/prepare.py merge --model demo --adapter policies/dpo --out bases/dpo
     python recipes/claims/prepare.py random-agent --model demo --agent agents/a --prompts FILE.jsonl --out agents/random
     python recipes/claims/prepare.py judge --reward harmless=DIR --pairs VALIDATION.jsonl --out judges.jsonl
@@ -24,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import DataError
+from trimtab.errors import DataError, unknown_name
 
 NUM_STEPS = 12
 """Halvings of the bias that a random agent's acceptance rate is matched by."""
@@ -44,8 +45,10 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=(make.__doc__ or "").partition("\n")[0])
         command.set_defaults(make=make)
         command.add_argument("--out", type=Path, required=True)
-        if name in ("first", "prefixes"):
+        if name in ("first", "prefixes", "against"):
             command.add_argument("file", type=Path)
+        if name == "against":
+            command.add_argument("rejected", type=Path)
         if name == "first":
             command.add_argument("--start", type=int, default=0)
             command.add_argument("--num", type=int, required=True)
@@ -73,6 +76,18 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream]
 
 
+def _prompts(source: str) -> list[dict[str, Any]]:
+    """The rows of a file, or the prompts that ship under a name: `builtin:training`."""
+    from trimtab.evaluation.prompt_sets import PROMPT_SETS
+
+    before, colon, name = source.partition(":")
+    if before != "builtin" or not colon:
+        return _lines(Path(source))
+    if name not in PROMPT_SETS:
+        raise unknown_name("list of prompts", name, PROMPT_SETS)
+    return [{"prompt": prompt} for prompt in PROMPT_SETS[name]()]
+
+
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -81,7 +96,7 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def first(args: argparse.Namespace) -> None:
     """Some rows of a file, in its order."""
-    rows = _lines(args.file)[args.start : args.start + args.num]
+    rows = _prompts(str(args.file))[args.start : args.start + args.num]
     if len(rows) < args.num:
         raise DataError(f"{len(rows)} rows from row {args.start} on, and {args.num} are asked for.", path=args.file)
     _write(args.out, rows)
@@ -94,6 +109,22 @@ def prefixes(args: argparse.Namespace) -> None:
         for share in args.shares:
             rows.append({**row, **{key: _cut(row[key], share) for key in ("chosen", "rejected")}})
     _write(args.out, rows)
+
+
+def against(args: argparse.Namespace) -> None:
+    """Pairs of two files of answers to the same prompts: those of the first are chosen, those of the second rejected.
+
+    A prompt whose two answers are alike makes no pair. These are the pairs of Alignment-Aware Decoding's data engine
+    (arXiv 2509.26169): the mix's answers against a policy's.
+    """
+    found = []
+    chosen, rejected = _lines(args.file), _lines(args.rejected)
+    if [row["prompt"] for row in chosen] != [row["prompt"] for row in rejected]:
+        raise DataError(f"not answers to the prompts of {args.file}, one each in its order.", path=args.rejected)
+    for better, worse in zip(chosen, rejected, strict=True):
+        if better["text"] != worse["text"]:
+            found.append({"prompt": better["prompt"], "chosen": better["text"], "rejected": worse["text"]})
+    _write(args.out, found)
 
 
 def _cut(answer: Any, share: float) -> Any:
@@ -228,6 +259,7 @@ MAKERS = {
     "figures": figures,
     "first": first,
     "prefixes": prefixes,
+    "against": against,
     "merge": merge,
     "random-agent": random_agent,
     "judge": judge,

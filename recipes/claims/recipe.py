@@ -21,8 +21,8 @@ from trimtab.errors import DataError, OptionError, unknown_name
 CLAIMS = Path(__file__).resolve().parent
 REPOSITORY = CLAIMS.parents[1]
 SCALES = ("here", "paper", "tiny")
-KEYS = ("row", "claim", "paper", "question", "fixed", "changed", "verdict", "shares", "stages", "scales")
-OPTIONAL = ("changed", "shares")
+KEYS = ("row", "claim", "paper", "question", "fixed", "changed", "verdict", "equal_kl", "shares", "stages", "scales")
+OPTIONAL = ("changed", "equal_kl", "shares")
 STAGE_KEYS = ("name", "run", "compare", "makes", "hours", "rows")
 
 
@@ -74,6 +74,8 @@ class Claim:
     """The tests that decide (`verdicts.py`)."""
     stages: tuple[Stage, ...]
     scales: Mapping[str, Scale]
+    equal_kl: tuple[Mapping[str, Any], ...] = ()
+    """Tables of gains at equal KL: of the `rows` of a stage, in a `reward`, at so many `nats`."""
     shares: str | None = None
     """The name of a working directory that other claims have too: what they make alike is made once."""
 
@@ -127,6 +129,7 @@ def read_file(path: Path) -> Claim:
         tuple(found["verdict"]),
         tuple(_stage(one, path) for one in found["stages"]),
         scales,
+        tuple(found.get("equal_kl") or ()),
         found.get("shares"),
     )
 

@@ -321,3 +321,21 @@ def measured(rows: Rows, arm: tuple[str, Strength], measure: str) -> Interval | 
     except DataError:
         return None
     return mean_interval(values) if len(values) >= MIN_PROMPTS else None
+
+
+def gain_at(rows: Rows, method: str, nats: float, reward: str) -> Interval | None:
+    """The paired gain over the base of a method at so many nats, on the test prompts; None where it is at none.
+
+    That is where its KL is not known, where no two of its strengths enclose so many nats on the validation prompts, and
+    where an interval would have too few prompts.
+    """
+    try:
+        arm = _at(method, _strengths(rows, method), nats, rows)
+        found = _by_prompt(rows, arm, "test", reward)
+    except DataError:
+        return None
+    base = _of_part(rows, "base", 0.0, "test", reward)
+    shared = sorted(set(found) & set(base))
+    if len(shared) < MIN_PROMPTS:
+        return None
+    return difference_interval([found[index] for index in shared], [base[index] for index in shared])

@@ -11,6 +11,7 @@ import pytest
 from recipes.claims import page, prepare, rows
 from recipes.claims.__main__ import main
 from recipes.claims.recipe import names, read
+from trimtab.errors import DataError, OptionError
 
 
 def _page() -> str:
@@ -74,5 +75,48 @@ def test_the_costs_on_file_are_those_of_their_pages(tmp_path: Path) -> None:
 def test_every_row_of_the_table_leads_to_its_section() -> None:
     links = re.findall(r"\]\(#([^)]+)\)", page.table([read(name) for name in names()]))
     headings = {page._anchor(found) for found in re.findall(r"^### (.*)$", _page(), flags=re.MULTILINE)}
-    assert len(links) == 10
+    assert len(links) == len(names())
     assert {*links} == headings
+
+
+def test_a_table_at_equal_kl_leaves_out_who_reaches_no_number_of_nats(tmp_path: Path) -> None:
+    def answers(method: str, strength: float, reward: float, kl: float | None) -> list[dict[str, object]]:
+        shared = {"method": method, "strength": strength, "seed": 0, "kl": kl}
+        return [
+            {**shared, "split": split, "prompt_index": index, "rewards": {"r": reward + index % 3}}
+            for split in ("test", "validation")
+            for index in range(12)
+        ]
+
+    path = tmp_path / "sampled.jsonl.gz"
+    rows.write(path, [*answers("base", 0.0, 0.0, 0.0), *answers("a", 1.0, 2.0, 4.0), *answers("b", 1.0, 2.0, None)])
+    lines = page._at_equal_kl(path, {"reward": "r", "nats": [2, 9]})
+    assert lines[1:] == [
+        "| sampled: gain over the base in r | 2 nats | 9 nats |",
+        "|---|---|---|",
+        "| a | 1.000 [1.000, 1.000] |  |",
+    ]
+    assert page._at_equal_kl(tmp_path / "none.jsonl.gz", {"reward": "r", "nats": [2]}) == []
+
+
+def test_answers_make_pairs_where_the_same_prompts_have_two(tmp_path: Path) -> None:
+    for name, texts in (("mix", "ab"), ("policy", "ac"), ("others", "b")):
+        lines = [f'{{"prompt": "p{index}", "text": "{text}"}}\n' for index, text in enumerate(texts)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    out = tmp_path / "pairs.jsonl"
+
+    def made(worse: str) -> int:
+        return prepare.main(["against", str(tmp_path / "mix.jsonl"), str(tmp_path / worse), "--out", str(out)])
+
+    assert made("policy.jsonl") == 0
+    assert prepare._lines(out) == [{"prompt": "p1", "chosen": "b", "rejected": "c"}]
+    with pytest.raises(DataError, match="not answers to the prompts"):
+        made("others.jsonl")
+
+
+def test_prompts_that_ship_are_cut_as_a_file_is(tmp_path: Path) -> None:
+    out = tmp_path / "prompts.jsonl"
+    assert prepare.main(["first", "builtin:training", "--start", "398", "--num", "2", "--out", str(out)]) == 0
+    assert [row["prompt"][0]["role"] for row in prepare._lines(out)] == ["user", "user"]
+    with pytest.raises(OptionError, match="list of prompts"):
+        prepare.main(["first", "builtin:trainin", "--num", "1", "--out", str(out)])

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from recipes.claims.fronts import volume, volume_difference
-from recipes.claims.verdicts import CANNOT_TELL, DOES_NOT, HOLDS, PARTLY, Outcome, outcome, overall, share_interval
+from recipes.claims.verdicts import (
+    CANNOT_TELL,
+    DOES_NOT,
+    HOLDS,
+    PARTLY,
+    Outcome,
+    gain_at,
+    outcome,
+    overall,
+    share_interval,
+)
 from trimtab.errors import DataError, OptionError
 from trimtab.statistics import Interval, difference_interval
 
@@ -184,3 +194,23 @@ def test_no_verdict_is_typed(repository: Path) -> None:
     for path in (repository / "recipes" / "claims").glob("*/recipe.yaml"):
         text = path.read_text(encoding="utf-8")
         assert not any(f": {word}\n" in text for word in (HOLDS, PARTLY, DOES_NOT, CANNOT_TELL)), path
+
+
+def test_gains_at_so_many_nats_are_those_of_the_mixture() -> None:
+    rows = [
+        *(row for split in ("test", "validation") for row in answers("base", 0.0, 0.0, kl=0.0, split=split)),
+        *(row for split in ("test", "validation") for row in answers("a", 1.0, 1.0, kl=4.0, split=split)),
+        *(row for split in ("test", "validation") for row in answers("a", 2.0, 2.0, kl=8.0, split=split)),
+    ]
+    for nats, wanted in ((2, 0.5), (4, 1.0), (6, 1.5), (8, 2.0)):
+        found = gain_at(rows, "a", nats, "r")
+        assert found is not None
+        assert found.value == pytest.approx(wanted, abs=0.1)
+        assert found.low < found.value < found.high
+    assert gain_at(rows, "a", 9, "r") is None, "no two strengths enclose it"
+
+
+def test_an_arm_of_unknown_kl_is_at_no_number_of_nats() -> None:
+    rows = [{**row, "kl": None} for row in answers("a", 1.0, 1.0) + answers("a", 1.0, 1.0, split="validation")]
+    both = [row for split in ("test", "validation") for row in answers("base", 0.0, 0.0, kl=0.0, split=split)]
+    assert gain_at(rows + both, "a", 2, "r") is None
