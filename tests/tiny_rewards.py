@@ -16,6 +16,10 @@ _SHAPE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_a
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"num_key_value_heads": 2, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}),
+    "mistral": (
+        "MistralConfig",
+        {"num_key_value_heads": 2, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1, "sliding_window": 5},
+    ),
     "bert": ("BertConfig", {"pad_token_id": 2}),
     "roberta": ("RobertaConfig", {"pad_token_id": 2}),
     "phi3": (

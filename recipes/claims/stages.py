@@ -204,6 +204,7 @@ def _execute(plan: Plan, planned: Planned, say: Say, execute: Run) -> None:
     words = list(planned.command)
     if planned.comparison is not None:
         files.write(plan.work / f"{name}.yaml", planned.comparison)
+        words.append("--share-prompts")  # changes no answer, so that it is no part of what a stage is
         if (plan.work / name / "run.json").exists():
             words.append("--resume")
     plan.stamp(planned).unlink(missing_ok=True)

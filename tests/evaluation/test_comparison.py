@@ -62,6 +62,52 @@ def test_every_answer_is_made_once(whole: Path) -> None:
     assert max(row.key.prompt_index for row in rows if row.key.method == "best-of-n") == 9
 
 
+class EachPolicy(fakes.FakePolicy):
+    """Answers at several strengths in one batch; remembers its batches."""
+
+    def __init__(self, method: str, batches: list[list[tuple[Any, Any]]]) -> None:
+        super().__init__(method)
+        self._batches = batches
+
+    def answer(self, prompts: Any, strength: Any, params: Any, seeds: Any) -> Any:
+        self._batches.append([(str(prompt), strength) for prompt in prompts])
+        return super().answer(prompts, strength, params, seeds)
+
+    def answer_each(self, prompts: Any, strengths: Any, params: Any, seeds: Any) -> Any:
+        self._batches.append([(str(prompt), strength) for prompt, strength in zip(prompts, strengths, strict=True)])
+        for prompt, strength, seed in zip(prompts, strengths, seeds, strict=True):
+            yield from fakes.FakePolicy.answer(self, [prompt], strength, params, [seed])
+
+
+def test_shared_prompts_give_the_same_answers_and_no_times(tmp_path: Path, whole: Path) -> None:
+    """Strengths and seeds of a prompt stand in one batch, where a method can; else its seeds do."""
+    batches: dict[str, list[list[tuple[Any, Any]]]] = {}
+
+    def build(spec: MethodSpec) -> fakes.FakePolicy:
+        kind = fakes.KL_KINDS.get(spec.method, "exact")
+        if spec.method != "genarm":
+            return fakes.FakePolicy(spec.method, kind)
+        return EachPolicy(spec.method, batches.setdefault(spec.name, []))
+
+    recipe = fakes.recipe(batch_size=6)
+    files = begin(tmp_path, recipe)
+    run_comparison(recipe, fakes.PROMPTS, fakes.SCORERS, build, files, device=CPU, share_prompts=True)
+    assert lines(tmp_path) == lines(whole)
+    assert read_costs(files.costs) == []
+    first, *_ = batches["arm"][1:]  # the one before it warms up
+    assert first == [(str(fakes.PROMPTS["validation"][0]), strength) for strength in (0.5, 0.5, 1.0, 1.0, 2.0, 2.0)]
+    assert len(batches["arm"]) == 1 + (12 + 14) * 6 / 6
+
+
+def test_a_run_that_was_cut_goes_on_with_shared_prompts(tmp_path: Path, whole: Path) -> None:
+    recipe = fakes.recipe(batch_size=6)
+    files = begin(tmp_path, recipe)
+    kept = (whole / "answers.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:100]
+    files.answers.write_text("".join(kept))
+    run_comparison(recipe, fakes.PROMPTS, fakes.SCORERS, fakes.build, files, device=CPU, share_prompts=True)
+    assert lines(tmp_path) == lines(whole)
+
+
 def test_a_row_says_what_it_is_and_what_it_earned(whole: Path) -> None:
     fields = json.loads((whole / "answers.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert list(fields) == [

@@ -234,6 +234,20 @@ def test_several_guides_take_one_number_each() -> None:
         next(policy.answer(["w3"], 0.5, PARAMS, [1]))
 
 
+def test_strengths_in_one_batch_give_what_each_gives_alone() -> None:
+    policy = Guided(Decoder(MODEL, {"a": ARM(MODEL)}), lambda s: numbers(s, ["a"]))
+    prompts, strengths, seeds = ["w3", "w3", "w3 w4", "w3"], [0.0, 2.0, 0.5, 2.0], [1, 1, 2, 7]
+    together = [(answer.text, answer.weights) for answer in policy.answer_each(prompts, strengths, PARAMS, seeds)]
+    alone = [
+        next(policy.answer([prompt], strength, PARAMS, [seed]))
+        for prompt, strength, seed in zip(prompts, strengths, seeds, strict=True)
+    ]
+    assert together == [(answer.text, answer.weights) for answer in alone]
+    assert together[0][0] != together[1][0], "strengths are told apart"
+    with pytest.raises(OptionError, match="one each for a"):
+        next(policy.answer_each(["w3", "w3"], [0.0, (1.0, 2.0)], PARAMS, [1, 1]))
+
+
 PROBLEMS: Mapping[str, tuple[str, Mapping[str, object], Sequence[Strength], str]] = {
     "an unknown method": ("argz", {}, [1.0], "did you mean 'args'"),
     "an unknown option": ("args", {"reward": "x", "topk": 3}, [1.0], "did you mean 'top_k'"),

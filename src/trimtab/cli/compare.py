@@ -50,6 +50,12 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     existing.add_argument(
         "--report-only", action="store_true", help="decode nothing: draw the report of the run RECIPE again"
     )
+    parser.add_argument(
+        "--share-prompts",
+        action="store_true",
+        help="let all strengths and seeds of a method answer a prompt in one batch, which reads it once; the report "
+        "then has no times",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
     options.add_threads_option(parser)
     parser.add_argument(
@@ -88,10 +94,12 @@ class Placement:
     trust_remote_code: bool
     resume: bool
     overwrite: bool
+    share_prompts: bool = False
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Placement:
-        return cls(args.device, args.trust_remote_code, args.resume, args.overwrite)
+        shared = vars(args).get("share_prompts", False)  # a calibration has no such flag
+        return cls(args.device, args.trust_remote_code, args.resume, args.overwrite, shared)
 
 
 def make_answers(recipe: Recipe, name: str, engine: EngineChoice, out: Path, where: Placement) -> None:
@@ -118,7 +126,7 @@ def make_answers(recipe: Recipe, name: str, engine: EngineChoice, out: Path, whe
         _check_reading(recipe, base, ready)
         if where.overwrite:
             RunFiles(out).remove()
-        _answer_all(out, recipe, base, ready, scorers, resume=where.resume)
+        _answer_all(out, recipe, base, ready, scorers, where)
     finally:
         base.close()
 
@@ -218,8 +226,7 @@ def _answer_all(
     base: EngineMaker,
     prompts: Mapping[str, Sequence[Prompt]],
     scorers: Mapping[str, Scorer],
-    *,
-    resume: bool,
+    where: Placement,
 ) -> None:
     from trimtab.cli.progress import Progress
     from trimtab.evaluation.comparison.catalogued import about_run
@@ -228,7 +235,7 @@ def _answer_all(
     from trimtab.methods.catalogue import build_policy
 
     settings = {**run_settings(recipe, prompts, base.describe()), **base.settings}
-    files = open_run(out, recipe, settings, about_run(recipe, base.device, scorers), resume=resume)
+    files = open_run(out, recipe, settings, about_run(recipe, base.device, scorers), resume=where.resume)
     with Progress("answers") as bar:
         num_made = run_comparison(
             recipe,
@@ -237,6 +244,7 @@ def _answer_all(
             lambda spec: build_policy(base, spec.method, recipe.options_of(spec)),
             files,
             device=base.device,
+            share_prompts=where.share_prompts,
             progress=partial(_show, bar),
         )
     options.say(f"{num_made} answers made, in {files.answers}")

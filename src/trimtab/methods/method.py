@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from trimtab.answers import Answer, finished
 from trimtab.core import Prompt, SamplingParams
@@ -42,6 +42,16 @@ class Policy(Protocol):
         """KL(policy ‖ base) of the response in nats, the base at temperature 1; None where it is not known."""
 
 
+@runtime_checkable
+class AnswersEach(Protocol):
+    """A policy whose answers at several strengths are decoded in one batch, where they share what they begin with."""
+
+    def answer_each(
+        self, prompts: Sequence[Prompt], strengths: Sequence[Strength], params: SamplingParams, seeds: Sequence[int]
+    ) -> Iterator[Answer]:
+        """`Policy.answer`, each prompt at a strength of its own."""
+
+
 class Guided:
     """An engine with guides. `weights_of` turns a strength into weights; `ask` says what a request of this kind is."""
 
@@ -68,8 +78,18 @@ class Guided:
     def answer(
         self, prompts: Sequence[Prompt], strength: Strength, params: SamplingParams, seeds: Sequence[int]
     ) -> Iterator[Answer]:
-        params = replace(self._ask(params), weights=self._weights_of(strength))
-        for answer in answers(self._decoder, prompts, params, seeds):
+        return self.answer_each(prompts, [strength] * len(prompts), params, seeds)
+
+    def answer_each(
+        self, prompts: Sequence[Prompt], strengths: Sequence[Strength], params: SamplingParams, seeds: Sequence[int]
+    ) -> Iterator[Answer]:
+        params = self._ask(params)
+        weights = {strength: self._weights_of(strength) for strength in set(strengths)}
+        wanted = [
+            (prompt, replace(params, weights=weights[strength], seed=seed))
+            for prompt, strength, seed in zip(prompts, strengths, seeds, strict=True)
+        ]
+        for answer in finished(self._decoder.answers(wanted)):
             self._num_tokens += len(answer.token_ids)
             yield answer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -22,7 +22,7 @@ from trimtab.errors import ScoreError
 from trimtab.evaluation.comparison.recipe import REDRAWN, MethodSpec, Recipe, Reward, strength_text
 from trimtab.evaluation.comparison.records import Cost, Key, Row, read_answers
 from trimtab.evaluation.throughput import peak_memory_mb, reset_peak_memory
-from trimtab.methods.method import Policy, Strength
+from trimtab.methods.method import AnswersEach, Policy
 from trimtab.storage.files import write_text
 from trimtab.storage.json_lines import append
 from trimtab.storage.scorers import LARGEST, Scorer
@@ -126,12 +126,18 @@ class Maker:
         params = replace(self._recipe.params, max_new_tokens=WARM_UP_TOKENS)
         list(self._policy.answer([self._prompts["test"][0]], self._spec.strengths[0], params, [0]))
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a batch may hold answers at several strengths."""
+        return isinstance(self._policy, AnswersEach)
+
     def make(
-        self, strength: Strength, keys: Sequence[Key], on_answer: Callable[[int], None]
+        self, keys: Sequence[Key], on_answer: Callable[[int], None]
     ) -> tuple[list[Row], Cost, BaseException | None]:
         """The rows of a batch without rewards, what they took, and what ended it where not all of them are there.
 
-        `on_answer` is called after each answer with how many of the batch there are.
+        `on_answer` is called after each answer with how many of the batch there are. Where `mixes` is false, all of
+        the batch is at one strength.
         """
         prompts = [self._prompts[key.split][key.prompt_index] for key in keys]
         seeds = [draw_seed(key.seed, key.prompt_index) for key in keys]
@@ -141,20 +147,19 @@ class Maker:
         num_before = self._policy.num_tokens_read
         begin = time.perf_counter()
         try:
-            for answer in self._policy.answer(prompts, strength, self._recipe.params, seeds):
+            for answer in self._answers(keys, prompts, seeds):
                 answers.append(answer)
                 on_answer(len(answers))
             if len(answers) != len(keys):
                 raise RuntimeError(f"{self._spec.name} gave {len(answers)} answers to {len(keys)} prompts.")
         except BaseException as error:
             if isinstance(error, Exception):  # an interrupt is no failure of the method
-                log.error(
-                    "%s failed at strength %s, in a batch that begins with %s", self._spec.name, strength, keys[0]
-                )
+                at = ", ".join(dict.fromkeys(strength_text(key.strength) for key in keys))
+                log.error("%s failed at strength %s, in a batch that begins with %s", self._spec.name, at, keys[0])
             failure = _located(error, keys) if isinstance(error, ScoreError) else error
         cost = Cost(
             self._spec.name,
-            strength,
+            keys[0].strength,
             num_answers=len(answers),
             num_tokens=sum(len(answer.token_ids) for answer in answers),
             decoded_tokens=self._policy.num_tokens_read - num_before,
@@ -164,6 +169,12 @@ class Maker:
         )
         made = zip(keys, prompts, answers, strict=False)  # as many as there are answers
         return [self._row(key, prompt, answer) for key, prompt, answer in made], cost, failure
+
+    def _answers(self, keys: Sequence[Key], prompts: Sequence[Prompt], seeds: Sequence[int]) -> Iterator[Answer]:
+        params, strengths = self._recipe.params, [key.strength for key in keys]
+        if len(set(strengths)) > 1 and isinstance(self._policy, AnswersEach):
+            return self._policy.answer_each(prompts, strengths, params, seeds)
+        return self._policy.answer(prompts, strengths[0], params, seeds)
 
     def _row(self, key: Key, prompt: Prompt, answer: Answer) -> Row:
         policy = self._policy

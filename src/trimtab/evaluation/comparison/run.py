@@ -28,7 +28,6 @@ from trimtab.evaluation.comparison.batches import Build, Maker, Scoring, draw_se
 from trimtab.evaluation.comparison.fingerprints import fingerprint
 from trimtab.evaluation.comparison.recipe import REDRAWN, SPLITS, MethodSpec, Recipe
 from trimtab.evaluation.comparison.records import Key, RunRecord, RunSettings, read_answers
-from trimtab.methods.method import Strength
 from trimtab.storage.files import write_text
 from trimtab.storage.json_lines import append, open_to_append
 from trimtab.storage.same_run import check_same
@@ -154,13 +153,17 @@ def run_comparison(
     files: RunFiles,
     *,
     device: torch.device,
+    share_prompts: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> int:
     """Make the answers that a run does not have yet; returns how many.
 
     `prompts` are those of each split, `scorers` those of each reward. A method is built only if it has something to
-    answer, and let go of before the next. Raises what a policy raises, naming the method in the log, and ScoreError,
-    which names the prompt, where a scorer fails; what was answered and scored until then is on the disk.
+    answer, and let go of before the next. With `share_prompts` all strengths and seeds of a method answer a prompt in
+    one batch, so that it is read once; then no costs are kept, for no strength has a time of its own.
+
+    Raises what a policy raises, naming the method in the log, and ScoreError, which names the prompt, where a scorer
+    fails; what was answered and scored until then is on the disk.
     """
     wanted = keys_of(recipe, prompts)
     done = {row.key for row in read_answers(files.answers)}
@@ -182,11 +185,11 @@ def run_comparison(
             maker = Maker(recipe, prompts, specs[label], device)
             _say(progress, Progress(num_done, len(wanted), f"{label}: loading"))
             maker.begin(build)
-            for strength, batch in _batches(keys, recipe.batch_size):
-                rows, cost, failure = maker.make(strength, batch, answered)
+            for batch in _batches(keys, recipe.batch_size, shared=share_prompts, mixed=share_prompts and maker.mixes):
+                rows, cost, failure = maker.make(batch, answered)
                 if rows:
                     scoring.keep(rows)
-                    append(costs, [cost.as_json()])
+                    append(costs, [] if share_prompts else [cost.as_json()])
                     if failure is None or isinstance(failure, Exception):
                         scoring.score(rows)
                 if failure is not None:
@@ -197,12 +200,17 @@ def run_comparison(
     return num_missing
 
 
-def _batches(keys: Iterator[Key], size: int) -> Iterator[tuple[Strength, list[Key]]]:
-    """Answers of one strength, `size` at a time; seeds and splits share a batch."""
-    for strength, group in groupby(keys, key=lambda key: key.strength):
+def _batches(keys: Iterator[Key], size: int, *, shared: bool, mixed: bool) -> Iterator[list[Key]]:
+    """Answers of one strength, `size` at a time; seeds and splits share a batch.
+
+    `shared`: answers to one prompt stand beside each other. `mixed`: those at all strengths.
+    """
+    for _, group in groupby(keys, key=lambda key: None if mixed else key.strength):
         items = list(group)
+        if shared:
+            items.sort(key=lambda key: ((*SPLITS, REDRAWN).index(key.split), key.prompt_index))
         for start in range(0, len(items), size):
-            yield strength, items[start : start + size]
+            yield items[start : start + size]
 
 
 def _say(progress: Callable[[Progress], None] | None, state: Progress) -> None:

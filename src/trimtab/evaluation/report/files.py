@@ -36,7 +36,7 @@ def write_report(directory: Path, results: Results, *, more: Sequence[Section] =
         Section("Methods on the test prompts", _methods_body(results)),
         *more,
         Section("How the answers read", tables.text_table(results.shown) + note(_TEXT_NOTE)),
-        Section("Speed and memory", tables.cost_table(results.cost_summaries) + note(_COST_NOTE)),
+        Section("Speed and memory", _costs(results)),
     ]
     if len(results.shown) < len(results.measured):
         every = tables.rewards_table(results.recipe, results.measured)
@@ -144,6 +144,12 @@ def _methods_body(results: Results) -> str:
     return text + (note(f"Not in the table: {', '.join(left_out)}.") if left_out else "")
 
 
+def _costs(results: Results) -> str:
+    """What methods took; nothing where all strengths of a method shared the reading of prompts."""
+    costs = results.cost_summaries
+    return tables.cost_table(costs) + note(_COST_NOTE) if costs else note(_NO_COSTS)
+
+
 def _samples(results: Results) -> str:
     shown = sample_rows(results, NUM_SAMPLES)
     if not shown:
@@ -177,6 +183,10 @@ _TABLE_NOTE = (
 _TEXT_NOTE = (
     "rep-4 is the share of repeated 4-grams of tokens, diversity ∏(1 − rep-n/100) for n = 2 to 4, coherence the cosine "
     "of the embeddings of prompt and answer."
+)
+_NO_COSTS = (
+    "Not measured: the strengths and seeds of a method answered a prompt in one batch (--share-prompts), so none has a "
+    "time of its own. Without that flag each has; trimtab bench decode times a guide."
 )
 _COST_NOTE = (
     "tokens/s: tokens of the answers by the wall clock of decoding, in this run; no interval, as it is one run. "

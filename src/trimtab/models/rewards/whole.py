@@ -26,6 +26,7 @@ from trimtab.models.networks.kinds import longest
 from trimtab.models.networks.probing import RATIO, company_length, disturbed
 from trimtab.models.quantize.network import quantize as quantized
 from trimtab.models.quantize.network import refuse_place
+from trimtab.models.rewards.beginnings import beginnings, sees_everything, states_after
 from trimtab.models.tokenizing.beginning import begun_once
 from trimtab.models.tokenizing.conversations import Conversations
 from trimtab.models.tokenizing.templates import check_messages, readable, render
@@ -75,6 +76,7 @@ class RewardModel:
                 "Give more."
             )
         self._alone_past = company_length(module.config)
+        self._shares = False
         self._probe()
 
     @property
@@ -94,7 +96,7 @@ class RewardModel:
         as a finished conversation; elsewhere the messages and the answer are joined by line breaks. Raises PromptError
         for token ids, for a prompt without an answer beside it, and for messages that the template refuses.
         """
-        values = self._map(self._rewards_of, prompts, answers)
+        values = self._map(self._rewards_of, self._rewards_at, prompts, answers)
         return [float(value) for value in values]
 
     def states(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Tensor:
@@ -107,7 +109,7 @@ class RewardModel:
                 f"{self.name} is a {type(self.module).__name__}, which has no linear `score` on its last token. "
                 "Accepted: decoder-style sequence-classification models."
             )
-        return torch.stack(self._map(self._last_states, prompts, answers))
+        return torch.stack(self._map(self._last_states, lambda states: states, prompts, answers))
 
     def token_ids(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[list[int]]:
         """What the model reads of each prompt and answer: at most `max_length` ids, cut from the left and counted.
@@ -127,14 +129,28 @@ class RewardModel:
         return isinstance(getattr(self.module, "score", None), nn.Module)
 
     def _map(
-        self, forward: Callable[[Tensor, Tensor], Tensor], prompts: Sequence[Prompt], answers: Sequence[str]
+        self,
+        forward: Callable[[Tensor, Tensor], Tensor],
+        after: Callable[[Tensor], Tensor],
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
     ) -> list[Tensor]:
-        """`forward` of every text in length-sorted batches, in the order of the texts."""
+        """`forward` of every text in length-sorted batches, in the order of the texts.
+
+        What several begin with is read once, and then `after` is asked with the states [B, D] of their last tokens.
+        """
         rows = self.token_ids(prompts, answers)
         found: dict[int, Tensor] = {}
-        for batch in _batches([len(row) for row in rows], self._batch_tokens, self._alone_past):
-            token_ids, mask = self._padded([rows[index] for index in batch], self._text.pad_id)
-            found.update(zip(batch, forward(token_ids, mask).float().cpu(), strict=True))
+        for shared, group in beginnings(rows) if self._shares else ():
+            for batch in _batches([len(rows[index]) for index in group], self._batch_tokens, None):
+                members = [group[place] for place in batch]
+                states = self._states_after(rows[members[0]][:shared], [rows[index][shared:] for index in members])
+                found.update(zip(members, after(states).float().cpu(), strict=True))
+        left = [index for index in range(len(rows)) if index not in found]
+        for batch in _batches([len(rows[index]) for index in left], self._batch_tokens, self._alone_past):
+            members = [left[place] for place in batch]
+            token_ids, mask = self._padded([rows[index] for index in members], self._text.pad_id)
+            found.update(zip(members, forward(token_ids, mask).float().cpu(), strict=True))
         return [found[index] for index in range(len(rows))]
 
     def _fitted(self, texts: Sequence[tuple[list[int], list[int], list[int]]]) -> list[list[int]]:
@@ -157,10 +173,20 @@ class RewardModel:
     def _rewards_of(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """[B] rewards of [B, T] ids with their [B, T] mask."""
         if self._reads_last_token:
-            score: Tensor = self.module.score(self._last_states(token_ids, mask))
-        else:
-            score = self.module(input_ids=token_ids, attention_mask=mask).logits
+            return self._rewards_at(self._last_states(token_ids, mask))
+        score: Tensor = self.module(input_ids=token_ids, attention_mask=mask).logits
         return score[:, 0]
+
+    @torch.inference_mode()
+    def _rewards_at(self, states: Tensor) -> Tensor:
+        """[B] rewards of the states [B, D] of last tokens."""
+        score: Tensor = self.module.score(states)
+        return score[:, 0]
+
+    @torch.inference_mode()
+    def _states_after(self, shared: list[int], rows: Sequence[list[int]]) -> Tensor:
+        """[B, D] states of the last tokens of rows that go on from the tokens that they share."""
+        return states_after(self.module.base_model, shared, *self._padded(rows, self._text.pad_id))
 
     @torch.inference_mode()
     def _last_states(self, token_ids: Tensor, mask: Tensor) -> Tensor:
@@ -198,6 +224,18 @@ class RewardModel:
                 f"{type(self.module).__name__} gives a text in a batch a reward that is {gap:.2g} from what it gives "
                 f"the text alone: it looks at the padding. {_ACCEPTED}"
             )
+        self._shares = self._reads_last_token and self._alone_past is None and self._can_share(rows[:2], expected[:2])
+
+    def _can_share(self, rows: Sequence[list[int]], expected: Tensor) -> bool:
+        """Whether rows [2] that begin alike get their `expected` rewards where what they share is read once."""
+        if not sees_everything(self.module.config):
+            return False
+        try:
+            found = self._rewards_at(self._states_after(rows[0][:2], [row[2:] for row in rows])).float()
+        except Exception:  # each architecture has its own for what it cannot do
+            return False
+        gap = float((found - expected).abs().max())
+        return gap <= max(_EXACT * (1 + float(expected.abs().max())), RATIO * self._rounding(rows, expected))
 
     def _own_rewards(self, rows: Sequence[list[int]]) -> Tensor:
         """[N] rewards of rows, each by the model's own forward pass over it alone."""
