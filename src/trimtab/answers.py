@@ -190,7 +190,7 @@ def _share_acted(steps: Sequence[TokenTrace], name: str) -> float:
     reasons = [step.choice.reason for step in steps if step.choice is not None and step.choice.guide == name]
     if INSIGNIFICANT in reasons:
         asked = [reason for reason in reasons if reason != ONLY]
-        return 1 - asked.count(INSIGNIFICANT) / len(asked)
+        return (len(asked) - asked.count(INSIGNIFICANT)) / len(asked)
     return sum(name in step.acting for step in steps) / len(steps)
 
 
