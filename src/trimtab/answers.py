@@ -162,9 +162,9 @@ class Answer:
         return {name: _share_acted(self.trace, name) for name, weight in self.weights.items() if weight != 0}
 
     @property
-    def num_verdicts(self) -> Mapping[str, int] | None:
-        """Guide -> on how many candidates its verdict was needed (`Choice.num_needed`), of guides that selected at any
-        token; None without a trace."""
+    def num_needed(self) -> Mapping[str, int] | None:
+        """Guide -> how many candidates it had to look at (`Choice.num_needed`) over the response, of guides that
+        selected at any token; None without a trace."""
         if self.trace is None:
             return None
         choices = [step.choice for step in self.trace if step.choice is not None]

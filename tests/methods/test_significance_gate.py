@@ -14,11 +14,19 @@ from tests.laws.tiny_models import PROMPTS, tiny_model
 from trimtab.answers import Answer
 from trimtab.core import SamplingParams, Selection
 from trimtab.decoding.decoder import Decoder
+from trimtab.engines.vllm.sampling import check_params
 from trimtab.errors import OptionError
+from trimtab.evaluation.comparison.recipe import MethodSpec
+from trimtab.evaluation.comparison.records import Key, Row
+from trimtab.evaluation.comparison.summary import Cell
+from trimtab.evaluation.report import notes
 from trimtab.guides.agent import Agent, AgentNetwork
 from trimtab.guides.arm import AdapterARM
-from trimtab.mixing.rules import ACCEPTING_RULES, FirstAccepted
+from trimtab.methods.catalogue import build_policy
+from trimtab.methods.checking import source_problem
+from trimtab.mixing.rules import ACCEPTING_RULES, FirstAccepted, WeighedCandidates
 from trimtab.models.hf import HFModel
+from trimtab.storage.loading import save_guide
 
 MODEL = tiny_model("llama")
 ASKED = SamplingParams(max_new_tokens=40, ignore_eos=True, trace=True, seed=0, temperature=0.7, top_k=8, top_p=1.0)
@@ -123,7 +131,7 @@ def test_at_0_the_agent_is_as_without_a_gate_and_far_above_1_only_the_first_toke
     assert closed.acted == {"a": 1 / 40}
     first = closed.trace and closed.trace[0].choice
     assert first
-    assert closed.num_verdicts == {"a": first.num_needed + 39}
+    assert closed.num_needed == {"a": first.num_needed + 39}
     shown = [trial for step in (closed.trace or ())[1:] if step.choice for trial in step.choice.trials]
     assert sum(trial.score is not None for trial in shown) == 39  # no pass looked at another one either
 
@@ -209,3 +217,108 @@ def test_beside_drafts_of_others_and_after_a_fault_the_significances_are_those_o
 def test_a_request_that_drafts_behind_an_agent_is_refused_as_without_a_gate() -> None:
     with pytest.raises(OptionError, match="Guide a selects the token, so none can be drafted"):
         answered(gated(1.0, draft="lookup"), agent())
+
+
+WEIGHS = replace(agent(), selection=Selection(WeighedCandidates()))
+
+
+@pytest.mark.parametrize(
+    ("gates", "words"),
+    [
+        (
+            {"g": "significance:1"},
+            "^gates gives guide g significance:1, and it tilts .* entropy, margin, random and bet.$",
+        ),
+        ({"w": "significance:1"}, "it weighs candidates .* accepts or rejects none.*: entropy, margin and random.$"),
+        ({"a": "bet:0.1"}, "no policy to bet against. Accepted for it: entropy, margin, random and significance.$"),
+        ({"a": "significance:-1"}, "The gate significance takes a finite number of at least 0, not '-1'"),
+        ({"a": "significance:inf"}, "The gate significance takes a finite number"),
+        ({"a": "significance:1,random:0.5"}, "The gate significance takes a finite number"),
+        ({"a": "significance"}, "give RULE:NUMBER"),
+        ({"other": "significance:1"}, "Unknown guide 'other'"),
+    ],
+)
+def test_gates_that_mean_nothing_are_refused(gates: dict[str, str], words: str) -> None:
+    guides = {"g": AdapterARM(random_lora(MODEL, 3)), "a": agent(), "w": WEIGHS}
+    weights = dict.fromkeys(guides, 0.0)
+    with pytest.raises(OptionError, match=words):
+        list(Decoder(MODEL, guides).generate([PROMPTS[0]], gates=gates, weights=weights, max_new_tokens=2))
+
+
+def test_vllm_refuses_by_name() -> None:
+    with pytest.raises(OptionError, match="gates"):
+        check_params(gated(1.0))
+
+
+def test_the_method_is_the_agent_behind_its_gate_and_chance_is_its_control(tmp_path: Any) -> None:
+    save_guide(agent(), tmp_path / "a")
+    asked = SamplingParams(max_new_tokens=30, ignore_eos=True, trace=True, temperature=1.0, top_k=3)
+    path = str(tmp_path / "a")
+    found = {}
+    for gate in ("significance:1.2", "random:0.5", "random:0"):
+        assert source_problem("gated", {"path": path, "gate": gate}, [0.5]) == ""
+        policy = build_policy(MODEL, "gated", {"path": path, "gate": gate})
+        found[gate] = next(policy.answer([PROMPTS[0]], 0.5, asked, [5]))
+        plain = replace(asked, seed=5, weights={"guide": 0.5}, gates={"guide": gate}, temperature=0.0)
+        [expected] = Decoder(MODEL, {"guide": agent()}).answers([(PROMPTS[0], replace(plain, top_k=None, top_p=None))])
+        assert found[gate].token_ids == expected.token_ids
+        assert found[gate].acted == expected.acted
+    [base] = Decoder(MODEL).answers([(PROMPTS[0], replace(asked, temperature=0.0))])
+    assert found["random:0"].token_ids == base.token_ids  # where it is closed, the base's first candidate
+
+
+@pytest.mark.parametrize(
+    ("options", "strength", "words"),
+    [
+        ({"gate": "bet:0.1"}, 0.5, "is a guide of kind agent, and it selects among candidates"),
+        ({"gate": "significance:1"}, 1.0, "1 is not an acceptance threshold"),
+        ({"gate": "random:0.5"}, 2.0, "2 is not an acceptance threshold"),
+        ({"gate": "significance:1", "form": "shift"}, 0.5, "is an agent, which has no form; leave form out"),
+        ({"gate": "significance:1", "guide_base": "x"}, 0.5, "is an agent, which has no guide_base"),
+        ({"gate": "significance:1", "path": 'prompt:"Be kind."'}, 0.5, "is a guide of kind prompt, and it tilts"),
+    ],
+)
+def test_what_the_method_cannot_do_is_said_before_a_model_is_loaded(
+    options: dict[str, str], strength: float, words: str, tmp_path: Any
+) -> None:
+    save_guide(agent(), tmp_path / "a")
+    assert words in source_problem("gated", {"path": str(tmp_path / "a"), **options}, [strength])
+
+
+def test_the_rate_leaves_out_tokens_with_a_single_candidate() -> None:
+    answer = answered(gated(1.5, top_k=None, top_p=0.3), agent())
+    said = reasons(answer)
+    asked = [reason for reason in said if reason != "only"]
+    assert 0 < len(asked) < len(said) == 40
+    assert asked.count("insignificant") > 0
+    assert answer.acted == {"a": sum(reason != "insignificant" for reason in asked) / len(asked)}
+    choices = [step.choice for step in answer.trace or () if step.choice]
+    assert all(one.significance is None and one.num_needed == 0 for one in choices if one.reason == "only")
+    past = [one.significance for one in choices if one.significance is not None]
+    for index, one in enumerate(one for one in choices if one.significance is not None):
+        window = past[max(0, index - 10) : index]
+        assert one.least_significance == pytest.approx(1.5 * sum(window) / len(window) if window else 0.0)
+
+
+def cell(name: str, method: str, options: dict[str, str], acted: float, needed: int) -> Cell:
+    rows = tuple(
+        Row(Key(name, 0.5, 0, "test", index), "p", "t", (1, 2, 3, 4), "eos", {}, 1.0, "exact", -3.0, *about)
+        for index, about in enumerate([({"guide": acted}, {"guide": needed})] * 3)
+    )
+    return Cell(MethodSpec(name, method, (0.5,), options=options), 0.5, rows)
+
+
+def test_a_report_says_what_the_gate_saved_beside_no_gate_and_beside_chance() -> None:
+    gated_cell = cell("gate", "gated", {"path": "a", "gate": "significance:1"}, 0.4, 6)
+    agent_cell = cell("agent", "mara", {"guide": "a"}, 1.0, 12)
+    chance = cell("chance", "gated", {"path": "a", "gate": "random:0.4"}, 0.41, 5)
+    other = cell("other", "mara", {"guide": "b"}, 1.0, 20)
+    assert notes._candidates([gated_cell, other, agent_cell, chance]) == {
+        "Candidates looked at": "gate at strength 0.5 1.50 a token (50% fewer than agent at strength 0.5, 20% more "
+        "than chance at strength 0.5); other at strength 0.5 5.00 a token; agent at strength 0.5 3.00 a token; chance "
+        "at strength 0.5 1.25 a token (58% fewer than agent at strength 0.5). Counted up to the one that decides"
+    }
+    assert notes._without_control([gated_cell, chance]) == []
+    [said] = notes._without_control([gated_cell, agent_cell])
+    assert "random:0.4" in said
+    assert notes._candidates([Cell(other.spec, 0.5, tuple(replace(row, num_needed={}) for row in other.rows))]) == {}
