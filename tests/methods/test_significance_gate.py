@@ -318,6 +318,7 @@ def test_a_report_says_what_the_gate_saved_beside_no_gate_and_beside_chance() ->
         "than chance at strength 0.5); other at strength 0.5 5.00 a token; agent at strength 0.5 3.00 a token; chance "
         "at strength 0.5 1.25 a token (58% fewer than agent at strength 0.5). Counted up to the one that decides"
     }
+    assert notes._saved(3.0, 3.001) == "as many as"
     assert notes._without_control([gated_cell, chance]) == []
     [said] = notes._without_control([gated_cell, agent_cell])
     assert "random:0.4" in said

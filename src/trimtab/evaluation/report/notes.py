@@ -171,7 +171,7 @@ def _candidates(cells: Sequence[Cell]) -> dict[str, str]:
             continue
         beside = [other for other in (_ungated(cell, cells), _control(cell, cells)) if other is not None]
         numbers = [(other, found) for other in beside if (found := _candidates_a_token(other))]
-        saved = [f"{_saved(number, found)} than {_named(other)}" for other, found in numbers]
+        saved = [f"{_saved(number, found)} {_named(other)}" for other, found in numbers]
         said.append(f"{_named(cell)} {number:.2f} a token" + (f" ({', '.join(saved)})" if saved else ""))
     return {"Candidates looked at": f"{'; '.join(said)}. Counted up to the one that decides"} if said else {}
 
@@ -184,9 +184,9 @@ def _candidates_a_token(cell: Cell) -> float | None:
 
 
 def _saved(number: float, beside: float) -> str:
-    """How much less one number is than another."""
-    share = 1 - number / beside
-    return f"{abs(share):.0%} {'fewer' if share >= 0 else 'more'}"
+    """How much less one number is than another, in words that the other's name follows."""
+    percent = round(100 * (1 - number / beside))
+    return f"{abs(percent)}% {'fewer' if percent > 0 else 'more'} than" if percent else "as many as"
 
 
 def _ungated(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
