@@ -149,6 +149,16 @@ def test_certainty_is_the_divergence_from_an_even_guess() -> None:
     assert math.isnan(found[7])
 
 
+def test_a_gate_is_open_at_its_threshold_and_closed_below_it() -> None:
+    odds, nan = torch.tensor([1.0, 1.0, 0.0, torch.nan, 1.0]), torch.nan
+    value = float(SignificanceGate(torch.tensor([0.5]).double(), torch.zeros(1).double()).significance(odds[:1]))
+    surprisal = torch.tensor([0.5, 0.5, 0.5, 0.5, nan], dtype=torch.float64)
+    least = torch.tensor([value, math.nextafter(value, 1.0), 0.0, 1.0, nan], dtype=torch.float64)
+    gate = SignificanceGate(surprisal, least)
+    assert gate.closed(odds).tolist() == [False, True, False, False, False]
+    assert gate.gated.tolist() == [True, True, True, True, False]
+
+
 @pytest.mark.parametrize("num", range(1, 11))
 def test_ten_significances_alike_are_no_less_than_their_mean(num: int) -> None:
     torch.manual_seed(num)

@@ -25,6 +25,7 @@ from trimtab.guides.arm import AdapterARM
 from trimtab.methods.catalogue import build_policy
 from trimtab.methods.checking import source_problem
 from trimtab.mixing.rules import ACCEPTING_RULES, FirstAccepted, WeighedCandidates
+from trimtab.mixing.significance import certainty
 from trimtab.models.hf import HFModel
 from trimtab.storage.loading import save_guide
 
@@ -298,6 +299,23 @@ def test_the_rate_leaves_out_tokens_with_a_single_candidate() -> None:
     for index, one in enumerate(one for one in choices if one.significance is not None):
         window = past[max(0, index - 10) : index]
         assert one.least_significance == pytest.approx(1.5 * sum(window) / len(window) if window else 0.0)
+
+
+def test_the_surprisal_is_that_of_the_base_as_far_as_the_request_leaves_it() -> None:
+    """As with the other gates: tokens that a mask drops are not what the base is about to say."""
+    session = MODEL.open()
+    session.admit([PROMPTS[0]])
+    base = session.logprobs()[0]
+    kept = base.masked_fill(base < base.max() + math.log(0.1), -torch.inf)
+    expected = -torch.log_softmax(kept, -1).max() / math.log(len(base))
+    answer = answered(gated(1.0, max_new_tokens=1, plausibility=0.1), agent())
+    choice = answer.trace and answer.trace[0].choice
+    assert choice
+    assert choice.significance
+    score = choice.trials[0].score
+    assert score is not None
+    assert choice.significance == pytest.approx(float(certainty(torch.tensor(score)) * expected), rel=1e-4)
+    assert expected < -base.max() / math.log(len(base)) - 0.01
 
 
 def cell(name: str, method: str, options: dict[str, str], acted: float, needed: int) -> Cell:
