@@ -114,22 +114,15 @@ def check_gates(gates: Mapping[str, str], guides: Mapping[str, object]) -> None:
 
 def not_for(rule: str, selection: Selecting | None) -> str:
     """Why a rule does not go with a guide of this selection (None: it tilts), and what does; empty if it goes."""
+    accepts = selection is not None and selection.rule.accepts
     if rule == BET and selection is not None:
-        return "it selects among candidates: it has no policy to bet against. " + _accepted_for(selection)
-    if rule == SIGNIFICANCE and selection is None:
-        return "it tilts the policy: it looks at no single candidates, and has no verdict on one. " + _accepted_for(
-            None
-        )
-    if rule == SIGNIFICANCE and selection is not None and not selection.rule.accepts:
-        return (
-            "it weighs candidates by a score and accepts or rejects none, so nothing says how sure it is. "
-            + _accepted_for(selection)
-        )
-    return ""
-
-
-def _accepted_for(selection: Selecting | None) -> str:
-    rules = [rule for rule in GATES if rule not in ((BET, SIGNIFICANCE) if selection else (SIGNIFICANCE,))]
-    if selection is not None and selection.rule.accepts:
-        rules.append(SIGNIFICANCE)
-    return f"Accepted for it: {', '.join(rules[:-1])} and {rules[-1]}."
+        why = "it selects among candidates: it has no policy to bet against."
+    elif rule == SIGNIFICANCE and selection is None:
+        why = "it tilts the policy: it looks at no single candidates, and has no verdict on one."
+    elif rule == SIGNIFICANCE and not accepts:
+        why = "it weighs candidates by a score and accepts or rejects none, so nothing says how sure it is."
+    else:
+        return ""
+    others = [BET] if selection is None else [SIGNIFICANCE] if accepts else []
+    *most, last = [ENTROPY, MARGIN, RANDOM, *others]
+    return f"{why} Accepted for it: {', '.join(most)} and {last}."

@@ -291,8 +291,9 @@ class Batch:
             final = apply_temperature(chosen, columns.temperature[rows])
             tokens = ids.gather(1, draw(final, keys[rows], ids)[:, None]).squeeze(1)
             selected.tokens.update(zip(rows.tolist(), tokens.tolist(), strict=True))
-            read = zip(rows.tolist(), walk.significance.tolist(), strict=True)
-            selected.significances.update((row, value) for row, value in read if value == value)
+            if walk.gate is not None:
+                read = zip(rows.tolist(), walk.significance.tolist(), strict=True)
+                selected.significances.update((row, value) for row, value in read if value == value)
             for index, row in enumerate(rows.tolist()):
                 if index in walk.left:
                     selected.undecided.add(row)
