@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper
 from trimtab.core import Candidates, Selection
 from trimtab.mixing.rules import NEVER, FirstAccepted, MostAccepted
 from trimtab.mixing.selecting import Begun, Walk, survivors, walk
+from trimtab.mixing.significance import SignificanceGate, certainty, least_significance
 
 
 def plain_survivors(row: Tensor, top_k: int, top_p: float, min_p: float) -> list[int]:
@@ -99,6 +101,70 @@ def test_a_rule_that_needs_all_verdicts_looks_once(selection: Selection) -> None
     seen, weighted, _ = tell(selection)
     assert seen == [([0, 1, 2, 3], 6)]
     assert weighted[1].tolist() == [5.0] * 4 + [NEVER] * 2
+
+
+@pytest.mark.parametrize("rule", [FirstAccepted(fallback="last"), MostAccepted(), FirstAccepted()])
+def test_a_closed_gate_ends_a_walk_with_its_first_candidate_and_opens_no_wider_look(
+    rule: FirstAccepted | MostAccepted,
+) -> None:
+    """Of rows 0 and 2, which reject their first candidate alike, 0 has a gate that is closed and 2 one that is open."""
+    seen: list[tuple[list[int], int]] = []
+    scores = SCORES.clone()
+    scores[2, 4] = 1.0
+
+    def look(rows: Tensor, some: Candidates, asked: Tensor) -> Tensor:
+        seen.append((rows.tolist(), some.token_ids.shape[1]))
+        return scores[rows[:, None], some.token_ids]
+
+    surprisal = torch.tensor([0.5, torch.nan, 0.5, 0.5], dtype=torch.float64)
+    certainty = math.log(2) - sum(-p * math.log(p) for p in (1 / (1 + math.e), math.e / (1 + math.e)))
+    least = torch.tensor([0.5 * certainty + 1e-4, torch.nan, 0.5 * certainty - 1e-4, 9.0], dtype=torch.float64)
+    candidates = Candidates(torch.arange(6).repeat(4, 1), torch.zeros(4, 6))
+    counts = torch.tensor([6, 4, 5, 1])
+    gate = SignificanceGate(surprisal, least)
+    half = torch.full((4,), 0.5)
+    found = walk(candidates, counts, half, Selection(rule, looks=(4, 9)), look, gate=gate)
+    assert seen[0] == ([0, 1, 2, 3], 1)
+    assert all(0 not in rows for rows, _ in seen[1:])
+    assert found.closed.tolist() == [True, False, False, False]
+    assert found.significance.tolist() == pytest.approx(
+        [0.5 * certainty, math.nan, 0.5 * certainty, math.nan], nan_ok=True
+    )
+    assert found.policy(rule)[0].exp().tolist() == [1.0] + [0.0] * 5
+    assert torch.equal(found.policy(rule)[1:], rule.policy(candidates, found.weighted)[1:])
+    assert int(found.policy(rule)[2].argmax()) == 4
+    plain = walk(candidates, counts, half, Selection(rule, looks=(4, 9)), look)
+    assert not bool(plain.closed.any())
+    assert bool(plain.significance.isnan().all())
+
+
+def test_certainty_is_the_divergence_from_an_even_guess() -> None:
+    odds = torch.tensor([0.0, 1e-4, -1.0, 3.0, 80.0, torch.inf, -torch.inf, torch.nan])
+    found = certainty(odds).tolist()
+    for value, score in zip(found[:4], odds.tolist(), strict=False):
+        chances = 1 / (1 + math.exp(-score)), 1 / (1 + math.exp(score))
+        assert value == pytest.approx(sum(p * math.log(2 * p) for p in chances), abs=1e-15)
+    assert found[1] == pytest.approx(1e-8 / 8, rel=1e-3)
+    assert found[4:7] == pytest.approx([math.log(2)] * 3)
+    assert math.isnan(found[7])
+
+
+def test_a_gate_is_open_at_its_threshold_and_closed_below_it() -> None:
+    odds, nan = torch.tensor([1.0, 1.0, 0.0, torch.nan, 1.0]), torch.nan
+    value = float(SignificanceGate(torch.tensor([0.5]).double(), torch.zeros(1).double()).significance(odds[:1]))
+    surprisal = torch.tensor([0.5, 0.5, 0.5, 0.5, nan], dtype=torch.float64)
+    least = torch.tensor([value, math.nextafter(value, 1.0), 0.0, 1.0, nan], dtype=torch.float64)
+    gate = SignificanceGate(surprisal, least)
+    assert gate.closed(odds).tolist() == [False, True, False, False, False]
+    assert gate.gated.tolist() == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("num", range(1, 11))
+def test_ten_significances_alike_are_no_less_than_their_mean(num: int) -> None:
+    torch.manual_seed(num)
+    for value in torch.rand(500).tolist():
+        assert least_significance(1.0, [value] * num) == value
+    assert least_significance(3.0, []) == 0.0
 
 
 def test_nothing_is_looked_at_where_every_row_has_one_candidate() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trimtab.core import Prompt
+
+ONLY, INSIGNIFICANT = "only", "insignificant"
+"""Reasons of a choice (`Choice.reason`) in which the guide's verdicts had no say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,24 @@ class Choice:
     """Which of them was chosen."""
     reason: str
     """`accepted`; `only`: a single candidate, not asked about; `none`: none was accepted, so the rule fell back;
-    `weighed`: the rule does not accept or reject."""
+    `weighed`: the rule does not accept or reject; `insignificant`: the first candidate, taken as it is, since its gate
+    of significance was closed."""
+    significance: float | None = None
+    """How much the first candidate matters (`mixing.significance`, R); None without a gate of significance."""
+    least_significance: float | None = None
+    """The significance from which on the gate is open (τ)."""
+    needs_all: bool = False
+    """Whether the rule reads the verdict on every candidate before it decides."""
+
+    @property
+    def num_needed(self) -> int:
+        """How many candidates had to be looked at: up to the one that decided, one after another. A pass may look at
+        more of them at once."""
+        if self.reason == ONLY:
+            return 0
+        if self.reason == INSIGNIFICANT:
+            return 1
+        return self.index + 1 if self.reason == "accepted" and not self.needs_all else len(self.trials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +90,8 @@ class TokenTrace:
     @property
     def acting(self) -> frozenset[str]:
         """The guides that acted at this step."""
-        return frozenset(self.chosen.guide_scores).union(() if self.choice is None else (self.choice.guide,))
+        selecting = () if self.choice is None or self.choice.reason == INSIGNIFICANT else (self.choice.guide,)
+        return frozenset(self.chosen.guide_scores).union(selecting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +152,25 @@ class Answer:
     @property
     def acted(self) -> Mapping[str, float] | None:
         """Guide -> the share of the response's tokens at which it acted (`SamplingParams.gates`), of guides that have a
-        weight; None without a trace or a token."""
+        weight; None without a trace or a token.
+
+        Behind a gate of significance it is the share of the tokens at which the gate was asked: one with a single
+        candidate is none of them. So `random:R` at this rate lets the guide act as often where it has a choice.
+        """
         if not self.trace:
             return None
+        return {name: _share_acted(self.trace, name) for name, weight in self.weights.items() if weight != 0}
+
+    @property
+    def num_needed(self) -> Mapping[str, int] | None:
+        """Guide -> how many candidates it had to look at (`Choice.num_needed`) over the response, of guides that
+        selected at any token; None without a trace."""
+        if self.trace is None:
+            return None
+        choices = [step.choice for step in self.trace if step.choice is not None]
         return {
-            name: sum(name in step.acting for step in self.trace) / len(self.trace)
-            for name, weight in self.weights.items()
-            if weight != 0
+            name: sum(choice.num_needed for choice in choices if choice.guide == name)
+            for name in dict.fromkeys(choice.guide for choice in choices)
         }
 
     @property
@@ -150,6 +183,15 @@ class Answer:
     def base_logprob(self) -> float | None:
         """log π_base(y | x) at temperature 1 in nats; None without a trace."""
         return None if self.trace is None else sum(step.chosen.base_logprob for step in self.trace)
+
+
+def _share_acted(steps: Sequence[TokenTrace], name: str) -> float:
+    """See `Answer.acted`."""
+    reasons = [step.choice.reason for step in steps if step.choice is not None and step.choice.guide == name]
+    if INSIGNIFICANT in reasons:
+        asked = [reason for reason in reasons if reason != ONLY]
+        return (len(asked) - asked.count(INSIGNIFICANT)) / len(asked)
+    return sum(name in step.acting for step in steps) / len(steps)
 
 
 def finished(answers: Iterable[Answer]) -> Iterator[Answer]:

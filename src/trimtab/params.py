@@ -101,7 +101,9 @@ class SamplingParams:
         {},
         "for each guide that is named, at which tokens it acts: where the base's entropy is above T nats (entropy:T), "
         "where its two best tokens are less than M apart in probability (margin:M), at a share R of them by chance "
-        "(random:R); or only where the base's draw is less probable than the mix's best token less L (bet:L)",
+        "(random:R); only where the base's draw is less probable than the mix's best token less L (bet:L); or, of a "
+        "guide that accepts or rejects candidates, where its verdict on the first one matters at least A times as much "
+        "as on average over the last ten tokens (significance:A)",
         kind="named",
         note="a guide without a gate acts at every token",
         metavar="NAME=RULE:X,NAME=RULE:X,...",

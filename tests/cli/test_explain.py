@@ -139,6 +139,16 @@ def test_the_choice_of_an_agent_is_told(run: Run, tiny: Tiny, agent: str, tmp_pa
             assert all(one["accept_probability"] <= 0.9 and not one["accepted"] for one in before)
     assert any(token["choice"]["index"] > 0 for token in tokens)
     assert '"reason":"accepted"' in page.read_text()
+    gated = tmp_path / "gated.html"
+    outcome = run(*argv, "--ignore-eos", "--json", "--gates", "agent=significance:1e9", "--html", str(gated))
+    first, *others = (token["choice"] for token in json.loads(outcome.out)["tokens"])
+    assert first["least_significance"] == 0
+    assert all((one["reason"], one["index"]) == ("insignificant", 0) for one in others)
+    assert all(one["significance"] < one["least_significance"] for one in others)
+    assert "taken: the gate was closed" in gated.read_text()
+    assert "the first: its gate was closed" in " ".join(
+        run(*argv, "--ignore-eos", "--gates", "agent=significance:1e9").out.split()
+    )
     text = run(*argv, "--ignore-eos").out
     assert "passed over" in text
     assert "seen" in text

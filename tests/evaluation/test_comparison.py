@@ -112,7 +112,7 @@ def test_a_row_says_what_it_is_and_what_it_earned(whole: Path) -> None:
     fields = json.loads((whole / "answers.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert list(fields) == [
         *("method", "strength", "seed", "split", "prompt_index", "prompt", "text", "token_ids", "num_tokens"),
-        *("finish_reason", "rewards", "kl", "kl_kind", "base_logprob", "acted"),
+        *("finish_reason", "rewards", "kl", "kl_kind", "base_logprob", "acted", "num_needed"),
     ]
     assert (fields["method"], fields["strength"], fields["seed"], fields["prompt_index"]) == ("aligner", 1.0, 1, 13)
     assert (fields["split"], fields["kl"], fields["kl_kind"]) == ("test", None, "unknown")

@@ -178,7 +178,9 @@ def agent_world(family: str, rule: str) -> World:
             ignore_eos=True,
             trace=rng.random() < 0.3,
         )
-        return prompt_of(rng, shared, 61, 60), how
+        gate = rng.choice(["", "", "significance:1.2", "significance:0.7", "random:0.5", "entropy:3.9"])
+        gates = {"agent": gate} if gate else {}
+        return prompt_of(rng, shared, 61, 60), replace(how, gates=gates)
 
     small = HFModel(tiny_module(family, seed=8))
     return World(model, {"agent": agent, "struck": Struck(model, prompt=[5, 9])}, draw, small)

@@ -345,6 +345,10 @@ def test_an_agent_is_a_guide_like_any_other(start: Start, tiny_model: HFModel, g
         assert listed == {"up": (False, False), "agent": (True, True)}
         reply = call(server, "/v1/chat/completions", chat(guidance={"weights": weights, "explain": True}))[2]
         told = call(server, "/v1/chat/completions", chat(guidance={"weights": {"agent": -0.5}}))
+        gated = {"weights": weights, "explain": True, "gates": {"agent": "significance:1000000000"}}
+        through = call(server, "/v1/chat/completions", chat(guidance=gated))[2]["choices"][0]
+        tilts = {"weights": weights, "gates": {"up": "significance:1"}}
+        refused = call(server, "/v1/chat/completions", chat(guidance=tilts))
     assert told[0] == 400
     assert "acceptance threshold" in told[2]["error"]["message"]
     [answer] = decoder.generate([CHAT["messages"]], weights=weights, max_new_tokens=4, seed=1)
@@ -352,3 +356,13 @@ def test_an_agent_is_a_guide_like_any_other(start: Start, tiny_model: HFModel, g
     choices = [token["choice"] for token in reply["choices"][0]["guidance"]["tokens"]]
     assert [choice["guide"] for choice in choices] == ["agent"] * len(answer.token_ids)
     assert any(not trial["accepted"] for choice in choices for trial in choice["trials"])
+    assert "significance" not in choices[0]
+    gate = {"agent": "significance:1000000000"}
+    [answer] = decoder.generate([CHAT["messages"]], weights=weights, max_new_tokens=4, seed=1, gates=gate)
+    assert through["message"]["content"] == answer.text
+    first, *others = (token["choice"] for token in through["guidance"]["tokens"])
+    assert (first["reason"] != "insignificant", first["least_significance"]) == (True, 0.0)
+    assert all(choice["reason"] == "insignificant" for choice in others)
+    assert all(0 <= choice["significance"] < choice["least_significance"] for choice in others)
+    assert (refused[0], refused[2]["error"]["param"]) == (400, "guidance.gates")
+    assert "guide up significance:1, and it tilts" in refused[2]["error"]["message"]

@@ -26,7 +26,7 @@ from trimtab.decoding.capacity import Capacity
 from trimtab.decoding.constraints import Restriction, restriction
 from trimtab.decoding.drafts import Drafter, Drafters
 from trimtab.decoding.failures import UNREADY, blame, broken_guide
-from trimtab.decoding.gating import bets, open_places, with_bet
+from trimtab.decoding.gating import Gates, bets, open_places, with_bet
 from trimtab.decoding.lanes import Lane, Rows, SelectingLane
 from trimtab.decoding.penalties import penalised
 from trimtab.decoding.places import Places
@@ -52,6 +52,8 @@ class Outcome:
     """Why a row cannot."""
     traces: Mapping[int, Sequence[TokenTrace]]
     """Why each of these tokens was chosen, where the request asks for it."""
+    significances: Mapping[int, float]
+    """What the gate of significance read of the first candidate, where the request has one and its guide was asked."""
 
 
 @dataclass(slots=True)
@@ -63,6 +65,7 @@ class _Selected:
     """Place -> its rule's policy at temperature 1, [V]; like `final`, only for those with a trace."""
     final: dict[int, Tensor]
     choices: dict[int, tuple[str, Walk, int]]
+    significances: dict[int, float]
     undecided: set[int]
     """Places whose candidates are looked at further in the next step."""
 
@@ -141,13 +144,13 @@ class Batch:
         waiting = set(self.filling())
         ready = [request for row, request in enumerate(self.running) if row not in waiting]
         if not ready:
-            return Outcome({}, {}, {})
+            return Outcome({}, {}, {}, {})
         places = Places(self.running, self._read_ahead(ready))
-        tensors, policy, acting, failures = self._policy(places, restriction(places, waiting))
+        tensors, policy, gates, failures = self._policy(places, restriction(places, waiting))
         for row in waiting:
             failures[places.first(row)] = UNREADY
         keys = step_keys([(place.request.seed, place.position) for place in places], policy.device)
-        selected = self._select(policy, keys, places, acting, failures)
+        selected = self._select(policy, keys, places, gates, failures)
         if failures:  # these end in this step; give them something that can be drawn from
             policy = policy.index_fill(0, torch.tensor(list(failures), device=policy.device), 0.0)
         forced = {index: token for index, place in enumerate(places) if (token := place.forced()) is not None}
@@ -166,6 +169,11 @@ class Batch:
             {row: [tokens[index] for index in run] for row, run in runs.items() if run},
             {row: failures[places.first(row)] for row, run in runs.items() if not run},
             {row: [notes[index] for index in run] for row, run in runs.items() if run and run[0] in notes},
+            {
+                row: selected.significances[run[0]]
+                for row, run in runs.items()
+                if run and run[0] in selected.significances
+            },
         )
 
     def _read_ahead(self, ready: Sequence[Request]) -> Mapping[int, Sequence[int]]:
@@ -201,9 +209,8 @@ class Batch:
 
     def _policy(
         self, places: Places, restriction: Restriction
-    ) -> tuple[StepTensors, Tensor, dict[str, Tensor], dict[int, TrimtabError]]:
-        """The step's tables, the mixed and penalised policy [B, V], where guides with gates act, and the places that
-        cannot go on."""
+    ) -> tuple[StepTensors, Tensor, Gates, dict[int, TrimtabError]]:
+        """The step's tables, the mixed and penalised policy [B, V], the gates, and the places that cannot go on."""
         base = self._base_logprobs(places)
         columns = self._columns_of(places, base.device)
         proposed = restriction.of(base)
@@ -213,11 +220,11 @@ class Batch:
         reads_states = any(lane.guide.needs_context for lane in self._tilting)
         context = self._context(places).to(base.device) if reads_states else None
         candidates = Candidates(ids, proposed, context=context, complete=True)
-        acting = open_places(places, proposed)
+        gates = Gates(proposed, open_places(places, proposed))
         parts = {
             lane.name: part
             for lane in self._tilting
-            if (part := lane.part(candidates, places, acting.get(lane.name))) is not None
+            if (part := lane.part(candidates, places, gates.acting.get(lane.name))) is not None
         }
         mixed = self._mixed(candidates, list(parts.values()))
         for name, (indices, slack) in bets(places, parts).items():
@@ -234,7 +241,7 @@ class Batch:
             {name: scores for name, (scores, _) in parts.items()},
             {name: weights != 0 for name, (_, weights) in parts.items()},
         )
-        return tensors, penalised(mixed, columns, places), acting, {**failures, **restriction.failures}
+        return tensors, penalised(mixed, columns, places), gates, {**failures, **restriction.failures}
 
     def _mixed(self, candidates: Candidates, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """[B, V]: the rule's policy; a row without guides keeps the base's numbers bit for bit."""
@@ -269,14 +276,14 @@ class Batch:
         policy: Tensor,
         keys: Tensor,
         places: Places,
-        acting: Mapping[str, Tensor],
+        gates: Gates,
         failures: dict[int, TrimtabError],
     ) -> _Selected:
         """The tokens of the places in which a guide selects, with what led to them; adds to `failures`."""
-        selected = _Selected({}, {}, {}, {}, set())
+        selected = _Selected({}, {}, {}, {}, {}, set())
         columns = self._columns_of(places, policy.device)
         for lane in self._selecting:
-            selection = lane.select(policy, columns, places, failures, acting.get(lane.name))
+            selection = lane.select(policy, columns, places, failures, gates)
             if selection is None:
                 continue
             rows, walk, chosen = selection
@@ -284,6 +291,9 @@ class Batch:
             final = apply_temperature(chosen, columns.temperature[rows])
             tokens = ids.gather(1, draw(final, keys[rows], ids)[:, None]).squeeze(1)
             selected.tokens.update(zip(rows.tolist(), tokens.tolist(), strict=True))
+            if walk.gate is not None:
+                read = zip(rows.tolist(), walk.significance.tolist(), strict=True)
+                selected.significances.update((row, value) for row, value in read if value == value)
             for index, row in enumerate(rows.tolist()):
                 if index in walk.left:
                     selected.undecided.add(row)

@@ -266,6 +266,8 @@ class Decoder(GenerationEngine):
                         steps.append(request.push(token, trace))
                         if request.finish_reason is not None:  # what was read ahead of the end is nobody's
                             break
+                    if row in outcome.significances:
+                        request.significances.append(outcome.significances[row])
                 except Exception as error:
                     self._report(error, [request])
                     steps.append(request.fail(unexpected(without_frames(error))))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.caches import num_known
 from trimtab.core import Candidates, Guide, GuideSession, ModelSession, Selection, Session, TokenIds
+from trimtab.decoding.gating import Gates
 from trimtab.decoding.looks import Looks, look_cost
 from trimtab.decoding.places import Places
 from trimtab.decoding.requests import Columns, Request
@@ -194,15 +195,16 @@ class SelectingLane(Lane):
         columns: Columns,
         places: Places,
         failed: Mapping[int, object],
-        acting: Tensor | None = None,
+        gates: Gates,
     ) -> tuple[Tensor, Walk, Tensor] | None:
         """Places [R] in which this guide selects, its walk there, and the rule's policy [R, K].
 
-        `policy` is [B, V]: the tilted policy at temperature 1. Places that have failed already, and those
-        where its gate is closed (`acting` [B] bool), are left out. Those that stay undecided (`Walk.left`) are asked
-        about again in the next step, with the candidates that follow.
+        `policy` is [B, V]: the tilted policy at temperature 1. Places that have failed already, and those where its
+        gate is closed before it is asked (`Gates.acting`), are left out. Those that stay undecided (`Walk.left`) are
+        asked about again in the next step, with the candidates that follow.
         """
         mine = [(row, index) for row, key in enumerate(self._ids()) for index in places.of_request(key)]
+        acting = gates.acting.get(self.name)
         closed = set() if acting is None else set((~acting).nonzero().flatten().tolist())
         mine = [(row, index) for row, index in mine if index not in failed and index not in closed]
         if not mine:
@@ -238,11 +240,12 @@ class SelectingLane(Lane):
             pays=self._looks.width,
             begun=[self._begun.get(key) for key in keys],
             ends=(lambda decided: others or bool(decided.any())) if can_wait else None,
+            gate=gates.of_significance(self.name, places, batch.tolist(), candidates.token_ids[:, 0]),
         )
         self._begun = {keys[row]: begun for row, begun in found.left.items()}
         if self.selection.rule.lazy:
             self._looks.note(found)
-        return batch, found, self.selection.rule.policy(candidates, found.weighted)
+        return batch, found, found.policy(self.selection.rule)
 
 
 def check_shape(name: str, scores: Tensor, candidates: Candidates) -> None:

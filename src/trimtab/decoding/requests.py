@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from trimtab.answers import Answer, Step, TokenTrace
 from trimtab.core import KnownModel, Prompt, SamplingParams
 from trimtab.decoding.text import TextStream
 from trimtab.errors import OptionError, PromptError, naming
+from trimtab.gates import WINDOW
 
 if TYPE_CHECKING:
     from trimtab.constraining.matching import Matching
@@ -45,6 +47,7 @@ class Request:
         self.max_new_tokens = max_new_tokens
         self.token_ids: list[int] = []
         self.trace: list[TokenTrace] = []
+        self.significances: deque[float] = deque(maxlen=WINDOW)  # of its last tokens, for a gate of significance
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self.matching = matching

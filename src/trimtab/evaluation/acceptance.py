@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.answers import Answer, Choice
+from trimtab.answers import INSIGNIFICANT, ONLY, Answer, Choice
 from trimtab.errors import InputError
 
 
@@ -26,7 +26,9 @@ class Acceptance:
     num_examined: int
     """Candidates whose states the base was asked for, and the agent for a verdict: its calls."""
     num_needed: int
-    """Candidates up to the one that decided: what a walk one by one would have examined."""
+    """Candidates up to the one that decided: what a walk one by one would have examined (`Choice.num_needed`)."""
+    num_insignificant: int
+    """Tokens at which a gate of significance took the first candidate as it is."""
     indices: Mapping[int, int]
     """Place of the taken candidate (0: the most probable) -> tokens, where the agent was asked."""
 
@@ -37,8 +39,10 @@ class Acceptance:
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted candidates among those that a walk one by one examines; 0 where nothing was asked."""
-        return (self.num_asked - self.num_none) / self.num_needed if self.num_needed else 0.0
+        """Accepted candidates among those that a walk one by one examines, without tokens at which a gate of
+        significance took the first as it is; 0 where nothing was asked."""
+        num_examined = self.num_needed - self.num_insignificant
+        return (self.num_asked - self.num_none - self.num_insignificant) / num_examined if num_examined else 0.0
 
     @property
     def mean_index(self) -> float:
@@ -53,14 +57,15 @@ def acceptance_of(answers: Sequence[Answer]) -> Acceptance:
         if answer.trace is None:
             raise InputError("An answer has no trace. Decode it with a trace.")
         choices += [step.choice for step in answer.trace if step.choice is not None]
-    asked = [choice for choice in choices if choice.reason != "only"]
+    asked = [choice for choice in choices if choice.reason != ONLY]
     return Acceptance(
         num_tokens=len(choices),
         num_only=len(choices) - len(asked),
         num_none=sum(choice.reason == "none" for choice in asked),
         num_candidates=sum(len(choice.trials) for choice in asked),
         num_examined=sum(trial.score is not None for choice in asked for trial in choice.trials),
-        num_needed=sum(choice.index + 1 if choice.reason == "accepted" else len(choice.trials) for choice in asked),
+        num_needed=sum(choice.num_needed for choice in asked),
+        num_insignificant=sum(choice.reason == INSIGNIFICANT for choice in asked),
         indices=dict(sorted(Counter(choice.index for choice in asked).items())),
     )
 

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trimtab.core import Prompt
+from trimtab.core import Prompt, Selection
 from trimtab.engines.maker import EngineMaker
 from trimtab.errors import OptionError, TrimtabError
+from trimtab.gates import not_for, read_gate
 from trimtab.guides.parm import check_preference
 from trimtab.methods.builders import (
     check_head,
@@ -27,9 +28,10 @@ from trimtab.methods.builders import (
 )
 from trimtab.methods.entry import Options
 from trimtab.methods.few_shot import read_examples
-from trimtab.methods.method import Strength, numbers
+from trimtab.methods.method import Strength, number, numbers
 from trimtab.methods.table import GENARM, GUIDES, METHODS
 from trimtab.mixing.forms import PRODUCT, SHIFT, check_negative
+from trimtab.mixing.rules import FirstAccepted
 from trimtab.params import SamplingParams
 from trimtab.storage.cards import FORMED_KINDS, GUIDE_KINDS, is_adapter
 from trimtab.storage.directories import guide_directory, is_policy, locate_guide
@@ -194,13 +196,21 @@ def policy(options: Options, strengths: Sequence[Strength]) -> None:
 
 def gated(options: Options, strengths: Sequence[Strength]) -> None:
     kind = locate_guide(options["path"]).card.kind
-    if kind not in (*FORMED_KINDS, "prompt"):
+    if kind not in (*FORMED_KINDS, "prompt", "agent"):
         raise OptionError(
-            f"{options['path']} is a guide of kind {kind}; gated takes guides that are language models, and "
-            "sentences. A request may gate an agent: --gates NAME=RULE:X."
+            f"{options['path']} is a guide of kind {kind}; gated takes guides that are language models, sentences and "
+            "accept-reject agents. A request may gate any guide: --gates NAME=RULE:X."
         )
     if kind == "prompt" and options["form"] is not None:
         raise OptionError(f"{options['path']} is made of sentences and has no form; leave form out.")
+    if why := not_for(read_gate(options["gate"]).rule, Selection(FirstAccepted()) if kind == "agent" else None):
+        raise OptionError(f"gate is {options['gate']}, {options['path']} is a guide of kind {kind}, and {why}")
+    if kind == "agent":
+        for name in ("form", "guide_base"):
+            if options[name] is not None:
+                raise OptionError(f"{options['path']} is an agent, which has no {name}; leave {name} out.")
+        for strength in strengths:
+            FirstAccepted().check_weight(number(strength, what="give the agent's acceptance threshold"))
 
 
 def policies(options: Options, strengths: Sequence[Strength]) -> None:

@@ -94,7 +94,8 @@ GATE = Option(
     is_gate,
     f"RULE:NUMBER, RULE one of {', '.join(GATES)}",
     "where the guide acts: entropy:T (the base's entropy above T nats), margin:M (its two best tokens less than M "
-    "apart), random:R (a share R of the tokens), or bet:L (where the base's draw is below the mix's best less L)",
+    "apart), random:R (a share R of the tokens), bet:L (where the base's draw is below the mix's best less L), or, of "
+    "an agent, significance:A (where its verdict on the first candidate matters at least A times as much as lately)",
 )
 GUIDE_BASE = path("the model that it was trained on, where that is not the steered one (what its card says)", None)
 GUIDE_BASES = Option(

@@ -288,10 +288,10 @@ METHODS: Mapping[str, Method] = {
             "gated",
             "a guide that acts at some tokens alone, by a rule on the base's next token; random:R is the control",
             "2604.16146",
-            "weight of the guide where it acts",
+            "weight of the guide where it acts, or an agent's acceptance threshold",
             (0.5, 1.0, 2.0),
             {
-                "path": opt.path("a guide that is a language model, a policy, or a sentence"),
+                "path": opt.path("a guide that is a language model, a policy, a sentence, or an accept-reject agent"),
                 "gate": opt.GATE,
                 "form": opt.one_of(FORMS, "product or shift (what the guide's card says)", None),
                 "guide_base": opt.GUIDE_BASE,

@@ -3,6 +3,9 @@
 Candidates are evaluated in looks, a few columns of one forward pass each, and a row leaves the walk as soon as its rule
 is decided. A walk may end before every row is decided, and another go on there. How the looks are cut changes no
 verdict: a score belongs to a candidate and its row's past alone.
+
+A row may have a gate that is decided by its first candidate: that one is then looked at alone, and where the gate is
+closed the row's walk ends with it (`significance`).
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimtab.core import Candidates, Selection
+from trimtab.core import Candidates, Rule, Selection
 from trimtab.mixing.rules import NEVER, not_finite_rows
 from trimtab.mixing.sampling import keep_min_p, keep_top_k, keep_top_p
+from trimtab.mixing.significance import SignificanceGate
 
 Look = Callable[[Tensor, Candidates, Tensor], Tensor]
 """(rows [N] of the walk, their candidates of this look [N, k], which are asked about [N] bool) -> scores [N, k]."""
@@ -51,6 +55,30 @@ class Walk:
     """Whether the rule accepts or rejects, or weighs (`SelectingRule.accepts`)."""
     left: dict[int, Begun]
     """Row -> what was found of it, where the walk ended before its rule was decided."""
+    gate: SignificanceGate | None = None
+    """The gates of its rows, where any has one."""
+    lazy: bool = True
+    """Whether the first acceptance decides a row (`SelectingRule.lazy`)."""
+
+    @property
+    def significance(self) -> Tensor:
+        """[R] float32: what the gate of each row read of its first candidate; NaN: no gate, or no look."""
+        first = self.scores[:, 0]
+        return torch.full_like(first, torch.nan) if self.gate is None else self.gate.significance(first)
+
+    @property
+    def closed(self) -> Tensor:
+        """[R] bool: rows whose gate took the first candidate as it is."""
+        first = self.scores[:, 0]
+        return torch.zeros_like(first, dtype=torch.bool) if self.gate is None else self.gate.closed(first)
+
+    def policy(self, rule: Rule) -> Tensor:
+        """[R, K] log-probabilities: the rule's, and all on the first candidate where the row's gate is closed."""
+        found = rule.policy(self.candidates, self.weighted)
+        if self.gate is None:
+            return found
+        first = torch.full_like(found, NEVER).index_fill_(1, torch.tensor([0], device=found.device), 0.0)
+        return torch.where(self.closed[:, None], first, found)
 
 
 def survivors(policy: Tensor, *, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Candidates, Tensor]:
@@ -76,13 +104,15 @@ def walk(
     pays: Callable[[int], int] | None = None,
     begun: Sequence[Begun | None] | None = None,
     ends: Callable[[Tensor], bool] | None = None,
+    gate: SignificanceGate | None = None,
 ) -> Walk:
     """Look at candidates [R, K] until every row's rule is decided; `weights` [R] are the requests'.
 
     A row with one candidate is not asked about, but looked at with the others: it is fed in the same forward pass.
     `pays` says how many candidates of each of so many rows a look is worth, where the selection does not say and its
     rule is lazy. `begun` is what earlier walks found of each row. `ends` is asked after each look with the rows that
-    are decided [R] bool, and says whether the walk ends there: the others are then in `Walk.left`.
+    are decided [R] bool, and says whether the walk ends there: the others are then in `Walk.left`. While a row with a
+    `gate` is at its first candidate, a look is one candidate wide; where the gate is closed, the row is decided by it.
     """
     scores = torch.full_like(candidates.logprobs, torch.nan, dtype=torch.float32)
     weighted = torch.full_like(scores, NEVER)
@@ -96,6 +126,8 @@ def walk(
     while len(rows):
         most = int((counts - starts)[rows].max())
         width = _width(selection, min(numbers[row] for row in rows.tolist()), len(rows), pays)
+        if gate is not None and bool((gate.gated & (starts == 0) & (counts > 1))[rows].any()):
+            width = 1
         columns = starts[rows, None] + torch.arange(most if width is None else min(width, most), device=rows.device)
         asked = counts[rows] > 1
         verdicts = look(rows, _pick(candidates, counts, rows, columns), asked).to(scores)
@@ -111,6 +143,8 @@ def walk(
         decided = bad | (counts[rows] <= starts[rows])
         if selection.rule.lazy:
             decided |= (weighed.masked_fill(~real, NEVER) > 0).any(dim=-1)
+        if gate is not None:
+            decided |= gate.closed(scores[:, 0])[rows]
         rows = rows[~decided]
         if len(rows) and ends is not None and ends(_all_but(rows, len(counts))):
             break
@@ -118,7 +152,7 @@ def walk(
     left = {
         row: Begun(scores[row, : ends_at[row]], weighted[row, : ends_at[row]], numbers[row]) for row in rows.tolist()
     }
-    return Walk(candidates, counts, scores, weighted, broken, selection.rule.accepts, left)
+    return Walk(candidates, counts, scores, weighted, broken, selection.rule.accepts, left, gate, selection.rule.lazy)
 
 
 def _width(selection: Selection, number: int, num_rows: int, pays: Callable[[int], int] | None) -> int | None:

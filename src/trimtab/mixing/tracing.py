@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from trimtab.answers import Alternative, Choice, TokenTrace, Trial
+from trimtab.answers import INSIGNIFICANT, ONLY, Alternative, Choice, TokenTrace, Trial
 from trimtab.mixing.rules import NEVER
 from trimtab.mixing.sampling import normalised
 from trimtab.mixing.selecting import Walk
@@ -142,8 +142,16 @@ def _choice(guide: str, walk: Walk, row: int, token_id: int) -> Choice:
     )
     index = ids.index(token_id)
     weighed = "none" if walk.accepts else "weighed"
-    reason = "only" if count == 1 else "accepted" if trials[index].accepted else weighed
-    return Choice(guide, trials, index, reason)
+    reason = ONLY if count == 1 else "accepted" if trials[index].accepted else weighed
+    choice = Choice(guide, trials, index, reason, needs_all=not walk.lazy)
+    if walk.gate is None or not bool(walk.gate.gated[row]) or count == 1:
+        return choice
+    return replace(
+        choice,
+        reason=INSIGNIFICANT if bool(walk.closed[row]) else reason,
+        significance=float(walk.significance[row]),
+        least_significance=float(walk.gate.least[row]),
+    )
 
 
 def _rivals(step: StepTensors, row: int, count: int) -> tuple[Alternative, ...]:

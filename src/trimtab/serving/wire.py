@@ -200,10 +200,12 @@ def _placed(one: Alternative, tokenizer: Tokenizer, shares: Mapping[int, Mapping
 
 
 def _chosen(choice: Choice, tokenizer: Tokenizer) -> Json:
+    gate = {"significance": choice.significance, "least_significance": choice.least_significance}
     return {
         "guide": choice.guide,
         "reason": choice.reason,
         "index": choice.index,
+        **(gate if choice.significance is not None else {}),
         "trials": [
             {
                 "token": tokenizer.token_text(trial.token_id),

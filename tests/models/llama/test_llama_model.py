@@ -124,6 +124,26 @@ def test_seeded_tokens_of_an_agent_with_a_guide_are_those_of_transformers(
     assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
 
 
+def test_an_agent_behind_a_gate_of_significance_gives_the_tokens_of_transformers(
+    model: LlamaModel, reference: HFModel
+) -> None:
+    torch.manual_seed(3)
+    network = AgentNetwork(model.hidden_size, 16)
+    torch.nn.init.normal_(network.output_linear.weight, std=2.0)
+    agent = Agent(network.eval().requires_grad_(False))
+    found, expected = (
+        list(
+            Decoder(base, {"a": agent}).generate(
+                _prompts(6), gates={"a": "significance:1.2"}, seed=1, max_new_tokens=12, ignore_eos=True, trace=True
+            )
+        )
+        for base in (model, reference)
+    )
+    assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
+    assert [answer.acted for answer in found] == [answer.acted for answer in expected]
+    assert all(0 < (answer.acted or {})["a"] < 1 for answer in found)
+
+
 def test_drafts_change_no_token(model: LlamaModel) -> None:
     prompts = [[5, 6, 7, 8, 5, 6, 7, 8, 5, 6], [9, 10, 11, 9, 10, 11, 9]]
     drafted, plain = (

@@ -189,6 +189,7 @@ class Maker:
             policy.kl_kind,
             answer.base_logprob,
             answer.acted or {},
+            answer.num_needed or {},
         )
 
 

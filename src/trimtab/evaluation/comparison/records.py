@@ -80,6 +80,9 @@ class Row:
     base_logprob: float | None
     acted: Mapping[str, float] = field(default_factory=dict)
     """Guide -> the share of the tokens at which it acted (`Answer.acted`); empty where that is not known."""
+    num_needed: Mapping[str, int] = field(default_factory=dict)
+    """Guide that selects -> how many candidates it had to look at (`Answer.num_needed`); empty where none selected, or
+    nobody counted."""
 
     @property
     def num_tokens(self) -> int:
@@ -99,6 +102,7 @@ class Row:
             "kl_kind": self.kl_kind,
             "base_logprob": self.base_logprob,
             "acted": dict(self.acted),
+            "num_needed": dict(self.num_needed),
         }
 
     @staticmethod
@@ -121,6 +125,7 @@ class Row:
             fields["kl_kind"],
             fields["base_logprob"],
             dict(fields.get("acted", {})),
+            dict(fields.get("num_needed", {})),
         )
 
 

@@ -22,7 +22,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.answers import Alternative, Choice, TokenTrace
+from trimtab.answers import INSIGNIFICANT, ONLY, Alternative, Choice, TokenTrace
 from trimtab.mixing.tracing import FULL_COLOUR, shares_of
 
 PASSED_OVER = 4
@@ -75,7 +75,10 @@ class ExplainedChoice:
     candidates: tuple[Candidate, ...]
     index: int
     reason: str
-    """`accepted`, `only` (a single candidate, not asked about), `none` (none was accepted), or `weighed`."""
+    """`accepted`, `only` (a single candidate, not asked about), `none` (none was accepted), `weighed`, or
+    `insignificant` (the first, taken as it is: see `answers.Choice`)."""
+    significance: float | None = None
+    least_significance: float | None = None
 
     @property
     def num_seen(self) -> int:
@@ -141,7 +144,8 @@ def _explain_choice(choice: Choice, weights: Mapping[str, float], token_text: Ca
         )
         for trial in choice.trials
     )
-    return ExplainedChoice(choice.guide, weights[choice.guide], candidates, choice.index, choice.reason)
+    gate = choice.significance, choice.least_significance
+    return ExplainedChoice(choice.guide, weights[choice.guide], candidates, choice.index, choice.reason, *gate)
 
 
 def acceptance(log_odds: float) -> float:
@@ -229,12 +233,14 @@ def _share_cell(share: float | None) -> Text:
 
 def _verdict(choice: ExplainedChoice | None) -> tuple[str | Text, ...]:
     """How likely the chosen candidate was accepted, how many were seen of how many, which were passed over."""
-    if choice is None or choice.reason == "only":
+    if choice is None or choice.reason == ONLY:
         return ("", "", Text("the only candidate" if choice else "", "dim"))
     seen = f"{choice.num_seen} of {len(choice.candidates)}"
     taken = choice.candidates[choice.index].accept_probability
     if choice.reason == "none":
         return (f"{taken or 0.0:.0%}", seen, Text("none accepted: the rule's fall-back", "dim"))
+    if choice.reason == INSIGNIFICANT:
+        return (f"{taken or 0.0:.0%}", seen, Text("the first: its gate was closed", "dim"))
     before = choice.candidates[: choice.index]
     shown = ", ".join(f"{visible(one.text)} {_number(one)}" for one in before[:PASSED_OVER])
     more = f" and {len(before) - PASSED_OVER} more" if len(before) > PASSED_OVER else ""

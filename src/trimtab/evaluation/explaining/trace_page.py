@@ -152,7 +152,8 @@ function row(item, chosen) {
 }
 function verdict(c, i) {
   if (i === c.index) return c.reason === "accepted" ? "accepted, taken" : c.reason === "only" ? "the only one" :
-    c.reason === "weighed" ? "taken" : "none accepted, so this one";
+    c.reason === "weighed" ? "taken" : c.reason === "insignificant" ? "taken: the gate was closed" :
+    "none accepted, so this one";
   const one = c.candidates[i];
   if (c.reason === "weighed") return "";
   return one.accept_probability === null ? "not looked at" : one.accepted ? "accepted" : "rejected";

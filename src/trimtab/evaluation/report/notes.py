@@ -44,6 +44,7 @@ def notes_of(recipe: Recipe, run: RunRecord, cells: Sequence[Cell]) -> dict[str,
         **_rewards(recipe, run),
         **_joint(recipe),
         **_gates(cells),
+        **_candidates(cells),
         "KL": "; ".join(f"{', '.join(labels)}: {_KL.get(kind, kind)}" for kind, labels in _by_kind(cells).items()),
         "Intervals": f"95 %, bootstrap over prompts (BCa, {NUM_RESAMPLES:,} resamples), from {MIN_PROMPTS} prompts on; "
         "differences to the base are paired by prompt; nothing corrects for how many methods are compared",
@@ -161,19 +162,63 @@ def _gates(cells: Sequence[Cell]) -> dict[str, str]:
     return {"Gates": "; ".join(said)} if said else {}
 
 
+def _candidates(cells: Sequence[Cell]) -> dict[str, str]:
+    """How many candidates guides that select had to look at, and what gates saved beside no gate and beside chance."""
+    said = []
+    for cell in cells:
+        number = _candidates_a_token(cell)
+        if number is None:
+            continue
+        beside = [other for other in (_ungated(cell, cells), _control(cell, cells)) if other is not None]
+        numbers = [(other, found) for other in beside if (found := _candidates_a_token(other))]
+        saved = [f"{_saved(number, found)} {_named(other)}" for other, found in numbers]
+        said.append(f"{_named(cell)} {number:.2f} a token" + (f" ({', '.join(saved)})" if saved else ""))
+    return {"Candidates looked at": f"{'; '.join(said)}. Counted up to the one that decides"} if said else {}
+
+
+def _candidates_a_token(cell: Cell) -> float | None:
+    """None where no guide selected, or nobody counted."""
+    if not any(row.num_needed for row in cell.rows):
+        return None
+    return sum(sum(row.num_needed.values()) for row in cell.rows) / max(1, sum(row.num_tokens for row in cell.rows))
+
+
+def _saved(number: float, beside: float) -> str:
+    """How much less one number is than another, in words that the other's name follows."""
+    percent = round(100 * (1 - number / beside))
+    return f"{abs(percent)}% {'fewer' if percent > 0 else 'more'} than" if percent else "as many as"
+
+
+def _ungated(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+    """The same agent at the same threshold without a gate, for a cell that has one."""
+    if "gate" not in cell.spec.options:
+        return None
+    for one in cells:
+        is_agent = one.spec.method == "mara" and one.spec.options.get("guide") == cell.spec.options["path"]
+        if one.strength == cell.strength and (is_agent or (_share(one) == 1 and _source(one) == _source(cell))):
+            return None if one is cell else one
+    return None
+
+
+def _control(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+    """The gate of chance of a gate's rate, for a cell whose gate is none of chance and no bet."""
+    share = _share(cell)
+    if share is None or _rule(cell) in (RANDOM, BET):
+        return None
+    for one, other in _gated(cells):
+        is_same = one.strength == cell.strength and _source(one) == _source(cell)
+        if _rule(one) == RANDOM and is_same and abs(share - other) <= SAME_RATE:
+            return one
+    return None
+
+
 def _without_control(cells: Sequence[Cell]) -> list[str]:
     """A sentence for each gated cell beside which no gate of chance of its rate stands."""
-    gated = _gated(cells)
-    controls = [(cell, share) for cell, share in gated if _rule(cell) == RANDOM]
     said = []
-    for cell, share in ((cell, share) for cell, share in gated if _rule(cell) not in (RANDOM, BET)):
-        has_control = any(
-            one.strength == cell.strength and abs(share - other) <= SAME_RATE and _source(one) == _source(cell)
-            for one, other in controls
-        )
+    for cell, share in ((cell, share) for cell, share in _gated(cells) if _rule(cell) not in (RANDOM, BET)):
         if not share:
             said.append(f"The gate of {_named(cell)} never opened: its answers are the base's.")
-        elif not has_control:
+        elif _control(cell, cells) is None:
             said.append(
                 f"{_named(cell)} acts at {share:.1%} of the tokens, and no gate of chance of that rate stands "
                 "beside it, so what the rule does cannot be told from acting less often. Add the same method with gate "
@@ -184,8 +229,13 @@ def _without_control(cells: Sequence[Cell]) -> list[str]:
 
 def _gated(cells: Sequence[Cell]) -> list[tuple[Cell, float]]:
     """Cells with a gate and a guide that runs, and the share of the tokens at which it acted."""
-    found = [(cell, cell.mean(_acted)) for cell in cells if "gate" in cell.spec.options]
+    found = [(cell, _share(cell)) for cell in cells]
     return [(cell, share) for cell, share in found if share is not None]
+
+
+def _share(cell: Cell) -> float | None:
+    """The share of the tokens at which a cell's guide acted; None without a gate."""
+    return cell.mean(_acted) if "gate" in cell.spec.options else None
 
 
 def _rule(cell: Cell) -> str:

@@ -82,6 +82,7 @@ const REASONS = {
   only: "was not asked: there was one candidate",
   none: "accepted no candidate, so its rule fell back on this one",
   weighed: "weighed the candidates by probability and score",
+  insignificant: "was asked about the first candidate alone, since its gate was closed",
 };
 
 /** What a guide that selects had before it. */
