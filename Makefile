@@ -165,11 +165,11 @@ $(LLAMA)/.installed: pyproject.toml constraints.txt Makefile
 test-llama: $(LLAMA)/.installed
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(LLAMA)/bin/python -m pytest tests/models/llama
 
-# An environment of its own: Inspect asks for an older fsspec than the one that constraints.txt pins.
+# An environment of its own: Inspect asks for older packages than some that constraints.txt pins.
 $(INSPECT)/.installed: pyproject.toml constraints.txt Makefile
 	$(SAY) "[1/2] creating $(INSPECT), installing torch"
 	@$(PYTHON) -m venv $(INSPECT)
-	@grep -v '^fsspec==' constraints.txt > $(INSPECT)/constraints.txt
+	@grep -vE '^(fsspec|multidict|python-dateutil)==' constraints.txt > $(INSPECT)/constraints.txt
 	@$(INSPECT)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c $(INSPECT)/constraints.txt torch $(OR_SAY)
 	$(SAY) "[2/2] installing trimtab with Inspect and what the tests need"
 	@$(INSPECT)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c $(INSPECT)/constraints.txt \
