@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab import environment
-from trimtab.errors import CheckpointError, OptionError, require
+from trimtab.errors import CheckpointError, OptionError, require, unknown_name
 from trimtab.storage.cards import ADAPTER_FILE, GUIDE_FILE, GUIDE_KINDS, GuideCard, read_card
 from trimtab.storage.files import file_digest, new_directory
 from trimtab.storage.recorded import check_recorded
@@ -103,7 +103,7 @@ def guide_directory(name: str | Path, revision: str | None) -> Path:
         directory = Path(__file__).parents[1] / "shipped" / text.removeprefix("builtin:")
         if not (directory / GUIDE_FILE).exists():
             shipped = sorted(path.parent.name for path in directory.parent.glob(f"*/{GUIDE_FILE}"))
-            raise OptionError(f"No guide {text!r} ships with trimtab. Accepted: {', '.join(shipped) or 'none'}.")
+            raise unknown_name("shipped guide", text, [f"builtin:{name}" for name in shipped])
         return directory
     if text == "demo" or text.endswith(".gguf"):
         return resolve_model(name)
@@ -139,8 +139,10 @@ def _downloaded(name: str, revision: str | None, *, what: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        misspelt = isinstance(error, HFValidationError)
+        hub = "and no name of one on the hub" if misspelt else f"and the hub did not give it ({error})"
         raise CheckpointError(
-            f"There is no {what} {name!r}: it is not a directory here, and the hub did not give it ({error}). "
+            f"There is no {what} {name!r}: it is not a directory here, {hub}. "
             f"Accepted: a directory, a hub id{', a .gguf file, or demo' if what == 'model' else ', or builtin:NAME'}. "
             "Where the hub cannot be reached, give a directory that holds a copy."
         ) from error
