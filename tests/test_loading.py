@@ -177,9 +177,11 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
         load_guide("nobody/nothing-here")
     with pytest.raises(CheckpointError, match="holds no guide"):
         load_guide(tmp_path)
-    with pytest.raises(OptionError, match="Unknown shipped guide 'builtin:sentimet'. Did you mean 'builtin:sentiment'"):
+    with pytest.raises(
+        OptionError, match=r"Unknown shipped guide 'builtin:sentimet'\. Did you mean 'builtin:sentiment'"
+    ):
         load_guide("builtin:sentimet")
-    with pytest.raises(CheckpointError, match="not a directory here, and no name of one on the hub. Accepted"):
+    with pytest.raises(CheckpointError, match=r"not a directory here, and no name of one on the hub\. Accepted"):
         load_guide(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is a file"):

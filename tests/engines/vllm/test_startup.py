@@ -26,6 +26,7 @@ if __name__ == "__main__":
     for served, options, supported in json.loads(given.read_text()):
         if supported:
             versions.TESTED, versions.COMPARED = tuple(supported), ()
+            versions._check.cache_clear()  # each verdict is reached once in a process
         try:
             config = EngineArgs(model=served, dtype="float32", enforce_eager=True, **options).create_engine_config()
             found.append(config.model_config.max_model_len)
