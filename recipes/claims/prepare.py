@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import DataError, unknown_name
+from trimtab.errors import DataError
 
 NUM_STEPS = 12
 """Halvings of the bias that a random agent's acceptance rate is matched by."""
@@ -78,14 +78,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _prompts(source: str) -> list[dict[str, Any]]:
     """The rows of a file, or the prompts that ship under a name: `builtin:training`."""
-    from trimtab.evaluation.prompt_sets import PROMPT_SETS
-
     before, colon, name = source.partition(":")
     if before != "builtin" or not colon:
         return _lines(Path(source))
-    if name not in PROMPT_SETS:
-        raise unknown_name("list of prompts", name, PROMPT_SETS)
-    return [{"prompt": prompt} for prompt in PROMPT_SETS[name]()]
+    from trimtab import builtin_prompts
+
+    return [{"prompt": prompt} for prompt in builtin_prompts(name)]
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

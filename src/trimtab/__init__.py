@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trimtab.evaluation.judging.length_control import GamedRow, length_controlled_win_rate
     from trimtab.evaluation.judging.preference import preference_rate
     from trimtab.evaluation.judging.win_rates import read_win_rates
+    from trimtab.evaluation.prompt_sets import builtin_prompts
     from trimtab.guides.agent import Agent, AgentNetwork
     from trimtab.guides.arm import ARM, AdapterARM
     from trimtab.guides.head import Head
@@ -103,6 +104,7 @@ __all__ = [
     "VLLMEngine",
     "acceptance_of",
     "build_policy",
+    "builtin_prompts",
     "counted_passes",
     "finished",
     "generate_with_guides",
@@ -173,6 +175,7 @@ _LATE = {
     "VLLMEngine": "trimtab.engines.vllm.engine",
     "acceptance_of": "trimtab.evaluation.acceptance",
     "build_policy": "trimtab.methods.catalogue",
+    "builtin_prompts": "trimtab.evaluation.prompt_sets",
     "counted_passes": "trimtab.evaluation.acceptance",
     "finished": "trimtab.answers",
     "generate_with_guides": "trimtab.storage.steered_generate",

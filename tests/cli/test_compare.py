@@ -276,7 +276,7 @@ def test_more_answers_at_a_time_than_an_engine_takes_by_itself_run_at_a_time(
     [
         ({"method": "guides", "guides": {"a": "nowhere"}}, "nowhere"),
         ({"method": "guides", "guides": {"a": "LORA", "b": "LORA"}, "strengths": [1]}, "one each for a, b"),
-        ({"method": "guides", "guides": {"a": "builtin:none"}}, "No guide 'builtin:none' ships"),
+        ({"method": "guides", "guides": {"a": "builtin:none"}}, "Unknown shipped guide 'builtin:none'"),
         ({"method": "genarm", "guides": {"a": "nowhere"}}, "nowhere"),
         ({"method": "few-shot", "examples": "none.jsonl"}, "no file of examples"),
         ({"method": "few-shot", "examples": "few.jsonl", "num": 3}, "holds 1 examples, and num is 3"),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 
 from trimtab.core import Message
+from trimtab.errors import unknown_name
 
 _SUBJECTS = {
     "thing": (
@@ -157,6 +158,20 @@ def training_prompts() -> list[list[Message]]:
 
 PROMPT_SETS: Mapping[str, Callable[[], list[list[Message]]]] = {"demo": demo_prompts, "training": training_prompts}
 """Name -> the prompts that ship under it."""
+
+
+def builtin_prompts(name: str) -> list[list[Message]]:
+    """Prompts that ship with trimtab, as chat messages: `demo`, 64 to measure on, or `training`, 400 others.
+
+    A command reads them as `builtin:demo` and `builtin:training`. Raises OptionError for another name.
+
+    >>> from trimtab import builtin_prompts
+    >>> len(builtin_prompts("demo"))
+    64
+    """
+    if name not in PROMPT_SETS:
+        raise unknown_name("list of prompts that ships", name, PROMPT_SETS)
+    return PROMPT_SETS[name]()
 
 
 def training_subjects() -> list[str]:
