@@ -71,6 +71,10 @@ def run(args: argparse.Namespace) -> Exit:
     if args.report_only:
         if args.out is not None:
             raise OptionError("--report-only draws into the run itself; leave --out out.")
+        if Path(args.recipe).is_file():
+            raise OptionError(
+                f"--report-only draws the report of a run, and {args.recipe} is a file. Give the directory of a run."
+            )
         return _report(args, Path(args.recipe))
     if args.out is None:
         raise OptionError("--out is missing; give the directory of the run.")

@@ -91,7 +91,7 @@ def _add(group: argparse._ActionsContainer, name: str, entry: Described, default
         return group.add_argument(flag_of(name), choices=entry.choices, default=default, help=text)
     if entry.kind == "texts":
         return group.add_argument(flag_of(name), action="append", default=[], metavar=metavar, help=text)
-    action: type[argparse.Action] | str = Once if entry.kind in ("ids", "biases", "shares") else "store"
+    action: type[argparse.Action] | str = Once if entry.kind in ("ids", "biases", "shares", "named") else "store"
     return group.add_argument(
         flag_of(name), type=type_of(entry), default=default, metavar=metavar, help=text, action=action
     )

@@ -169,8 +169,8 @@ def builtin_prompts(name: str) -> list[list[Message]]:
     >>> len(builtin_prompts("demo"))
     64
     """
-    if name not in PROMPT_SETS:
-        raise unknown_name("list of prompts that ships", name, PROMPT_SETS)
+    if not isinstance(name, str) or name not in PROMPT_SETS:
+        raise unknown_name("list of prompts that ships", str(name), PROMPT_SETS)
     return PROMPT_SETS[name]()
 
 

@@ -37,6 +37,7 @@ from trimtab.storage.cards import FORMED_KINDS, GUIDE_KINDS, is_adapter
 from trimtab.storage.directories import guide_directory, is_policy, locate_guide
 from trimtab.storage.loading import parm_directory, reward_directory
 from trimtab.storage.scorers import check_scorer
+from trimtab.storage.sentences import is_sentence, read_weighed
 
 
 def source_problem(name: str, options: Mapping[str, Any], strengths: Sequence[Strength]) -> str:
@@ -120,6 +121,7 @@ def genarm(options: Options, strengths: Sequence[Strength]) -> None:
 
 def guides(options: Options, strengths: Sequence[Strength]) -> None:
     for path in options["guides"].values():
+        _check_unweighed(path)
         _check_tilts(path, None)
     _check_one_each(strengths, options["guides"])
 
@@ -136,16 +138,27 @@ def _check_tilts(path: str, form: str | None) -> None:
     found.form(form)
 
 
+def _check_unweighed(path: str) -> None:
+    """Raise OptionError for a sentence with a weight behind it, which no strength of a method would heed."""
+    if is_sentence(path) and read_weighed(path)[1] is not None:
+        raise OptionError(
+            f"{path} ends in a weight, and a method weighs a sentence by its strengths. Leave the weight out, and put "
+            "it among the strengths."
+        )
+
+
 def _check_one_each(strengths: Sequence[Strength], names: Iterable[str]) -> None:
     for strength in strengths:
         numbers(strength, list(names))
 
 
 def sentence(options: Options, strengths: Sequence[Strength]) -> None:
+    _check_unweighed(options["guide"])
     sentence_of(options["guide"])
 
 
 def system(options: Options, strengths: Sequence[Strength]) -> None:
+    _check_unweighed(options["guide"])
     one_sentence(options["guide"])
     for strength in strengths:
         system_weight(strength)
@@ -195,6 +208,7 @@ def policy(options: Options, strengths: Sequence[Strength]) -> None:
 
 
 def gated(options: Options, strengths: Sequence[Strength]) -> None:
+    _check_unweighed(options["path"])
     kind = locate_guide(options["path"]).card.kind
     if kind not in (*FORMED_KINDS, "prompt", "agent"):
         raise OptionError(

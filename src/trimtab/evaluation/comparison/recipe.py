@@ -18,7 +18,7 @@ from trimtab.core import SamplingParams
 from trimtab.errors import OptionError
 from trimtab.methods.method import Strength
 from trimtab.storage.scorers import SCORERS, is_function_name, module_file
-from trimtab.storage.sentences import is_sentence, read_sentence, sentence_name
+from trimtab.storage.sentences import is_sentence, read_weighed, sentence_name
 
 SPLITS = ("validation", "test")
 """Strengths are chosen on the first and reported on the second."""
@@ -245,7 +245,8 @@ def resolved(value: Any, directory: Path) -> Any:
 def _whole_sentence(name: str, directory: Path) -> str | None:
     """A guide made of a sentence by what it says, whatever file that is in; None where it cannot be read."""
     try:
-        return sentence_name(read_sentence(name, home=directory))
+        guide, weight = read_weighed(name, home=directory)
+        return sentence_name(guide) + ("" if weight is None else f":{weight:g}")
     except OptionError:
         return None
 
