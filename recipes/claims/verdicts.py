@@ -329,13 +329,8 @@ def gain_at(rows: Rows, method: str, nats: float, reward: str) -> Interval | Non
     That is where its KL is not known, where no two of its strengths enclose so many nats on the validation prompts, and
     where an interval would have too few prompts.
     """
+    arms = {"of": {"method": method, "nats": nats}, "than": {"method": "base", "strength": 0}}
     try:
-        arm = _at(method, _strengths(rows, method), nats, rows)
-        found = _by_prompt(rows, arm, "test", reward)
+        return _outcome({"what": "gain", "kind": "difference", "reward": reward, **arms}, rows).interval
     except DataError:
         return None
-    base = _of_part(rows, "base", 0.0, "test", reward)
-    shared = sorted(set(found) & set(base))
-    if len(shared) < MIN_PROMPTS:
-        return None
-    return difference_interval([found[index] for index in shared], [base[index] for index in shared])

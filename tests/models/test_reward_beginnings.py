@@ -10,7 +10,8 @@ import torch
 
 from tests.tiny_rewards import tiny_reward_model
 from trimtab.core import Prompt
-from trimtab.models.rewards.beginnings import LEAST, beginnings
+from trimtab.models.forward.prefixes import LEAST
+from trimtab.models.rewards.beginnings import beginnings
 from trimtab.models.rewards.whole import RewardModel
 
 LONG = " ".join(f"w{index % 12}" for index in range(40))

@@ -170,8 +170,7 @@ def calibrate(args: argparse.Namespace) -> Calibrated:
 
     recipe = parse_recipe(sweep.recipe(), Path.cwd(), known_methods(), check_method, name="The calibration")
     out = _out(args)
-    where = dataclasses.replace(compare.Placement.of(args), share_prompts=True)
-    compare.make_answers(recipe, "The calibration", engine, out, where)
+    compare.make_answers(recipe, "The calibration", engine, out, compare.Placement.of(args, share_prompts=True))
     options.say("measuring")
     results = read_results(out, known_methods(), measure_coherence=False)
     decision = decide(*points_of(results, sweep))

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> Exit:
 
     recipe = read_recipe(Path(args.recipe), known_methods(), check_method)
     try:
-        make_answers(recipe, args.recipe, engine, Path(args.out), Placement.of(args))
+        make_answers(recipe, args.recipe, engine, Path(args.out), Placement.of(args, share_prompts=args.share_prompts))
         return _report(args, Path(args.out))
     except KeyboardInterrupt:
         return interrupted(args.given)
@@ -98,12 +98,11 @@ class Placement:
     trust_remote_code: bool
     resume: bool
     overwrite: bool
-    share_prompts: bool = False
+    share_prompts: bool
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Placement:
-        shared = vars(args).get("share_prompts", False)  # a calibration has no such flag
-        return cls(args.device, args.trust_remote_code, args.resume, args.overwrite, shared)
+    def of(cls, args: argparse.Namespace, *, share_prompts: bool) -> Placement:
+        return cls(args.device, args.trust_remote_code, args.resume, args.overwrite, share_prompts)
 
 
 def make_answers(recipe: Recipe, name: str, engine: EngineChoice, out: Path, where: Placement) -> None:
@@ -296,9 +295,9 @@ def _read_all(recipe: Recipe) -> dict[str, list[Prompt]]:
 
 def _read(split: str, source: PromptSource, directory: Path) -> list[Prompt]:
     if source.builtin is not None:
-        from trimtab.evaluation.prompt_sets import PROMPT_SETS
+        from trimtab.evaluation.prompt_sets import builtin_prompts
 
-        everything: list[Prompt] = list(PROMPT_SETS[source.builtin]())
+        everything: list[Prompt] = list(builtin_prompts(source.builtin))
     else:
         path = directory / Path(source.path or "").expanduser()
         everything = [

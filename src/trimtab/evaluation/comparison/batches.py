@@ -171,10 +171,9 @@ class Maker:
         return [self._row(key, prompt, answer) for key, prompt, answer in made], cost, failure
 
     def _answers(self, keys: Sequence[Key], prompts: Sequence[Prompt], seeds: Sequence[int]) -> Iterator[Answer]:
-        params, strengths = self._recipe.params, [key.strength for key in keys]
-        if len(set(strengths)) > 1 and isinstance(self._policy, AnswersEach):
-            return self._policy.answer_each(prompts, strengths, params, seeds)
-        return self._policy.answer(prompts, strengths[0], params, seeds)
+        if isinstance(self._policy, AnswersEach):
+            return self._policy.answer_each(prompts, [key.strength for key in keys], self._recipe.params, seeds)
+        return self._policy.answer(prompts, keys[0].strength, self._recipe.params, seeds)
 
     def _row(self, key: Key, prompt: Prompt, answer: Answer) -> Row:
         policy = self._policy

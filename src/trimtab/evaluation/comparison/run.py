@@ -189,7 +189,8 @@ def run_comparison(
                 rows, cost, failure = maker.make(batch, answered)
                 if rows:
                     scoring.keep(rows)
-                    append(costs, [] if share_prompts else [cost.as_json()])
+                    if not share_prompts:
+                        append(costs, [cost.as_json()])
                     if failure is None or isinstance(failure, Exception):
                         scoring.score(rows)
                 if failure is not None:

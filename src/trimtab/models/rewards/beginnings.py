@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LEAST = 16
-"""Tokens in common below which reading them once is not worth a pass of their own."""
+from trimtab.models.forward.prefixes import LEAST, in_common
+
 _ALIKE = 0.8
 """Neighbours go together that share at least this part of what either shares with a neighbour."""
 
@@ -21,7 +21,10 @@ def beginnings(rows: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
     The last token of a row is never among the shared ones, since its state is asked for.
     """
     order = sorted(range(len(rows)), key=lambda index: rows[index])
-    shared = [_in_common(rows[one], rows[other]) for one, other in pairwise(order)]
+    shared = [
+        min(in_common(rows[one], rows[other]), len(rows[one]) - 1, len(rows[other]) - 1)
+        for one, other in pairwise(order)
+    ]
     found: list[tuple[int, list[int]]] = []
     start = 0
     for end in range(1, len(order) + 1):
@@ -46,8 +49,12 @@ def states_after(decoder: Any, shared: list[int], token_ids: Tensor, mask: Tenso
     read.past_key_values.batch_repeat_interleave(num)
     seen = torch.cat([mask.new_ones(num, len(shared)), mask], dim=1)
     output = decoder(input_ids=token_ids, attention_mask=seen, past_key_values=read.past_key_values, use_cache=True)
-    states: Tensor = output.last_hidden_state
-    rows = torch.arange(num, device=states.device)
+    return at_ends(output.last_hidden_state, mask)
+
+
+def at_ends(states: Tensor, mask: Tensor) -> Tensor:
+    """[N, D] of states [N, S, D]: those of the last tokens of rows that are filled up on the right, by their mask."""
+    rows = torch.arange(len(states), device=states.device)
     return states[rows, mask.sum(1).to(states.device) - 1]
 
 
@@ -57,9 +64,3 @@ def sees_everything(config: Any) -> bool:
     kinds = set(getattr(config, "layer_types", None) or ())
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
     return kinds <= {"full_attention"} and not any(windows)
-
-
-def _in_common(one: list[int], other: list[int]) -> int:
-    """How many tokens two rows begin with alike, the last of either left out."""
-    most = min(len(one), len(other)) - 1
-    return next((index for index in range(most) if one[index] != other[index]), most)

@@ -26,7 +26,7 @@ from trimtab.models.networks.kinds import longest
 from trimtab.models.networks.probing import RATIO, company_length, disturbed
 from trimtab.models.quantize.network import quantize as quantized
 from trimtab.models.quantize.network import refuse_place
-from trimtab.models.rewards.beginnings import beginnings, sees_everything, states_after
+from trimtab.models.rewards.beginnings import at_ends, beginnings, sees_everything, states_after
 from trimtab.models.tokenizing.beginning import begun_once
 from trimtab.models.tokenizing.conversations import Conversations
 from trimtab.models.tokenizing.templates import check_messages, readable, render
@@ -192,9 +192,7 @@ class RewardModel:
     def _last_states(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """[B, D] states of each row's last token."""
         output = self.module.base_model(input_ids=token_ids, attention_mask=mask, use_cache=False)
-        states: Tensor = output.last_hidden_state
-        rows = torch.arange(len(states), device=states.device)
-        return states[rows, mask.sum(1).to(states.device) - 1]
+        return at_ends(output.last_hidden_state, mask)
 
     def _padded(self, rows: Sequence[list[int]], filler: int) -> tuple[Tensor, Tensor]:
         """[B, T] ids, filled up on the right, and [B, T] int64, 1 where a token is."""
@@ -218,8 +216,8 @@ class RewardModel:
             ) from error
         if bool(torch.isnan(ours - expected).any()):
             raise NotFiniteError(f"{self.name} gives NaN. Its weights are damaged, or need another dtype.")
-        gap = float((ours - expected).abs().max())
-        if gap > _EXACT * (1 + float(expected.abs().max())) and gap > RATIO * self._rounding(rows, expected):
+        if not self._agrees(ours, expected, rows):
+            gap = float((ours - expected).abs().max())
             raise CompatibilityError(
                 f"{type(self.module).__name__} gives a text in a batch a reward that is {gap:.2g} from what it gives "
                 f"the text alone: it looks at the padding. {_ACCEPTED}"
@@ -234,8 +232,12 @@ class RewardModel:
             found = self._rewards_at(self._states_after(rows[0][:2], [row[2:] for row in rows])).float()
         except Exception:  # each architecture has its own for what it cannot do
             return False
+        return self._agrees(found, expected, rows)
+
+    def _agrees(self, found: Tensor, expected: Tensor, rows: Sequence[list[int]]) -> bool:
+        """Whether rewards of rows are those expected, up to a rounding that is measured only where they are not exact."""
         gap = float((found - expected).abs().max())
-        return gap <= max(_EXACT * (1 + float(expected.abs().max())), RATIO * self._rounding(rows, expected))
+        return gap <= _EXACT * (1 + float(expected.abs().max())) or gap <= RATIO * self._rounding(rows, expected)
 
     def _own_rewards(self, rows: Sequence[list[int]]) -> Tensor:
         """[N] rewards of rows, each by the model's own forward pass over it alone."""
