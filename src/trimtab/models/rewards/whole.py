@@ -235,7 +235,7 @@ class RewardModel:
         return self._agrees(found, expected, rows)
 
     def _agrees(self, found: Tensor, expected: Tensor, rows: Sequence[list[int]]) -> bool:
-        """Whether rewards of rows are those expected, up to a rounding that is measured only where they are not exact."""
+        """Whether rewards of rows are those expected, up to rounding, measured only where they are not exact."""
         gap = float((found - expected).abs().max())
         return gap <= _EXACT * (1 + float(expected.abs().max())) or gap <= RATIO * self._rounding(rows, expected)
 
