@@ -183,6 +183,9 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
         load_guide("builtin:sentimet")
     with pytest.raises(CheckpointError, match=r"not a directory here, and no name of one on the hub\. Accepted"):
         load_guide(tmp_path / "nothing")
+    for misspelt, meant in (("promt:Be kind.", "prompt:Be kind."), ("bultin:sentiment", "builtin:sentiment")):
+        with pytest.raises(CheckpointError, match=f"Did you mean '{meant}'"):
+            load_guide(misspelt)
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is a file"):
         load_guide(tmp_path / "file")

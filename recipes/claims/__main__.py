@@ -11,32 +11,41 @@ Cut short, the same command goes on. What `run` keeps for the page is `recipes/c
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.claims import page, stages
-from recipes.claims.recipe import REPOSITORY, SCALES, names, read
+from recipes.claims.recipe import BY_HAND, REPOSITORY, SCALES, names, read
 from trimtab.errors import OptionError, TrimtabError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 1 where a stage failed or the page is behind, 2 for a wrong request."""
+    """Run one command and return its exit code.
+
+    1 where a stage failed or the page is behind, 2 for a wrong request, 141 where nobody reads on.
+    """
     args = _parser().parse_args(argv)
     try:
-        return {"list": _list, "run": _run, "page": _page}[args.command](args)
+        code = {"list": _list, "run": _run, "page": _page}[args.command](args)
+        sys.stdout.flush()
+        return code
     except stages.StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except TrimtabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recipes.claims", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="every claim with its time and its verdict")
+    commands.add_parser("list", help="every claim with its time, what it needs and its verdict")
     run = commands.add_parser("run", help="the stages of a claim that are not finished")
     run.add_argument("name", metavar="NAME", help="a claim; `list` names them")
     run.add_argument("--scale", choices=SCALES, default="here", help="how large (default: %(default)s)")
@@ -61,22 +70,22 @@ def _parser() -> argparse.ArgumentParser:
 def _list(args: argparse.Namespace) -> int:
     for name in names():
         claim = read(name)
-        print(f"{claim.row:>2}  {name:<18} {claim.hours('here'):>5.1f} h  {page.verdict(claim).replace('**', '')}")
+        needs = " ".join(f"--{one}" for one in stages.by_hand(claim))
+        told = page.verdict(claim).replace("**", "")
+        print(f"{claim.row:>2}  {name:<18} {claim.hours('here'):>5.1f} h  {needs:<15} {told}")
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
     claim = read(args.name)
     given = dict(_pair(one) for one in args.set)
-    given |= {name: str(value) for name in ("data", "models") if (value := getattr(args, name)) is not None}
+    given |= {name: str(value) for name in BY_HAND if (value := getattr(args, name)) is not None}
     work = args.work or REPOSITORY / "runs" / "claims" / f"{claim.shares or claim.name}-{args.scale}"
     printing = args.dry_run or (args.scale == "paper" and not args.execute)
     if printing:
-        given = {name: f"{name.upper()}" for name in ("data", "models") if name not in given} | given
-        known = stages.used(claim)
-        given = {name: value for name, value in given.items() if name in known or name not in ("data", "models")}
+        given = {name: name.upper() for name in stages.by_hand(claim)} | given
     plan = stages.plan(claim, args.scale, work, given)
-    stages.describe(plan, print)
+    stages.describe(plan, print, only=args.stage)
     if not printing:
         print(flush=True)
         stages.run(plan, lambda text: print(text, flush=True), only=args.stage)

@@ -9,6 +9,7 @@ from typing import Any
 
 from recipes.claims import rows
 from recipes.claims.recipe import REPOSITORY, Claim, names, read
+from recipes.claims.stages import by_hand
 from recipes.claims.verdicts import CANNOT_TELL, Outcome, agreement, arms_of, gain_at, measured, outcome, overall
 from trimtab.errors import DataError
 from trimtab.statistics import Interval
@@ -81,10 +82,8 @@ def details(claim: Claim) -> str:
     lines += [f"- **{name}**: {text}" for name, text in claim.fixed.items()]
     lines += [f"- **changed after a look**: {text}" for text in claim.changed]
     lines += ["- **decides**: " + rules(claim.verdict), ""]
-    lines += [
-        f"`make claim NAME={claim.name}`, {_hours(claim.hours('here'))} on two cores, an estimate",
-        "",
-    ]
+    command = " ".join(["make claim", f"NAME={claim.name}", *(f"{name.upper()}=..." for name in by_hand(claim))])
+    lines += [f"`{command}`, {_hours(claim.hours('here'))} on two cores, an estimate", ""]
     found, missing = outcomes(claim)
     if found:
         lines += ["| test | arms | interval | n | outcome |", "|---|---|---|---|---|"]

@@ -3,7 +3,7 @@
 `recipes/claims/NAME/recipe.yaml` says it all. A stage is a command (`run`) or a recipe of `trimtab compare` beside it
 (`compare`); both are templates, and `$name` in them stands for a value of the scale: `here` (two processor cores),
 `paper` (the papers' own sizes, on a cluster) or `tiny` (whether the whole graph runs). Values that nobody has but the
-reader (`data`, where pairs and prompts lie) are given by hand.
+reader (`BY_HAND`) are given by hand.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from trimtab.errors import DataError, OptionError, unknown_name
 CLAIMS = Path(__file__).resolve().parent
 REPOSITORY = CLAIMS.parents[1]
 SCALES = ("here", "paper", "tiny")
+BY_HAND = ("data", "models")
+"""Values that no recipe has: where the reader keeps pairs and prompts, and GGUF files."""
 KEYS = ("row", "claim", "paper", "question", "fixed", "changed", "verdict", "equal_kl", "shares", "stages", "scales")
 OPTIONAL = ("changed", "equal_kl", "shares")
 STAGE_KEYS = ("name", "run", "compare", "makes", "hours", "rows")
@@ -166,5 +168,5 @@ def filled(template: str, values: Mapping[str, str]) -> str:
         return string.Template(template).substitute(values)
     except KeyError as error:
         name = error.args[0]
-        way_out = "--data DIR" if name == "data" else f"--set {name}=..."
+        way_out = f"--{name} DIR" if name in BY_HAND else f"--set {name}=..."
         raise OptionError(f"The recipe needs a value for {name}, and none is given: {way_out}") from None

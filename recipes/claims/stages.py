@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.claims import files, rows
-from recipes.claims.recipe import REPOSITORY, Claim, Stage, filled
+from recipes.claims.recipe import BY_HAND, REPOSITORY, Claim, Stage, filled
 from trimtab.errors import OptionError, TrimtabError, unknown_name
 
 CARDS = ("guide.json", "reward.json", "config.json")
@@ -80,7 +80,7 @@ class Plan:
         return "finished" if planned.makes.exists() else "to do"
 
 
-DIRECTORIES = ("data", "models", "work", "recipes", "claim")
+DIRECTORIES = (*BY_HAND, "work", "recipes", "claim")
 """Values that say where something lies; what lies there is what counts, and no recipe fixes it."""
 
 
@@ -91,7 +91,7 @@ def plan(claim: Claim, scale: str, work: Path, given: Mapping[str, str]) -> Plan
     that is missing.
     """
     work = work.resolve()
-    given = {name: str(Path(value).resolve()) if name in ("data", "models") else value for name, value in given.items()}
+    given = {name: str(Path(value).resolve()) if name in BY_HAND else value for name, value in given.items()}
     values = {
         "trimtab": f"{shlex.quote(sys.executable)} -m trimtab.cli.main",
         "train": f"{shlex.quote(sys.executable)} -m trimtab.cli.main train",
@@ -123,6 +123,12 @@ def used(claim: Claim) -> set[str]:
     return {found for text in texts for found in re.findall(r"\$\{?(\w+)", text)}
 
 
+def by_hand(claim: Claim) -> list[str]:
+    """What the reader of a claim has to have: names of `BY_HAND`."""
+    known = used(claim)
+    return [name for name in BY_HAND if name in known]
+
+
 def _planned(claim: Claim, stage: Stage, values: Mapping[str, str], before: Sequence[Planned]) -> Planned:
     work = Path(values["work"])
     if stage.compare is not None:
@@ -152,14 +158,24 @@ def _digest(words: tuple[str, ...], text: str, needed: Sequence[str], values: Ma
     return files.digest(json.dumps([*needed, text, scripts]))
 
 
-def describe(plan: Plan, say: Say) -> None:
-    """Print the stages with their commands and times."""
+def check_stage(plan: Plan, only: str | None) -> None:
+    """Raise OptionError where the claim has no stage of this name."""
+    names = [planned.stage.name for planned in plan.stages]
+    if only is not None and only not in names:
+        raise unknown_name("stage", only, names)
+
+
+def describe(plan: Plan, say: Say, *, only: str | None = None) -> None:
+    """Print the stages, or one of them, with their commands and times."""
+    check_stage(plan, only)
     claim, scale = plan.claim, plan.claim.scales[plan.scale]
     say(f"{claim.name}: {claim.claim}")
     say(f"on {scale.hardware}; {_hours(claim.hours(plan.scale))} in all" if plan.scale != "tiny" else scale.hardware)
     if plan.scale == "paper":
         say("hours are expected, not measured: nothing of this size was run")
     for number, planned in enumerate(plan.stages, start=1):
+        if only not in (None, planned.stage.name):
+            continue
         hours = "" if plan.scale == "tiny" else f", {_hours(planned.stage.hours[plan.scale])}"
         say(f"\n{number}. {planned.stage.name}: {plan.state(planned)}{hours}\n   {planned.line}")
 
@@ -173,9 +189,7 @@ def run(plan: Plan, say: Say, *, only: str | None = None, execute: Run | None = 
 
     Raises OptionError where a finished stage was made by another recipe, and StageError where a command fails.
     """
-    names = [planned.stage.name for planned in plan.stages]
-    if only is not None and only not in names:
-        raise unknown_name("stage", only, names)
+    check_stage(plan, only)
     needed = {planned.stage.name: planned.needs for planned in plan.stages}.get(only or "", ())
     num_run = 0
     for planned in plan.stages:

@@ -167,9 +167,36 @@ def test_printing_loads_no_torch(argv: list[str], repository: Path) -> None:
 
 
 def test_wrong_requests_have_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, words in ((["run", "front"], "Did you mean 'fronts'"), (["run", "costs", "--set", "x"], "KEY=VALUE")):
-        assert main(argv) == 2
+    for argv, words in (
+        (["run", "front"], "Did you mean 'fronts'"),
+        (["run", "costs", "--set", "x"], "KEY=VALUE"),
+        (["run", "match-dpo", "--work", "w", "--stage", "gude", "--data", "."], "Did you mean 'guide'"),
+        (["run", "match-dpo", "--work", "w", "--stage", "gude", "--dry-run"], "Did you mean 'guide'"),
+        (["run", "match-dpo", "--work", "w"], "--data DIR"),
+        (["run", "weak-to-strong", "--work", "w", "--data", "."], "--models DIR"),
+    ):
+        assert main(argv) == 2, argv
         assert words in capsys.readouterr().err
+
+
+def test_one_stage_can_be_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "match-dpo", "--work", "w", "--stage", "guide", "--dry-run"]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()]
+    assert [line.split()[1] for line in shown] == ["guide:"]
+
+
+def test_a_list_says_what_a_claim_needs_and_ends_with_its_reader(
+    capsys: pytest.CaptureFixture[str], repository: Path
+) -> None:
+    assert main(["list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    needs = {name: [word for word in rest if word.startswith("--")] for _, name, *rest in lines}
+    assert needs["newer-methods"] == []
+    assert needs["match-dpo"] == ["--data"]
+    assert needs["weak-to-strong"] == ["--data", "--models"]
+    line = f"{sys.executable} -m recipes.claims list | head -0"
+    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=repository, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_kept_rows_hold_no_prompt_and_the_same_bytes(tmp_path: Path) -> None:

@@ -162,14 +162,22 @@ def test_every_problem_of_a_recipe_at_once(run: Run, tiny: Tiny, tmp_path: Path)
 
 
 def test_paths_that_lead_nowhere_are_said_first(run: Run, tiny: Tiny, tmp_path: Path) -> None:
-    methods = [{"method": "base"}, {"method": "genarm", "guides": {"a": "./nowhere", "b": "../gone/b"}}]
-    rewards = {"mine": {"scorer": "./lost"}}
+    methods = [
+        {"method": "base"},
+        {"method": "genarm", "guides": {"a": "./nowhere", "b": "../gone/b"}},
+        {"method": "prompt", "guide": "prompt:@no-sentence.txt"},
+        {"method": "guides", "guides": {"a": "prompt:Be brief:1:2"}},
+    ]
+    rewards = {"mine": {"scorer": "./lost"}, "read": {"scorer": "prompt:"}}
     outcome = run("compare", str(write(tmp_path, tiny, methods=methods, rewards=rewards)), "--out", str(tmp_path / "r"))
     assert outcome.code == 2
     for place in (
         "methods[1].guides: there is no ./nowhere",
         "no ../gone/b",
         "rewards.mine.scorer: there is no ./lost",
+        "methods[2].guide: There is no file",
+        "methods[3].guides: 'Be brief:1:2' ends in 1:2, which may be part of the sentence or its weight",
+        "rewards.read.scorer: 'prompt:' has no sentence behind the colon",
     ):
         assert place in outcome.err
     assert "loading" not in outcome.err
@@ -297,6 +305,7 @@ def test_more_answers_at_a_time_than_an_engine_takes_by_itself_run_at_a_time(
         ({"method": "system", "guide": "prompt:Be kind.:1"}, "ends in a weight"),
         ({"method": "guides", "guides": {"a": 'prompt:"Be kind.":2'}}, "ends in a weight"),
         ({"method": "gated", "path": "prompt:Be kind.:2", "gate": "entropy:1"}, "ends in a weight"),
+        ({"method": "aligner", "guide": "prompt:Be kind.:2"}, "ends in a weight"),
         ({"method": "policies", "paths": ["LORA"], "strengths": [1]}, "There are 1 policies, and a strength is 1"),
         ({"method": "soup", "paths": ["LORA", "MODEL"], "strengths": [[0.5, 0.5]]}, "is a whole model"),
         ({"method": "soup", "paths": ["LORA", "LORA"], "strengths": [1]}, "has 1 numbers"),

@@ -29,6 +29,7 @@ from trimtab.methods.builders import (
 from trimtab.methods.entry import Options
 from trimtab.methods.few_shot import read_examples
 from trimtab.methods.method import Strength, number, numbers
+from trimtab.methods.options import TEMPLATE, texts_of
 from trimtab.methods.table import GENARM, GUIDES, METHODS
 from trimtab.mixing.forms import PRODUCT, SHIFT, check_negative
 from trimtab.mixing.rules import FirstAccepted
@@ -48,6 +49,8 @@ def source_problem(name: str, options: Mapping[str, Any], strengths: Sequence[St
     """
     method = METHODS[name]
     try:
+        for named in texts_of([value for option, value in options.items() if option != TEMPLATE]):
+            _check_unweighed(named)
         method.check(method.complete(options), strengths)
     except TrimtabError as error:
         return str(error)
@@ -121,7 +124,6 @@ def genarm(options: Options, strengths: Sequence[Strength]) -> None:
 
 def guides(options: Options, strengths: Sequence[Strength]) -> None:
     for path in options["guides"].values():
-        _check_unweighed(path)
         _check_tilts(path, None)
     _check_one_each(strengths, options["guides"])
 
@@ -138,11 +140,11 @@ def _check_tilts(path: str, form: str | None) -> None:
     found.form(form)
 
 
-def _check_unweighed(path: str) -> None:
+def _check_unweighed(name: str) -> None:
     """Raise OptionError for a sentence with a weight behind it, which no strength of a method would heed."""
-    if is_sentence(path) and read_weighed(path)[1] is not None:
+    if is_sentence(name) and read_weighed(name)[1] is not None:
         raise OptionError(
-            f"{path} ends in a weight, and a method weighs a sentence by its strengths. Leave the weight out, and put "
+            f"{name} ends in a weight, and a method weighs a sentence by its strengths. Leave the weight out, and put "
             "it among the strengths."
         )
 
@@ -153,12 +155,10 @@ def _check_one_each(strengths: Sequence[Strength], names: Iterable[str]) -> None
 
 
 def sentence(options: Options, strengths: Sequence[Strength]) -> None:
-    _check_unweighed(options["guide"])
     sentence_of(options["guide"])
 
 
 def system(options: Options, strengths: Sequence[Strength]) -> None:
-    _check_unweighed(options["guide"])
     one_sentence(options["guide"])
     for strength in strengths:
         system_weight(strength)
@@ -208,7 +208,6 @@ def policy(options: Options, strengths: Sequence[Strength]) -> None:
 
 
 def gated(options: Options, strengths: Sequence[Strength]) -> None:
-    _check_unweighed(options["path"])
     kind = locate_guide(options["path"]).card.kind
     if kind not in (*FORMED_KINDS, "prompt", "agent"):
         raise OptionError(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from trimtab.gates import GATES, is_gate
 
 REQUIRED = object()
 """The default of an option that has none."""
+
+TEMPLATE = "template"
+"""The option that is text to read, and names nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,15 @@ def is_number(value: object) -> bool:
 def is_names(value: object) -> bool:
     """Whether a value is a mapping of names to names."""
     return isinstance(value, Mapping) and bool(value) and all(_is_name(k) and _is_name(v) for k, v in value.items())
+
+
+def texts_of(value: Any) -> list[str]:
+    """The texts of an option's value, in lists and mappings too."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in texts_of(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def path(help_text: str, default: object = REQUIRED) -> Option:

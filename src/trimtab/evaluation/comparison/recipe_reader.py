@@ -23,10 +23,11 @@ from trimtab.evaluation.comparison.recipe import (
     PromptSource,
     Recipe,
     Reward,
-    missing_paths,
+    leads_nowhere,
 )
 from trimtab.fields import table
 from trimtab.methods.method import Strength
+from trimtab.methods.options import TEMPLATE
 from trimtab.models.quantize import KINDS
 
 T = TypeVar("T")
@@ -85,20 +86,21 @@ def parse_recipe(
 
 
 def path_problems(recipe: Recipe) -> list[str]:
-    """Paths of a recipe that lead nowhere, with their places: better said before an hour of decoding than after."""
+    """Paths and sentences of a recipe that lead nowhere, with their places: better said before an hour of decoding than
+    after."""
     found = [
-        (f"methods[{index}].{name}", path)
+        f"methods[{index}].{name}: {why}"
         for index, spec in enumerate(recipe.methods)
         for name, value in spec.options.items()
-        if name != "template"
-        for path in missing_paths(value, recipe.directory)
+        if name != TEMPLATE
+        for why in leads_nowhere(value, recipe.directory)
     ]
     found += [
-        (f"rewards.{reward.name}.scorer", path)
+        f"rewards.{reward.name}.scorer: {why}"
         for reward in recipe.rewards
-        for path in missing_paths(reward.scorer, recipe.directory)
+        for why in leads_nowhere(reward.scorer, recipe.directory)
     ]
-    return [f"{place}: there is no {path}; paths start from {recipe.directory}." for place, path in found]
+    return found
 
 
 def role_problems(recipe: Recipe) -> list[str]:
