@@ -79,6 +79,7 @@ REFUSED = {
     "an endless weight": ('prompt:"Be short.":inf', "'inf' .* is not a finite number"),
     "a number that is a weight or not": ("prompt:The ratio is 3:2", "ends in 3:2.*double quotes"),
     "two slashes": ("prompt:A./B./C.", "2 slashes that could divide"),
+    "three in quotes": ('prompt:"A."/"B."/"C."', "more than two sentences in quotes"),
     "a file that is not there": ("prompt:@there/is/none.txt:2", r"no file there/is/none\.txt"),
     "twice the same": ('prompt:"Be short."/"Be short."', "the same"),
 }

@@ -88,7 +88,12 @@ def _quoted(text: str) -> tuple[_Operands, float | None] | None:
     if not rest.startswith("/"):
         return [(towards, True)], _weight(rest[1:], text) if rest else None
     behind = _quoted(rest[1:])
-    if behind is not None and len(behind[0]) == 1:
+    if behind is not None:
+        if len(behind[0]) > 1:
+            raise OptionError(
+                f"{text!r} has more than two sentences in quotes. A guide has one to go towards and one to go away "
+                f"from: {_QUOTED_FORM}; name further ones as guides of their own."
+            )
         return [(towards, True), *behind[0]], behind[1]
     away, weight = _split_weight(rest[1:])
     return [(towards, True), (away, False)], weight
