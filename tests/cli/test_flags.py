@@ -85,13 +85,14 @@ _DOTS = re.compile(r"\.+")
 def test_what_a_flag_does_not_accept_ends_in_one_sentence() -> None:
     """The dots of what is accepted (ID,ID,...) are neither eaten nor doubled by the full stop behind it."""
     seen = 0
-    for flags in _options(build_parser()):
+    parser = build_parser()
+    for flags in _options(parser):
         for name, action in flags.items():
             for text in WRONG if callable(action.type) else ():
                 try:
                     action.type(text)
                 except (argparse.ArgumentTypeError, OptionError) as error:
-                    said = _said(action, str(error))
+                    said = _said(parser, action, str(error))
                     runs = {len(run) for run in _DOTS.findall(said)}
                     assert runs <= {1, 3}, f"{name}: {said}"
                     assert not re.search(r"[ ,;:]\.(?!\.)", said), f"{name}: {said}"
@@ -100,10 +101,10 @@ def test_what_a_flag_does_not_accept_ends_in_one_sentence() -> None:
     assert seen > 100
 
 
-def _said(action: argparse.Action, problem: str) -> str:
+def _said(parser: argparse.ArgumentParser, action: argparse.Action, problem: str) -> str:
     """What stands on the terminal."""
     with pytest.raises(OptionError) as caught:
-        build_parser().error(str(argparse.ArgumentError(action, problem)))
+        parser.error(str(argparse.ArgumentError(action, problem)))
     return str(caught.value)
 
 

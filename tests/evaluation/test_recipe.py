@@ -12,7 +12,7 @@ from tests.evaluation.comparison_fakes import METHODS, check, recipe, source
 from trimtab.errors import DataError, OptionError
 from trimtab.evaluation.comparison.catalogued import known_methods
 from trimtab.evaluation.comparison.fingerprints import option_contents
-from trimtab.evaluation.comparison.recipe import Recipe, missing_paths, resolved, strength_text
+from trimtab.evaluation.comparison.recipe import Recipe, leads_nowhere, resolved, strength_text
 from trimtab.evaluation.comparison.recipe_reader import parse_recipe, read_recipe
 from trimtab.methods.catalogue import check_method
 from trimtab.storage.calibrated import Calibration
@@ -61,9 +61,11 @@ def test_a_headline_is_a_method_of_one_strength_chosen_elsewhere(changes: dict[s
 
 def test_a_file_of_one_s_own_may_be_named_from_the_root(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("")
-    assert missing_paths(f"{tmp_path}/mine.py:score", Path("/")) == []
-    assert missing_paths(f"{tmp_path}:0.5", Path("/")) == []
-    assert missing_paths(f"{tmp_path}/other.py:score", Path("/")) == [f"{tmp_path}/other.py:score"]
+    assert leads_nowhere(f"{tmp_path}/mine.py:score", Path("/")) == []
+    assert leads_nowhere(f"{tmp_path}:0.5", Path("/")) == []
+    assert leads_nowhere({"a": [f"{tmp_path}/other.py:score", 1]}, Path("/")) == [
+        f"there is no {tmp_path}/other.py:score; paths start from /."
+    ]
 
 
 def test_a_calibration_is_not_part_of_a_run_whose_method_says_form_and_strength(tmp_path: Path) -> None:
@@ -288,7 +290,7 @@ def test_sentences_of_methods_are_read_beside_the_recipe(tmp_path: Path) -> None
     (tmp_path / "glad.txt").write_text("Be glad, he/she said: now.\n")
     assert resolved("prompt:@glad.txt", tmp_path) == 'prompt:"Be glad, he/she said: now."'
     assert resolved(f"prompt:{'very ' * 99}glad/sad.", tmp_path) == f'prompt:"{"very " * 99}glad/sad."'
-    assert missing_paths(["prompt:@glad.txt", "prompt:Be glad/sad, and/or short."], tmp_path) == []
-    assert missing_paths("prompt:@none.txt", tmp_path) == ["prompt:@none.txt"]
+    assert leads_nowhere(["prompt:@glad.txt", "prompt:Be glad/sad, and/or short."], tmp_path) == []
+    assert [why[: len("There is no file")] for why in leads_nowhere("prompt:@none.txt", tmp_path)] == ["There is no file"]
     contents = option_contents("prompt", {"guide": resolved("prompt:@glad.txt", tmp_path)})
     assert contents == option_contents("prompt", {"guide": "prompt:Be glad, he/she said: now."}) != {}
