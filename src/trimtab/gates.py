@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from trimtab.errors import OptionError, naming, unknown_name
+from trimtab.errors import OptionError, about, naming, unknown_name
 from trimtab.fields import Described
 
 ENTROPY, MARGIN, RANDOM, BET, SIGNIFICANCE = "entropy", "margin", "random", "bet", "significance"
@@ -100,9 +100,11 @@ def check_gates(gates: Mapping[str, str], guides: Mapping[str, object]) -> None:
     """
     for name, text in gates.items():
         if name not in guides:
-            raise naming(OptionError, "{gates}: {0}", unknown_name("guide", name, guides))
+            raise about(f"gates.{name}", naming(OptionError, "{gates}: {0}", unknown_name("guide", name, guides)))
         if why := not_for(read_gate(text).rule, getattr(guides[name], "selection", None)):
-            raise naming(OptionError, f"{{gates}} gives guide {{0}} {{1}}, and {why}", name, text)
+            raise about(
+                f"gates.{name}", naming(OptionError, f"{{gates}} gives guide {{0}} {{1}}, and {why}", name, text)
+            )
     bets = [name for name, text in gates.items() if read_gate(text).rule == BET]
     if len(bets) > 1:
         raise naming(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trimtab.constraint import Constraint
-from trimtab.errors import OptionError, naming
+from trimtab.errors import OptionError, about, naming
 from trimtab.fields import check, described, is_number, is_whole, seed_field
 from trimtab.gates import read_gate
 
@@ -185,11 +185,11 @@ class SamplingParams:
                     f"The weight of guide {name} is {weight!r}; give a finite number (of single precision)."
                 )
         check(self)
-        for text in self.gates.values():
+        for name, text in self.gates.items():
             try:
                 read_gate(text)
             except OptionError as error:
-                raise naming(OptionError, "{gates}: {0}", error) from None
+                raise about(f"gates.{name}", naming(OptionError, "{gates}: {0}", error)) from None
         if self.min_tokens > self.max_new_tokens:
             raise naming(
                 OptionError,

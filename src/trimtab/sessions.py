@@ -10,7 +10,7 @@ from torch import Tensor
 from trimtab.caches import Cache, caches_of, num_known, token_bytes
 from trimtab.core import Candidates, Session, TokenIds
 from trimtab.drafting import drafting, drafts
-from trimtab.errors import OptionError, naming, unknown_name
+from trimtab.errors import OptionError, about, naming, unknown_name
 
 S = TypeVar("S", bound=Session)
 
@@ -27,9 +27,10 @@ def check_masks(plausibility: Mapping[str, float], guides: Mapping[str, object])
     """Raise OptionError for a plausibility mask on a guide that is unknown or has no probabilities of its own."""
     for name, alpha in plausibility.items():
         if name not in guides:
-            raise naming(OptionError, "{guide_plausibility}: {0}", unknown_name("guide", name, guides))
+            error = naming(OptionError, "{guide_plausibility}: {0}", unknown_name("guide", name, guides))
+            raise about(f"guide_plausibility.{name}", error)
         if alpha and not getattr(guides[name], "is_policy", False):
-            raise naming(
+            error = naming(
                 OptionError,
                 "{guide_plausibility} gives guide {0} {1:g}, and it has no probabilities of its own to be measured by. "
                 "Accepted: guides that are language models or sentences, run by an engine that has their logits (the "
@@ -37,6 +38,7 @@ def check_masks(plausibility: Mapping[str, float], guides: Mapping[str, object])
                 name,
                 alpha,
             )
+            raise about(f"guide_plausibility.{name}", error)
 
 
 class SessionView(Generic[S]):

@@ -79,7 +79,7 @@ WRONG = {
     "/weight helpfull 1": "Unknown guide 'helpfull'. Did you mean 'helpful'? Accepted: helpful, kind.",
     "/weight helpful nan": "'nan' is not accepted; give a finite number",
     "/weight helpful -1": "Guide helpful is a product",
-    "/weight helpful": "'' is not accepted; give a finite number",
+    "/weight helpful": "/weight helpful has no number behind it",
     "/weight": "Unknown guide ''. Accepted: helpful, kind.",
     "/temperature -1": "'-1' is not accepted; give a finite number of at least 0",
     "/seed x": "'x' is not a seed",

@@ -303,7 +303,7 @@ def test_prompts_that_yield_no_pair_say_how_many_were_tried(run: Run, tiny: Tiny
         (
             ("--train-flags", "--max-length 30 --max-prompt-length 40"),
             REWARD,
-            "--max-prompt-length in --train-flags 40",
+            '--train-flags="--max-prompt-length 40"',
         ),
     ],
 )

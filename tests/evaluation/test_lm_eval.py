@@ -293,3 +293,10 @@ def test_nothing_stands_behind_a_context_and_a_template_that_fails_is_refused() 
     tokenizer.chat_template = "{{ messages[0]['content'] + 1 }}"
     with pytest.raises(PromptError, match="refuses these messages"):
         model.apply_chat_template(said)
+
+
+def test_a_model_argument_that_there_is_not_is_refused_by_name() -> None:
+    with pytest.raises(OptionError, match=r"Unknown model argument 'wieght'\. Did you mean 'weight'"):
+        GuidedLM.create_from_arg_string("model=demo,wieght=1", {"batch_size": 4, "device": None})
+    with pytest.raises(OptionError, match="Unknown model argument 'foo'"):
+        GuidedLM.create_from_arg_obj({"model": "demo", "foo": 1})

@@ -364,5 +364,5 @@ def test_an_agent_is_a_guide_like_any_other(start: Start, tiny_model: HFModel, g
     assert (first["reason"] != "insignificant", first["least_significance"]) == (True, 0.0)
     assert all(choice["reason"] == "insignificant" for choice in others)
     assert all(0 <= choice["significance"] < choice["least_significance"] for choice in others)
-    assert (refused[0], refused[2]["error"]["param"]) == (400, "guidance.gates")
+    assert (refused[0], refused[2]["error"]["param"]) == (400, "guidance.gates.up")
     assert "guide up significance:1, and it tilts" in refused[2]["error"]["message"]

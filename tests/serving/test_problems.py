@@ -77,16 +77,22 @@ BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "drafts of nothing": ({"guidance": {"draft_tokens": 3}}, "guidance.draft_tokens"),
     "a mask of a guide that is not there": (
         {"guidance": {"guide_plausibility": {"{0}": 0.1}}},
-        "guidance.guide_plausibility",
+        "guidance.guide_plausibility.{0}",
     ),
-    "a gate of a guide that is not there": ({"guidance": {"gates": {"{0}": "entropy:1"}}}, "guidance.gates"),
-    "a gate that is none": ({"guidance": {"gates": {"up": "{0}:1"}}}, "guidance.gates"),
-    "a gate's number out of its range": ({"guidance": {"gates": {"up": "random:2"}}}, "guidance.gates"),
+    "a gate of a guide that is not there": ({"guidance": {"gates": {"{0}": "entropy:1"}}}, "guidance.gates.{0}"),
+    "a gate that is none": ({"guidance": {"gates": {"up": "{0}:1"}}}, "guidance.gates.up"),
+    "a gate's number out of its range": ({"guidance": {"gates": {"up": "random:2"}}}, "guidance.gates.up"),
     "a draft that is not there": ({"guidance": {"draft": "nobody"}}, "guidance.draft"),
     "a draft of what is certain where nothing is": ({"guidance": {"draft": "certain"}}, "guidance.draft"),
     "a draft by one of several guides": ({"guidance": {"draft": "guide"}}, "guidance.draft"),
     "a token that is not there": ({"logit_bias": {"99999": 1}}, "logit_bias"),
     "a stop token that is not there": ({"stop_token_ids": [99999]}, "stop_token_ids"),
+    "too long an expression": ({"guided_regex": "a" * 70_000}, "guided_regex"),
+    "an expression that accepts nothing": ({"guided_regex": ""}, "guided_regex"),
+    "too large a schema": ({"guided_json": {"type": "string", "title": "a" * 70_000}}, "guided_json"),
+    "a schema that is no JSON": ({"guided_json": "{"}, "guided_json"),
+    "no choice": ({"guided_choice": []}, "guided_choice"),
+    "no end and a form": ({"guided_choice": ["a"], "ignore_eos": True}, "ignore_eos"),
 }
 
 

@@ -60,10 +60,10 @@ def choice_of(reply: tuple[int, str]) -> dict[str, Any]:
     return dict(choice)
 
 
-def expected(model: HFModel, guides: dict[str, Any], weights: dict[str, float], prompt: Any = None) -> str:
+def expected(model: HFModel, guides: dict[str, Any], weights: dict[str, float], prompt: Any = None, **more: Any) -> str:
     decoder = Decoder(model, guides)
     prompt = CHAT["messages"] if prompt is None else prompt
-    return next(decoder.generate([prompt], weights=weights, seed=3, max_new_tokens=8)).text
+    return next(decoder.generate([prompt], weights=weights, seed=3, max_new_tokens=8, **more)).text
 
 
 def test_a_sentence_steers_as_the_guide_that_it_makes(allowing: Running, tiny_model: HFModel) -> None:
@@ -119,6 +119,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown place": ({"prompts": {"a": {"towards": "Be glad.", "place": "top"}}}, "place"),
     "no text": ({"prompts": {"a": 7}}, "prompts"),
     "nothing towards": ({"prompts": {"a": {"away": "Be sad."}}}, "towards"),
+    "a mask of a place": ({"prompts": {"a": "Be glad."}, "guide_plausibility": {"sentence:1": 0.1}}, "Unknown guide"),
+    "a gate of a place": ({"prompts": {"a": "Be glad."}, "gates": {"sentence:1": "entropy:1"}}, "Unknown guide 'sent"),
+    "a gate that does not go": ({"prompts": {"a": "Be glad."}, "gates": {"a": "significance:1"}}, "gives guide a sig"),
+    "drafts": ({"prompts": {"a": "Be glad."}, "draft": "lookup"}, "Guide a takes no token back"),
+}
+PLACED = {
+    "empty": "guidance.prompts.a",
+    "twice the same": "guidance.prompts.a",
+    "no text": "guidance.prompts.a",
+    "a mask of a place": "guidance.guide_plausibility.sentence:1",
+    "a gate of a place": "guidance.gates.sentence:1",
+    "a gate that does not go": "guidance.gates.a",
 }
 
 
@@ -127,7 +139,30 @@ def test_what_is_not_taken_is_refused_with_the_reason(name: str, allowing: Runni
     guidance, message = REFUSED[name]
     status, text = ask(allowing, guidance)
     assert status == 400, text
-    assert message in json.loads(text)["error"]["message"]
+    error = json.loads(text)["error"]
+    assert message in error["message"]
+    assert error["param"] == PLACED.get(name, error["param"])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"guide_plausibility": {"NAME": 0.3}, "weights": {"NAME": 2.0}},
+        {"gates": {"NAME": "entropy:1e9"}, "weights": {"NAME": 2.0}},
+        {"gates": {"NAME": "random:0.5"}, "weights": {"NAME": 5.0}},
+    ],
+)
+def test_masks_and_gates_know_sentences_by_the_names_of_the_request(
+    more: dict[str, Any], allowing: Running, tiny_model: HFModel
+) -> None:
+    mine = json.loads(json.dumps(more).replace("NAME", "glad"))
+    choice = choice_of(ask(allowing, {"prompts": {"glad": GLAD}, **mine}))
+    plain = choice_of(ask(allowing, {"prompts": {"glad": GLAD}, "weights": mine["weights"]}))
+    assert choice["message"]["content"] != plain["message"]["content"]
+    weights, rest = mine["weights"], {key: value for key, value in mine.items() if key != "weights"}
+    if "random:0.5" not in str(more):  # its chances go by the guide's name in the batch
+        made = {"glad": PromptGuide("Be very glad.", "Be sad.")}
+        assert choice["message"]["content"] == expected(tiny_model, made, weights, **rest)
 
 
 def test_a_server_that_was_not_told_to_takes_none(server: Running) -> None:

@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "tools.0.parameters: The JSON schema cannot be used",
     ),
     "a choice that is no tool": ({"tool_choice": {**NAMED, "name": "lok"}}, "tool_choice", "none of the tools"),
-    "a choice of another word": ({"tool_choice": "any"}, "tool_choice", "'required'"),
+    "a choice of another word": ({"tool_choice": "any"}, "tool_choice", '"required", or an object'),
     "log-probabilities": ({"include": ["message.output_text.logprobs"]}, "include", "leave it or tools out"),
     "a result of nobody's call": (
         _input({"type": "function_call_output", "call_id": "x", "output": "1"}),

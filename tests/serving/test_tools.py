@@ -287,7 +287,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "a choice without tools": (chat(tool_choice="required"), "tool_choice", "there are no tools"),
     "a choice of none": (chat(tool_choice=named("look")), "tool_choice", "none of the tools: none"),
-    "a choice of another word": (asked(tool_choice="any"), "tool_choice", "'required'"),
+    "a choice of another word": (asked(tool_choice="any"), "tool_choice", '"required", or an object'),
     "a choice that is a list": (asked(tool_choice=["look"]), "tool_choice", 'give "none"'),
     "a choice of another kind": (asked(tool_choice={"type": "allowed_tools"}), "tool_choice.type", "'function'"),
     "a schema that is none": (

@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> Exit:
         return interrupted(args.given)
     if decided.decision.chosen is None:
         raise InputError(
-            f"No strength is named. {decided.decision.why} More strengths go on with --resume; other prompts or "
+            f"No strength is named. {decided.decision.why} Other strengths go on with --resume; other prompts or "
             f"rewards want --overwrite. Report: {decided.report}"
         )
     return Exit.DONE
@@ -164,12 +164,14 @@ def calibrate(args: argparse.Namespace) -> Calibrated:
     from trimtab.evaluation.comparison.recipe_reader import parse_recipe
     from trimtab.evaluation.report.files import write_report
     from trimtab.evaluation.report.results import read_results
-    from trimtab.making.calibration import decide
+    from trimtab.making.calibration import decide, too_few
     from trimtab.making.sweep import calibration_of, points_of
     from trimtab.methods.catalogue import check_method
 
     recipe = parse_recipe(sweep.recipe(), Path.cwd(), known_methods(), check_method, name="The calibration")
     out = _out(args)
+    if why := too_few(compare.count_prompts(recipe)):
+        options.say(f"no strength will be named: {why}")
     compare.make_answers(recipe, "The calibration", engine, out, compare.Placement.of(args, share_prompts=True))
     options.say("measuring")
     results = read_results(out, known_methods(), measure_coherence=False)

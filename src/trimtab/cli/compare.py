@@ -283,6 +283,11 @@ def _print(results: Results, path: Path) -> None:
     print(f"Report: {path}")
 
 
+def count_prompts(recipe: Recipe) -> int:
+    """How many prompts the test split has. Raises DataError for a file that cannot be read."""
+    return len(_read("test", recipe.prompts["test"], recipe.directory))
+
+
 def _read_all(recipe: Recipe) -> dict[str, list[Prompt]]:
     """Split -> prompts; no prompt may be in both, for a strength chosen on a prompt flatters on it."""
     prompts = {split: _read(split, source, recipe.directory) for split, source in recipe.prompts.items()}

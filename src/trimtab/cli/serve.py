@@ -188,9 +188,10 @@ def _places(allowed: bool, engine: EngineChoice, limits: Limits) -> tuple[str, .
     if not allowed:
         return ()
     from trimtab.engines.maker import PROMPTS
+    from trimtab.guides.brought import place_name
 
     engine.maker.check_features([PROMPTS], what="--allow-prompt-guides")
-    return tuple(f"sentence:{number}" for number in range(1, limits.max_prompt_guides + 1))
+    return tuple(place_name(number) for number in range(1, limits.max_prompt_guides + 1))
 
 
 def _service(wanted: _Wanted, thread: TensorThread) -> Service:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trimtab.core import KnownModel
-from trimtab.errors import MissingExtraError, OptionError
+from trimtab.errors import MissingExtraError, OptionError, naming
 from trimtab.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ def matching_of(model: KnownModel, params: SamplingParams) -> Matching | None:
     if params.constraint is None:
         return None
     if params.ignore_eos:
-        raise OptionError(
+        raise naming(
+            OptionError,
             "An answer with a constraint ends where the constraint is satisfied, so no end can be ignored. Leave "
-            "ignore_eos or the constraint out."
+            "{ignore_eos} or the constraint out.",
         )
     matching = grammars(model).matching(params.constraint)
     if params.forced and matching.num_accepted((), params.forced) < len(params.forced):

@@ -19,6 +19,7 @@ they answer (`generate_until`) and are refused where continuations are scored. I
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from trimtab.engines import arguments
 from trimtab.engines.builtin import BuiltinMaker
 from trimtab.engines.maker import FORCED, IN_PROCESS, QUANTIZE, GuideSource
 from trimtab.engines.registry import BUILTIN, maker_of
-from trimtab.errors import CheckpointError, MissingExtraError, OptionError, PromptError
+from trimtab.errors import CheckpointError, MissingExtraError, OptionError, PromptError, unknown_name
 from trimtab.models.hf import HFModel, HFTokenizer
 from trimtab.models.quantize.layers import kind_of
 from trimtab.storage.digests import model_contents
@@ -82,6 +83,21 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]
     taken as it is. `engine` names what decodes, and `engine_options` holds its options, KEY:VALUE with ";" between.
     Raises OptionError for parts that do not fit the guides, CheckpointError for a model without a tokenizer.
     """
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> GuidedLM:
+        """A model out of `--model_args`. Raises OptionError for an argument that there is not."""
+        return cls.create_from_arg_obj(utils.simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> GuidedLM:
+        """A model out of a mapping of arguments. Raises OptionError for one that there is not."""
+        accepted = inspect.signature(cls).parameters
+        for name in arg_dict:
+            if name not in accepted:
+                raise unknown_name("model argument", name, accepted)
+        made: GuidedLM = super().create_from_arg_obj(arg_dict, additional_config)
+        return made
 
     def __init__(
         self,

@@ -22,6 +22,16 @@ from trimtab.mixing.rules import NEVER
 from trimtab.prompts import is_chat
 
 
+def place_name(number: int) -> str:
+    """The name of the place of this number, from 1: no guide that a person names can have it."""
+    return f"sentence:{number}"
+
+
+def is_place(name: str) -> bool:
+    """Whether a name is that of a place."""
+    return name.startswith("sentence:")
+
+
 @runtime_checkable
 class Bringing(Protocol):
     """A prompt that brings sentences, by the places that they take."""
@@ -67,6 +77,7 @@ class SentencePlace:
     model: LanguageModel | None = None
 
     weight = 0.0
+    is_policy = True
     needs_hidden = False
     needs_context = False
     selection = None

@@ -98,6 +98,13 @@ class Decision:
     num_prompts: int
 
 
+def too_few(num_prompts: int) -> str:
+    """Why so few prompts to calibrate on name no strength; empty where they are enough."""
+    if num_prompts >= MIN_PROMPTS:
+        return ""
+    return f"{num_prompts} prompts are too few for an interval; give at least {MIN_PROMPTS}, better some dozens."
+
+
 def decide(base: Base, points: Sequence[Point]) -> Decision:
     """The form and strength to run at, or a refusal, as the module says. The same numbers give the same decision.
 
@@ -108,8 +115,7 @@ def decide(base: Base, points: Sequence[Point]) -> Decision:
     num = len(base.reward)
     if why := _told_nothing_apart(base, points):
         return Decision(None, why, (), num)
-    if num < MIN_PROMPTS:
-        why = f"{num} prompts are too few for an interval; give at least {MIN_PROMPTS}, better some dozens."
+    if why := too_few(num):
         return Decision(None, why, (), num)
     by_form: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.strength):

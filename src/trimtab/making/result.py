@@ -50,7 +50,7 @@ PAIRS_OUT: Mapping[str, str] = {
 """Why two answers are not a pair, in words."""
 
 _WITH_THESE_ANSWERS: Mapping[str, str] = {
-    CUT: "do not leave out answers that ran into the limit ({cut_answers})",
+    CUT: "use answers that ran into the limit (turn {cut_answers} on)",
     ALIKE: "accept answers that are more alike ({max_similarity})",
     STOCK: "keep texts that answer many prompts ({max_prompts_per_response} 0)",
     UNSCORED: "mend the reward, after a look at what it gives a few answers",

@@ -153,6 +153,7 @@ def _wanted(
     weights = catalogue.weights(body.model, guidance.weights, limits, guidance.prompts)
     names = dict(zip(catalogue.places, guidance.prompts, strict=False))
     weights |= {place: weights.pop(name) for place, name in names.items()}
+    guidance = _placed(guidance, catalogue, names)
     _check(body, len(prompts), num_new, num_rivals, limits)
     each = body.n or 1
     if constraint is None:
@@ -171,6 +172,20 @@ def _wanted(
             params = _scoring(ids, guidance, weights, max(num_rivals or 0, body.prompt_logprobs or 0))
             scored.append(Wanted(bringing(ids[:1], sentences), params, guides, len(ids), place, names, SCORES))
     return [*wanted, *scored]
+
+
+def _placed(guidance: Guidance, catalogue: Catalogue, names: Mapping[str, str]) -> Guidance:
+    """Masks and gates by the places of the sentences that they are for. Raises MalformedError for an unknown guide."""
+    place_of = {name: place for place, name in names.items()}
+    placed = {}
+    for field_name in ("guide_plausibility", "gates"):
+        asked = getattr(guidance, field_name)
+        for guide in asked:
+            if guide not in catalogue.guides and guide not in place_of:
+                error = unknown_name("guide", cut(guide), [*catalogue.guides, *place_of])
+                raise MalformedError(str(error), f"guidance.{field_name}.{cut(guide)}")
+        placed[field_name] = {place_of.get(guide, guide): value for guide, value in asked.items()}
+    return guidance.model_copy(update=placed)
 
 
 def _scoring(ids: Sequence[int], guidance: Guidance, weights: Mapping[str, float], num_rivals: int) -> SamplingParams:
@@ -212,8 +227,15 @@ def _sentences(prompts: Mapping[str, Sentences], catalogue: Catalogue, limits: L
             raise about(_PROMPTS, OptionError(refusal))
         for sentence in (said.towards, said.away or ""):
             _check_sentence(name, sentence, catalogue.model, limits)
-    guides = (PromptGuide(said.towards, said.away, place=said.place) for said in prompts.values())
+    guides = (_guide(name, said) for name, said in prompts.items())
     return dict(zip(catalogue.places, guides, strict=False))
+
+
+def _guide(name: str, said: Sentences) -> PromptGuide:
+    try:
+        return PromptGuide(said.towards, said.away, place=said.place)
+    except OptionError as error:
+        raise about(f"{_PROMPTS}.{name}", error) from None
 
 
 def _check_sentence(name: str, sentence: str, model: KnownModel, limits: Limits) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from trimtab.constraining.entry import grammars
 from trimtab.constraint import Constraint
 from trimtab.core import KnownModel
@@ -21,8 +24,9 @@ def constraint_of(body: Asked, model: KnownModel) -> Constraint | None:
     if len(given) > 1:
         both = " and ".join(f"{{{name}}}" for name in given)
         raise naming(OptionError, f"{both} each say what the answer must look like; send one of them.")
-    ((name, constraint),) = given.items()
+    ((name, make),) = given.items()
     try:
+        constraint = make()
         grammars(model).compiled(constraint)
     except MissingExtraError as error:
         why = f"which lacks {error.package}"
@@ -32,19 +36,19 @@ def constraint_of(body: Asked, model: KnownModel) -> Constraint | None:
     return constraint
 
 
-def _given(body: Asked) -> dict[str, Constraint]:
-    """Field -> the constraint that it asks for."""
-    found = {}
+def _given(body: Asked) -> dict[str, Callable[[], Constraint]]:
+    """Field -> what makes the constraint that it asks for, which may raise OptionError."""
+    found: dict[str, Callable[[], Constraint]] = {}
     asked = body.response_format
     if asked is not None and asked.type != "text":
         schema = None if asked.json_schema is None else asked.json_schema.json_schema
-        found["response_format"] = Constraint.json_object() if schema is None else Constraint.json_schema(schema)
+        found["response_format"] = Constraint.json_object if schema is None else partial(Constraint.json_schema, schema)
     if body.guided_json is not None:
-        found["guided_json"] = Constraint.json_schema(body.guided_json)
+        found["guided_json"] = partial(Constraint.json_schema, body.guided_json)
     if body.guided_regex is not None:
-        found["guided_regex"] = Constraint.regex(body.guided_regex)
+        found["guided_regex"] = partial(Constraint.regex, body.guided_regex)
     if body.guided_grammar is not None:
-        found["guided_grammar"] = Constraint.grammar(body.guided_grammar)
+        found["guided_grammar"] = partial(Constraint.grammar, body.guided_grammar)
     if body.guided_choice is not None:
-        found["guided_choice"] = Constraint.choice(body.guided_choice)
+        found["guided_choice"] = partial(Constraint.choice, body.guided_choice)
     return found

@@ -20,6 +20,7 @@ from trimtab.errors import (
     blamed,
     renamed,
 )
+from trimtab.guides.brought import is_place
 from trimtab.serving.wire_schema import FieldError
 from trimtab.serving.wordings import cut, shown, wanted
 
@@ -68,10 +69,24 @@ def problem(error: Exception, names: Mapping[str, str] | None = None) -> tuple[i
         named.append(name)
         return names.get(name, name)
 
-    message = renamed(error, called) or str(error)
+    if isinstance(error, MalformedError):  # it is in the client's words already
+        return status, error_body(str(error), kind, error.param, code)
+    message = _in_words_of(names, renamed(error, called) or str(error))
     field = blamed(error) or next(iter(named), "prompt" if isinstance(error, PromptError) else None)
-    param = getattr(error, "param", None) or (names.get(field, field) if field else None)
-    return status, error_body(message, kind, param, code)
+    return status, error_body(message, kind, _field_of(names, field) if field else None, code)
+
+
+def _in_words_of(names: Mapping[str, str], text: str) -> str:
+    """A text with the sentences that the request brings called as it calls them."""
+    for place in filter(is_place, names):
+        text = text.replace(place, names[place])
+    return text
+
+
+def _field_of(names: Mapping[str, str], field: str) -> str:
+    """Where in the request a field lies that an error is about: `gates.NAME` is `guidance.gates.NAME`."""
+    head, dot, rest = field.partition(".")
+    return _in_words_of(names, names.get(field) or names.get(head, head) + dot + rest)
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

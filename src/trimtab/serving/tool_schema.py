@@ -105,7 +105,7 @@ class ResponseChosenTool(Wire):
 
 
 def _kind_of_choice(value: Any) -> str | None:
-    return "word" if isinstance(value, str) else "tool" if isinstance(value, dict) else None
+    return "word" if value in ("none", "auto", "required") else "tool" if isinstance(value, dict) else None
 
 
 _BY_KIND = Discriminator(

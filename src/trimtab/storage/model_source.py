@@ -41,7 +41,7 @@ class ModelSource:
 
     def load_in_transformers(self) -> HFModel:
         """Load it as transformers runs it, whoever was asked for."""
-        log.info("loading %s", self.name)
+        log.debug("loading %s", self.name)
         return load_model(
             self.name,
             dtype=self.dtype,

@@ -199,6 +199,8 @@ class Conversation:
         name, _, number = argument.partition(" ")
         if name not in self.params.weights:
             raise unknown_name("guide", name, self.params.weights)
+        if not number.strip():
+            raise OptionError(f"/weight {name} has no number behind it; give one, as in /weight {name} 1.")
         changed = dataclasses.replace(self.params, weights={**self.params.weights, name: _number(number, -math.inf)})
         self.engine.weights_of(changed)  # refused now, and not at the next answer
         self.params = changed

@@ -31,6 +31,7 @@ from trimtab.cli.make.stages import (
     flags_of,
     must_stay,
     reward_of,
+    say_prompts,
     settings_of,
     shown,
     with_stage,
@@ -323,10 +324,11 @@ def _check_way(args: argparse.Namespace) -> None:
         flag = "--lower-is-better" if args.lower_is_better else "--base-url"
         raise OptionError(f"{flag} is of a judge; give --judge NAME with it.")
     if not args.golds and not _judge_reward(args) and (args.data or args.judge):
-        what = "pairs that are given" if args.data else f"the judge {args.judge}, which compares two answers,"
+        judge = f"the judge {args.judge}, which compares two answers, gives"
+        what = "pairs that are given give" if args.data else judge
         raise OptionError(
-            f"Nothing can measure the guide: {what} gives an answer no number. Give --gold R, a reward to calibrate "
-            "and report by."
+            f"Nothing can measure the guide: {what} an answer no number. Give --gold R, a reward to calibrate and "
+            "report by."
         )
     sentences_of(args)
 
@@ -395,6 +397,4 @@ def _begin(args: argparse.Namespace, plan: Plan, parts: Splits) -> None:
     made = (
         "to train on" if plan.method == "agent" else "to make pairs from" if plan.makes_pairs else "that are not used"
     )
-    options.say(
-        f"prompts: {len(parts.train)} {made}, {len(parts.validation)} to calibrate on, {len(parts.test)} to report on"
-    )
+    say_prompts(parts, made)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimtab.cli import options
 from trimtab.errors import OptionError
 
 if TYPE_CHECKING:
+    from trimtab.making.splits import Splits
     from trimtab.training.run.rewards import AgentReward
 
 PAIRS, TRAIN, CALIBRATE, REPORT = "pairs", "train", "calibrate", "report"
@@ -199,6 +201,17 @@ def flags_of(text: str, flag: str) -> tuple[str, ...]:
         raise OptionError(f"{flag} cannot be read as flags ({error}). Close the quote.") from None
 
 
+def say_prompts(parts: Splits, made: str) -> None:
+    """Say what the prompts are for, and where those for the calibration are too few for it to name a strength."""
+    from trimtab.making.calibration import too_few
+
+    options.say(
+        f"prompts: {len(parts.train)} {made}, {len(parts.validation)} to calibrate on, {len(parts.test)} to report on"
+    )
+    if why := too_few(len(parts.validation)):
+        options.say(f"no strength will be named: {why} --num-validation says how many calibrate")
+
+
 def with_stage(message: str, stage: str, *, of_make: Mapping[str, str], of_stage: Mapping[str, str]) -> str:
     """An error of a stage, in which a flag that make itself does not have is said to go into --STAGE-flags.
 
@@ -210,14 +223,21 @@ def with_stage(message: str, stage: str, *, of_make: Mapping[str, str], of_stage
     handed_on = _written(of_stage) - _written(of_make)
     parts = message.split("`")
     parts[::2] = [
-        _FLAG.sub(lambda found: found[0] + (f" in --{stage}-flags" if found[0] in handed_on else ""), part)
+        _FLAG.sub(lambda found: _handed_on(found, stage) if found["flag"] in handed_on else found[0], part)
         for part in parts[::2]
     ]
     return "`".join(parts)
 
 
+def _handed_on(found: re.Match[str], stage: str) -> str:
+    """A flag with the one that it goes into; a number behind it goes there too, as one would type it."""
+    if found["number"]:
+        return f'--{stage}-flags="{found[0]}"'
+    return f"{found[0]} in --{stage}-flags"
+
+
 def _written(flags: Mapping[str, str]) -> set[str]:
-    return {flag for text in flags.values() for flag in _FLAG.findall(text)}
+    return {found["flag"] for text in flags.values() for found in _FLAG.finditer(text)}
 
 
 def words(args: argparse.Namespace, names: Mapping[str, str]) -> tuple[str, ...]:
@@ -253,7 +273,7 @@ def reward_of(text: str) -> AgentReward:
     return reward_argument(text)
 
 
-_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+_FLAG = re.compile(r"(?P<flag>(?<![\w-])--[a-z][a-z-]*)(?P<number> -?\d+(\.\d+)?)?")
 
 _ALWAYS = ("model", "towards", "away", "judge", "data", "method", "max_new_tokens", "seed")
 _ONCE_TRAINED = ("rewards", "pairs_flags", "train_flags")

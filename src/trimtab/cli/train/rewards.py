@@ -103,6 +103,12 @@ def reward_argument(text: str) -> AgentReward:
     """An argparse type: `[NAME=]SOURCE[:MULTIPLIER]`; a reward without a name is called after its source's end."""
     if re.match(r"[A-Za-z0-9_.-]+=", text):
         return parse_reward(text)
-    found = parse_reward(f"reward={text}")
+    try:
+        found = parse_reward(f"reward={text}")
+    except OptionError:
+        raise OptionError(
+            f"{text!r} is not a reward. Accepted: [NAME=]SOURCE[:MULTIPLIER], for example sentiment, "
+            "kind=sentiment:2.0 or models/cost:-1.0."
+        ) from None
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(found.source).rstrip("/").rpartition("/")[2]).strip("-")
     return dataclasses.replace(found, name=name or found.name)

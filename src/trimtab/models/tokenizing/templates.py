@@ -22,7 +22,7 @@ from jinja2.parser import Parser
 
 from trimtab.columns import is_empty, is_metadata
 from trimtab.core import Chat, Message
-from trimtab.errors import PromptError
+from trimtab.errors import PromptError, about
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """What a message's thought is called; templates read one of the three."""
@@ -153,10 +153,11 @@ def _options(chat: Chat, reads: _Reads) -> dict[str, Any]:
             found[name] = value
         elif chat.required and (name in _ALWAYS or not is_empty(value)):
             listed = ", ".join(sorted(reads.options)) or "none"
-            raise PromptError(
+            error = PromptError(
                 f"The model's chat template takes no option {name!r}, so it would do nothing. Options that it reads: "
                 f"{listed}."
             )
+            raise about(f"template_options.{name}", error)
     return found
 
 
