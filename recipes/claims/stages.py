@@ -104,6 +104,8 @@ def plan(claim: Claim, scale: str, work: Path, given: Mapping[str, str]) -> Plan
     }
     known = used(claim)
     for name in given:
+        if name in BY_HAND and name not in known:
+            raise OptionError(f"{claim.name} reads no {name}. Leave --{name} out.")
         if name not in known:
             raise unknown_name("value", name, known - {"work", "recipes", "claim", "trimtab", "train", "python"})
     # A value may name another: the launcher of a cluster lies in the recipes.

@@ -174,6 +174,7 @@ def test_wrong_requests_have_a_sentence(capsys: pytest.CaptureFixture[str]) -> N
         (["run", "match-dpo", "--work", "w", "--stage", "gude", "--dry-run"], "Did you mean 'guide'"),
         (["run", "match-dpo", "--work", "w"], "--data DIR"),
         (["run", "weak-to-strong", "--work", "w", "--data", "."], "--models DIR"),
+        (["run", "newer-methods", "--work", "w", "--data", ".", "--dry-run"], "Leave --data out"),
     ):
         assert main(argv) == 2, argv
         assert words in capsys.readouterr().err

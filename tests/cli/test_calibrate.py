@@ -67,6 +67,16 @@ def test_what_cannot_be_named_is_refused_with_the_table_and_the_reason(run: Run,
     assert "already exists" in kept.err
 
 
+def test_prompts_too_few_to_name_a_strength_are_said_first(run: Run, tiny: Tiny, guide: str) -> None:
+    few = Path("prompts.jsonl").read_text().splitlines()[:3]
+    Path("few.jsonl").write_text("\n".join(few) + "\n")
+    outcome = run(*_calibrate(tiny, "--prompts", "few.jsonl", "--strengths", "1,2"))
+    assert outcome.code == 2
+    before, _, after = outcome.err.partition("loading ")
+    assert "no strength will be named: 3 prompts are too few for an interval" in before
+    assert "--resume" not in after.partition("No strength is named.")[2]
+
+
 def test_a_peak_is_written_into_the_card_and_the_readme(run: Run, tiny: Tiny, guide: str, a_peak: Peak) -> None:
     outcome = run(*_calibrate(tiny, "--write", "--json"))
     assert outcome.code == 0, outcome.err

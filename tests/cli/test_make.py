@@ -241,6 +241,8 @@ def test_a_strength_that_cannot_be_named_is_said_and_the_guide_is_kept(run: Run,
     assert said["calibration"] is None
     assert "4 prompts are too few for an interval" in said["why"]
     assert f"no strength is named: {said['why']}" in outcome.err
+    before = outcome.err.partition("[1/4]")[0]
+    assert "no strength will be named: 4 prompts are too few for an interval" in before
     assert read_card(Path("guides/mine")).calibration is None
     recipe = json.loads(Path("guides/mine.work/report/run.json").read_text())["recipe"]
     assert [entry.get("name") for entry in recipe["methods"][2:]] == ["guide, shift", "guide, product"]

@@ -113,7 +113,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "twice the same": ({"prompts": {"a": {"towards": "Be glad.", "away": "Be glad."}}}, "the same"),
     "a name of the server's": ({"prompts": {"up": "Be glad."}}, "has the name 'up'"),
     "a name of a place": ({"prompts": {"sentence:1": "Be glad."}}, "has the name 'sentence:1'"),
+    "a name of another place": ({"prompts": {"sentence:2": "Be glad.", "b": "Be sad."}}, "has the name 'sentence:2'"),
     "a weight of a place": ({"weights": {"sentence:1": 1.0}}, "Unknown guide 'sentence:1'"),
+    "a weight of a place that is taken": (
+        {"prompts": {"a": "Be glad."}, "weights": {"sentence:1": 1.0}},
+        "Unknown guide 'sentence:1'",
+    ),
     "a weight out of range": ({"prompts": {"a": "Be glad."}, "weights": {"a": 1e9}}, "weight of guide a"),
     "an unknown key": ({"prompts": {"a": {"towards": "Be glad.", "from": "x"}}}, "from"),
     "an unknown place": ({"prompts": {"a": {"towards": "Be glad.", "place": "top"}}}, "place"),
@@ -125,9 +130,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "drafts": ({"prompts": {"a": "Be glad."}, "draft": "lookup"}, "Guide a takes no token back"),
 }
 PLACED = {
-    "empty": "guidance.prompts.a",
-    "twice the same": "guidance.prompts.a",
-    "no text": "guidance.prompts.a",
+    "too many": "guidance.prompts",
+    "too many with the server's": "guidance.weights",
+    "a name of the server's": "guidance.prompts.up",
+    "a name of a place": "guidance.prompts.sentence:1",
+    "a name of another place": "guidance.prompts.sentence:2",
+    "a weight of a place": "guidance.weights.sentence:1",
+    "a weight of a place that is taken": "guidance.weights.sentence:1",
+    "a weight out of range": "guidance.weights.a",
+    "an unknown key": "guidance.prompts.a.from",
+    "an unknown place": "guidance.prompts.a.place",
+    "nothing towards": "guidance.prompts.a.towards",
+    "drafts": "guidance.draft",
     "a mask of a place": "guidance.guide_plausibility.sentence:1",
     "a gate of a place": "guidance.gates.sentence:1",
     "a gate that does not go": "guidance.gates.a",
@@ -141,7 +155,7 @@ def test_what_is_not_taken_is_refused_with_the_reason(name: str, allowing: Runni
     assert status == 400, text
     error = json.loads(text)["error"]
     assert message in error["message"]
-    assert error["param"] == PLACED.get(name, error["param"])
+    assert error["param"] == PLACED.get(name, "guidance.prompts.a")
 
 
 @pytest.mark.parametrize(

@@ -107,12 +107,20 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+PLACES = {
+    "an option that nothing reads": "chat_template_kwargs.enable_thinkin",
+    "an option of the server's": "chat_template_kwargs.messages",
+    "options in a list": "chat_template_kwargs",
+}
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_done_is_a_400_that_names_it(server: Running, what: str) -> None:
     path, body, reason = REFUSED[what]
     status, _, reply = call(server, f"/v1/{path}", body)
     assert status == 400
     assert reason in reply["error"]["message"]
+    assert reply["error"]["param"] == PLACES.get(what, reply["error"]["param"])
 
 
 def test_continuing_may_be_asked_for_by_name(server: Running) -> None:

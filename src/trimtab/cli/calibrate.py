@@ -136,9 +136,12 @@ def run(args: argparse.Namespace) -> Exit:
     except KeyboardInterrupt:
         return interrupted(args.given)
     if decided.decision.chosen is None:
+        from trimtab.making.calibration import too_few
+
+        other = "Other" if too_few(decided.decision.num_prompts) else "More strengths go on with --resume; other"
         raise InputError(
-            f"No strength is named. {decided.decision.why} Other strengths go on with --resume; other prompts or "
-            f"rewards want --overwrite. Report: {decided.report}"
+            f"No strength is named. {decided.decision.why} {other} prompts or rewards want --overwrite. "
+            f"Report: {decided.report}"
         )
     return Exit.DONE
 

@@ -7,6 +7,7 @@ sentences is two rows of the base, a row of one sentence is one, measured from t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -27,9 +28,9 @@ def place_name(number: int) -> str:
     return f"sentence:{number}"
 
 
-def is_place(name: str) -> bool:
-    """Whether a name is that of a place."""
-    return name.startswith("sentence:")
+def with_names(text: str, names: Mapping[str, str]) -> str:
+    """A text in which places are called by these names."""
+    return re.sub(r"\bsentence:\d+", lambda found: names.get(found[0], found[0]), text)
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ from trimtab.methods.builders import (
 from trimtab.methods.entry import Options
 from trimtab.methods.few_shot import read_examples
 from trimtab.methods.method import Strength, number, numbers
-from trimtab.methods.options import TEMPLATE, texts_of
+from trimtab.methods.options import NO_GUIDE, texts_of
 from trimtab.methods.table import GENARM, GUIDES, METHODS
 from trimtab.mixing.forms import PRODUCT, SHIFT, check_negative
 from trimtab.mixing.rules import FirstAccepted
@@ -49,7 +49,7 @@ def source_problem(name: str, options: Mapping[str, Any], strengths: Sequence[St
     """
     method = METHODS[name]
     try:
-        for named in texts_of([value for option, value in options.items() if option != TEMPLATE]):
+        for named in texts_of([value for option, value in options.items() if option not in NO_GUIDE]):
             _check_unweighed(named)
         method.check(method.complete(options), strengths)
     except TrimtabError as error:

@@ -15,6 +15,9 @@ REQUIRED = object()
 TEMPLATE = "template"
 """The option that is text to read, and names nothing."""
 
+NO_GUIDE = (TEMPLATE, "scorer")
+"""Options that name no guide: a text to read, and what scores answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Option:

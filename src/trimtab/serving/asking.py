@@ -57,7 +57,7 @@ class Catalogue:
         """The weight of every guide: the model name's, with what the request says over it.
 
         `brought` are the guides that the request brings itself, at 1 where it does not say. Raises UnknownModelError
-        for an unknown name, OptionError for an unknown guide or a weight out of range.
+        for an unknown name, MalformedError for an unknown guide, OptionError for a weight out of range.
         """
         if name != self.name and name not in self.presets:
             listed = ", ".join([self.name, *self.presets])
@@ -66,7 +66,7 @@ class Catalogue:
             )
         for guide, weight in asked.items():
             if guide not in self.guides and guide not in brought:
-                raise about(_weight(guide), unknown_name("guide", cut(guide), [*self.guides, *brought]))
+                raise MalformedError(str(unknown_name("guide", cut(guide), [*self.guides, *brought])), _weight(guide))
             if not math.isfinite(weight) or abs(weight) > limits.max_weight:
                 refusal = f"The weight of guide {guide} is {weight}; give at most {limits.max_weight:g} either way."
                 raise about(_weight(guide), OptionError(refusal))
@@ -224,7 +224,7 @@ def _sentences(prompts: Mapping[str, Sentences], catalogue: Catalogue, limits: L
                 f"guidance.prompts has the name {cut(name)!r}; give one of letters, digits, '.', '_' and '-' that no "
                 f"guide of this server has ({', '.join(catalogue.guides) or 'it has none'})."
             )
-            raise about(_PROMPTS, OptionError(refusal))
+            raise MalformedError(refusal, f"{_PROMPTS}.{cut(name)}")
         for sentence in (said.towards, said.away or ""):
             _check_sentence(name, sentence, catalogue.model, limits)
     guides = (_guide(name, said) for name, said in prompts.items())

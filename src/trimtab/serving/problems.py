@@ -20,7 +20,7 @@ from trimtab.errors import (
     blamed,
     renamed,
 )
-from trimtab.guides.brought import is_place
+from trimtab.guides.brought import with_names
 from trimtab.serving.wire_schema import FieldError
 from trimtab.serving.wordings import cut, shown, wanted
 
@@ -71,22 +71,15 @@ def problem(error: Exception, names: Mapping[str, str] | None = None) -> tuple[i
 
     if isinstance(error, MalformedError):  # it is in the client's words already
         return status, error_body(str(error), kind, error.param, code)
-    message = _in_words_of(names, renamed(error, called) or str(error))
+    message = with_names(renamed(error, called) or str(error), names)
     field = blamed(error) or next(iter(named), "prompt" if isinstance(error, PromptError) else None)
     return status, error_body(message, kind, _field_of(names, field) if field else None, code)
-
-
-def _in_words_of(names: Mapping[str, str], text: str) -> str:
-    """A text with the sentences that the request brings called as it calls them."""
-    for place in filter(is_place, names):
-        text = text.replace(place, names[place])
-    return text
 
 
 def _field_of(names: Mapping[str, str], field: str) -> str:
     """Where in the request a field lies that an error is about: `gates.NAME` is `guidance.gates.NAME`."""
     head, dot, rest = field.partition(".")
-    return _in_words_of(names, names.get(field) or names.get(head, head) + dot + rest)
+    return with_names(names.get(field) or names.get(head, head) + dot + rest, names)
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

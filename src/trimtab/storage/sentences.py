@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _BETWEEN = re.compile(r"(?<=[.!?…。！？\"'”’)])/(?=\S)")
 """A slash between two sentences: it stands behind what ends one."""
 _BETWEEN_FILES = re.compile(r"/(?=[@\"])")
-_AFTER_QUOTES = re.compile(r"\s*(/\s*\"|:\s*[+-]?[\d.]+\s*$|$)")
+_AFTER_QUOTES = re.compile(rf"\s*(/|:\s*({_NUMBER.pattern}|[+-]?(inf|nan)\w*)\s*$|$)", re.IGNORECASE)
 """What stands behind a sentence in quotes, blanks or not: another one, a weight, or nothing."""
 _MOST_BYTES = 1 << 20
 
@@ -58,7 +58,8 @@ def read_weighed(target: str, *, home: Path | None = None) -> tuple[Sentences, f
     text = target[head.end() :]
     if not text.strip():
         raise OptionError(f"{target!r} has no sentence behind the colon. Accepted: {FORM}.")
-    operands, weight = _quoted(text) or _plain(_without_half_quotes(text))
+    operands, weight = _quoted(text) or _plain(_not_half_quoted(text))
+    operands = [(text if quoted else _not_half_quoted(text), quoted) for text, quoted in operands]
     towards, *others = [_said(operand, quoted, home or Path()) for operand, quoted in operands]
     return Sentences(towards, others[0] if others else None, place=head.group(1) or AUTO), weight
 
@@ -101,22 +102,23 @@ def _quoted(text: str) -> tuple[_Operands, float | None] | None:
     return [(towards, True), (away, False)], weight
 
 
-def _without_half_quotes(text: str) -> str:
-    """A text that is not in quotes. Raises OptionError for one that may have been meant to be."""
+def _not_half_quoted(text: str) -> str:
+    """The text, which is not in quotes. Raises OptionError for one that may have been meant to be."""
     begun = text.lstrip()
     if not begun.startswith('"'):
         return text
     try:
         _, end = json.JSONDecoder(strict=False).raw_decode(begun)
-        why = "has blanks around its quotes" if _AFTER_QUOTES.match(begun[end:]) else ""
-    except ValueError:
-        why = "begins with a double quote that is not closed, or holds a backslash that JSON does not know"
-    if why:
-        raise OptionError(
-            f"{text!r} {why}. Write {_QUOTED_FORM} without blanks between the parts, the quotes and backslashes of a "
-            'sentence as \\" and \\\\.'
-        )
-    return text
+    except ValueError as error:
+        why = f"begins with a double quote and cannot be read as JSON reads a text ({error})"
+    else:
+        if not _AFTER_QUOTES.match(begun[end:]):
+            return text
+        why = "has blanks around its quotes"
+    raise OptionError(
+        f"{text!r} {why}. Write {_QUOTED_FORM} without blanks between the parts, and a quote or a backslash of the "
+        'sentence itself as \\" or \\\\.'
+    )
 
 
 def _plain(text: str) -> tuple[_Operands, float | None]:

@@ -273,7 +273,7 @@ def reward_of(text: str) -> AgentReward:
     return reward_argument(text)
 
 
-_FLAG = re.compile(r"(?P<flag>(?<![\w-])--[a-z][a-z-]*)(?P<number> -?\d+(\.\d+)?)?")
+_FLAG = re.compile(r"(?P<flag>(?<![\w-])--[a-z][a-z-]*)(?P<number> -?\d(?:[\w.,+-]*\w)?)?")
 
 _ALWAYS = ("model", "towards", "away", "judge", "data", "method", "max_new_tokens", "seed")
 _ONCE_TRAINED = ("rewards", "pairs_flags", "train_flags")

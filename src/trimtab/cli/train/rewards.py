@@ -14,6 +14,7 @@ from trimtab.errors import OptionError
 from trimtab.training.run.rewards import AgentReward
 
 _REWARD_FORM = "NAME=SOURCE[:MULTIPLIER], for example kind=sentiment:2.0 or cost=models/cost:-1.0"
+_SHORT_FORM = "[NAME=]SOURCE[:MULTIPLIER], for example sentiment, kind=sentiment:2.0 or models/cost:-1.0"
 
 
 REWARD_HELP = (
@@ -65,8 +66,8 @@ def add_rewards(
     )
 
 
-def parse_reward(text: str) -> AgentReward:
-    """`NAME=SOURCE[:MULTIPLIER]` -> AgentReward; without a multiplier it is 1.
+def parse_reward(text: str, form: str = _REWARD_FORM) -> AgentReward:
+    """`NAME=SOURCE[:MULTIPLIER]` -> AgentReward; without a multiplier it is 1. `form` says in errors what is accepted.
 
     SOURCE is a scorer's name, the directory or hub id of a reward model, module:function or FILE.py:function. What
     follows the last colon is the multiplier if it is a number, unless the whole names something that exists. Raises
@@ -74,7 +75,7 @@ def parse_reward(text: str) -> AgentReward:
     """
     name, equals, target = text.partition("=")
     if not equals or not name or not target:
-        raise OptionError(f"{text!r} is not a reward. Accepted: {_REWARD_FORM}.")
+        raise OptionError(f"{text!r} is not a reward. Accepted: {form}.")
     source, colon, tail = target.rpartition(":")
     if not colon or Path(target).exists():
         return AgentReward(name, target)
@@ -83,11 +84,9 @@ def parse_reward(text: str) -> AgentReward:
     except ValueError:
         if _is_function(target):
             return AgentReward(name, target)
-        raise OptionError(
-            f"The multiplier {tail!r} of reward {name} is not a number. Accepted: {_REWARD_FORM}."
-        ) from None
+        raise OptionError(f"The multiplier {tail!r} of reward {name} is not a number. Accepted: {form}.") from None
     if not source:
-        raise OptionError(f"{text!r} names no source. Accepted: {_REWARD_FORM}.")
+        raise OptionError(f"{text!r} names no source. Accepted: {form}.")
     return AgentReward(name, source, multiplier)
 
 
@@ -102,13 +101,7 @@ def _is_function(target: str) -> bool:
 def reward_argument(text: str) -> AgentReward:
     """An argparse type: `[NAME=]SOURCE[:MULTIPLIER]`; a reward without a name is called after its source's end."""
     if re.match(r"[A-Za-z0-9_.-]+=", text):
-        return parse_reward(text)
-    try:
-        found = parse_reward(f"reward={text}")
-    except OptionError:
-        raise OptionError(
-            f"{text!r} is not a reward. Accepted: [NAME=]SOURCE[:MULTIPLIER], for example sentiment, "
-            "kind=sentiment:2.0 or models/cost:-1.0."
-        ) from None
+        return parse_reward(text, _SHORT_FORM)
+    found = parse_reward(f"reward={text}", _SHORT_FORM)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(found.source).rstrip("/").rpartition("/")[2]).strip("-")
     return dataclasses.replace(found, name=name or found.name)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from trimtab.training.agent.run import AgentRun
 
 __all__ = ["AgentResult", "AgentReward", "AgentSettings", "TrainProgress", "train_agent"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ def _base(
         return None, kept
     if not isinstance(model, str | Path):
         return model, {}
+    log.info("loading %s", source.name)
     host = source.load_in_transformers()
     if not precision.rolls_out_compact(source.dtype, host.module, arguments):
         return host, kept
