@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from trimtab.params import NO_DRAFT
 from trimtab.serving.sampling import bounds, meaning
@@ -14,7 +13,7 @@ from trimtab.serving.wire_schema import Name, Text, Wire, few
 
 def _towards(value: Any) -> Any:
     if not isinstance(value, str | dict):
-        raise PydanticCustomError("sentences", "give a text, or an object of towards, away and place")
+        raise ValueError("give a text, or an object of towards, away and place")
     return {"towards": value} if isinstance(value, str) else value
 
 
