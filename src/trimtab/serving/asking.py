@@ -66,7 +66,7 @@ class Catalogue:
             )
         for guide, weight in asked.items():
             if guide not in self.guides and guide not in brought:
-                raise MalformedError(str(unknown_name("guide", cut(guide), [*self.guides, *brought])), _weight(guide))
+                raise _unknown_guide(guide, [*self.guides, *brought], _weight(guide))
             if not math.isfinite(weight) or abs(weight) > limits.max_weight:
                 refusal = f"The weight of guide {guide} is {weight}; give at most {limits.max_weight:g} either way."
                 raise about(_weight(guide), OptionError(refusal))
@@ -77,6 +77,11 @@ class Catalogue:
             refusal = f"{len(running)} guides would run; at most {limits.max_guides} may in one request."
             raise about("guidance.weights", OptionError(f"{refusal} Give the others the weight 0."))
         return weights
+
+
+def _unknown_guide(guide: str, known: Sequence[str], place: str) -> MalformedError:
+    """The error for a guide that is none of the server's or the request's, in the words of the request."""
+    return MalformedError(str(unknown_name("guide", cut(guide), known)), place)
 
 
 def _weight(guide: str) -> str:
@@ -182,8 +187,8 @@ def _placed(guidance: Guidance, catalogue: Catalogue, names: Mapping[str, str]) 
         asked = getattr(guidance, field_name)
         for guide in asked:
             if guide not in catalogue.guides and guide not in place_of:
-                error = unknown_name("guide", cut(guide), [*catalogue.guides, *place_of])
-                raise MalformedError(str(error), f"guidance.{field_name}.{cut(guide)}")
+                known = [*catalogue.guides, *place_of]
+                raise _unknown_guide(guide, known, f"guidance.{field_name}.{cut(guide)}")
         placed[field_name] = {place_of.get(guide, guide): value for guide, value in asked.items()}
     return guidance.model_copy(update=placed)
 

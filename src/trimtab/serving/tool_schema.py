@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -104,8 +104,11 @@ class ResponseChosenTool(Wire):
         return ChosenTool.model_construct(type="function", function=ChosenFunction.model_construct(name=self.name))
 
 
+_Words = Literal["none", "auto", "required"]
+
+
 def _kind_of_choice(value: Any) -> str | None:
-    return "word" if value in ("none", "auto", "required") else "tool" if isinstance(value, dict) else None
+    return "word" if value in get_args(_Words) else "tool" if isinstance(value, dict) else None
 
 
 _BY_KIND = Discriminator(
@@ -113,7 +116,7 @@ _BY_KIND = Discriminator(
     custom_error_type="tool_choice",
     custom_error_message='give "none", "auto", "required", or an object that names one of the tools',
 )
-_Word = Annotated[Literal["none", "auto", "required"], Tag("word")]
+_Word = Annotated[_Words, Tag("word")]
 Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)]
 ToolChoice = Annotated[_Word | Annotated[ChosenTool, Tag("tool")], _BY_KIND]
 ResponseTools = Annotated[list[ResponseTool], Field(fail_fast=True, max_length=MAX_TOOLS)]

@@ -58,8 +58,7 @@ def read_weighed(target: str, *, home: Path | None = None) -> tuple[Sentences, f
     text = target[head.end() :]
     if not text.strip():
         raise OptionError(f"{target!r} has no sentence behind the colon. Accepted: {FORM}.")
-    operands, weight = _quoted(text) or _plain(_not_half_quoted(text))
-    operands = [(text if quoted else _not_half_quoted(text), quoted) for text, quoted in operands]
+    operands, weight = _quoted(text) or _plain(text)
     towards, *others = [_said(operand, quoted, home or Path()) for operand, quoted in operands]
     return Sentences(towards, others[0] if others else None, place=head.group(1) or AUTO), weight
 
@@ -166,8 +165,10 @@ def _weight(tail: str, text: str) -> float:
 
 def _said(operand: str, quoted: bool, home: Path) -> str:
     """The sentence, read from its file where it names one."""
-    if quoted or not operand.startswith("@"):
+    if quoted:
         return operand
+    if not operand.startswith("@"):
+        return _not_half_quoted(operand)
     path = home / operand[1:]
     try:
         if path.stat().st_size > _MOST_BYTES:
